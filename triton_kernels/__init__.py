@@ -1,0 +1,1 @@
+"""Kernels for token log-probs and LoRA-expert routing."""
