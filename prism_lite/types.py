@@ -1,0 +1,124 @@
+"""The values that travel through the pipeline: frozen, small, without behaviour.
+
+data -> Sample -> rollouts -> Group of Rollout -> scores, rewards, advantages -> losses.
+
+Shape letters: C completion tokens of one rollout.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from torch import Tensor
+
+from prism_lite.parts import Malformed, Parts
+
+FinishReason = Literal["end", "length"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a prompt, opened when it is needed.
+
+    Attributes:
+        id: names the content (a path or a hash): equal ids may share vision features.
+        source: where the pixels are: a file, encoded bytes, or an image in memory.
+    """
+
+    id: str
+    source: Path | bytes | Image.Image = field(repr=False)
+
+    def open(self) -> Image.Image:
+        """The pixels as an RGB image.
+
+        Raises:
+            ValueError: the file is missing or is not a readable picture; names the picture.
+        """
+        if isinstance(self.source, Image.Image):
+            return self.source.convert("RGB")
+        stream = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        try:
+            with Image.open(stream) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"cannot read picture {self.id}: {error}. Check that the path is right and the file is a "
+                "picture that Pillow opens (`prism-lite data check` lists all such rows)."
+            ) from error
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message before the completion. `<image>` in the text fixes where a picture stands."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of data: a prompt and whatever is known about its completion.
+
+    Attributes:
+        id: unique within its file; the prompt id of rollout records.
+        turns: the conversation up to the completion; usually one user turn.
+        pictures: in the order of their `<image>` marks; without marks they stand before the first
+            user turn's text.
+        answer: gold answer that the accuracy reward compares with (RLVR, evaluation).
+        demonstration: completion to imitate (SFT).
+        teacher: completion of the teacher (warm-up, alignment).
+        student: completion of an earlier student, for warm-up on recorded pairs.
+        facts: what a verifier of the task needs (the digits task: the digits and the question's kind).
+        source: file and row, for error messages.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    pictures: tuple[Picture, ...] = ()
+    answer: str | None = None
+    demonstration: str | None = None
+    teacher: str | None = None
+    student: str | None = None
+    facts: Any = None
+    source: str = ""
+
+    @property
+    def question(self) -> str:
+        """The text of the last user turn."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion with what was known when it was sampled.
+
+    Attributes:
+        token_ids: completion tokens; the end token is the last one where finish is "end".
+        text: the decoded completion without the end token.
+        parts: caption, think and answer, or why there are none.
+        finish: "end" (the model stopped) or "length" (cut at the limit).
+        sampling_logprob_C: float32 [C], natural log, of the sampled tokens under the distribution
+            they were drawn from.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    parts: Parts | Malformed
+    finish: FinishReason
+    sampling_logprob_C: Tensor = field(repr=False)
+
+    @property
+    def is_well_formed(self) -> bool:
+        return isinstance(self.parts, Parts) and self.finish == "end"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rollouts of one prompt."""
+
+    sample: Sample
+    rollouts: tuple[Rollout, ...]
