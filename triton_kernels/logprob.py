@@ -1,7 +1,7 @@
 """Token log-probs and entropy of a language-model head, without a [T, vocab] tensor.
 
 Sits between the backbone's last hidden states and every loss (SFT, policy gradient, KL). Source:
-the chunked-head idea of Liger-Kernel (BSD-2) and quack (Apache-2.0); nothing is copied. Ours differs:
+the chunked-head idea of Liger-Kernel (BSD-2) and quack (Apache-2.0), nothing copied. Ours differs:
 the gradient of a token's log-prob is g_t * u_t, where only the scalar g_t comes from the loss and
 
     u_t = d logprob_t / d hidden_t = (W[y_t] - sum_v p_tv W[v]) / temperature
@@ -30,7 +30,7 @@ class Sweep(NamedTuple):
 
     Fields:
         logprob: [T]
-        lse: [T], log of the sum of exponentials of the logits.
+        lse: [T], log of the sum of exponentials of the logits; needed with entropy only.
         entropy: [T] in nats, or None if not asked for.
         direction: [T, D], d logprob_t / d hidden_t, or None if not asked for.
     """

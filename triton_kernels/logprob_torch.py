@@ -54,6 +54,38 @@ def _add_product(total_TD: Tensor, share_TC: Tensor, rows_CD: Tensor) -> None:
     total_TD.add_(product_TD, alpha=1.0 / scale)
 
 
+def _sweep_once(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    ids: Tensor,
+    inv_temperature: float,
+    *,
+    entropy: bool,
+    direction: bool,
+) -> Sweep:
+    """A vocabulary that fits one chunk: few, fused operations (this is the small models' path)."""
+    logit_TV = mm_float32(hidden_TD, weight_VD.T)
+    if inv_temperature != 1.0:
+        logit_TV.mul_(inv_temperature)
+    logprob_TV = torch.log_softmax(logit_TV, dim=1)
+    target_T1 = logprob_TV.gather(1, ids[:, None])
+    lse_T, entropy_T, direction_TD = target_T1[:, 0], None, None
+    if entropy:
+        best_T1 = logprob_TV.argmax(1, keepdim=True)  # a column without -inf - -inf
+        lse_T = (logit_TV.gather(1, best_T1) - logprob_TV.gather(1, best_T1))[:, 0]
+        share_TV = torch.exp(logprob_TV, out=logit_TV)
+        entropy_T = -logprob_TV.clamp_(min=-128.0).mul_(share_TV).sum(1)
+    else:
+        share_TV = logprob_TV.exp_() if direction else logprob_TV
+    if direction:
+        # sum_v (1[v = y] - p_v) W[v], with 1 - p_y summed from the others: no cancellation.
+        share_TV.scatter_(1, ids[:, None], 0.0)
+        share_TV.scatter_(1, ids[:, None], -share_TV.sum(1, keepdim=True))
+        nothing = share_TV.new_empty(())
+        direction_TD = torch.addmm(nothing, share_TV, weight_VD, beta=0, alpha=-inv_temperature)
+    return Sweep(target_T1[:, 0], lse_T, entropy_T, direction_TD)
+
+
 def sweep(
     hidden: Tensor,
     weight: Tensor,
@@ -68,6 +100,11 @@ def sweep(
     dtype = gemm_dtype(weight)
     hidden_TD = hidden.to(dtype)
     step = min(_chunk_rows(num_tokens, hidden.device), vocabulary)
+    if step == vocabulary and dtype == torch.float32:
+        rows_VD = weight.to(dtype)
+        return _sweep_once(
+            hidden_TD, rows_VD, ids, inv_temperature, entropy=entropy, direction=direction
+        )
     zeros_T = torch.zeros(num_tokens, dtype=torch.float32, device=hidden.device)
     max_T, target_T = zeros_T + LOWEST, zeros_T
     own_T, rest_T, weighted_T = zeros_T, zeros_T, zeros_T  # sums of exp(logit - max_T)
