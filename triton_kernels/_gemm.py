@@ -7,13 +7,24 @@ product of this package is a library call; the kernels only do what lies between
 import torch
 from torch import Tensor
 
+from triton_kernels._dispatch import choose_backend
+
 # `torch.mm(..., out_dtype=float32)` keeps the accumulator of a 16-bit product (CUDA, torch 2.8).
 _HAS_OUT_DTYPE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 
 
 def gemm_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype to multiply in: a CPU without AVX512 is about 60 times slower in 16 bit."""
-    return torch.float32 if tensor.device.type == "cpu" else tensor.dtype
+    """The dtype to multiply in: a CPU without AVX512 is about 60 times slower in 16 bit.
+
+    Kernels on CPU tensors (interpreter, compilation tests) see the dtypes that they see on CUDA.
+    """
+    on_cpu_path = tensor.device.type == "cpu" and choose_backend(tensor) == "torch"
+    return torch.float32 if on_cpu_path else tensor.dtype
+
+
+def no_autocast(tensor: Tensor) -> torch.autocast:
+    """Context in which products keep the dtypes chosen here, whatever the caller's autocast says."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def mm_float32(a_MK: Tensor, b_KN: Tensor, *, out: Tensor | None = None) -> Tensor:

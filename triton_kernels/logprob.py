@@ -22,17 +22,22 @@ from torch.autograd.function import once_differentiable
 
 from triton_kernels._checks import FLOAT_DTYPES, INDEX_DTYPES, check_tensor, describe, is_fake
 from triton_kernels._dispatch import choose_backend
+from triton_kernels._gemm import no_autocast
 from triton_kernels.types import IGNORED_ID
+
+# 16-bit gradients of the logits are scaled by this before their product: float16 flushes what is
+# below 6e-8, and the average probability in a vocabulary of 150k is 7e-6 (a subnormal number).
+FP16_SCALE = 1024.0
 
 
 class Sweep(NamedTuple):
-    """One pass over the vocabulary. All float32.
+    """One pass over the vocabulary. float32 but for `direction`.
 
     Fields:
         logprob: [T]
         lse: [T], log of the sum of exponentials of the logits; needed with entropy only.
         entropy: [T] in nats, or None if not asked for.
-        direction: [T, D], d logprob_t / d hidden_t, or None if not asked for.
+        direction: [T, D] in the dtype asked for, d logprob_t / d hidden_t, or None.
     """
 
     logprob: Tensor
@@ -52,9 +57,9 @@ class Implementation(Protocol):
         inv_temperature: float,
         *,
         entropy: bool,
-        direction: bool,
+        direction: torch.dtype | None,
     ) -> Sweep:
-        """Log-probs, and on demand the entropy and the direction of the gradient."""
+        """Log-probs, and on demand the entropy and, in a given dtype, the gradient's direction."""
         ...
 
     def entropy_direction(
@@ -82,15 +87,15 @@ def _implementation(hidden: Tensor) -> Implementation:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, inv_temperature: float, entropy: bool):
-        sweep = _implementation(hidden).sweep(
-            hidden, weight, ids, inv_temperature, entropy=entropy, direction=True
-        )
-        assert sweep.direction is not None
         # bfloat16 has float32's range, so the gradient's own rounding may happen here already;
         # float16 would lose the small directions of confident tokens.
         saved = torch.bfloat16 if hidden.dtype == torch.bfloat16 else torch.float32
+        with no_autocast(hidden):
+            sweep = _implementation(hidden).sweep(
+                hidden, weight, ids, inv_temperature, entropy=entropy, direction=saved
+            )
         extra = (hidden, weight, sweep.lse, sweep.entropy) if entropy else ()
-        ctx.save_for_backward(sweep.direction.to(saved), *extra)
+        ctx.save_for_backward(sweep.direction, *extra)
         ctx.inv_temperature, ctx.dtype = inv_temperature, hidden.dtype
         ctx.set_materialize_grads(
             False
@@ -106,9 +111,10 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_TD = grad_logprob_T[:, None] * direction_TD
         if grad_entropy_T is not None:
             hidden, weight, lse, entropy = extra
-            entropy_TD = _implementation(hidden).entropy_direction(
-                hidden, weight, lse, entropy, ctx.inv_temperature
-            )
+            with no_autocast(hidden):
+                entropy_TD = _implementation(hidden).entropy_direction(
+                    hidden, weight, lse, entropy, ctx.inv_temperature
+                )
             entropy_TD.mul_(grad_entropy_T[:, None])
             grad_TD = entropy_TD if grad_TD is None else entropy_TD.add_(grad_TD)
         return (None if grad_TD is None else grad_TD.to(ctx.dtype)), None, None, None, None
@@ -183,9 +189,10 @@ def token_logprobs(
         result = _TokenLogprobs.apply(hidden, weight, ids_T, 1.0 / temperature, return_entropy)
         logprob_T, entropy_T = result if return_entropy else (result, None)
     else:
-        sweep = _implementation(hidden).sweep(
-            hidden, weight, ids_T, 1.0 / temperature, entropy=return_entropy, direction=False
-        )
+        with no_autocast(hidden):
+            sweep = _implementation(hidden).sweep(
+                hidden, weight, ids_T, 1.0 / temperature, entropy=return_entropy, direction=None
+            )
         logprob_T, entropy_T = sweep.logprob, sweep.entropy
     logprob_T = logprob_T.masked_fill(ignored_T, 0)
     if entropy_T is None:

@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from triton_kernels._gemm import gemm_dtype, mm_float32
-from triton_kernels.logprob import Sweep
+from triton_kernels.logprob import FP16_SCALE, Sweep
 
 # Start of the running maximum: finite, so that a chunk of -inf logits leaves exp(-inf) = 0, no NaN.
 LOWEST = -1e38
-# 16-bit probabilities are scaled by this before a product: float16 flushes what is below 6e-8, and
-# the average probability in a vocabulary of 150k is 7e-6 (a subnormal number).
-FP16_SCALE = 1024.0
 
 
 def _chunk_rows(num_tokens: int, device: torch.device) -> int:
@@ -61,7 +58,7 @@ def _sweep_once(
     inv_temperature: float,
     *,
     entropy: bool,
-    direction: bool,
+    direction: torch.dtype | None,
 ) -> Sweep:
     """A vocabulary that fits one chunk: few, fused operations (this is the small models' path)."""
     logit_TV = mm_float32(hidden_TD, weight_VD.T)
@@ -83,6 +80,7 @@ def _sweep_once(
         share_TV.scatter_(1, ids[:, None], -share_TV.sum(1, keepdim=True))
         nothing = share_TV.new_empty(())
         direction_TD = torch.addmm(nothing, share_TV, weight_VD, beta=0, alpha=-inv_temperature)
+        direction_TD = direction_TD.to(direction)
     return Sweep(target_T1[:, 0], lse_T, entropy_T, direction_TD)
 
 
@@ -93,7 +91,7 @@ def sweep(
     inv_temperature: float,
     *,
     entropy: bool,
-    direction: bool,
+    direction: torch.dtype | None,
 ) -> Sweep:
     """See `logprob.Implementation`."""
     num_tokens, vocabulary = hidden.shape[0], weight.shape[0]
@@ -148,7 +146,7 @@ def sweep(
     direction_TD = None
     if mean_TD is not None:  # (rest * W[y] - sum over the others) / sum
         direction_TD = weight[ids].float().mul_(rest_T[:, None]).sub_(mean_TD)
-        direction_TD.mul_((inv_temperature / sum_T)[:, None])
+        direction_TD = direction_TD.mul_((inv_temperature / sum_T)[:, None]).to(direction)
     return Sweep(
         logprob=(target_T - max_T) - log_sum_T,
         lse=max_T + log_sum_T,

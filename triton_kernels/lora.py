@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from triton_kernels._checks import FLOAT_DTYPES, check_tensor
 from triton_kernels._dispatch import choose_backend
-from triton_kernels._gemm import gemm_dtype
+from triton_kernels._gemm import gemm_dtype, no_autocast
 
 
 class Implementation(Protocol):
@@ -48,40 +48,46 @@ class _LoraExperts(torch.autograd.Function):
     def forward(ctx, x, A, B, weights, scale: float):
         dtype = gemm_dtype(x)
         num_experts, rank, width = A.shape
-        x_TD = x.to(dtype)
         A_RD = A.to(dtype).reshape(num_experts * rank, width)
         B_RN = B.to(dtype).transpose(1, 2).reshape(num_experts * rank, -1)
-        low_TR = x_TD @ A_RD.T
-        scaled_TR = _implementation(x).scale_ranks(low_TR, weights, scale)
+        with no_autocast(x):
+            low_TR = x.to(dtype) @ A_RD.T
+            out_TN = _implementation(x).scale_ranks(low_TR, weights, scale) @ B_RN
         ctx.save_for_backward(x, A_RD, B_RN, low_TR, weights)
-        ctx.scale, ctx.dtypes, ctx.shape = scale, (A.dtype, B.dtype, weights.dtype), A.shape
-        return (scaled_TR @ B_RN).to(x.dtype)
+        ctx.scale, ctx.dtypes, ctx.A_shape = scale, (A.dtype, B.dtype, weights.dtype), A.shape
+        return out_TN.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out):
-        x, A_RD, B_RN, low_TR, weights = ctx.saved_tensors
-        needs_x, needs_A, needs_B, needs_weights, _ = ctx.needs_input_grad
-        num_experts, rank, width = ctx.shape
-        A_dtype, B_dtype, weights_dtype = ctx.dtypes
-        implementation = _implementation(x)
-        grad_TN = grad_out.to(A_RD.dtype)
-        grad_x = grad_A = grad_B = grad_weights = None
-        if needs_B:
-            scaled_TR = implementation.scale_ranks(low_TR, weights, ctx.scale)
-            grad_BT = (grad_TN.T @ scaled_TR).view(-1, num_experts, rank)
-            grad_B = grad_BT.transpose(0, 1).to(B_dtype)
-        if needs_x or needs_A or needs_weights:
-            grad_low_TR, grad_weights = implementation.scale_ranks_backward(
-                grad_TN @ B_RN.T, low_TR, weights, ctx.scale
-            )
-            grad_weights = grad_weights.to(weights_dtype) if needs_weights else None
-            if needs_x:
-                grad_x = (grad_low_TR @ A_RD).to(x.dtype)
-            if needs_A:
-                grad_A = grad_low_TR.T @ x.to(A_RD.dtype)
-                grad_A = grad_A.view(num_experts, rank, width).to(A_dtype)
-        return grad_x, grad_A, grad_B, grad_weights, None
+        with no_autocast(grad_out):
+            return *_backward(ctx, grad_out), None
+
+
+def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x, A, B and weights; None where nobody asks."""
+    x, A_RD, B_RN, low_TR, weights = ctx.saved_tensors
+    needs_x, needs_A, needs_B, needs_weights, _ = ctx.needs_input_grad
+    A_dtype, B_dtype, weights_dtype = ctx.dtypes
+    num_experts, rank, _ = ctx.A_shape
+    implementation = _implementation(x)
+    grad_TN = grad_out.to(A_RD.dtype)
+    grad_x = grad_A = grad_B = grad_weights = None
+    if needs_B:
+        scaled_TR = implementation.scale_ranks(low_TR, weights, ctx.scale)
+        grad_NEr = (grad_TN.T @ scaled_TR).view(-1, num_experts, rank)
+        grad_B = grad_NEr.transpose(0, 1).to(B_dtype)
+    if needs_x or needs_A or needs_weights:
+        grad_low_TR, grad_weights = implementation.scale_ranks_backward(
+            grad_TN @ B_RN.T, low_TR, weights, ctx.scale
+        )
+        grad_weights = grad_weights.to(weights_dtype) if needs_weights else None
+        if needs_x:
+            grad_x = (grad_low_TR @ A_RD).to(x.dtype)
+        if needs_A:
+            grad_RD = grad_low_TR.T @ x.to(A_RD.dtype)
+            grad_A = grad_RD.view(ctx.A_shape).to(A_dtype)
+    return grad_x, grad_A, grad_B, grad_weights
 
 
 def lora_experts(x: Tensor, A: Tensor, B: Tensor, weights: Tensor, *, scale: float) -> Tensor:

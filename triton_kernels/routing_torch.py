@@ -61,4 +61,4 @@ def route_backward(
     """See `routing.Implementation`: the softmax Jacobian, twice."""
     prob_TE = _softmax_over(logits.float(), allowed)
     grad_TE = weights * (grad_weights - (grad_weights * weights).sum(1, keepdim=True))
-    return grad_TE.add_(prob_TE * (grad_prob - (prob_TE @ grad_prob)[:, None]))
+    return grad_TE.add_(prob_TE * (grad_prob - (prob_TE * grad_prob).sum(1, keepdim=True)))
