@@ -23,7 +23,7 @@ def gemm_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """Context in which products keep the dtypes chosen here, whatever the caller's autocast says."""
+    """Context in which products keep the dtypes chosen here, not those of a caller's autocast."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 

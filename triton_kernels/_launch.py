@@ -9,6 +9,16 @@ from torch import Tensor
 from triton_kernels._checks import is_fake
 
 
+def ceil_div(total: int, size: int) -> int:
+    """How many pieces of `size` cover `total`."""
+    return -(-total // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """The smallest power of two that is at least `number` (>= 1): Triton's tiles need one."""
+    return 1 << (number - 1).bit_length()
+
+
 def launch(kernel: Any, grid: tuple[int, ...], on: Tensor, *args: Any, **config: Any) -> None:
     """Run `kernel` over `grid` on the device of `on`.
 

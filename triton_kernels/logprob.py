@@ -104,7 +104,8 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logprob_T, grad_entropy_T=None):
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_logprob_T, grad_entropy_T = (*grad_outputs, None)[:2]
         direction_TD, *extra = ctx.saved_tensors
         grad_TD = None
         if grad_logprob_T is not None:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels._gemm import mm_float32
-from triton_kernels._launch import launch
+from triton_kernels._launch import ceil_div, launch, next_power_of_2
 from triton_kernels.logprob import FP16_SCALE, Sweep
 
 # Bytes of one chunk's logits (float32) and of their gradient (16 bit): 6 * C * V. At V = 151,936
@@ -112,12 +112,12 @@ def _entropy_grad_rows(
 def _chunk_tokens(num_tokens: int, vocabulary: int) -> int:
     """Tokens per chunk: as many as CHUNK_BYTES allows, in chunks of like size."""
     most = max(64, CHUNK_BYTES // (6 * vocabulary) // 64 * 64)
-    num_chunks = max(1, -(-num_tokens // most))
-    return max(1, -(-num_tokens // num_chunks))
+    num_chunks = max(1, ceil_div(num_tokens, most))
+    return max(1, ceil_div(num_tokens, num_chunks))
 
 
 def _row_config(vocabulary: int) -> dict[str, int]:
-    block = min(_MAX_BLOCK, max(128, triton.next_power_of_2(vocabulary)))
+    block = min(_MAX_BLOCK, max(128, next_power_of_2(vocabulary)))
     return {"BLOCK": block, "num_warps": 8 if block == _MAX_BLOCK else 4}
 
 
@@ -190,7 +190,12 @@ def sweep(
     grad_room = _grad_room(step, weight) if direction else None
     for start in range(0, num_tokens, step):
         rows = slice(start, start + step)
-        part = Sweep(*(None if field is None else field[rows] for field in result))
+        part = Sweep(
+            result.logprob[rows],
+            result.lse[rows],
+            None if result.entropy is None else result.entropy[rows],
+            None if result.direction is None else result.direction[rows],
+        )
         _sweep_chunk(hidden[rows], weight, ids[rows], inv_temperature, part, grad_room)
     return result
 
@@ -210,7 +215,7 @@ def entropy_direction(
         grad_CV = logits_CV if grad_room is None else grad_room[: logits_CV.shape[0]]
         launch(
             _entropy_grad_rows,
-            (logits_CV.shape[0], triton.cdiv(vocabulary, config["BLOCK"])),
+            (logits_CV.shape[0], ceil_div(vocabulary, config["BLOCK"])),
             logits_CV,
             logits_CV,
             lse[rows],

@@ -59,7 +59,8 @@ class _LoraExperts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad_out,) = grad_outputs
         with no_autocast(grad_out):
             return *_backward(ctx, grad_out), None
 

@@ -12,20 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._launch import launch
+from triton_kernels._launch import ceil_div, launch, next_power_of_2
 
 _TILE = 2048  # tokens * padded rank per program
 
 
 @triton.jit
-def _tile(num_tokens, RANK: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """(expert, rows [BLOCK], offset [BLOCK, PADDED] into [T, R], mask) of this program."""
-    expert = tl.program_id(1)
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    ranks = tl.arange(0, PADDED)
-    row_width = tl.num_programs(1) * RANK
-    offset = rows.to(tl.int64)[:, None] * row_width + (expert * RANK + ranks)[None, :]
-    return expert, rows, offset, (rows < num_tokens)[:, None] & (ranks < RANK)[None, :]
+def _offsets(rows, expert, RANK: tl.constexpr, PADDED: tl.constexpr):
+    """Where the ranks of `expert` lie in a contiguous [T, R]."""
+    columns = expert * RANK + tl.arange(0, PADDED)
+    return rows.to(tl.int64)[:, None] * (tl.num_programs(1) * RANK) + columns[None, :]
 
 
 @triton.jit
@@ -42,9 +38,13 @@ def _scale_ranks(
     BLOCK: tl.constexpr,
 ):
     """out = low * weight * scale."""
-    expert, rows, offset, is_real = _tile(num_tokens, RANK, PADDED, BLOCK)
+    expert = tl.program_id(1)
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = rows < num_tokens
+    is_real = is_row[:, None] & (tl.arange(0, PADDED) < RANK)[None, :]
+    offset = _offsets(rows, expert, RANK, PADDED)
     weights_ptr += rows.to(tl.int64) * weights_stride_t + expert * weights_stride_e
-    weight = tl.load(weights_ptr, mask=rows < num_tokens, other=0.0).to(tl.float32)
+    weight = tl.load(weights_ptr, mask=is_row, other=0.0).to(tl.float32)
     low = tl.load(low_ptr + offset, mask=is_real, other=0.0).to(tl.float32)
     out = low * (weight * scale)[:, None]
     tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=is_real)
@@ -66,8 +66,11 @@ def _scale_ranks_backward(
     BLOCK: tl.constexpr,
 ):
     """grad_low = grad * weight * scale; grad_weight = scale * sum over the ranks of grad * low."""
-    expert, rows, offset, is_real = _tile(num_tokens, RANK, PADDED, BLOCK)
+    expert = tl.program_id(1)
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_tokens
+    is_real = is_row[:, None] & (tl.arange(0, PADDED) < RANK)[None, :]
+    offset = _offsets(rows, expert, RANK, PADDED)
     weights_ptr += rows.to(tl.int64) * weights_stride_t + expert * weights_stride_e
     weight = tl.load(weights_ptr, mask=is_row, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptr + offset, mask=is_real, other=0.0).to(tl.float32)
@@ -80,7 +83,7 @@ def _scale_ranks_backward(
 
 
 def _config(rank: int) -> dict[str, int]:
-    padded = triton.next_power_of_2(rank)
+    padded = next_power_of_2(rank)
     return {"RANK": rank, "PADDED": padded, "BLOCK": max(1, _TILE // padded), "num_warps": 4}
 
 
@@ -91,7 +94,7 @@ def scale_ranks(low: Tensor, weights: Tensor, scale: float) -> Tensor:
     out_TR = torch.empty_like(low)
     launch(
         _scale_ranks,
-        (triton.cdiv(num_tokens, config["BLOCK"]), num_experts),
+        (ceil_div(num_tokens, config["BLOCK"]), num_experts),
         low,
         low,
         weights,
@@ -115,7 +118,7 @@ def scale_ranks_backward(
     grad_weights_TE = low.new_empty(weights.shape, dtype=torch.float32)
     launch(
         _scale_ranks_backward,
-        (triton.cdiv(num_tokens, config["BLOCK"]), num_experts),
+        (ceil_div(num_tokens, config["BLOCK"]), num_experts),
         low,
         grad,
         low,

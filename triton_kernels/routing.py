@@ -79,7 +79,8 @@ class _RouteTopK(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_weights_TE, _grad_load_E, grad_balance):
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_weights_TE, _, grad_balance = grad_outputs
         logits, allowed, weights_TE, grad_prob_E = ctx.saved_tensors
         grad_TE = _implementation(logits).route_backward(
             logits, allowed, weights_TE, grad_weights_TE, grad_prob_E * grad_balance

@@ -10,22 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._launch import launch
+from triton_kernels._launch import ceil_div, launch, next_power_of_2
 from triton_kernels.routing import RouteResult
 
 _TILE = 512  # tokens * padded experts per program
 
 
 @triton.jit
-def _load_tile(logits_ptr, allowed_ptr, rows, columns, is_real, strides, HAS_ALLOWED: tl.constexpr):
-    """float32 logits, and where an expert may be used. `strides`: two of logits, two of allowed."""
-    offset = rows.to(tl.int64)[:, None] * strides[0] + columns[None, :] * strides[1]
-    z = tl.load(logits_ptr + offset, mask=is_real, other=0.0).to(tl.float32)
-    may = is_real
-    if HAS_ALLOWED:
-        offset = rows.to(tl.int64)[:, None] * strides[2] + columns[None, :] * strides[3]
-        may = may & (tl.load(allowed_ptr + offset, mask=is_real, other=0) != 0)
-    return z, may
+def _offsets(rows, columns, stride_t, stride_e):
+    return rows.to(tl.int64)[:, None] * stride_t + columns[None, :] * stride_e
 
 
 @triton.jit
@@ -68,8 +61,12 @@ def _route(
     rows = program * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, PADDED)
     is_real = (rows < num_tokens)[:, None] & (columns < NUM_EXPERTS)[None, :]
-    strides = (logits_stride_t, logits_stride_e, allowed_stride_t, allowed_stride_e)
-    z, may = _load_tile(logits_ptr, allowed_ptr, rows, columns, is_real, strides, HAS_ALLOWED)
+    logits_ptr += _offsets(rows, columns, logits_stride_t, logits_stride_e)
+    z = tl.load(logits_ptr, mask=is_real, other=0.0).to(tl.float32)
+    may = is_real
+    if HAS_ALLOWED:
+        allowed_ptr += _offsets(rows, columns, allowed_stride_t, allowed_stride_e)
+        may = may & (tl.load(allowed_ptr, mask=is_real, other=0) != 0)
 
     # An allowed -inf ranks above what is forbidden or already taken; the first of equals wins.
     rank = tl.where(may, tl.maximum(z, -3.0e38), float("-inf"))
@@ -86,8 +83,8 @@ def _route(
     is_bad = (may & (z != z)) | (weights != weights)
     bad_row = tl.max(is_bad.to(tl.int32), axis=1) > 0
     weights = tl.where(bad_row[:, None], float("nan"), weights)
-    offset = rows.to(tl.int64)[:, None] * NUM_EXPERTS + columns[None, :]
-    tl.store(weights_ptr + offset, weights, mask=is_real)
+    weights_ptr += _offsets(rows, columns, NUM_EXPERTS, 1)
+    tl.store(weights_ptr, weights, mask=is_real)
 
     partial_ptr += program * 3 * NUM_EXPERTS + columns
     is_expert = columns < NUM_EXPERTS
@@ -120,13 +117,16 @@ def _route_backward(
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, PADDED)
     is_real = (rows < num_tokens)[:, None] & (columns < NUM_EXPERTS)[None, :]
-    strides = (logits_stride_t, logits_stride_e, allowed_stride_t, allowed_stride_e)
-    z, may = _load_tile(logits_ptr, allowed_ptr, rows, columns, is_real, strides, HAS_ALLOWED)
-    offset = rows.to(tl.int64)[:, None] * NUM_EXPERTS + columns[None, :]
+    logits_ptr += _offsets(rows, columns, logits_stride_t, logits_stride_e)
+    z = tl.load(logits_ptr, mask=is_real, other=0.0).to(tl.float32)
+    may = is_real
+    if HAS_ALLOWED:
+        allowed_ptr += _offsets(rows, columns, allowed_stride_t, allowed_stride_e)
+        may = may & (tl.load(allowed_ptr, mask=is_real, other=0) != 0)
+    offset = _offsets(rows, columns, NUM_EXPERTS, 1)
     weights = tl.load(weights_ptr + offset, mask=is_real, other=0.0)
-    grad_offset = rows.to(tl.int64)[:, None] * grad_stride_t + columns[None, :] * grad_stride_e
-    grad_weights = tl.load(grad_weights_ptr + grad_offset, mask=is_real, other=0.0)
-    grad_weights = grad_weights.to(tl.float32)
+    grad_weights_ptr += _offsets(rows, columns, grad_stride_t, grad_stride_e)
+    grad_weights = tl.load(grad_weights_ptr, mask=is_real, other=0.0)
     grad_prob = tl.load(grad_prob_ptr + columns, mask=columns < NUM_EXPERTS, other=0.0)[None, :]
 
     prob = _softmax_over(z, may)
@@ -135,8 +135,8 @@ def _route_backward(
     tl.store(grad_logits_ptr + offset, grad, mask=is_real)
 
 
-def _config(num_experts: int) -> dict[str, int | bool]:
-    padded = triton.next_power_of_2(num_experts)
+def _config(num_experts: int) -> dict[str, int]:
+    padded = next_power_of_2(num_experts)
     return {
         "NUM_EXPERTS": num_experts,
         "PADDED": padded,
@@ -156,7 +156,7 @@ def route(logits: Tensor, allowed: Tensor | None, top_k: int) -> RouteResult:
     """See `routing.Implementation`."""
     num_tokens, num_experts = logits.shape
     config = _config(num_experts)
-    grid = (triton.cdiv(num_tokens, config["BLOCK"]),)
+    grid = (ceil_div(num_tokens, config["BLOCK"]),)
     weights_TE = logits.new_empty(logits.shape, dtype=torch.float32)
     partial_P3E = logits.new_empty((grid[0], 3, num_experts), dtype=torch.float32)
     mask, mask_stride_t, mask_stride_e = _mask_arguments(allowed, logits)
@@ -194,7 +194,7 @@ def route_backward(
     mask, mask_stride_t, mask_stride_e = _mask_arguments(allowed, logits)
     launch(
         _route_backward,
-        (triton.cdiv(num_tokens, config["BLOCK"]),),
+        (ceil_div(num_tokens, config["BLOCK"]),),
         logits,
         logits,
         mask,
