@@ -14,7 +14,7 @@ from torch import Tensor
 
 from triton_kernels._launch import ceil_div, launch, next_power_of_2
 
-_TILE = 2048  # tokens * padded rank per program
+_TILE = 1024  # tokens * padded rank per program
 
 
 @triton.jit
