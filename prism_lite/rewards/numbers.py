@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001, SIM905 - the times sign is meant; word lists read better as text
 r"""Numbers as people and models write them, kept exact, and when two of them agree.
 
 "1,234.50", "2 \times 10^3", "3 1/2", "\frac{1}{2}", "twenty-five" become fractions, with the place
@@ -21,8 +22,8 @@ class Number:
 
     Attributes:
         value: exact.
-        step: worth of the last written decimal place (0.01 for "3.14"); None for integers, fractions
-            and expressions, which are exact.
+        step: worth of the last written decimal place (0.01 for "3.14"); None for integers,
+            fractions and expressions, which are exact.
         num_digits: significant digits as written; 0 where `step` is None.
     """
 
@@ -92,7 +93,9 @@ def _match_unsigned(text: str, start: int) -> tuple[Number, int] | None:
 def _decimal(text: str) -> Number:
     text = text.replace(",", "").replace(" ", "")
     whole, point, decimals = text.partition(".")
-    value = Fraction(int(whole or "0") * 10 ** len(decimals) + int(decimals or "0"), 10 ** len(decimals))
+    value = Fraction(
+        int(whole or "0") * 10 ** len(decimals) + int(decimals or "0"), 10 ** len(decimals)
+    )
     if not point or not decimals:
         return Number(value)
     return Number(value, Fraction(1, 10 ** len(decimals)), len((whole + decimals).lstrip("0")))
@@ -101,7 +104,9 @@ def _decimal(text: str) -> Number:
 def _scaled(number: Number, exponent: int) -> Number:
     factor = Fraction(10) ** exponent
     return Number(
-        number.value * factor, None if number.step is None else number.step * factor, number.num_digits
+        number.value * factor,
+        None if number.step is None else number.step * factor,
+        number.num_digits,
     )
 
 
@@ -125,9 +130,9 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _WORD_VALUES = {word: i for i, word in enumerate(_ONES)} | {
     word: 10 * (i + 2) for i, word in enumerate(_TENS)
 }
+_ONE = "|".join(sorted(_ONES, key=len, reverse=True))  # "seventeen" before "seven"
 _WORDS = re.compile(
-    rf"(?:({'|'.join(_TENS)})(?:[\s-]+({'|'.join(_ONES[1:10])}))?|({'|'.join(sorted(_ONES, key=len, reverse=True))}))"
-    r"(?:\s+(hundred))?(?![\w-])",
+    rf"(?:({'|'.join(_TENS)})(?:[\s-]+({'|'.join(_ONES[1:10])}))?|({_ONE}))(?:\s+(hundred))?(?![\w-])",
     re.IGNORECASE,
 )
 

@@ -1,4 +1,7 @@
-"""Numbers with units: "5 km" is "5000 m", is not "5 lb", and may be "5" when one side names no unit."""
+# ruff: noqa: SIM905 - word lists read better as text
+"""Numbers with units: "5 km" is "5000 m", is not "5 lb", and may be "5" when one side names no
+unit.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ class Quantity:
     noun: str = ""
 
 
-_ROUGHLY = re.compile(r"(?:approximately|approx\.?|about|roughly|around|≈|\\approx)\s*", re.IGNORECASE)
+_ROUGHLY = re.compile(
+    r"(?:approximately|approx\.?|about|roughly|around|≈|\\approx)\s*", re.IGNORECASE
+)
 _NOUN = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}")
 _NO_NOUN = frozenset(
     "or and not to if plus minus times over divided than by of is are was be no but only per at am pm "
@@ -112,7 +117,13 @@ def _counted(number: Number, rest: str) -> Quantity | None:
 
 
 def _singular(noun: str) -> str:
-    irregular = {"people": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse"}
+    irregular = {
+        "people": "person",
+        "children": "child",
+        "men": "man",
+        "women": "woman",
+        "mice": "mouse",
+    }
     if noun in irregular:
         return irregular[noun]
     if noun.endswith("ies") and len(noun) > 4:
@@ -127,9 +138,9 @@ def quantities_agree(
 ) -> tuple[bool, str]:
     """Compare two quantities in the gold answer's unit.
 
-    A unit on one side only is taken as understood from the question; with a percent sign on one side
-    only, both readings of the bare number (50 and 0.5 for 50 %) count. Different units convert where
-    they measure the same thing and conflict where not.
+    A unit on one side only is taken as understood from the question; with a percent sign on one
+    side only, both readings of the bare number (50 and 0.5 for 50 %) count. Different units convert
+    where they measure the same thing and conflict where not.
 
     Returns:
         Whether they agree, and why or why not in a few words.
@@ -145,7 +156,10 @@ def quantities_agree(
     elif predicted.noun and gold.noun and predicted.noun != gold.noun:
         return False, "counts of different things"
     if numbers_agree(number, gold.number, relative_tolerance=relative_tolerance):
-        return True, "equal numbers" if number.value == gold.number.value else "equal within tolerance"
+        return (
+            True,
+            "equal numbers" if number.value == gold.number.value else "equal within tolerance",
+        )
     for one, other in ((predicted, gold), (gold, predicted)):
         if one.unit and one.unit.dimension == units.PERCENT and not other.unit and not other.noun:
             as_share = _scaled(one.number, Fraction(1, 100))

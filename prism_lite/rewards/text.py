@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - look-alike signs are what this file is about
 r"""Answers as text: what wraps an answer is taken off, what spells the same is spelt alike.
 
 `clean` comes first in every comparison. It keeps the meaning: only wrappers (`$..$`, `\boxed{..}`,
@@ -10,7 +11,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# NFKC would turn "10²" into "102" and "3½" into "31/2", so these two families are rewritten before it.
+# NFKC would turn "10²" into "102" and "3½" into "31/2", so these two families are rewritten before
+# it.
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
@@ -23,7 +25,7 @@ _SIGNS = str.maketrans(
         "‘": "'", "’": "'", "′": "'", "“": '"', "”": '"', "″": '"',
         "º": "°", "˚": "°",
         "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ",
-        "π": r"\pi ", "√": "√", "，": ",", "：": ":", "；": ";",
+        "±": r"\pm ", "π": r"\pi ", "√": "√", "，": ",", "：": ":", "；": ";",
     }
 )  # fmt: skip
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad]")
@@ -117,7 +119,8 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def closing_bracket(text: str, start: int) -> int:
-    """Index of the bracket that closes the one at `start`, any kind counting as one depth; -1 if none.
+    """Index of the bracket that closes the one at `start`, any kind counting as one depth; -1 if
+    none.
 
     Interval brackets may differ, so "[1, 2)" closes at its ")".
     """
@@ -142,13 +145,16 @@ def squeeze(text: str) -> str:
     return _SPACE_AT_PUNCTUATION.sub(r"\1", text)
 
 
-_LETTERS_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_])|(?<=[^\W\d_])-(?=[^\W\d_]{2})")
-_SENTENCE_SIGNS = re.compile(r",(?=\s|$)|[;:!?\"](?=\s|$)|(?<!\d)\.(?=\s|$)")
+_LETTERS_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=\w)|(?<=[^\W\d_])-(?=[^\W\d_]{2})")
+# A sign after a digit may mean something ("5!", "5."), one after a word only ends it.
+_SENTENCE_SIGNS = re.compile(r",(?=\s|$)|[;:?\"](?=\s|$)|(?<![\d)}])[.!](?=\s|$)")
 
 
 @lru_cache(maxsize=4096)
 def word_form(text: str) -> str:
-    """How words are compared: no case, articles, hyphens or sentence signs ("The T-shirt." is "t shirt")."""
+    """How words are compared: no case, articles, hyphens or sentence signs ("The T-shirt." is "t
+    shirt").
+    """
     text = _LETTERS_HYPHEN.sub(" ", text)
     text = _SENTENCE_SIGNS.sub(" ", text)
     text = _SPACE_DIGIT_LETTER.sub("", text)

@@ -27,7 +27,8 @@ def _unit(factor: str | int, offset: str | int = 0, **powers: int) -> Unit:
     return Unit(tuple(sorted(powers.items())), Fraction(factor), Fraction(offset))
 
 
-# name or symbol, several per unit. Names are matched without case and plural s; symbols as written first.
+# name or symbol, several per unit. Names are matched without case and plural s; symbols as written
+# first.
 _TABLE: tuple[tuple[str, Unit], ...] = (
     ("m meter metre", _unit(1, length=1)),
     ("km kilometer kilometre", _unit(1000, length=1)),
@@ -169,7 +170,9 @@ def parse_unit(text: str) -> Unit | None:
 
 
 _DEGREE_NAMES = {
-    f"degree{plural} {name}": _NAMES[name] for plural in ("", "s") for name in ("celsius", "fahrenheit")
+    f"degree{plural} {name}": _NAMES[name]
+    for plural in ("", "s")
+    for name in ("celsius", "fahrenheit")
 }
 
 
@@ -186,8 +189,9 @@ def _lookup(word: str) -> Unit | None:
 
 def _product(text: str) -> Unit | None:
     result = Unit((), Fraction(1))
+    last: Unit | None = None
     pending_power = 1
-    position, num_factors = 0, 0
+    position = 0
     text = text.strip()
     while position < len(text):
         if text[position] in " *·":
@@ -200,7 +204,7 @@ def _product(text: str) -> Unit | None:
         word, power = match.group(1), int(match.group(2) or match.group(3) or 1)
         if word.casefold() in _POWER_WORDS:
             exponent = _POWER_WORDS[word.casefold()]
-            if num_factors and word.casefold().endswith("ed"):  # "meters squared"
+            if last and word.casefold().endswith("ed"):  # "meters squared"
                 result = _times(result, last, exponent - 1)
             else:
                 pending_power = exponent
@@ -211,8 +215,7 @@ def _product(text: str) -> Unit | None:
         last = unit
         result = _times(result, unit, power * pending_power)
         pending_power = 1
-        num_factors += 1
-    return result if num_factors else None
+    return result if last else None
 
 
 def _times(left: Unit, right: Unit, power: int) -> Unit:
@@ -221,18 +224,24 @@ def _times(left: Unit, right: Unit, power: int) -> Unit:
         powers[name] = powers.get(name, 0) + exponent * power
     dimension = tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
     alone = left.dimension == () and left.factor == 1 and power == 1
-    return Unit(dimension, left.factor * right.factor**power, right.offset if alone else Fraction(0))
+    return Unit(
+        dimension, left.factor * right.factor**power, right.offset if alone else Fraction(0)
+    )
 
 
 def are_comparable(left: Unit, right: Unit) -> bool:
-    """Whether a value in one unit can be a value in the other: same dimension, or "25°" beside "25 °C"."""
+    """Whether a value in one unit can be a value in the other: same dimension, or "25°" beside "25
+    °C".
+    """
     if left.dimension == right.dimension or () in (left.dimension, right.dimension):
         return True
     return {left.dimension, right.dimension} == {_ANGLE, _TEMPERATURE}
 
 
 def convert(value: Fraction, source: Unit, target: Unit) -> Fraction:
-    """`value` in `source` as a value in `target`; unchanged between a degree sign and a temperature."""
+    """`value` in `source` as a value in `target`; unchanged between a degree sign and a
+    temperature.
+    """
     if source.dimension != target.dimension:
         return value
     return (value * source.factor + source.offset - target.offset) / target.factor
