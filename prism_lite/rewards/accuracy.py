@@ -104,8 +104,8 @@ def accuracy_reward(
     """
     if len(answer) != len(completions):
         raise ValueError(
-            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold answer "
-            "per completion."
+            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold "
+            "answer per completion."
         )
     rewards: list[float | None] = []
     for i, (completion, gold) in enumerate(zip(completions, answer, strict=True)):

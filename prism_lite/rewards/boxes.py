@@ -100,8 +100,8 @@ def iou_reward(
     """
     if len(boxes) != len(completions):
         raise ValueError(
-            f"boxes has {len(boxes)} rows and completions {len(completions)}: give one gold answer per "
-            "completion."
+            f"boxes has {len(boxes)} rows and completions {len(completions)}: give one gold answer "
+            "per completion."
         )
     rewards: list[float | None] = []
     for i, (completion, gold) in enumerate(zip(completions, boxes, strict=True)):
@@ -111,7 +111,8 @@ def iou_reward(
         gold_boxes = parse_boxes(gold if isinstance(gold, str) else json.dumps(gold))
         if not gold_boxes:
             raise ValueError(
-                f"row {i}: the gold answer {str(gold)[:80]!r} holds no box; expected [x1, y1, x2, y2]."
+                f"row {i}: the gold answer {str(gold)[:80]!r} holds no box; expected [x1, y1, x2, "
+                "y2]."
             )
         found = parts.parse(completion_text(completion))
         if isinstance(found, parts.Malformed):

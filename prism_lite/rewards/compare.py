@@ -82,7 +82,7 @@ def compare_answers(
             verdicts.append(verdict)
         return verdicts[0] if verdicts else Verdict(False, "no gold answer")
     quick = _quick(predicted, gold)
-    if quick is not None:
+    if quick is not None and (quick.matches or relative_tolerance <= RELATIVE_TOLERANCE):
         return quick
     question = _Question(relative_tolerance, time_limit_s)
     cleaned, gold_cleaned = clean(predicted), clean(gold)

@@ -54,7 +54,8 @@ def length_collapse(
         share,
         min_share,
         f"completions are {share:.0%} of their usual length ({usual_num_tokens:.0f} tokens), below "
-        f"{min_share:.0%}: read some rollouts; lower the learning rate or weigh the format reward more.",
+        f"{min_share:.0%}: read some rollouts; lower the learning rate or weigh the format reward "
+        "more.",
     )
 
 
@@ -87,8 +88,9 @@ def zero_spread_groups(
         "zero_spread_groups",
         share,
         max_share,
-        f"{share:.0%} of the groups have no spread in reward (limit {max_share:.0%}): the prompts are "
-        "too easy or too hard, or the reward is blind; turn on dynamic sampling or change the data.",
+        f"{share:.0%} of the groups have no spread in reward (limit {max_share:.0%}): the prompts "
+        "are too easy or too hard, or the reward is blind; turn on dynamic sampling or change the "
+        "data.",
     )
 
 
@@ -127,8 +129,8 @@ def repeated_text(
         "repeated_text",
         share,
         max_share,
-        f"{share:.0%} of the completions repeat themselves (limit {max_share:.0%}): read some; lower "
-        "the learning rate or the temperature.",
+        f"{share:.0%} of the completions repeat themselves (limit {max_share:.0%}): read some; "
+        "lower the learning rate or the temperature.",
     )
 
 
@@ -196,8 +198,8 @@ def discriminator_saturation(
     """
     if len(teacher_scores) != len(student_scores):
         raise ValueError(
-            f"{len(teacher_scores)} teacher and {len(student_scores)} student scores: give one of each "
-            "per pair."
+            f"{len(teacher_scores)} teacher and {len(student_scores)} student scores: give one of "
+            "each per pair."
         )
     _require_finite([*teacher_scores, *student_scores], "score")
     if not teacher_scores:
@@ -211,8 +213,8 @@ def discriminator_saturation(
                 "discriminator_saturation",
                 saturated,
                 max_share,
-                f"{saturated:.0%} of the scores lie at the cap of {cap:g} (limit {max_share:.0%}), where "
-                "they have no slope: lower the discriminator's learning rate.",
+                f"{saturated:.0%} of the scores lie at the cap of {cap:g} (limit {max_share:.0%}), "
+                "where they have no slope: lower the discriminator's learning rate.",
             )
         )
     pairs = zip(teacher_scores, student_scores, strict=True)
@@ -223,8 +225,8 @@ def discriminator_saturation(
                 "discriminator_too_strong",
                 accuracy,
                 max_accuracy,
-                f"the teacher wins {accuracy:.1%} of the pairs (limit {max_accuracy:.0%}): look for an "
-                "artefact that gives teachers away, or slow the discriminator down.",
+                f"the teacher wins {accuracy:.1%} of the pairs (limit {max_accuracy:.0%}): look "
+                "for an artefact that gives teachers away, or slow the discriminator down.",
             )
         )
     return alarms

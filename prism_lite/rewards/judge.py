@@ -110,8 +110,9 @@ def ask_judge(
             return match.group(1).lower() == "yes"
         problem = f"the reply {str(text)[:60]!r} is neither yes nor no"
     raise RuntimeError(
-        f"the judge {settings.model} at {settings.base_url} gave no verdict in {settings.num_attempts} "
-        f"tries ({problem}). Start it, mend reward.judge, or remove the judge reward."
+        f"the judge {settings.model} at {settings.base_url} gave no verdict in "
+        f"{settings.num_attempts} tries ({problem}). Start it, mend reward.judge, or remove the "
+        "judge reward."
     )
 
 
@@ -131,8 +132,8 @@ def judge_reward(
     """
     if len(answer) != len(completions):
         raise ValueError(
-            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold answer "
-            "per completion."
+            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold "
+            "answer per completion."
         )
     rewards: list[float | None] = []
     for prompt, completion, gold in zip(prompts, completions, answer, strict=True):

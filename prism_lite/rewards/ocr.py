@@ -72,8 +72,8 @@ def ocr_reward(
     """
     if len(answer) != len(completions):
         raise ValueError(
-            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold text per "
-            "completion."
+            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold text "
+            "per completion."
         )
     rewards: list[float | None] = []
     for completion, gold in zip(completions, answer, strict=True):

@@ -35,8 +35,8 @@ _ROUGHLY = re.compile(
 )
 _NOUN = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}")
 _NO_NOUN = frozenset(
-    "or and not to if plus minus times over divided than by of is are was be no but only per at am pm "
-    "st nd rd th".split()
+    "or and not to if plus minus times over divided than by of is are was be no but only per at am "
+    "pm st nd rd th".split()
 )
 _ATTACHED = re.compile(r"([kKMB])(?![A-Za-z/^])\s*")
 _SCALE_WORD = re.compile(rf"({'|'.join(units.SCALES)})\b\s*", re.IGNORECASE)
