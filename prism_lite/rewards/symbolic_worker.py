@@ -6,8 +6,8 @@ alone within its time limit, and the next one starts from the same warm state wi
 Without `os.fork` (Windows) it computes in place and its parent kills and restarts the whole
 process.
 
-Protocol, JSON lines: {"ready": true} at the start; request {"predicted", "gold", "limit_s"}; reply
-{"equal": bool} or {"values": [str, str]} (30 digits each) or {"failure": str}.
+Protocol, JSON lines: {"ready": true} at the start; request {"id", "predicted", "gold", "limit_s"}; reply
+the id with {"equal": bool} or {"values": [str, str]} (30 digits each) or {"failure": str}.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ def _same_equation(left: Any, right: Any) -> bool:
     return bool(ratio.is_number and ratio != 0)
 
 
+def _reply(request: dict[str, Any]) -> str:
+    return json.dumps({"id": request["id"], **compare(request["predicted"], request["gold"])})
+
+
 def _compare_in_child(request: dict[str, Any]) -> str:
     """Fork, compare, and give the child's reply line; kills the child at the limit."""
     read_end, write_end = os.pipe()
@@ -94,7 +98,7 @@ def _compare_in_child(request: dict[str, Any]) -> str:
         try:
             os.close(read_end)
             _limit_child(request["limit_s"])
-            reply = json.dumps(compare(request["predicted"], request["gold"]))
+            reply = _reply(request)
             os.write(write_end, reply.encode())
             status = 0
         finally:
@@ -109,7 +113,7 @@ def _compare_in_child(request: dict[str, Any]) -> str:
     os.waitpid(child, 0)
     if reply:
         return reply
-    return json.dumps({"failure": "died" if readable else "timeout"})
+    return json.dumps({"id": request["id"], "failure": "died" if readable else "timeout"})
 
 
 def _limit_child(limit_s: float) -> None:
@@ -134,7 +138,7 @@ def main() -> None:
         if hasattr(os, "fork"):
             reply = _compare_in_child(request)
         else:
-            reply = json.dumps(compare(request["predicted"], request["gold"]))
+            reply = _reply(request)
         print(reply, file=replies, flush=True)
 
 
