@@ -84,9 +84,9 @@ class SampleFile:
         return f"{head}, no readable sample"
 
     def _sample(self, row: RawRow) -> Sample:
-        value = row.value
-        if isinstance(value, RowError):
-            raise value
+        if isinstance(row.value, RowError):
+            raise row.value
+        value: Mapping[str, Any] = row.value
         if self.entry:
             value = self.entry.rename(value)
         if self.columns:

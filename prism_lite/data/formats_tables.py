@@ -1,4 +1,4 @@
-"""Rows of tables: parquet, arrow, and data sets of the Hugging Face hub. Heavy imports stay inside."""
+"""Rows of tables: parquet, arrow, data sets of the hub. Heavy imports stay inside."""
 
 from __future__ import annotations
 
@@ -59,13 +59,12 @@ def hub_rows(source: Source) -> Iterator[RawRow]:
     assert source.hub is not None
     hub = source.hub
     split = hub["split"] or "train"
-        table: Any = datasets.load_dataset(
+    table: Any = datasets.load_dataset(
         hub["id"] or "", hub["subset"], split=split, data_files=hub["file"], streaming=True
     )
     for name, feature in (table.features or {}).items():
-        if isinstance(
-            feature, datasets.Image
-        ):  # bytes travel on; a row is decoded when it is needed
+        # Bytes travel on: a picture is decoded when it is needed.
+        if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))

@@ -31,6 +31,8 @@ _START_LIMIT_S = (
     120.0  # importing sympy on a busy machine; paid once, not counted as a question's time
 )
 _GRACE_S = 0.1
+_MAX_LATE = 3
+_ENDED = "worker ended"
 _MAX_REMEMBERED = 16384
 
 _COMMANDS = (
@@ -155,6 +157,8 @@ class _Worker:
             text=True,
         )
         self.owner = os.getpid()
+        self.num_asked = 0
+        self.num_late = 0  # questions in a row without a reply in time
         self.replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         ready = self._next_reply(_START_LIMIT_S)
@@ -176,18 +180,27 @@ class _Worker:
             line = self.replies.get(timeout=limit_s)
         except queue.Empty:
             return None
-        return json.loads(line) if line else {"failure": "worker ended"}
+        return json.loads(line) if line else {"failure": _ENDED}
 
     def ask(self, predicted: str, gold: str, limit_s: float) -> dict | None:
-        """The reply, or None when there was none in time: the worker is then of no use any more."""
+        """The reply, or None when none came in time; a late one is passed over by its number."""
         assert self.process.stdin is not None
-        request = {"predicted": predicted, "gold": gold, "limit_s": limit_s}
+        self.num_asked += 1
+        request = {"id": self.num_asked, "predicted": predicted, "gold": gold, "limit_s": limit_s}
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            return {"failure": "worker ended"}
-        return self._next_reply(limit_s + _GRACE_S)
+            return {"failure": _ENDED}
+        deadline = time.monotonic() + limit_s + _GRACE_S
+        while True:
+            reply = self._next_reply(max(0.0, deadline - time.monotonic()))
+            if reply is None:
+                self.num_late += 1
+                return None
+            if reply.get("failure") == _ENDED or reply["id"] == self.num_asked:
+                self.num_late = 0
+                return reply
 
     def stop(self) -> None:
         self.process.kill()
@@ -213,27 +226,38 @@ def _running_worker() -> _Worker:
 
 
 def _ask(predicted: str, gold: str, limit_s: float) -> dict:
-    global _worker
     key = (predicted, gold)
     with _lock:
         if key in _remembered:
             _remembered.move_to_end(key)
             return _remembered[key]
-        worker = _running_worker()
-        started = time.monotonic()
-        reply = worker.ask(predicted, gold, limit_s)
-        if reply is None or reply.get("failure") == "worker ended":
-            worker.stop()
-            _worker = None
-            elapsed = time.monotonic() - started
-            return {
-                "failure": "timeout" if reply is None else f"worker ended after {elapsed:.1f} s"
-            }
+        reply = _running_worker().ask(predicted, gold, limit_s)
+        if reply and reply.get("failure") == _ENDED:  # killed from outside: one new start
+            _drop_worker()
+            reply = _running_worker().ask(predicted, gold, limit_s)
+        if reply and reply.get("failure") == _ENDED:
+            _drop_worker()
+            raise RuntimeError(
+                f"the math-verify worker ended twice on {predicted!r} and {gold!r}: is memory "
+                "short?"
+            )
+        # A worker that forks ends each question itself: being late once is the machine's load.
+        if _worker and _worker.num_late >= (_MAX_LATE if hasattr(os, "fork") else 1):
+            _drop_worker()
+        if reply is None:
+            return {"failure": "timeout"}
         if reply.get("failure") not in ("timeout", "died"):  # these depend on the machine's load
             _remembered[key] = reply
             if len(_remembered) > _MAX_REMEMBERED:
                 _remembered.popitem(last=False)
         return reply
+
+
+def _drop_worker() -> None:
+    global _worker
+    if _worker is not None:
+        _worker.stop()
+    _worker = None
 
 
 @atexit.register

@@ -6,8 +6,9 @@ alone within its time limit, and the next one starts from the same warm state wi
 Without `os.fork` (Windows) it computes in place and its parent kills and restarts the whole
 process.
 
-Protocol, JSON lines: {"ready": true} at the start; request {"id", "predicted", "gold", "limit_s"}; reply
-the id with {"equal": bool} or {"values": [str, str]} (30 digits each) or {"failure": str}.
+Protocol, JSON lines: {"ready": true} at the start; request {"id", "predicted",
+"gold", "limit_s"}; reply the id with {"equal": bool} or {"values": [str, str]} (30 digits each) or
+{"failure": str}.
 """
 
 from __future__ import annotations
@@ -135,10 +136,7 @@ def main() -> None:
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        if hasattr(os, "fork"):
-            reply = _compare_in_child(request)
-        else:
-            reply = _reply(request)
+        reply = _compare_in_child(request) if hasattr(os, "fork") else _reply(request)
         print(reply, file=replies, flush=True)
 
 
