@@ -13,15 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from prism_lite.data.formats_base import FileError, RawRow, RowError, Source
 from prism_lite.data.formats_detect import CANONICAL_NAMES, detect
-from prism_lite.data.formats_files import (
-    FileError,
-    RawRow,
-    RowError,
-    Source,
-    find_source,
-    iter_rows,
-)
+from prism_lite.data.formats_files import find_source, iter_rows
 from prism_lite.data.formats_pictures import PictureRules, roots_for
 from prism_lite.data.formats_registry import Entry, find_entry
 from prism_lite.data.formats_rows import to_sample
@@ -84,9 +78,10 @@ class SampleFile:
         return f"{head}, no readable sample"
 
     def _sample(self, row: RawRow) -> Sample:
-        if isinstance(row.value, RowError):
-            raise row.value
-        value: Mapping[str, Any] = row.value
+        stored = row.value
+        if isinstance(stored, RowError):
+            raise stored
+        value: Mapping[str, Any] = stored
         if self.entry:
             value = self.entry.rename(value)
         if self.columns:

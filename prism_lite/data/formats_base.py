@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,13 @@ def checked_row(place: str, number: int, value: Any) -> RawRow:
         "fields."
     )
     return RawRow(place, number, RowError("not_a_row", message))
+
+
+def parse_json_cell(value: Any) -> Any:
+    """A list or object written as text in one cell (csv, some parquet), else the value itself."""
+    if isinstance(value, str) and value[:1] in ("[", "{") and value.strip()[-1:] in ("]", "}"):
+        try:
+            return json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            return value
+    return value

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prism_lite import parts
-from prism_lite.data.formats_base import RowError
+from prism_lite.data.formats_base import RowError, parse_json_cell
 from prism_lite.data.formats_detect import ANSWER_NAMES, QUESTION_NAMES, RESPONSE_NAMES
-from prism_lite.data.formats_turns import parse_json_cell, split_target, strip_answer, to_turns
+from prism_lite.data.formats_turns import split_target, strip_answer, to_turns
 
 Row = Mapping[str, Any]
 _IMAGE_NAMES = ("images", "image", "decoded_image", "image_path", "image_paths")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prism_lite.data.formats_base import RowError
+from prism_lite.data.formats_base import RowError, parse_json_cell
 from prism_lite.data.formats_pictures import PictureRules, to_picture
 from prism_lite.data.formats_readers import READERS, Fields, Row, as_list, to_choices
 from prism_lite.data.formats_turns import (
     answer_of_completion,
-    parse_json_cell,
     refuse_other_media,
     split_target,
     strip_answer,

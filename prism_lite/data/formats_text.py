@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from prism_lite.data.formats_base import FileError, RawRow, RowError, checked_row
+from prism_lite.data.formats_base import FileError, RawRow, RowError, checked_row, parse_json_cell
 
 _CHUNK_CHARACTERS = 1 << 20
 
@@ -151,7 +151,9 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[RawRow]:
                     )
                     yield RawRow(place, number, RowError("cell_count", message))
                     continue
-                yield RawRow(place, number, dict(zip(header, cells, strict=True)))
+                # An empty cell is a missing value; lists and objects stand in cells as JSON.
+                values = [parse_json_cell(cell) if cell else None for cell in cells]
+                yield RawRow(place, number, dict(zip(header, values, strict=True)))
         except csv.Error as error:
             raise FileError(
                 "broken_csv", f"{path}, after row {number}: {error}; check the quotes there."

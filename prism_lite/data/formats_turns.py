@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from prism_lite.data.formats_base import RowError
+from prism_lite.data.formats_base import RowError, parse_json_cell
 from prism_lite.rewards.text import closing_bracket
 from prism_lite.types import Turn
 
@@ -27,16 +26,6 @@ _NUMBERED_MARK = re.compile(r"<image[ _](\d+)>")
 _OTHER_MARKS = re.compile(r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image\|>")
 _LEADING_MARKS = re.compile(rf"\s*((?:{MARK}\s*)+)")
 _UNSUPPORTED_MEDIA = ("videos", "video", "audios", "audio")
-
-
-def parse_json_cell(value: Any) -> Any:
-    """A list or object written as text in one cell (csv, some parquet), else the value itself."""
-    if isinstance(value, str) and value[:1] in ("[", "{") and value.strip()[-1:] in ("]", "}"):
-        try:
-            return json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
-            return value
-    return value
 
 
 def refuse_other_media(row: Mapping[str, Any]) -> None:
