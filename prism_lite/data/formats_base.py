@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,13 @@ def checked_row(place: str, number: int, value: Any) -> RawRow:
     return RawRow(place, number, RowError("not_a_row", message))
 
 
+# Lists of texts, lists of objects, objects. "[1, 2]" stays text: as an answer it is an interval.
+_JSON_CELL = re.compile(r'\s*(?:\[\s*["{]|\{\s*")')
+
+
 def parse_json_cell(value: Any) -> Any:
     """A list or object written as text in one cell (csv, some parquet), else the value itself."""
-    if isinstance(value, str) and value[:1] in ("[", "{") and value.strip()[-1:] in ("]", "}"):
+    if isinstance(value, str) and _JSON_CELL.match(value):
         try:
             return json.loads(value)
         except (json.JSONDecodeError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,9 +91,11 @@ def _answers(
             )
     for name in ("solution", "answer", "ground_truth"):
         value = row.get(name) if value is None else value
-    value = parse_json_cell(value) if isinstance(value, str) and value.startswith('["') else value
+    value = parse_json_cell(value)
     further = parse_json_cell(row.get("equivalent_answers", row.get("accepted")))
     accepted = [strip_answer(one) for one in as_list(further)]
+    if isinstance(value, list) and value and not any(isinstance(one, str) for one in value):
+        value = json.dumps(value)  # numbers: one box or pair, not several accepted answers
     if isinstance(value, Sequence) and not isinstance(value, str):
         if not value:
             raise RowError(
