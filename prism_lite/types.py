@@ -29,10 +29,13 @@ class Picture:
     Attributes:
         id: names the content (a path or a hash): equal ids may share vision features.
         source: where the pixels are: a file, encoded bytes, or an image in memory.
+        min_pixels, max_pixels: the row's own limits for the processor, or None.
     """
 
     id: str
     source: Path | bytes | Image.Image = field(repr=False)
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     def open(self) -> Image.Image:
         """The pixels as an RGB image.
@@ -71,6 +74,8 @@ class Sample:
         pictures: in the order of their `<image>` marks; without marks they stand before the first
             user turn's text.
         answer: gold answer that the accuracy reward compares with (RLVR, evaluation).
+        accepted: further accepted forms of the answer.
+        choices: option texts from A on of a multiple-choice question, as the data gives them.
         demonstration: completion to imitate (SFT).
         teacher: completion of the teacher (warm-up, alignment).
         student: completion of an earlier student, for warm-up on recorded pairs.
@@ -87,6 +92,8 @@ class Sample:
     student: str | None = None
     facts: Any = None
     source: str = ""
+    accepted: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:

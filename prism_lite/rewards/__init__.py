@@ -1,4 +1,6 @@
-"""Verifiable rewards, TRL-compatible: `f(prompts, completions, **columns) -> list[float | None]`."""
+"""Verifiable rewards, TRL-compatible: `f(prompts, completions, **columns) -> list[float |
+None]`.
+"""
 
 from prism_lite.rewards.accuracy import accuracy_reward
 from prism_lite.rewards.format import format_reward

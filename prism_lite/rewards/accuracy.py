@@ -1,47 +1,123 @@
-"""Accuracy reward: does the answer part say what the gold answer says?"""
+"""Accuracy reward: does the answer part say what the gold answer says?
+
+Verifies free-form answers: option letters and texts, yes/no, numbers, units, coordinates,
+intervals, sets, lists and expressions. The rules are in `compare`; the table that fixes them is
+tests/unit/data/answers.jsonl.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from prism_lite import parts
+from prism_lite.rewards.choices import options_in, parse_choice
+from prism_lite.rewards.compare import Verdict, compare_answers
 from prism_lite.rewards.format import completion_text
+from prism_lite.rewards.numbers import RELATIVE_TOLERANCE
+from prism_lite.rewards.symbolic import TIME_LIMIT_S
+from prism_lite.rewards.text import clean
+
+__all__ = ["Verdict", "accuracy_reward", "answers_match", "compare_answers", "judge_completion"]
 
 
-def answers_match(predicted: str, gold: str) -> bool:
-    """Whether two short answers are the same text, white space and case aside."""
-    return " ".join(predicted.split()).casefold() == " ".join(gold.split()).casefold()
+def answers_match(
+    predicted: str,
+    gold: str | Sequence[str],
+    *,
+    choices: Sequence[str] = (),
+    relative_tolerance: float = RELATIVE_TOLERANCE,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> bool:
+    """Whether a short answer matches the gold answer, or one of several accepted ones.
+
+    Arguments as for `compare_answers`, which also says why.
+    """
+    return compare_answers(
+        predicted,
+        gold,
+        choices=choices,
+        relative_tolerance=relative_tolerance,
+        time_limit_s=time_limit_s,
+    ).matches
+
+
+def judge_completion(
+    completion: str | list[dict[str, Any]],
+    gold: str | Sequence[str],
+    *,
+    prompt: Any = "",
+    choices: Sequence[str] = (),
+    relative_tolerance: float = RELATIVE_TOLERANCE,
+) -> Verdict:
+    """The verdict on a whole completion; a malformed one has no answer part and does not match.
+
+    Args:
+        completion: a string or a list of chat messages.
+        gold: the gold answer or all accepted ones.
+        prompt: string or chat messages; options are read from it where `choices` is empty and the
+            gold answer or the prediction is a letter.
+        choices: option texts from A on.
+        relative_tolerance: as for `compare_answers`.
+    """
+    found = parts.parse(completion_text(completion))
+    if isinstance(found, parts.Malformed):
+        return Verdict(False, f"malformed={found.reason}")
+    if not choices and prompt and _has_letter(found.answer, gold):
+        choices = options_in(completion_text(prompt))
+    return compare_answers(
+        found.answer, gold, choices=choices, relative_tolerance=relative_tolerance
+    )
+
+
+def _has_letter(predicted: str, gold: str | Sequence[str]) -> bool:
+    texts = [predicted, gold] if isinstance(gold, str) else [predicted, *gold]
+    # A digit first is the common case of small tasks: no parsing for it.
+    return any(not text[:1].isdigit() and parse_choice(clean(text)) is not None for text in texts)
 
 
 def accuracy_reward(
     prompts: list[Any],
     completions: list[str | list[dict[str, Any]]],
     *,
-    answer: list[str | None],
+    answer: list[str | Sequence[str] | None],
+    choices: list[Sequence[str] | None] | None = None,
+    relative_tolerance: float = RELATIVE_TOLERANCE,
     **columns: Any,
 ) -> list[float | None]:
-    """1.0 where the answer part equals the gold answer, 0.0 where not, None where there is no gold.
+    """1.0 where the answer part matches the gold answer, 0.0 where not, None where there is no
+    gold.
 
     Args:
-        prompts: not used; there for TRL's signature.
+        prompts: R prompts, strings or lists of chat messages; only read for the options of a
+            multiple-choice question.
         completions: R completions, strings or lists of chat messages.
-        answer: R gold answers.
+        answer: R gold answers; a sequence holds several accepted ones.
+        choices: R lists of option texts, where the data has them.
+        relative_tolerance: as for `compare_answers`.
 
     Returns:
         R rewards; a malformed completion has no answer part and gets 0.0.
+
+    Raises:
+        ValueError: `answer` and `completions` differ in length.
     """
     if len(answer) != len(completions):
         raise ValueError(
-            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold answer "
-            "per completion."
+            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold "
+            "answer per completion."
         )
     rewards: list[float | None] = []
-    for completion, gold in zip(completions, answer, strict=True):
-        found = parts.parse(completion_text(completion))
-        if gold is None:
+    for i, (completion, gold) in enumerate(zip(completions, answer, strict=True)):
+        if gold is None or not gold:
             rewards.append(None)
-        elif isinstance(found, parts.Malformed):
-            rewards.append(0.0)
-        else:
-            rewards.append(float(answers_match(found.answer, gold)))
+            continue
+        verdict = judge_completion(
+            completion,
+            gold,
+            prompt=prompts[i] if i < len(prompts) else "",
+            choices=(choices[i] or ()) if choices else (),
+            relative_tolerance=relative_tolerance,
+        )
+        rewards.append(float(verdict.matches))
     return rewards

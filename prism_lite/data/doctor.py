@@ -1,0 +1,220 @@
+"""`prism-lite data check PATH`: every defect of a data file before step 0, with row numbers.
+
+A row is clean or it is not: training refuses or skips exactly the rows named here. `--fix OUT`
+    writes
+the clean rows to OUT and the others, with their reasons, beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prism_lite.data.doctor_rules import CheckRules, defects_of, prompt_key, row_key
+from prism_lite.data.formats import SampleFile, load_samples, render_sample
+from prism_lite.data.formats_base import FileError, RawRow, RowError
+from prism_lite.types import Sample
+
+__all__ = ["CheckRules", "Finding", "Report", "check", "examine", "main_check", "overlap_keys"]
+
+MAX_KEPT_PER_KIND = 200  # findings with text; the counts are exact
+EXIT_CLEAN, EXIT_DEFECTS = 0, 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One defect.
+
+    Attributes:
+        kind: fixed name ("picture_count").
+        row: number in its file from 1; 0 for the file as a whole.
+        message: one sentence with file, row and how to mend it.
+    """
+
+    kind: str
+    row: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Attributes:
+        path: as given.
+        convention: detected format, "" where the file could not be opened.
+        num_rows, num_clean: all rows and those without a finding.
+        counts: findings by kind; a row may have several.
+        findings: in file order, at most MAX_KEPT_PER_KIND of a kind.
+        first_sample: rendered, "" where no row is readable.
+    """
+
+    path: str
+    convention: str
+    num_rows: int
+    num_clean: int
+    counts: Mapping[str, int]
+    findings: tuple[Finding, ...] = field(repr=False)
+    first_sample: str = field(default="", repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.counts
+
+
+def check(
+    path: str | Path,
+    *,
+    rules: CheckRules | None = None,
+    columns: Mapping[str, str] | None = None,
+    image_root: str | None = None,
+    eval_path: str | Path | None = None,
+    limit: int | None = None,
+) -> Report:
+    """Read every row of a file and report its defects; never raises for what the file holds.
+
+    Args:
+        path: as for `load_samples`.
+        rules: limits and the stage whose fields are demanded.
+        columns, image_root, limit: as for `load_samples`.
+        eval_path: rows that ask the same of the same pictures as one of this file are reported.
+
+    Raises:
+        ValueError: the evaluation file or the column map cannot be used.
+    """
+    overlap = overlap_keys(eval_path, image_root=image_root) if eval_path else frozenset()
+    try:
+        opened = load_samples(path, columns=columns, image_root=image_root, limit=limit)
+    except FileError as error:
+        return _file_report(str(path), error)
+    counts: Counter[str] = Counter()
+    findings: list[Finding] = []
+    num_rows = num_clean = 0
+    first_sample = ""
+    try:
+        for _, sample, found in examine(opened, rules or CheckRules(), overlap=overlap):
+            num_rows += 1
+            num_clean += not found
+            if sample and not first_sample:
+                first_sample = render_sample(sample)
+            for finding in found:
+                counts[finding.kind] += 1
+                if counts[finding.kind] <= MAX_KEPT_PER_KIND:
+                    findings.append(finding)
+    except FileError as error:  # broken further down
+        counts[error.kind] += 1
+        findings.append(Finding(error.kind, 0, str(error)))
+    return Report(
+        str(path), opened.convention, num_rows, num_clean, counts, tuple(findings), first_sample
+    )
+
+
+def _file_report(path: str, error: FileError) -> Report:
+    finding = Finding(error.kind, 0, str(error))
+    return Report(path, "", 0, 0, {error.kind: 1}, (finding,))
+
+
+def examine(
+    opened: SampleFile, rules: CheckRules, *, overlap: frozenset[bytes] = frozenset()
+) -> Iterator[tuple[RawRow, Sample | None, list[Finding]]]:
+    """Every row with its sample and its findings; clean rows have none.
+
+    Raises:
+        FileError: the file is broken from here on.
+    """
+    seen_rows: dict[bytes, str] = {}
+    seen_ids: dict[str, str] = {}
+    for row, sample in opened.rows():
+        if isinstance(sample, RowError):
+            yield row, None, [Finding(sample.kind, row.number, str(sample))]
+            continue
+        found = [
+            Finding(kind, row.number, f"{row.place}: {message}")
+            for kind, message in defects_of(sample, rules)
+        ]
+        earlier = seen_rows.setdefault(row_key(sample), row.place)
+        if earlier != row.place:
+            message = f"{row.place}: the same as {earlier}; drop one of the two."
+            found.append(Finding("duplicate_row", row.number, message))
+        elif sample.id != str(row.number):
+            first = seen_ids.setdefault(sample.id, row.place)
+            if first != row.place:
+                message = f"{row.place}: id {sample.id!r} is that of {first}; ids must differ."
+                found.append(Finding("duplicate_id", row.number, message))
+        if overlap and prompt_key(sample) in overlap:
+            message = f"{row.place}: the same question and pictures as an evaluation row; drop it."
+            found.append(Finding("eval_overlap", row.number, message))
+        yield row, sample, found
+
+
+def overlap_keys(eval_path: str | Path, *, image_root: str | None = None) -> frozenset[bytes]:
+    """Keys of the evaluation rows that training rows must not share."""
+    return frozenset(
+        prompt_key(sample) for sample in load_samples(eval_path, image_root=image_root)
+    )
+
+
+def main_check(
+    path: str | Path,
+    *,
+    fix: str | Path | None = None,
+    eval_path: str | Path | None = None,
+    rules: CheckRules | None = None,
+    columns: Mapping[str, str] | None = None,
+    image_root: str | None = None,
+    limit: int | None = None,
+    num_shown: int = 5,
+) -> int:
+    """Print the report of a check, write the clean rows if asked to, and return the exit code.
+
+    Args:
+        path: the file to check.
+        fix: where the clean rows go (see `doctor_fix.write_fixed`); None writes nothing.
+        eval_path, rules, columns, image_root, limit: as for `check`.
+        num_shown: messages shown per kind.
+
+    Returns:
+        0 where every row is clean, 2 where not, also when `fix` wrote the clean ones.
+
+    Raises:
+        ValueError: `fix`, the evaluation file or the column map cannot be used.
+    """
+    from prism_lite.data.doctor_fix import write_fixed
+
+    report = check(
+        path, rules=rules, columns=columns, image_root=image_root, eval_path=eval_path, limit=limit
+    )
+    print_report(report, num_shown=num_shown)
+    if fix is not None and report.num_rows:
+        overlap = overlap_keys(eval_path, image_root=image_root) if eval_path else frozenset()
+        opened = load_samples(path, columns=columns, image_root=image_root, limit=limit)
+        fixed = write_fixed(opened, fix, rules=rules or CheckRules(), overlap=overlap)
+        print(f"{fixed.num_clean} clean rows: {fixed.clean}")
+        print(f"{fixed.num_rejected} rejected rows with reasons: {fixed.rejects}")
+        if fixed.note:
+            print(fixed.note)
+    return EXIT_CLEAN if report.ok else EXIT_DEFECTS
+
+
+def print_report(report: Report, *, num_shown: int = 5) -> None:
+    """The report for a person: format, one sample, counts by kind, the first rows of each kind."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    console.print(Text(f"{report.path}: {report.convention or 'not readable'}", style="bold"))
+    if report.first_sample:
+        console.print(Text(f"first sample:\n{report.first_sample}\n"))
+    console.print(Text(f"{report.num_rows} rows, {report.num_clean} clean"))
+    if report.ok:
+        return
+    table = Table("kind", "rows", "first messages")
+    for kind, count in sorted(report.counts.items(), key=lambda item: -item[1]):
+        shown = [finding.message for finding in report.findings if finding.kind == kind][:num_shown]
+        if count > len(shown):
+            shown.append(f"... and {count - len(shown)} more")
+        table.add_row(kind, str(count), Text("\n".join(shown)))
+    console.print(table)

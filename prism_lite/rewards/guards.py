@@ -1,0 +1,240 @@
+"""Guards: named alarms for the ways in which a reward is gamed or goes blind.
+
+Pure functions over the completions, rewards or scores of one step. Each returns an Alarm or None;
+none changes a reward. The stage loop counts them in the metrics (`alarms/NAME`) and prints their
+text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prism_lite import parts
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What was seen.
+
+    Attributes:
+        name: fixed, for the metrics: "length_collapse", "zero_spread_groups", ...
+        value: the measured quantity that crossed `limit`.
+        limit: the threshold.
+        message: one sentence with both and what to do.
+    """
+
+    name: str
+    value: float
+    limit: float
+    message: str
+
+
+def length_collapse(
+    num_tokens: Sequence[int], *, usual_num_tokens: float, min_share: float = 0.4
+) -> Alarm | None:
+    """Completions far shorter than usual: the policy found that saying little pays.
+
+    Args:
+        num_tokens: lengths of this step's completions, in tokens.
+        usual_num_tokens: mean length at the start of the stage (or of the teacher).
+        min_share: alarm below this share of it.
+    """
+    if not num_tokens or usual_num_tokens <= 0:
+        return None
+    share = statistics.fmean(num_tokens) / usual_num_tokens
+    if share >= min_share:
+        return None
+    return Alarm(
+        "length_collapse",
+        share,
+        min_share,
+        f"completions are {share:.0%} of their usual length ({usual_num_tokens:.0f} tokens), below "
+        f"{min_share:.0%}: read some rollouts; lower the learning rate or weigh the format reward "
+        "more.",
+    )
+
+
+def zero_spread_groups(
+    rewards: Sequence[float], *, group_size: int, max_share: float = 0.7, tolerance: float = 1e-8
+) -> Alarm | None:
+    """Too many groups whose rollouts all got the same reward: they teach nothing.
+
+    Args:
+        rewards: R rewards, rows of one group adjacent.
+        group_size: G.
+        max_share: alarm above this share of groups.
+        tolerance: spread up to which a group counts as equal.
+
+    Raises:
+        ValueError: R is not a multiple of G, or a reward is not finite.
+    """
+    _require_finite(rewards, "reward")
+    if group_size < 1 or len(rewards) % group_size:
+        raise ValueError(
+            f"{len(rewards)} rewards cannot form groups of {group_size}: pass whole groups."
+        )
+    if not rewards or group_size == 1:
+        return None
+    groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
+    share = sum(max(group) - min(group) <= tolerance for group in groups) / len(groups)
+    if share <= max_share:
+        return None
+    return Alarm(
+        "zero_spread_groups",
+        share,
+        max_share,
+        f"{share:.0%} of the groups have no spread in reward (limit {max_share:.0%}): the prompts "
+        "are too easy or too hard, or the reward is blind; turn on dynamic sampling or change the "
+        "data.",
+    )
+
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def repeated_share(text: str, *, num_words: int = 4) -> float:
+    """Share of a text's word runs that occurred before in it: 0 for fresh text, near 1 for a loop.
+
+    Runs are `num_words` words or signs long. A text of fewer than twice that length has none.
+    """
+    words = _WORD.findall(text)
+    num_runs = len(words) - num_words + 1
+    if num_runs <= num_words:
+        return 0.0
+    runs = Counter(tuple(words[i : i + num_words]) for i in range(num_runs))
+    return 1.0 - len(runs) / num_runs
+
+
+def repeated_text(
+    completions: Sequence[str], *, max_repeated: float = 0.5, max_share: float = 0.1
+) -> Alarm | None:
+    """Too many completions that go round in circles.
+
+    Args:
+        completions: decoded texts of one step.
+        max_repeated: a completion above this `repeated_share` loops.
+        max_share: alarm above this share of looping completions.
+    """
+    if not completions:
+        return None
+    share = sum(repeated_share(text) > max_repeated for text in completions) / len(completions)
+    if share <= max_share:
+        return None
+    return Alarm(
+        "repeated_text",
+        share,
+        max_share,
+        f"{share:.0%} of the completions repeat themselves (limit {max_share:.0%}): read some; "
+        "lower the learning rate or the temperature.",
+    )
+
+
+_ANSWER_CLAIM = re.compile(
+    r"<answer>|\\boxed\s*\{|\bfinal answer\s*(?:is|:)|^\s*answer\s*:", re.IGNORECASE | re.MULTILINE
+)
+
+
+def answers_inside_think(completions: Sequence[str], *, max_share: float = 0.2) -> Alarm | None:
+    """Too many completions that announce their answer inside <think>, in tags, a box or "final
+    answer".
+
+    The verifier reads the answer part alone, so this gains nothing; it shows that the policy drifts
+    from the format (or that the teacher's data has it).
+
+    Args:
+        completions: decoded texts of one step; the think body is read also where the rest is
+            malformed.
+        max_share: alarm above this share.
+    """
+    if not completions:
+        return None
+    share = sum(_claims_in_think(text) for text in completions) / len(completions)
+    if share <= max_share:
+        return None
+    return Alarm(
+        "answer_inside_think",
+        share,
+        max_share,
+        f"{share:.0%} of the completions give their answer inside <think> (limit {max_share:.0%}): "
+        "check the teacher's completions for the same habit.",
+    )
+
+
+def _claims_in_think(text: str) -> bool:
+    start = text.find(f"<{parts.THINK}>")
+    if start < 0:
+        return False
+    end = text.find(f"</{parts.THINK}>", start)
+    return bool(_ANSWER_CLAIM.search(text, start, end if end >= 0 else len(text)))
+
+
+def discriminator_saturation(
+    teacher_scores: Sequence[float],
+    student_scores: Sequence[float],
+    *,
+    cap: float,
+    max_share: float = 0.5,
+    max_accuracy: float = 0.98,
+) -> list[Alarm]:
+    """The discriminator stopped telling students apart: scores at their cap, or every pair won.
+
+    Args:
+        teacher_scores: one per pair.
+        student_scores: one per pair, same order.
+        cap: c of the smooth cap c * tanh(s / c); above 0.95 c the slope is below a tenth.
+        max_share: alarm when more scores than this lie there.
+        max_accuracy: alarm when the teacher wins more pairs than this.
+
+    Returns:
+        "discriminator_saturation" and "discriminator_too_strong" as they apply.
+
+    Raises:
+        ValueError: lengths differ, or a score is not finite.
+    """
+    if len(teacher_scores) != len(student_scores):
+        raise ValueError(
+            f"{len(teacher_scores)} teacher and {len(student_scores)} student scores: give one of "
+            "each per pair."
+        )
+    _require_finite([*teacher_scores, *student_scores], "score")
+    if not teacher_scores:
+        return []
+    alarms = []
+    scores = [*teacher_scores, *student_scores]
+    saturated = sum(abs(score) > 0.95 * cap for score in scores) / len(scores)
+    if saturated > max_share:
+        alarms.append(
+            Alarm(
+                "discriminator_saturation",
+                saturated,
+                max_share,
+                f"{saturated:.0%} of the scores lie at the cap of {cap:g} (limit {max_share:.0%}), "
+                "where they have no slope: lower the discriminator's learning rate.",
+            )
+        )
+    pairs = zip(teacher_scores, student_scores, strict=True)
+    accuracy = sum(teacher > student for teacher, student in pairs) / len(teacher_scores)
+    if accuracy > max_accuracy:
+        alarms.append(
+            Alarm(
+                "discriminator_too_strong",
+                accuracy,
+                max_accuracy,
+                f"the teacher wins {accuracy:.1%} of the pairs (limit {max_accuracy:.0%}): look "
+                "for an artefact that gives teachers away, or slow the discriminator down.",
+            )
+        )
+    return alarms
+
+
+def _require_finite(values: Sequence[float], name: str) -> None:
+    for i, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{name} {i} is {value}: expected a finite number; find where it arose."
+            )
