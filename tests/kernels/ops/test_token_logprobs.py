@@ -115,8 +115,8 @@ def test_a_confident_token_keeps_its_small_gradient(device, generator) -> None:
 def test_float16_gradients_do_not_underflow(device) -> None:
     """A uniform distribution over 139,230 tokens: p = 120.5 spacings of float16's subnormals.
 
-    All round the same way, so unscaled the gradient would be wrong by 0.5 / 120.5 = 4.1e-3. Scaled by
-    1024 each p is a normal number, right to 2^-11; the gradient may be rounded once more.
+    All round the same way, so unscaled the gradient would be wrong by 0.5 / 120.5 = 4.1e-3. Scaled
+    by 1024 each p is a normal number, right to 2^-11; the gradient may be rounded once more.
     """
     vocabulary = 139_230
     hidden = torch.zeros(1, 2, dtype=torch.float16, device=device, requires_grad=True)
