@@ -219,6 +219,17 @@ def test_large_logits(device) -> None:
     assert hidden.grad is not None and hidden.grad.flatten().tolist() == [0.0, 2.0]
 
 
+@pytest.mark.parametrize("tops", [(200.0, 0.0, -90.0), (-90.0, 0.0, 200.0), (0.0, 200.0, 1.0)])
+def test_the_maximum_rises_and_falls_between_blocks(tops, device, generator, monkeypatch) -> None:
+    """Three blocks of 4,096 columns whose largest logits differ by more than exp can span."""
+    monkeypatch.setattr(logprob_torch, "_chunk_rows", lambda *_: 4096)
+    blocks = [torch.rand(4096, 1, generator=generator) * 4 - 4 + top for top in tops]
+    weight = torch.cat(blocks).to(device)
+    hidden = torch.ones(3, 1, device=device).requires_grad_()
+    ids = torch.tensor([17, 4096 + 17, 8192 + 17], device=device)
+    check_against_truth(hidden, weight, ids, 1.0, generator)
+
+
 def test_two_runs_agree_to_the_bit(device, generator) -> None:
     hidden, weight, ids = make_inputs(19, 16, 900, torch.bfloat16, device, generator)
     runs = []
