@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.kernels.mutations import MUTATIONS, REPOSITORY, Mutation
+from tests.kernels.mutation_list import MUTATIONS, Mutation
+from tests.kernels.mutations import REPOSITORY
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}: {m.what}")
