@@ -17,11 +17,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.kernels.mutation_list import MUTATIONS, Mutation
+from tests.kernels.mutation import Mutation
+from tests.kernels.mutations_of_kernels import KERNEL_MUTATIONS
+from tests.kernels.mutations_of_torch import TORCH_MUTATIONS
 
 REPOSITORY = Path(__file__).parents[2]
 
 
+MUTATIONS = KERNEL_MUTATIONS + TORCH_MUTATIONS
 OPS = "tests/kernels/ops"
 TESTS = {
     "logprob": [f"{OPS}/test_token_logprobs.py", f"{OPS}/test_token_logprobs_edges.py"],
@@ -46,7 +49,7 @@ def operation(file: str) -> str:
 
 
 def run_tests(file: str, folder: Path) -> int:
-    """pytest's exit code for the tests of `file`: kernels interpreted, all else on the torch path."""
+    """pytest's exit code for the tests of `file`: kernels interpreted, the rest on the torch path."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("TRITON_INTERPRET", None)
     if file.endswith("_triton.py"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.kernels.mutation_list import MUTATIONS, Mutation
-from tests.kernels.mutations import REPOSITORY
+from tests.kernels.mutation import Mutation
+from tests.kernels.mutations import MUTATIONS, REPOSITORY
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}: {m.what}")
