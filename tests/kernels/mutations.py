@@ -49,7 +49,7 @@ def operation(file: str) -> str:
 
 
 def run_tests(file: str, folder: Path) -> int:
-    """pytest's exit code for the tests of `file`: kernels interpreted, the rest on the torch path."""
+    """pytest's exit code for the tests of `file`: kernels interpreted, else the torch path."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("TRITON_INTERPRET", None)
     if file.endswith("_triton.py"):

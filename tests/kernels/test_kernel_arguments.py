@@ -1,5 +1,6 @@
 """A caller's mistake is a ValueError that names the argument; the dispatch says why it refuses."""
 
+import importlib.metadata
 import subprocess
 import sys
 from typing import Any
@@ -126,6 +127,12 @@ tk.lora_experts(hidden, torch.randn(4, 2, 4), torch.randn(4, 5, 2), routing.weig
 assert not [name for name in sys.modules if name.endswith("_triton")]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_nobody_else_owns_the_name() -> None:
+    """Another distribution uses this import name, too; both in one environment would shadow."""
+    owners = importlib.metadata.packages_distributions().get("triton_kernels", [])
+    assert set(owners) <= {"prism-lite", "prism_lite"}
 
 
 def test_autocast_changes_nothing() -> None:
