@@ -31,6 +31,7 @@ from tests.bench import experts
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = ["1024x2560x151936", "2000x128x500"]
+LEAST_S = 4.0  # small shapes are repeated for so long: other programs disturb
 MODES = {"forward": 1, "forward+backward": 2}  # and their floor in products
 
 
@@ -153,7 +154,9 @@ def measure(shape: str, device: str, repeats: int) -> list[dict[str, Any]]:
     running = [key for key, peak in memory.items() if peak is not None]
     inputs = make_inputs(shape, device)
     best_s = dict.fromkeys([*running, ("product", "")], math.inf)
-    for _ in range(repeats + 1):  # one more to warm up
+    started, rounds = time.perf_counter(), 0
+    while rounds <= repeats or time.perf_counter() - started < LEAST_S:  # one more to warm up
+        rounds += 1
         product_s = seconds(lambda: run(lambda h, w, _: h @ w.T, "forward", inputs))
         best_s["product", ""] = min(best_s["product", ""], product_s)
         for name, mode in running:

@@ -33,10 +33,10 @@ def make_inputs(
 def check_against_truth(
     hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, generator: torch.Generator
 ) -> None:
-    """Values and the gradient of each output, with an own random factor for each token."""
+    """Values and gradients, of the log-prob alone and of both outputs, by random factors."""
     truth = token_truth(hidden, weight, ids, temperature)
     factor = torch.randn(ids.shape, generator=generator).double()
-    for name in ("logprob", "entropy"):
+    for share_of_entropy in (0.0, 0.75):
         hidden.grad = None
         logprob, entropy = tk.token_logprobs(
             hidden, weight, ids, temperature=temperature, return_entropy=True
@@ -44,9 +44,11 @@ def check_against_truth(
         assert logprob.dtype == entropy.dtype == torch.float32
         assert_close("logprob", logprob, truth.logprob, truth.logprob_bound)
         assert_close("entropy", entropy, truth.entropy, truth.entropy_bound)
-        output = {"logprob": logprob, "entropy": entropy}[name]
-        (output * factor.to(output)).sum().backward()
+        loss_T = logprob + share_of_entropy * entropy if share_of_entropy else logprob
+        (loss_T * factor.to(loss_T)).sum().backward()
         assert hidden.grad is not None and hidden.grad.dtype == hidden.dtype
-        exact = getattr(truth, f"{name}_direction") * factor[:, None]
-        bound = getattr(truth, f"{name}_direction_bound") * factor[:, None].abs().clamp(min=1)
-        assert_close(f"gradient of {name}", hidden.grad, exact, bound)
+        exact = truth.logprob_direction + share_of_entropy * truth.entropy_direction
+        bound = truth.logprob_direction_bound + share_of_entropy * truth.entropy_direction_bound
+        bound = bound * factor[:, None].abs().clamp(min=1)
+        name = f"gradient of logprob + {share_of_entropy} entropy"
+        assert_close(name, hidden.grad, exact * factor[:, None], bound)
