@@ -32,6 +32,7 @@ from tests.bench import experts
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = ["1024x2560x151936", "2000x128x500"]
 LEAST_S = 4.0  # small shapes are repeated for so long: other programs disturb
+NAIVE, PRODUCT = "naive [T, V]", ("product", "forward")
 MODES = {"forward": 1, "forward+backward": 2}  # and their floor in products
 
 
@@ -42,6 +43,10 @@ def ours(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
 def ours_in_torch(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
     with mock.patch.dict(os.environ, {"PRISM_KERNELS": "torch"}):
         return ours(hidden, head, ids)
+
+
+def product(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
+    return hidden @ head.T
 
 
 def naive(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ def liger(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
 
 
 def ways(device: str) -> dict[str, Way]:
-    found: dict[str, Way] = {"ours": ours, "naive [T, V]": naive}
+    found: dict[str, Way] = {"ours": ours, NAIVE: naive}
     if device == "cuda":
         found["ours without kernels"] = ours_in_torch
     if importlib.util.find_spec("trl") is not None:
@@ -100,10 +105,11 @@ def run(way: Way, mode: str, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def seconds(action: Callable[[], object]) -> tuple[float, float]:
+    """Elapsed and processor time (of all threads)."""
+    started, started_cpu = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - started_cpu
 
 
 def resident_bytes(field: str) -> int:
@@ -153,41 +159,50 @@ def measure(shape: str, device: str, repeats: int) -> list[dict[str, Any]]:
     }
     running = [key for key, peak in memory.items() if peak is not None]
     inputs = make_inputs(shape, device)
-    best_s = dict.fromkeys([*running, ("product", "")], math.inf)
+    best_s = dict.fromkeys([*running, PRODUCT], (math.inf, math.inf))
     started, rounds = time.perf_counter(), 0
     while rounds <= repeats or time.perf_counter() - started < LEAST_S:  # one more to warm up
         rounds += 1
-        product_s = seconds(lambda: run(lambda h, w, _: h @ w.T, "forward", inputs))
-        best_s["product", ""] = min(best_s["product", ""], product_s)
-        for name, mode in running:
-            took_s = seconds(lambda n=name, m=mode: run(ways(device)[n], m, inputs))
-            best_s[name, mode] = min(best_s[name, mode], took_s)
+        for key in best_s:
+            way = product if key == PRODUCT else ways(device)[key[0]]
+            took_s = seconds(lambda w=way, m=key[1]: run(w, m, inputs))
+            best_s[key] = (min(best_s[key][0], took_s[0]), min(best_s[key][1], took_s[1]))
     rows = []
     for name, mode in running:
+        (wall_s, cpu_s), baseline = best_s[name, mode], (NAIVE, mode)
         rows.append(
             {
                 "mode": mode,
                 "way": name,
-                "seconds": best_s[name, mode],
-                "of_naive": best_s[name, mode] / best_s["naive [T, V]", mode],
-                "products": best_s[name, mode] / best_s["product", ""],
-                "roofline": MODES[mode] * best_s["product", ""] / best_s[name, mode],
+                "seconds": wall_s,
+                "of_naive": wall_s / best_s[baseline][0],
+                "cpu_of_naive": cpu_s / best_s[baseline][1],
+                "products": wall_s / best_s[PRODUCT][0],
+                "roofline": MODES[mode] * best_s[PRODUCT][0] / wall_s,
                 "peak_bytes": memory[name, mode],
-                "memory_of_naive": memory[name, mode] / max(memory["naive [T, V]", mode], 1),
+                "memory_of_naive": memory[name, mode] / max(memory[baseline], 1),
             }
         )
     return sorted(rows, key=lambda row: list(MODES).index(row["mode"]))
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print("| pass | way | ms | of naive | products | of roofline | extra MiB | of naive |")
-    print("|---|---|---|---|---|---|---|---|")
+    heads = ["pass", "way", "ms", "of naive", "CPU time of naive", "products", "of roofline"]
+    print("| " + " | ".join([*heads, "extra MiB", "of naive"]) + " |")
+    print("|---" * 9 + "|")
     for row in rows:
-        print(
-            f"| {row['mode']} | {row['way']} | {row['seconds'] * 1e3:.1f} | {row['of_naive']:.2f} "
-            f"| {row['products']:.2f} | {row['roofline']:.0%} | {row['peak_bytes'] / 2**20:.1f} "
-            f"| {row['memory_of_naive']:.1%} |"
-        )
+        cells = [
+            row["mode"],
+            row["way"],
+            f"{row['seconds'] * 1e3:.1f}",
+            f"{row['of_naive']:.2f}",
+            f"{row['cpu_of_naive']:.2f}",
+            f"{row['products']:.2f}",
+            f"{row['roofline']:.0%}",
+            f"{row['peak_bytes'] / 2**20:.1f}",
+            f"{row['memory_of_naive']:.1%}",
+        ]
+        print("| " + " | ".join(cells) + " |")
 
 
 def main(arguments: list[str]) -> None:
