@@ -7,6 +7,7 @@ product of this package is a library call; the kernels only do what lies between
 import torch
 from torch import Tensor
 
+from triton_kernels._checks import is_fake
 from triton_kernels._dispatch import choose_backend
 
 # `torch.mm(..., out_dtype=float32)` keeps the accumulator of a 16-bit product (CUDA, torch 2.8).
@@ -34,6 +35,8 @@ def mm_float32(a_MK: Tensor, b_KN: Tensor, *, out: Tensor | None = None) -> Tens
     """
     if a_MK.dtype == torch.float32:
         return torch.mm(a_MK, b_KN, out=out)
+    if is_fake(a_MK):  # a memory plan: what the library allocates on CUDA
+        return a_MK.new_empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32)
     if a_MK.device.type == "cpu":
         return torch.mm(a_MK.float(), b_KN.float(), out=out)
     if _HAS_OUT_DTYPE:

@@ -97,9 +97,7 @@ class _TokenLogprobs(torch.autograd.Function):
         extra = (hidden, weight, sweep.lse, sweep.entropy) if entropy else ()
         ctx.save_for_backward(sweep.direction, *extra)
         ctx.inv_temperature, ctx.dtype = inv_temperature, hidden.dtype
-        ctx.set_materialize_grads(
-            False
-        )  # entropy is often a metric only: its gradient is then None
+        ctx.set_materialize_grads(False)  # an entropy that is only read gets None, not zeros
         return (sweep.logprob, sweep.entropy) if entropy else sweep.logprob
 
     @staticmethod

@@ -84,6 +84,69 @@ def _sweep_once(
     return Sweep(target_T1[:, 0], lse_T, entropy_T, direction_TD)
 
 
+class _Running:
+    """The softmax of T tokens over the rows seen so far, relative to their largest logit."""
+
+    def __init__(self, hidden: Tensor, *, direction: bool) -> None:
+        zeros_T = torch.zeros(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        self.top_T = zeros_T + LOWEST
+        self.target_T = zeros_T  # logit of the token
+        # Sums of exp(logit - top): the token's own, all others, and weighted by (logit - top).
+        self.own_T, self.rest_T, self.weighted_T = zeros_T, zeros_T, zeros_T
+        # Sum of exp(logit - top) * row over the other tokens.
+        self.mean_TD = zeros_T[:, None].repeat(1, hidden.shape[1]) if direction else None
+
+    def add(
+        self, logit_TC: Tensor, rows_CD: Tensor, local_T: Tensor, share_TC: Tensor | None
+    ) -> None:
+        """Take in a chunk (`logit_TC` is overwritten).
+
+        Args:
+            local_T: the tokens' ids, counted from the chunk's first row.
+            share_TC: room for the shares; given if the entropy is wanted.
+        """
+        is_here_T = (local_T >= 0) & (local_T < logit_TC.shape[1])
+        local_T1 = local_T.clamp(0, logit_TC.shape[1] - 1)[:, None]
+        target_T = logit_TC.gather(1, local_T1)[:, 0]
+        self.target_T = torch.where(is_here_T, target_T, self.target_T)
+        top_T = torch.maximum(self.top_T, logit_TC.amax(1))
+        rise_T, self.top_T = self.top_T - top_T, top_T
+        decay_T = rise_T.exp()
+        logit_TC.sub_(top_T[:, None])
+        if share_TC is None:
+            share_TC = logit_TC.exp_()
+        else:
+            torch.exp(logit_TC, out=share_TC)
+            # exp(-128) is 0 in float32; the clamp keeps 0 * -inf = NaN out of the sum.
+            part_T = logit_TC.clamp_(min=-128.0).mul_(share_TC).sum(1)
+            shifted_T = self.weighted_T + rise_T * (self.own_T + self.rest_T)
+            self.weighted_T = decay_T * shifted_T + part_T
+        # The target's own share is kept apart: 1 - p would cancel for a confident token.
+        share_T1 = share_TC.gather(1, local_T1)
+        share_TC.scatter_(1, local_T1, share_T1.masked_fill(is_here_T[:, None], 0.0))
+        self.own_T = self.own_T * decay_T + torch.where(is_here_T, share_T1[:, 0], 0.0)
+        self.rest_T = self.rest_T * decay_T + share_TC.sum(1)
+        if self.mean_TD is not None:
+            self.mean_TD.mul_(decay_T[:, None])
+            _add_product(self.mean_TD, share_TC, rows_CD)
+
+    def result(
+        self, weight: Tensor, ids: Tensor, inv_temperature: float, direction: torch.dtype | None
+    ) -> Sweep:
+        sum_T = self.own_T + self.rest_T
+        log_sum_T = sum_T.log()
+        direction_TD = None
+        if self.mean_TD is not None:  # (rest * W[y] - sum over the others) / sum
+            direction_TD = weight[ids].float().mul_(self.rest_T[:, None]).sub_(self.mean_TD)
+            direction_TD = direction_TD.mul_((inv_temperature / sum_T)[:, None]).to(direction)
+        return Sweep(
+            logprob=(self.target_T - self.top_T) - log_sum_T,
+            lse=self.top_T + log_sum_T,
+            entropy=log_sum_T - self.weighted_T / sum_T,
+            direction=direction_TD,
+        )
+
+
 def sweep(
     hidden: Tensor,
     weight: Tensor,
@@ -94,65 +157,24 @@ def sweep(
     direction: torch.dtype | None,
 ) -> Sweep:
     """See `logprob.Implementation`."""
-    num_tokens, vocabulary = hidden.shape[0], weight.shape[0]
     dtype = gemm_dtype(weight)
     hidden_TD = hidden.to(dtype)
-    step = min(_chunk_rows(num_tokens, hidden.device), vocabulary)
-    if step == vocabulary and dtype == torch.float32:
+    step = min(_chunk_rows(hidden.shape[0], hidden.device), weight.shape[0])
+    if step == weight.shape[0] and dtype == torch.float32:
         rows_VD = weight.to(dtype)
         return _sweep_once(
             hidden_TD, rows_VD, ids, inv_temperature, entropy=entropy, direction=direction
         )
-    zeros_T = torch.zeros(num_tokens, dtype=torch.float32, device=hidden.device)
-    max_T, target_T = zeros_T + LOWEST, zeros_T
-    own_T, rest_T, weighted_T = zeros_T, zeros_T, zeros_T  # sums of exp(logit - max_T)
-    mean_TD = (
-        torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device) if direction else None
-    )
+    running = _Running(hidden, direction=direction is not None)
     logit_chunks = _Chunks(hidden, step)
     share_chunks = _Chunks(hidden, step) if entropy else None
-
-    for start in range(0, vocabulary, step):
+    for start in range(0, weight.shape[0], step):
         rows_CD = weight[start : start + step].to(dtype)
-        size = rows_CD.shape[0]
         logit_TC = _logits(hidden_TD, rows_CD, inv_temperature, logit_chunks)
-        local_T1 = (ids - start)[:, None]
-        is_here_T = ((local_T1 >= 0) & (local_T1 < size))[:, 0]
-        local_T1 = local_T1.clamp(0, size - 1)
-        target_T = torch.where(is_here_T, logit_TC.gather(1, local_T1)[:, 0], target_T)
-
-        new_max_T = torch.maximum(max_T, logit_TC.amax(1))
-        decay_T = torch.exp(max_T - new_max_T)
-        logit_TC.sub_(new_max_T[:, None])
-        if share_chunks is None:
-            share_TC = logit_TC.exp_()
-        else:
-            share_TC = torch.exp(logit_TC, out=share_chunks.view(size))
-            # exp(-128) is 0 in float32; the clamp keeps 0 * -inf = NaN out of the sum.
-            part_T = logit_TC.clamp_(min=-128.0).mul_(share_TC).sum(1)
-            weighted_T = decay_T * (weighted_T + (max_T - new_max_T) * (own_T + rest_T)) + part_T
-        # The target's own share is kept apart: 1 - p would cancel for a confident token.
-        share_T1 = share_TC.gather(1, local_T1)
-        share_TC.scatter_(1, local_T1, share_T1.masked_fill(is_here_T[:, None], 0.0))
-        own_T = own_T * decay_T + torch.where(is_here_T, share_T1[:, 0], 0.0)
-        rest_T = rest_T * decay_T + share_TC.sum(1)
-        if mean_TD is not None:
-            mean_TD.mul_(decay_T[:, None])
-            _add_product(mean_TD, share_TC, rows_CD)
-        max_T = new_max_T
-
-    sum_T = own_T + rest_T
-    log_sum_T = sum_T.log()
-    direction_TD = None
-    if mean_TD is not None:  # (rest * W[y] - sum over the others) / sum
-        direction_TD = weight[ids].float().mul_(rest_T[:, None]).sub_(mean_TD)
-        direction_TD = direction_TD.mul_((inv_temperature / sum_T)[:, None]).to(direction)
-    return Sweep(
-        logprob=(target_T - max_T) - log_sum_T,
-        lse=max_T + log_sum_T,
-        entropy=log_sum_T - weighted_T / sum_T if entropy else None,
-        direction=direction_TD,
-    )
+        share_TC = None if share_chunks is None else share_chunks.view(rows_CD.shape[0])
+        running.add(logit_TC, rows_CD, ids - start, share_TC)
+    result = running.result(weight, ids, inv_temperature, direction)
+    return result if entropy else result._replace(entropy=None)
 
 
 def entropy_direction(

@@ -76,7 +76,7 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_A = grad_B = grad_weights = None
     if needs_B:
         scaled_TR = implementation.scale_ranks(low_TR, weights, ctx.scale)
-        grad_NEr = (grad_TN.T @ scaled_TR).view(-1, num_experts, rank)
+        grad_NEr = (grad_TN.T @ scaled_TR).view(grad_TN.shape[1], num_experts, rank)
         grad_B = grad_NEr.transpose(0, 1).to(B_dtype)
     if needs_x or needs_A or needs_weights:
         grad_low_TR, grad_weights = implementation.scale_ranks_backward(

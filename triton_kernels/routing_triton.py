@@ -69,7 +69,8 @@ def _route(
         may = may & (tl.load(allowed_ptr, mask=is_real, other=0) != 0)
 
     # An allowed -inf ranks above what is forbidden or already taken; the first of equals wins.
-    rank = tl.where(may, tl.maximum(z, -3.0e38), float("-inf"))
+    # (NaN compares False: it ranks low here, on a GPU as in the interpreter, and is caught below.)
+    rank = tl.where(may, tl.where(z > -3.0e38, z, -3.0e38), float("-inf"))
     chosen = is_real & (columns < 0)[None, :]  # none yet
     for _ in tl.static_range(TOP_K):
         best = tl.argmax(rank, axis=1)
@@ -79,7 +80,7 @@ def _route(
         rank = tl.where(is_best, float("-inf"), rank)
 
     weights = _softmax_over(z, chosen)
-    # The maximum above does not see NaN: one among the allowed logits spoils the whole row here.
+    # One NaN among the allowed logits spoils the whole row.
     is_bad = (may & (z != z)) | (weights != weights)
     bad_row = tl.max(is_bad.to(tl.int32), axis=1) > 0
     weights = tl.where(bad_row[:, None], float("nan"), weights)

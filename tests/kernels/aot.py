@@ -32,7 +32,8 @@ from triton.runtime.driver import driver
 import triton_kernels as tk
 from triton_kernels import _dispatch
 
-TABLE = Path(tk.__file__).parent / "RESOURCES.md"
+PACKAGE = Path(tk.__file__).parent
+TABLE = PACKAGE / "RESOURCES.md"
 # Largest dynamic shared memory of one block in bytes (CUDA programming guide; ISA manual for AMD).
 SHARED_LIMIT = {
     "sm75": 65536,
@@ -188,7 +189,12 @@ def compile_all(targets: list[str]) -> list[Resources]:
 
 def violations(rows: list[Resources]) -> list[str]:
     """What breaks a budget, in words."""
-    found = []
+    found = [
+        f"{kernel} is launched by the package, but no case here launches it"
+        for path in sorted(PACKAGE.glob("*_triton.py"))
+        for kernel in re.findall(r"\blaunch\(\s*(\w+),", path.read_text())
+        if kernel not in {row.kernel for row in rows}
+    ]
     for row in rows:
         where = f"{row.kernel} ({row.case}) on {row.target}"
         if row.spills:

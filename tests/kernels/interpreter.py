@@ -1,8 +1,8 @@
 """Repair of Triton's interpreter: its bfloat16 casts.
 
 float32 -> bfloat16 truncates where a GPU rounds to nearest even; bfloat16 -> float32 flushes
-subnormal numbers. (bfloat16 products are wrong there, too, but no kernel of ours multiplies matrices or computes in
-bfloat16.) `ops/test_interpreter_check.py` fails if a new Triton makes this repair wrong or needless.
+subnormal numbers. (bfloat16 products are wrong there, too, but no kernel of ours multiplies
+matrices or computes in bfloat16.) `ops/test_interpreter_check.py` fails where the repair fails.
 """
 
 from typing import Any
