@@ -10,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from data_rows import CHAT, QUESTION, ROW, STUDENT, TRIPLE, png, write_jsonl
 from PIL import Image
 
 from prism_lite.data import formats
@@ -17,16 +18,6 @@ from prism_lite.data.formats import FileError, RowError, load_samples, render_sa
 from prism_lite.data.formats_detect import detect
 from prism_lite.data.formats_turns import strip_answer
 from prism_lite.types import Sample, Turn
-
-TRIPLE = "<caption>- a red bar</caption>\n<think>It is 3.</think>\n<answer>3</answer>"
-STUDENT = "<caption>- a blue bar</caption>\n<think>It is 4.</think>\n<answer>4</answer>"
-QUESTION = "How high is the bar?"
-
-
-def png(size=(40, 30), colour=(200, 30, 30)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture
@@ -36,11 +27,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def one(path: Path, **options) -> Sample:
     (sample,) = load_samples(path, **options)
     return sample
@@ -48,7 +34,6 @@ def one(path: Path, **options) -> Sample:
 
 # Each row holds one picture and QUESTION; the last string names what it knows: demonstration,
 # Answer, teacher, student.
-CHAT = [{"role": "user", "content": f"<image>\n{QUESTION}"}]
 CHAT_ANSWERED = [*CHAT, {"role": "assistant", "content": TRIPLE}]
 SHAREGPT = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": TRIPLE}]
 PARTS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
@@ -269,7 +254,6 @@ def test_every_convention_gives_the_same_sample(name, folder):
     assert sample.pictures[0].open().getpixel((0, 0)) == (200, 30, 30)
 
 
-ROW = {"prompt": CHAT, "images": ["a.png"], "answer": "3"}
 ROWS = [ROW, {**ROW, "answer": "1,234"}, {**ROW, "prompt": [{"role": "user", "content": "ünï"}]}]
 
 
