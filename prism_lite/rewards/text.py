@@ -34,6 +34,7 @@ _LATEX_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\(?:left|right|displaystyle|bigl|bigr|big|limits)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!,|,\\!)(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\$(?=[^\s$])([^$]*[^\s$])\$(?!\d)|\\\(([^$]+?)\\\)"), r"\1\2"),
     (re.compile(r"\\[,;:! ]|~|\\quad|\\qquad"), " "),
     (re.compile(r"\\([%#&_$])"), r"\1"),
     (re.compile(r"\\(?:leq|leqslant)(?![a-zA-Z])"), r"\\le "),
@@ -78,7 +79,7 @@ def clean(text: str) -> str:
         if inner == text:
             break
         text = inner
-    if "\\" in text or "~" in text or "{,}" in text:
+    if "\\" in text or "~" in text or text.count("$") > 1 or "{,}" in text:
         for pattern, replacement in _LATEX_REWRITES:
             text = pattern.sub(replacement, text)
         text = _unwrap(text.strip())

@@ -372,6 +372,17 @@ class TestReport:
         assert not check(path).ok
         assert check(path, rules=CheckRules(decode_pictures=False)).ok
 
+    def test_clean_samples_for_training(self, folder):
+        path = write_jsonl(folder / "x.jsonl", [GOOD, {**GOOD, "answer": ""}, TEXT])
+        with pytest.raises(ValueError, match=r"line 2: the answer is empty"):
+            list(doctor.clean_samples(load_samples(path), CheckRules()))
+        opened = load_samples(path, on_bad_row="skip")
+        assert [s.id for s in doctor.clean_samples(opened, CheckRules())] == ["1", "3"]
+        assert dict(opened.skipped) == {"empty_answer": 1}
+        assert opened.skipped_messages == [
+            "x.jsonl, line 2: the answer is empty; write it or drop the row."
+        ]
+
     def test_training_refuses_what_the_check_names(self, folder):
         path = write_jsonl(folder / "x.jsonl", [GOOD, {**GOOD, "images": []}])
         with pytest.raises(ValueError, match=r"x\.jsonl, line 2: 1 <image> marks for 0 pictures"):

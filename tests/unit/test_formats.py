@@ -539,6 +539,26 @@ class TestHub:
         assert calls[0] == ("owner/name", "small", options)
         assert calls[1] == ("cast", "image", False)
 
+    def test_what_the_hub_refuses_is_one_sentence(self, monkeypatch):
+        import datasets
+
+        def load_dataset(path, name, **options):
+            raise FileNotFoundError("Dataset 'owner/gone' doesn't exist\nlong trace")
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        with pytest.raises(
+            FileError, match=r"owner/gone cannot be loaded .*doesn't exist\); check"
+        ):
+            load_samples("owner/gone")
+
+    def test_mistyped_local_path_is_no_hub_id(self, folder, monkeypatch, calls):
+        monkeypatch.chdir(folder)
+        (folder / "data").mkdir()
+        for path in ("data/train.jsonl", "data/my/train.jsonl", "data/train", "none.jsonl"):
+            with pytest.raises(FileError, match="does not exist"):
+                load_samples(path)
+        assert calls == []
+
     def test_file_of_a_repository(self, calls):
         next(iter(load_samples("prism-vlm/rl_dataset/rl_training_data_5.9k.parquet")))
         assert calls[0][0] == "prism-vlm/rl_dataset"
