@@ -103,6 +103,8 @@ def compare_choice(
     gold_letters = parse_letters(gold, compact=True)
     if gold_letters:
         letters = parse_letters(predicted, compact=True)
+        if letters is None and parse_choice(predicted):
+            return False, "one letter of several"
         return None if letters is None else (letters == gold_letters, "set of letters")
     gold_choice, choice = parse_choice(gold), parse_choice(predicted)
     if gold_choice is None and choice is None:

@@ -151,6 +151,9 @@ _LABEL = re.compile(
 )
 
 
+_OPTION = re.compile(r"[A-J]")
+
+
 def _without_labels(predicted: str, gold: str) -> tuple[str, str]:
     """Without "x =" where only one side has it, or both have the same one; "x = 5" is not "y =
     5".
@@ -159,6 +162,8 @@ def _without_labels(predicted: str, gold: str) -> tuple[str, str]:
     texts = [m.group().replace(" ", "") if m else "" for m in (label, gold_label)]
     bare = predicted[label.end() :] if label else predicted
     gold_bare = gold[gold_label.end() :] if gold_label else gold
+    if _OPTION.fullmatch(bare) or _OPTION.fullmatch(gold_bare):  # "A = B" names two options
+        return predicted, gold
     if "=" in bare or "=" in gold_bare or (texts[0] != texts[1] and all(texts)):
         return predicted, gold
     return bare, gold_bare

@@ -62,7 +62,8 @@ _PREFIX = re.compile(
     r"(?:answer|result|option|choice)(?:\s+is\s*:?|\s*:|\s+(?=\(?[A-Ja-j]\)?[.:]?\s*$))\s*",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\w)", re.IGNORECASE)
+# Before a single letter "A" is an option: "A C" must not become "C".
+_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\w\w)", re.IGNORECASE)
 
 
 def clean(text: str) -> str:
@@ -156,9 +157,9 @@ def word_form(text: str) -> str:
     """How words are compared: no case, articles, hyphens or sentence signs ("The T-shirt." is "t
     shirt").
     """
+    article = _ARTICLE.match(text)
+    text = text[article.end() :] if article else text
     text = _LETTERS_HYPHEN.sub(" ", text)
     text = _SENTENCE_SIGNS.sub(" ", text)
     text = _SPACE_DIGIT_LETTER.sub("", text)
-    text = " ".join(text.split()).casefold()
-    article = _ARTICLE.match(text)
-    return text[article.end() :] if article else text
+    return " ".join(text.split()).casefold()
