@@ -152,6 +152,7 @@ _LABEL = re.compile(
 
 
 _OPTION = re.compile(r"[A-J]")
+_EQUALS = re.compile(r"(?<![<>])=")
 
 
 def _without_labels(predicted: str, gold: str) -> tuple[str, str]:
@@ -177,6 +178,8 @@ def _compare_expressions(
     question: _Question,
 ) -> tuple[bool, str]:
     """Ask math-verify where both sides may be expressions; units are taken off and must agree."""
+    if bool(_EQUALS.search(predicted)) != bool(_EQUALS.search(gold)):
+        return False, "an equation against a value"  # "2 + 2 = 5" must not count for its right side
     magnitude, unit = (None, quantity.unit) if quantity else _take_unit(predicted)
     gold_magnitude, gold_unit = (None, gold_quantity.unit) if gold_quantity else _take_unit(gold)
     latex = _number_latex(quantity.number) if quantity else symbolic.to_latex(magnitude or "")
