@@ -24,3 +24,11 @@ def png(size=(40, 30), colour=(200, 30, 30)) -> bytes:
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def user(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+GOOD = {"prompt": user(f"<image>{QUESTION}"), "images": ["a.png"], "answer": "3"}
+TEXT = {"prompt": user("What is 1 + 2?"), "answer": "3"}

@@ -57,7 +57,7 @@ def _completion(answer: str, *, caption: str = "- a bar", think: str = "It is so
 
 
 class TestDefectsOfTheOfficialChecker:
-    """METHOD: what the published answer checker got wrong, one test each."""
+    """What the published answer checker of PRISM gets wrong, one test each."""
 
     def test_units_conflict(self):
         assert not answers_match("5 kg", "5 lb")
