@@ -110,7 +110,8 @@ class TestReward:
         assert rewards == [1.0, 0.0, None, 0.0]
 
     def test_empty_gold_is_no_gold(self):
-        assert accuracy_reward([""], [_completion("")], answer=[""]) == [None]
+        completions = [_completion("5")] * 3
+        assert accuracy_reward([""] * 3, completions, answer=["", " ", []]) == [None] * 3
 
     def test_several_accepted_answers(self):
         assert accuracy_reward([""], [_completion("sofa")], answer=[["couch", "sofa"]]) == [1.0]
