@@ -10,12 +10,14 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
-from torch import Tensor
 
 from prism_lite.parts import Malformed, Parts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FinishReason = Literal["end", "length"]
 

@@ -1,1 +1,18 @@
-"""Kernels for token log-probs and LoRA-expert routing."""
+"""Token log-probs and LoRA-expert routing, differentiable, without a [T, vocab] tensor.
+
+    import triton_kernels as tk
+    logprob_T = tk.token_logprobs(hidden_TD, head_VD, ids_T)
+    routing = tk.route_topk(router_logits_TE, 2, allowed=is_own_group_TE)
+    delta_TN = tk.lora_experts(x_TD, A_ErD, B_ENr, routing.weights, scale=2.0)
+
+Each operation has three faces: NAME.py (checks, autograd), NAME_torch.py (CPU, or no Triton) and
+NAME_triton.py (imported only when a kernel is launched: this package works without Triton).
+`triton_kernels.reference` has plain eager versions of the same signatures.
+"""
+
+from triton_kernels.logprob import token_logprobs
+from triton_kernels.lora import lora_experts
+from triton_kernels.routing import route_topk
+from triton_kernels.types import IGNORED_ID, Routing
+
+__all__ = ["IGNORED_ID", "Routing", "lora_experts", "route_topk", "token_logprobs"]

@@ -1,0 +1,141 @@
+"""The command line: parse, call one function. Heavy imports wait until they are needed.
+
+Exit codes: 0 done, 1 our fault, 2 what the person gave is wrong (one sentence, no traceback), 3 stopped
+on request (the same command resumes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import prism_lite  # noqa: F401 - sets the thread settings before torch is imported
+
+STAGE_HELP = {
+    "sft": "stage 1 alone: imitation of the demonstrations",
+    "warmup": "stage 2 alone: the discriminator learns teacher against SFT samples",
+    "align": "stage 3 alone: the adversarial game",
+    "rlvr": "stage 4 alone: reinforcement with verifiable rewards",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code.
+    """
+    arguments, overrides = _parser().parse_known_args(argv)
+    try:
+        return arguments.handler(arguments, _overrides(overrides))
+    except ValueError as error:
+        print(f"prism-lite: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prism-lite",
+        description="PRISM post-training of vision-language models on one GPU, or a CPU.",
+        epilog="Any setting: --align.group_size 8 or align.group_size=8. All of them: "
+        "prism-lite run --dry-run.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="the whole pipeline; run it again to resume")
+    _common(run)
+    run.set_defaults(handler=_run, stages=None)
+    for stage, text in STAGE_HELP.items():
+        command = commands.add_parser(stage, help=text)
+        _common(command)
+        command.set_defaults(handler=_run, stages=(stage,))
+    evaluate = commands.add_parser("eval", help="held-out figures of a finished stage")
+    evaluate.add_argument("--run", required=True, metavar="DIR", help="a run folder")
+    evaluate.add_argument("--stage", default="rlvr", choices=("base", "sft", "align", "rlvr"))
+    evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N completions")
+    evaluate.set_defaults(handler=_eval)
+    doctor = commands.add_parser("doctor", help="what this machine can run")
+    doctor.set_defaults(handler=_doctor)
+    return parser
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--recipe", default="tiny", metavar="NAME|FILE", help="default: tiny")
+    command.add_argument("--out", metavar="DIR", help="run folder; default: runs/RECIPE")
+    command.add_argument("--seed", type=int, help="default: the recipe's")
+    command.add_argument("--dry-run", action="store_true", help="print the settings and stop")
+
+
+def _overrides(rest: Sequence[str]) -> list[str]:
+    """`--align.group_size 8`, `--align.group_size=8` and `align.group_size=8`, all as the last.
+
+    Raises:
+        ValueError: an argument that is none of these.
+    """
+    overrides, waiting = [], list(rest)
+    while waiting:
+        item = waiting.pop(0)
+        if "=" in item:
+            overrides.append(item.removeprefix("--"))
+        elif item.startswith("--") and waiting and not waiting[0].startswith("--"):
+            overrides.append(f"{item.removeprefix('--')}={waiting.pop(0)}")
+        else:
+            raise ValueError(
+                f"cannot understand {item!r}: settings are given as key=value or --key value."
+            )
+    return overrides
+
+
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import yaml
+
+    from prism_lite.config import load_recipe, to_dict
+
+    if arguments.seed is not None:
+        overrides = [*overrides, f"seed={arguments.seed}"]
+    config = load_recipe(arguments.recipe, overrides)
+    if arguments.dry_run:
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        return 0
+
+    from rich.console import Console
+
+    from prism_lite import pipeline, report
+    from prism_lite.run_folder import Stopped
+
+    console = Console()
+    out = arguments.out or f"runs/{config.recipe}"
+    stages = arguments.stages or tuple(pipeline.STAGES)
+    try:
+        results = pipeline.run(config, out, stages=stages, console=console)
+    except (Stopped, KeyboardInterrupt) as stop:
+        console.print(f"{stop or 'interrupted'}; resume with: {' '.join(['prism-lite', *_argv()])}")
+        return 3
+    if results.get("stages"):
+        console.print(report.results_table(results))
+    console.print(f"run folder: {out} (plots/, README.md, policy/, metrics.jsonl)")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from prism_lite import pipeline
+
+    if overrides:
+        raise ValueError("eval takes no settings: they are those of the run.")
+    pipeline.evaluate_run(arguments.run, arguments.stage, num_shown=arguments.show)
+    return 0
+
+
+def _doctor(_arguments: argparse.Namespace, _overrides: list[str]) -> int:
+    from prism_lite import machine
+
+    print(machine.describe())
+    return 0
+
+
+def _argv() -> list[str]:
+    return sys.argv[1:]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,393 @@
+"""Settings: frozen dataclasses, one per concern. Recipes are YAML overlays on the defaults here.
+
+`load_recipe(name_or_file, overrides)` reads a recipe, applies `key=value` overrides and checks every
+value. An unknown key is an error that names the nearest known one. `prism-lite run --dry-run` prints
+the resolved settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pydantic
+import yaml
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+RECIPES = Path(__file__).with_name("recipes")
+_FORBID_EXTRA: pydantic.ConfigDict = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """How hard the embedded task is and how often its sources slip. Rates are per completion."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    min_digits: PositiveInt = 3
+    max_digits: PositiveInt = 4
+    kinds: tuple[str, ...] = ("sum", "largest", "smallest", "difference", "count", "compare")
+    demonstration_misread_rate: NonNegativeFloat = 0.2
+    demonstration_slip_rate: NonNegativeFloat = 0.35
+    teacher_misread_rate: NonNegativeFloat = 0.01
+    teacher_slip_rate: NonNegativeFloat = 0.01
+    # How often each wording is used: three ways to say a caption, two to write a think.
+    demonstration_caption_weights: tuple[float, float, float] = (0.4, 0.35, 0.25)
+    demonstration_think_weights: tuple[float, float] = (0.55, 0.45)
+    teacher_caption_weights: tuple[float, float, float] = (0.25, 0.4, 0.35)
+    teacher_think_weights: tuple[float, float] = (0.45, 0.55)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    task: Literal["digits", "files"] = "digits"
+    train: str | None = None  # files: demonstrations, teacher completions and answers, by row
+    align: str | None = None  # files: rows with a teacher completion; default: those of `train`
+    rlvr: str | None = None  # files: rows with an answer; default: those of `train`
+    heldout: str | None = None  # files: evaluation rows; required for results
+    image_root: str | None = None  # relative picture paths start here; default: the file's folder
+    columns: dict[str, str] = field(default_factory=dict)  # our field name -> the file's column
+    system_prompt: str | None = None  # default: the three-part instruction of parts.py
+    num_sft: PositiveInt = 2048  # digits: how many samples of each kind to draw
+    num_align: PositiveInt = 1024
+    num_rlvr: PositiveInt = 1024
+    num_heldout: PositiveInt = 256
+    digits: DigitsConfig = field(default_factory=DigitsConfig)
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The tiny base model of the embedded task: its size and how it is trained from scratch."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    hidden_size: PositiveInt = 128
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 2
+    intermediate_size: PositiveInt = 384
+    vision_hidden_size: PositiveInt = 96
+    vision_depth: PositiveInt = 3
+    vocab_size: PositiveInt = 512
+    vision_steps: NonNegativeInt = 250  # vision tower alone, as a digit classifier
+    steps: NonNegativeInt = 350
+    batch_size: PositiveInt = 16  # lessons; each has two replies
+    learning_rate: PositiveFloat = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which backbone, and how it is held in memory."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    name: str = "tiny"  # "tiny", a hub id, or a folder of a Qwen3-VL
+    quantization: Literal["nf4", "none"] = "nf4"
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    min_gpu_gib: NonNegativeFloat = 0.0  # recipes for a card name its size; 0 runs anywhere
+    gradient_checkpointing: bool = False
+    max_prompt_tokens: PositiveInt = 2048
+    max_pack_tokens: PositiveInt = 8192  # padded tokens of one forward with gradient
+    min_pixels: PositiveInt = 32 * 32
+    max_pixels: PositiveInt = 512 * 512
+    max_cached_pictures: PositiveInt = 8192
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The policy's adapter on every linear of the language model."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One optimizer and its schedule."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    learning_rate: PositiveFloat = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_ratio: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    name: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    temperature: NonNegativeFloat = 1.0  # 0 is greedy
+    max_completion_tokens: PositiveInt = 64
+    max_rows: PositiveInt = 512  # rollouts decoded side by side
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Stage 1: imitation of the public demonstrations."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    steps: NonNegativeInt = 100
+    batch_size: PositiveInt = 32  # demonstrations per step
+    accumulation_steps: PositiveInt = 1  # the batch in this many forwards
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(2e-3, schedule="cosine", warmup_ratio=0.1)
+    )
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The LoRA mixture of experts that scores parts. METHOD section 2."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    routing: Literal["grouped", "free", "dense"] = "grouped"
+    trunk: Literal["sft", "base"] = "sft"
+    num_experts: PositiveInt = 8  # half for perception, half for reasoning
+    top_k: PositiveInt = 2
+    rank: PositiveInt = 16
+    scale: PositiveFloat = 2.0
+    adapted_fraction: PositiveFloat = 0.5  # of the decoder layers, from the top
+    likelihood_features: bool = True
+    reasoning_sees_caption: bool = False
+    max_part_tokens: PositiveInt = 512  # the same for teacher and student
+    score_cap: PositiveFloat = 10.0  # c * tanh(s / c)
+    score_penalty: NonNegativeFloat = 1e-3  # on the mean square of the scores
+    balance_weight: NonNegativeFloat = 1e-2
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(2e-3))
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Stage 2: the discriminator learns teacher against SFT samples."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    steps: NonNegativeInt = 80
+    pairs_per_step: PositiveInt = 24
+    num_prompts: PositiveInt = 384  # the student answers these once
+    mismatched_fraction: NonNegativeFloat = 0.0  # of the negatives: teacher parts of another prompt
+    num_probe: PositiveInt = 200  # held-out pairs of the grounding and artefact probes
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(5e-3, schedule="cosine", warmup_ratio=0.1)
+    )
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Stage 3: the adversarial game. METHOD section 3."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    steps: NonNegativeInt = 30
+    prompts_per_step: PositiveInt = 8
+    group_size: PositiveInt = 8
+    alpha: NonNegativeFloat = 0.5  # weight of perception; reasoning has the rest
+    malformed_penalty: NonNegativeFloat = 1.5
+    panel_every: PositiveInt = 10  # steps between convergence panels on held-out pairs
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4))
+
+
+@dataclass(frozen=True)
+class RlvrConfig:
+    """Stage 4: reinforcement learning with verifiable rewards. METHOD section 4."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    steps: NonNegativeInt = 50
+    prompts_per_step: PositiveInt = 8
+    group_size: PositiveInt = 8
+    num_minibatches: PositiveInt = 1  # optimizer steps per batch of rollouts
+    loss: Literal["grpo"] = "grpo"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    clip_dual: PositiveFloat = 3.0
+    kl_weight: NonNegativeFloat = 0.0
+    accuracy_weight: NonNegativeFloat = 0.8
+    format_weight: NonNegativeFloat = 0.2
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(5e-4))
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out figures after each stage."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    num_samples: PositiveInt = 4  # completions per prompt at temperature 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on; written to config.yaml of the run folder."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    recipe: str = "tiny"
+    seed: int = 0
+    save_every: PositiveInt = 20  # steps between checkpoints
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    rlvr: RlvrConfig = field(default_factory=RlvrConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(
+    recipe: str | Path = "tiny", overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> RunConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: a shipped name ("tiny") or a YAML file.
+        overrides: "align.group_size=8" strings, or a mapping of dotted keys to values.
+
+    Raises:
+        ValueError: no such recipe, unknown key (the nearest one is named), or a value of the wrong
+            type or range.
+    """
+    path = RECIPES / f"{recipe}.yaml"
+    if not path.exists():
+        path = Path(recipe)
+    if not path.is_file():
+        raise ValueError(
+            f"no recipe {str(recipe)!r}: give one of {', '.join(recipe_names())}, or a YAML file."
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"recipe {path} must be a mapping of settings, got {type(values).__name__}."
+        )
+    values.setdefault("recipe", path.stem)
+    for key, value in _override_items(overrides):
+        _set_dotted(values, key, value)
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check a nested mapping of settings and build the RunConfig.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    try:
+        # Over the defaults: a recipe that sets only a stage's learning rate keeps its schedule.
+        config = pydantic.TypeAdapter(RunConfig).validate_python(
+            _merged(to_dict(RunConfig()), values)
+        )
+    except pydantic.ValidationError as error:
+        raise ValueError(_first_problem(error)) from None
+    _check_across_fields(config)
+    return config
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = under.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merged(below, value) if both else value
+    return merged
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain nested values, as written to config.yaml."""
+    return pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json")
+
+
+def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    items = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(
+                f"override {text!r} is not of the form key=value (align.group_size=8)."
+            )
+        items.append((key.strip(), yaml.safe_load(value)))
+    return items
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{key}: {parent} is a single value, it has no settings of its own.")
+    values[leaf] = value
+
+
+@functools.cache
+def known_keys() -> tuple[str, ...]:
+    """Every dotted key that a recipe or override may set."""
+
+    def walk(value: Any, prefix: str) -> list[str]:
+        keys = []
+        for item in dataclasses.fields(value):
+            inner = getattr(value, item.name)
+            name = f"{prefix}{item.name}"
+            keys += walk(inner, f"{name}.") if dataclasses.is_dataclass(inner) else [name]
+        return keys
+
+    return tuple(walk(RunConfig(), ""))
+
+
+def _first_problem(error: pydantic.ValidationError) -> str:
+    """One sentence for the first thing that is wrong with the settings."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        leaf = key.rpartition(".")[2]
+        near = difflib.get_close_matches(key, known_keys(), 1, 0.6) or [
+            name for name in known_keys() if name.rpartition(".")[2] == leaf
+        ]
+        sections = sorted({name.partition(".")[0] for name in known_keys()})
+        hint = f"did you mean {near[0]}?" if near else f"top-level keys: {', '.join(sections)}."
+        return f"unknown setting {key!r}: {hint}"
+    return f"setting {key} = {problem['input']!r}: {problem['msg'].lower()}."
+
+
+def _check_across_fields(config: RunConfig) -> None:
+    disc, digits = config.discriminator, config.data.digits
+    if disc.routing == "grouped" and disc.num_experts % 2:
+        raise ValueError(
+            f"discriminator.num_experts = {disc.num_experts} cannot be split into a perception and a "
+            "reasoning half: give an even number, or routing: free."
+        )
+    per_group = disc.num_experts // 2 if disc.routing == "grouped" else disc.num_experts
+    if disc.routing != "dense" and disc.top_k > per_group:
+        raise ValueError(
+            f"discriminator.top_k = {disc.top_k} is more than the {per_group} experts a token may use."
+        )
+    if not digits.min_digits <= digits.max_digits <= 6:
+        raise ValueError(
+            f"data.digits: min_digits = {digits.min_digits}, max_digits = {digits.max_digits}; "
+            "expected min <= max <= 6."
+        )
+    if config.data.task == "files" and config.data.train is None:
+        raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
+    for stage, group_size in (("align", config.align.group_size), ("rlvr", config.rlvr.group_size)):
+        if group_size < 2:
+            raise ValueError(
+                f"{stage}.group_size = {group_size}: a group needs at least 2 rollouts."
+            )

@@ -1,0 +1,80 @@
+"""Held-out figures of a policy, each with a 95 % interval.
+
+Shape letters: P prompts, G sampled completions per prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from prism_lite.data.task import TaskData
+from prism_lite.models.backbone import Backbone
+from prism_lite.parts import Parts
+from prism_lite.rewards import accuracy_reward
+from prism_lite.rollouts import sample_groups
+from prism_lite.types import Group
+from prism_lite.config import RunConfig
+
+
+def evaluate(backbone: Backbone, task: TaskData, config: RunConfig) -> dict[str, Any]:
+    """Sample the held-out prompts at temperature 1 and greedily, under the active role.
+
+    Returns:
+        accuracy, format_rate, caption_accuracy, think_validity (the last two where the task verifies
+        them) of the sampled completions, the same with `greedy_` before it, mean_tokens, and `ci95`
+        with [low, high] for each rate. The unit of the intervals is the prompt.
+    """
+    sampled = dataclasses.replace(config.sampling, temperature=1.0)
+    greedy = dataclasses.replace(config.sampling, temperature=0.0)
+    settings = {"system_prompt": task.system_prompt, "seed": (config.seed, "evaluate")}
+    groups = sample_groups(
+        backbone, task.heldout, group_size=config.eval.num_samples, sampling=sampled, **settings
+    )
+    rates = _rates(groups, task)
+    greedy_groups = sample_groups(backbone, task.heldout, group_size=1, sampling=greedy, **settings)
+    rates |= {f"greedy_{name}": values for name, values in _rates(greedy_groups, task).items()}
+    lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
+    return {
+        **{name: sum(values) / len(values) for name, values in rates.items()},
+        "mean_tokens": sum(lengths) / len(lengths),
+        "ci95": {name: interval95(values) for name, values in rates.items()},
+    }
+
+
+def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:
+    """For each figure, the mean over every prompt's completions."""
+    rates: dict[str, list[float]] = {}
+    for group in groups:
+        texts = [rollout.text for rollout in group.rollouts]
+        answers = [group.sample.answer] * len(texts)
+        correct = accuracy_reward([None] * len(texts), texts, answer=answers)
+        marks: dict[str, list[float]] = {
+            "format_rate": [float(rollout.is_well_formed) for rollout in group.rollouts]
+        }
+        if group.sample.answer is not None:
+            marks["accuracy"] = [float(mark or 0.0) for mark in correct]
+        if task.verify is not None:
+            verdicts = [
+                task.verify(group.sample, rollout.parts)
+                if isinstance(rollout.parts, Parts)
+                else None
+                for rollout in group.rollouts
+            ]
+            marks["caption_accuracy"] = [float(v is not None and v.caption) for v in verdicts]
+            marks["think_validity"] = [float(v is not None and v.think) for v in verdicts]
+        for name, values in marks.items():
+            rates.setdefault(name, []).append(sum(values) / len(values))
+    return rates
+
+
+def interval95(values: Sequence[float]) -> list[float]:
+    """95 % interval of the mean of rates, by the normal approximation, cut to [0, 1]."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return [0.0, 1.0]
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    half = 1.96 * math.sqrt(variance / len(values))
+    return [max(0.0, mean - half), min(1.0, mean + half)]

@@ -1,0 +1,40 @@
+"""What this machine has: `prism-lite doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from importlib.metadata import version
+
+PACKAGES = (
+    "torch", "transformers", "peft", "bitsandbytes", "triton", "unsloth", "flash_attn", "gradio",
+)  # fmt: skip
+
+
+def describe() -> str:
+    """Python, packages, device and memory, as lines of text for a bug report."""
+    import torch
+
+    lines = [f"python        {sys.version.split()[0]} on {platform.platform()}"]
+    for name in PACKAGES:
+        found = importlib.util.find_spec(name) is not None
+        lines.append(f"{name:13} {version(name) if found else 'not installed'}")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            lines.append(
+                f"gpu {index}         {properties.name}, {properties.total_memory / 2**30:.1f} GiB, "
+                f"sm{properties.major}{properties.minor}"
+            )
+    else:
+        lines.append("gpu           none that torch can use: recipes for a card will refuse")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    lines.append(f"cpu           {os.cpu_count()} cores, {memory:.1f} GiB memory")
+    lines.append(f"threads       {torch.get_num_threads()}, spin {_spin()}")
+    return "\n".join(lines)
+
+
+def _spin() -> str:
+    return os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY") or "default"

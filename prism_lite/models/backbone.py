@@ -1,0 +1,256 @@
+"""One frozen Qwen3-VL, loaded once in NF4, and the roles it plays.
+
+policy: backbone + LoRA `policy`. reference: backbone + the adapter the stage started from, or none.
+discriminator: backbone + the frozen trunk adapter (METHOD: `discriminator.trunk`), experts attached by
+`models/discriminator.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
+one adapter, or none, is ever active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+from prism_lite.config import LoraConfig, ModelConfig
+from prism_lite.models.packing import Pack, forward_pack
+from prism_lite.models.processor import load_processor
+from prism_lite.models.prompts import Prompt, encode_prompt
+from prism_lite.models.vision import VisionCache
+from prism_lite.types import Sample
+
+Role = Literal["policy", "reference", "discriminator"]
+POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
+# transformers 5 matches these anchored: a plain "visual" would not skip the tower.
+SKIP_QUANTISATION = [r"lm_head", r".*visual.*"]
+LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+# Sampling one of these would break the replay of a completion: they stand for pictures.
+SUPPRESSED_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+
+
+class Backbone:
+    """The loaded model with its processor, adapters and picture features.
+
+    Attributes:
+        core: the `Qwen3VLForConditionalGeneration`; adapters are injected into it.
+        peft: the PEFT wrapper that owns the adapters.
+        processor: tokenizer and picture processor.
+        end_id: the token that ends a completion, also the discriminator's sentinel.
+        suppressed_ids: tokens that sampling never draws.
+    """
+
+    def __init__(self, core: Any, processor: Any, model: ModelConfig, lora: LoraConfig) -> None:
+        core.requires_grad_(False)
+        core.eval()
+        core.config.use_cache = False
+        self.config = model
+        self.core = core
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.peft: PeftModel = get_peft_model(core, _peft_config(lora), adapter_name=POLICY)
+        self._lora = lora
+        self.end_id: int = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.pad_id: int = self.tokenizer.pad_token_id
+        self.suppressed_ids: list[int] = self.tokenizer.convert_tokens_to_ids(SUPPRESSED_TOKENS)
+        self.vision = VisionCache(
+            core, processor.image_processor, max_pictures=model.max_cached_pictures
+        )
+        self._prompts: dict[str, Prompt] = {}
+        if model.gradient_checkpointing:
+            core.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def device(self) -> torch.device:
+        return self.core.device
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        """Activate one role; the policy is active again afterwards.
+
+        A loss must be propagated inside the role that made it: gradient checkpointing runs the
+        forward again in the backward.
+        """
+        adapter = {"policy": POLICY, "reference": REFERENCE, "discriminator": TRUNK}[role]
+        if adapter in self.peft.peft_config:
+            self._activate(adapter)
+            try:
+                yield
+            finally:
+                self._activate(POLICY)
+        else:
+            with self.peft.disable_adapter():
+                yield
+            self._activate(POLICY)
+
+    def _activate(self, adapter: str) -> None:
+        self.peft.base_model.set_adapter(adapter, inference_mode=adapter != POLICY)
+        assert self.peft.base_model.active_adapters == [adapter]
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """LoRA weights of the policy, float32, in a fixed order."""
+        named = sorted(self.core.named_parameters())
+        return [p for name, p in named if f".{POLICY}." in name]
+
+    def adapter_state(self, adapter: str = POLICY) -> dict[str, Tensor]:
+        """A copy of an adapter's weights, in PEFT's names."""
+        state = get_peft_model_state_dict(self.peft, adapter_name=adapter)
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def load_adapter_state(self, state: Mapping[str, Tensor], adapter: str = POLICY) -> None:
+        """Overwrite an adapter (made if missing) with weights in PEFT's names.
+
+        Raises:
+            ValueError: the weights are not those of an adapter of this shape.
+        """
+        if adapter not in self.peft.peft_config:
+            self.peft.add_adapter(adapter, _peft_config(self._lora))
+        expected = get_peft_model_state_dict(self.peft, adapter_name=adapter)
+        if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in state.items()}:
+            raise ValueError(
+                f"the adapter has {len(state)} tensors that do not fit the {len(expected)} of this "
+                "backbone: use the model and the lora settings it was trained with."
+            )
+        set_peft_model_state_dict(self.peft, dict(state), adapter_name=adapter)
+        self._activate(POLICY)
+
+    def freeze_copy(self, adapter: str) -> None:
+        """Keep the policy's present weights as a frozen adapter (the trunk, or the reference)."""
+        self.load_adapter_state(self.adapter_state(POLICY), adapter)
+
+    def save_policy(self, folder: str) -> None:
+        """Write the policy as a plain PEFT folder: `PeftModel.from_pretrained(base, folder)`."""
+        self.peft.save_pretrained(folder, selected_adapters=[POLICY])
+
+    def prompt(self, sample: Sample, system_prompt: str) -> Prompt:
+        """The encoded prompt of a sample; encoded once.
+
+        Raises:
+            ValueError: see `encode_prompt`.
+        """
+        if sample.id not in self._prompts:
+            self._prompts[sample.id] = encode_prompt(
+                sample,
+                processor=self.processor,
+                rope_index=self.core.model.get_rope_index,
+                system_prompt=system_prompt,
+                max_tokens=self.config.max_prompt_tokens,
+            )
+        return self._prompts[sample.id]
+
+    def tokenize(self, text: str, *, end: bool = True) -> Tensor:
+        """Token ids (int64 [C]) of completion text, closed by the end token."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([*ids, self.end_id] if end else ids)
+
+    def hidden_states(self, pack: Pack) -> Tensor:
+        """hidden_FD of a pack under the active role (models/packing.py)."""
+        pictures = [picture for prompt in pack.prompts for picture in prompt.pictures]
+        return forward_pack(self.core, pack, self.vision.features(pictures))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The frozen output embedding [V, D]."""
+        return self.core.get_output_embeddings().weight
+
+
+def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int) -> Backbone:
+    """Load a Qwen3-VL from a hub id or folder and give it a fresh policy adapter.
+
+    Raises:
+        ValueError: the path does not hold a Qwen3-VL.
+        RuntimeError: the machine lacks what the recipe needs.
+    """
+    quantisation = None
+    compute_dtype = compute_dtype_of(model)
+    if model.quantization == "nf4":
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+            llm_int8_skip_modules=SKIP_QUANTISATION,
+        )
+    try:
+        core = AutoModelForImageTextToText.from_pretrained(
+            path,
+            quantization_config=quantisation,
+            dtype=compute_dtype,
+            attn_implementation=model.attention,
+            device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+        )
+        processor = load_processor(path)
+    except OSError as error:
+        raise ValueError(
+            f"model.name = {model.name!r}: cannot load it ({str(error).splitlines()[0]}). Give a hub id "
+            "or a folder of a Qwen3-VL; a hub id needs network access once."
+        ) from error
+    if core.config.model_type != "qwen3_vl":
+        raise ValueError(
+            f"model.name = {model.name!r} is a {core.config.model_type}, not a qwen3_vl; this edition "
+            "trains Qwen3-VL models only."
+        )
+    processor.image_processor.size = {
+        "shortest_edge": model.min_pixels,
+        "longest_edge": model.max_pixels,
+    }
+    _prepare_cpu_quantisation(core)
+    use_linear_patch_embedding(core)
+    torch.manual_seed(seed)  # PEFT initialises LoRA A from the global generator
+    return Backbone(core, processor, model, lora)
+
+
+def compute_dtype_of(model: ModelConfig) -> torch.dtype:
+    """Float type of activations: float32 on the CPU, else bfloat16 (sm80 on) or float16."""
+    if model.compute_dtype != "auto":
+        return getattr(torch, model.compute_dtype)
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+
+
+def use_linear_patch_embedding(core: Any) -> None:
+    """Replace the Conv3d patch embedding, whose kernel equals its stride, by the equal matmul.
+
+    The convolution is 10 to 50,000 times slower on some torch and card pairs.
+    """
+    embedding = core.model.visual.patch_embed
+    weight = embedding.proj.weight
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        patches = hidden_states.view(-1, weight[0].numel()).to(weight.dtype)
+        return nn.functional.linear(patches, weight.flatten(1), embedding.proj.bias)
+
+    embedding.forward = forward
+
+
+def _prepare_cpu_quantisation(core: nn.Module) -> None:
+    """Keep bitsandbytes from repacking weights for AVX512: its backward is then silently wrong."""
+    for module in core.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
+    return PeftLoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=LANGUAGE_LINEARS,
+        task_type="CAUSAL_LM",
+    )
+
+
+def encode_samples(
+    backbone: Backbone, samples: Sequence[Sample], system_prompt: str
+) -> list[Prompt]:
+    """Prompts of many samples, pictures encoded along the way."""
+    prompts = [backbone.prompt(sample, system_prompt) for sample in samples]
+    backbone.vision.features([picture for prompt in prompts for picture in prompt.pictures])
+    return prompts

@@ -1,0 +1,211 @@
+"""The discriminator: LoRA experts and two score heads on the policy's own frozen backbone.
+
+Each adapted decoder layer gets E low-rank experts beside its frozen MLP, mixed by a router; they act
+on completion tokens only, so a prompt's states are those of the frozen trunk. A part is scored at
+one sentinel position behind it, the end token, the same for teacher and student. METHOD section 2.
+
+The likelihood features, mean and minimum token log-prob of the part under this language model with
+the picture in context, go into the head beside the hidden state: without them the discriminator
+learns the teacher's style and not what the picture shows (METHOD section 6).
+
+Shape letters: B trees, T tokens, F = B * T flat positions, N part tokens, K parts, D hidden, E
+experts, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import triton_kernels as tk
+from prism_lite.config import DiscriminatorConfig
+from prism_lite.logprobs import pack_logprobs
+from prism_lite.losses import cap_scores
+from prism_lite.models.backbone import Backbone
+from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
+from prism_lite.models.prompts import Prompt
+from prism_lite.parts import Parts
+from prism_lite.seeding import generator_for
+
+NUM_LIKELIHOOD_FEATURES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of K completions' parts, with their graph.
+
+    Attributes:
+        perception_K, reasoning_K: float32 [K], smoothly capped.
+        balance_loss: [], mean over the adapted layers; 1 when every expert gets its share.
+        router_entropy: [], nats, mean over tokens and layers of the routing weights' entropy.
+        load_E: [E], fraction of the assignments each expert received.
+    """
+
+    perception_K: Tensor
+    reasoning_K: Tensor
+    balance_loss: Tensor
+    router_entropy: Tensor
+    load_E: Tensor
+
+
+class ExpertLayer(nn.Module):
+    """Router and experts of one decoder layer; they begin as exactly nothing (B = 0)."""
+
+    def __init__(self, config: DiscriminatorConfig, hidden_size: int, generator: Any) -> None:
+        super().__init__()
+        num_experts = 1 if config.routing == "dense" else config.num_experts
+        self.A = nn.Parameter(
+            torch.randn(num_experts, config.rank, hidden_size, generator=generator)
+            / hidden_size**0.5
+        )
+        self.B = nn.Parameter(torch.zeros(num_experts, hidden_size, config.rank))
+        self.router = nn.Parameter(
+            torch.randn(num_experts, hidden_size, generator=generator) / hidden_size**0.5
+        )
+
+
+class Discriminator(nn.Module):
+    """Scores (prompt, caption) and (prompt, think + answer). Use inside role "discriminator"."""
+
+    def __init__(self, backbone: Backbone, config: DiscriminatorConfig, *, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        text_config = backbone.core.config.text_config
+        num_layers, hidden_size = text_config.num_hidden_layers, text_config.hidden_size
+        num_adapted = max(1, round(num_layers * min(config.adapted_fraction, 1.0)))
+        self.first_layer = num_layers - num_adapted
+        generator = generator_for(seed, "discriminator", "init")
+        self.experts = nn.ModuleList(
+            ExpertLayer(config, hidden_size, generator) for _ in range(num_adapted)
+        )
+        width = hidden_size + NUM_LIKELIHOOD_FEATURES * config.likelihood_features
+        self.perception_head = nn.Parameter(torch.zeros(width))
+        self.reasoning_head = nn.Parameter(torch.zeros(width))
+        self.to(backbone.device)
+
+    def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:
+        """Score every completion of every prompt in one forward (or few, of `max_pack_tokens`).
+
+        Args:
+            judged: prompts, each with the parts of its completions (teacher and students alike).
+
+        Returns:
+            Scores of all completions, prompt after prompt.
+        """
+        trees = [
+            Tree(prompt, tuple(b for parts in completions for b in self._branches(backbone, parts)))
+            for prompt, completions in judged
+            if completions
+        ]
+        packs = split_trees(trees, backbone.config.max_pack_tokens)
+        scored = [self._score_pack(backbone, pack) for pack in packs]
+        score_K2 = torch.cat([score_R for score_R, _ in scored]).view(-1, 2)
+        routings = [routing for _, layers in scored for routing in layers]
+        return Scores(
+            perception_K=score_K2[:, 0],
+            reasoning_K=score_K2[:, 1],
+            balance_loss=torch.stack([r.balance_loss for r in routings]).mean(),
+            router_entropy=torch.stack([_entropy(r.weights) for r in routings]).mean(),
+            load_E=torch.stack([r.load for r in routings]).mean(0),
+        )
+
+    def _branches(self, backbone: Backbone, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Token ids of the perception and the reasoning part, each closed by the sentinel."""
+        reasoning = parts.reasoning
+        if self.config.reasoning_sees_caption:
+            reasoning = f"{parts.perception}\n{reasoning}"
+        limit = self.config.max_part_tokens
+        perception_C, reasoning_C = (
+            torch.cat(
+                [
+                    backbone.tokenize(text, end=False)[: limit - 1],
+                    torch.tensor([backbone.end_id]),
+                ]
+            )
+            for text in (parts.perception, reasoning)
+        )
+        return perception_C, reasoning_C
+
+    def _score_pack(
+        self, backbone: Backbone, trees: Sequence[Tree]
+    ) -> tuple[Tensor, list[tk.Routing]]:
+        """Scores [R] of the branches (perception and reasoning by turns) and each layer's routing."""
+        pack = pack_trees(trees, pad_id=backbone.pad_id)
+        with self._attached(backbone, pack) as routings:
+            hidden_FD = backbone.hidden_states(pack)
+        feature_RD = hidden_FD[pack.last_R.to(hidden_FD.device)].float()
+        if self.config.likelihood_features:
+            likelihood_R2 = self._likelihood_features(backbone, pack, hidden_FD)
+            feature_RD = torch.cat([feature_RD, likelihood_R2], 1)
+        head_2D = torch.stack([self.perception_head, self.reasoning_head])
+        channel_R = torch.arange(pack.num_branches, device=feature_RD.device) % 2
+        raw_R = (feature_RD * head_2D[channel_R]).sum(1)
+        return cap_scores(raw_R, self.config.score_cap), routings
+
+    def _likelihood_features(self, backbone: Backbone, pack: Pack, hidden_FD: Tensor) -> Tensor:
+        """Mean and minimum token log-prob [R, 2] of each part, the sentinel left out."""
+        logprob_N = pack_logprobs(backbone.core, pack, hidden_FD)
+        branch_N = pack.branch_N.to(logprob_N.device)
+        is_sentinel_N = pack.own_N == pack.last_R[pack.branch_N]
+        kept_N = (~is_sentinel_N).to(logprob_N.device)
+        zeros_R = logprob_N.new_zeros(pack.num_branches)
+        count_R = zeros_R.index_add(0, branch_N, kept_N.float())
+        mean_R = zeros_R.index_add(0, branch_N, logprob_N * kept_N) / count_R
+        min_R = zeros_R.scatter_reduce(
+            0, branch_N[kept_N], logprob_N[kept_N], "amin", include_self=False
+        )
+        return torch.stack([mean_R, min_R], 1)
+
+    @contextmanager
+    def _attached(self, backbone: Backbone, pack: Pack) -> Iterator[list[tk.Routing]]:
+        """Hook the experts onto the last layers' MLPs for one forward; collect the routings."""
+        own_N = pack.own_N.to(backbone.device)
+        allowed_NE = self._allowed(pack).to(backbone.device)
+        routings: list[tk.Routing] = []
+        layers = backbone.core.model.language_model.layers[self.first_layer :]
+        handles = []
+        for layer, expert in zip(layers, self.experts, strict=True):
+
+            def add_experts(_module: Any, args: Any, output_BTD: Tensor, expert=expert) -> Tensor:
+                x_ND = args[0].flatten(0, 1)[own_N]
+                delta_ND, routing = self._mix(expert, x_ND, allowed_NE)
+                routings.append(routing)
+                flat_FD = output_BTD.flatten(0, 1)
+                return flat_FD.index_add(0, own_N, delta_ND.to(flat_FD.dtype)).view_as(output_BTD)
+
+            handles.append(layer.mlp.register_forward_hook(add_experts))
+        try:
+            yield routings
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mix(
+        self, expert: ExpertLayer, x_ND: Tensor, allowed_NE: Tensor
+    ) -> tuple[Tensor, tk.Routing]:
+        if self.config.routing == "dense":
+            ones_N1 = x_ND.new_ones(x_ND.shape[0], 1, dtype=torch.float32)
+            routing = tk.Routing(ones_N1, ones_N1.new_ones(1), ones_N1.new_ones(()))
+        else:
+            logits_NE = x_ND.float() @ expert.router.T
+            routing = tk.route_topk(logits_NE, self.config.top_k, allowed=allowed_NE)
+        A, B = expert.A.to(x_ND.dtype), expert.B.to(x_ND.dtype)
+        return tk.lora_experts(x_ND, A, B, routing.weights, scale=self.config.scale), routing
+
+    def _allowed(self, pack: Pack) -> Tensor:
+        """bool [N, E]: the experts each part token may use. Even branches are perception."""
+        num_experts = self.config.num_experts
+        if self.config.routing != "grouped":
+            return torch.ones(len(pack.own_N), num_experts, dtype=torch.bool)
+        is_reasoning_N1 = (pack.branch_N % 2 == 1)[:, None]
+        is_reasoning_expert_E = torch.arange(num_experts) >= num_experts // 2
+        return is_reasoning_N1 == is_reasoning_expert_E
+
+
+def _entropy(weights_NE: Tensor) -> Tensor:
+    return torch.special.entr(weights_NE.detach()).sum(1).mean()

@@ -1,0 +1,138 @@
+"""From a Sample to the tokens and M-RoPE positions of its prompt.
+
+Shape letters: P prompt tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prism_lite.types import Picture, Sample
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A tokenised prompt: everything before the completion, picture placeholders expanded.
+
+    Attributes:
+        id: the sample's id.
+        token_ids_P: int64 [P].
+        position_ids_3P: int64 [3, P], Qwen3-VL's temporal, height and width positions.
+        next_position: where the completion's positions start, the same on all three axes.
+        is_picture_P: bool [P], True at visual tokens.
+        pictures: in the order of their visual tokens.
+    """
+
+    id: str
+    token_ids_P: Tensor
+    position_ids_3P: Tensor
+    next_position: int
+    is_picture_P: Tensor
+    pictures: tuple[Picture, ...]
+
+    def __len__(self) -> int:
+        return self.token_ids_P.shape[0]
+
+
+def chat_messages(sample: Sample, system_prompt: str) -> list[dict[str, Any]]:
+    """The conversation in the form chat templates take, pictures at their `<image>` marks.
+
+    Raises:
+        ValueError: the number of marks is not the number of pictures; names the row.
+    """
+    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in sample.turns)
+    if num_marks not in (0, len(sample.pictures)):
+        raise ValueError(
+            f"{sample.source or sample.id}: {num_marks} {IMAGE_MARK} marks for "
+            f"{len(sample.pictures)} pictures. Give one mark per picture, or none (pictures then "
+            "stand first)."
+        )
+    messages: list[dict[str, Any]] = []
+    if system_prompt and all(turn.role != "system" for turn in sample.turns):
+        messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
+    unplaced = len(sample.pictures) if num_marks == 0 else 0
+    for turn in sample.turns:
+        content: list[dict[str, Any]] = []
+        if turn.role == "user" and unplaced:
+            content += [{"type": "image"}] * unplaced
+            unplaced = 0
+        for i, text in enumerate(turn.text.split(IMAGE_MARK)):
+            content += [{"type": "image"}] if i else []
+            content += [{"type": "text", "text": text}] if text else []
+        messages.append({"role": turn.role, "content": content})
+    return messages
+
+
+def encode_prompt(
+    sample: Sample, *, processor: Any, rope_index: Any, system_prompt: str, max_tokens: int
+) -> Prompt:
+    """Tokenise a prompt and place it on the three M-RoPE axes.
+
+    Args:
+        processor: the model's processor.
+        rope_index: the model's `get_rope_index`.
+        system_prompt: used where the sample has no system turn of its own; "" for none.
+        max_tokens: longest prompt accepted. A prompt is never truncated: visual tokens would be lost.
+
+    Raises:
+        ValueError: unreadable picture, marks without pictures, or too long a prompt; names the row.
+    """
+    tokenizer, pictures = processor.tokenizer, processor.image_processor
+    text = tokenizer.apply_chat_template(
+        chat_messages(sample, system_prompt), tokenize=False, add_generation_prompt=True
+    )
+    grids = [picture_grid(picture, pictures) for picture in sample.pictures]
+    placeholder, merge = "<|image_pad|>", pictures.merge_size
+    pieces = text.split(placeholder)
+    if len(pieces) != len(grids) + 1:
+        raise ValueError(
+            f"{sample.source or sample.id}: the text itself holds {placeholder}; remove it, a picture's "
+            f"place is marked with {IMAGE_MARK}."
+        )
+    expanded = pieces[0]
+    for grid, piece in zip(grids, pieces[1:], strict=True):
+        expanded += placeholder * (math.prod(grid) // merge**2) + piece
+    token_ids = torch.tensor(tokenizer(expanded, add_special_tokens=False)["input_ids"])
+    if len(token_ids) > max_tokens:
+        raise ValueError(
+            f"{sample.source or sample.id}: the prompt has {len(token_ids)} tokens, the limit is "
+            f"{max_tokens}. Raise model.max_prompt_tokens, lower model.max_pixels, or drop the row."
+        )
+    is_picture = token_ids == tokenizer.convert_tokens_to_ids(placeholder)
+    position_ids, _ = rope_index(
+        token_ids[None],
+        is_picture[None].int(),
+        image_grid_thw=torch.tensor(grids) if grids else None,
+    )
+    position_ids = position_ids[:, 0]
+    return Prompt(
+        id=sample.id,
+        token_ids_P=token_ids,
+        position_ids_3P=position_ids,
+        next_position=int(position_ids.max()) + 1,
+        is_picture_P=is_picture,
+        pictures=sample.pictures,
+    )
+
+
+def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
+    """Patches of a picture along time, height and width, after the processor's resize."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    width, height = picture.open().size
+    patch, size = image_processor.patch_size, image_processor.size
+    new_height, new_width = smart_resize(
+        height,
+        width,
+        factor=patch * image_processor.merge_size,
+        min_pixels=size["shortest_edge"],
+        max_pixels=size["longest_edge"],
+    )
+    return 1, new_height // patch, new_width // patch

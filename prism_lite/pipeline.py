@@ -1,0 +1,235 @@
+"""The whole pipeline: base -> SFT -> warm-up -> alignment -> RLVR, an evaluation behind each policy.
+
+A finished stage is never done again; an unfinished one goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from prism_lite import report
+from prism_lite.checkpoint import write_text
+from prism_lite.config import RunConfig
+from prism_lite.data.task import TaskData, load_task
+from prism_lite.evaluate import evaluate
+from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
+from prism_lite.run_folder import RunFolder, fingerprint_of, open_run, peak_gib
+from prism_lite.stages.align import run_align
+from prism_lite.stages.base import tiny_base
+from prism_lite.stages.context import Context
+from prism_lite.stages.rlvr import run_rlvr
+from prism_lite.stages.sft import run_sft
+from prism_lite.stages.warmup import run_warmup
+
+STAGES: dict[str, Callable[[Context], None]] = {
+    "sft": run_sft,
+    "warmup": run_warmup,
+    "align": run_align,
+    "rlvr": run_rlvr,
+}
+POLICY_STAGES = ("sft", "align", "rlvr")
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    stages: Sequence[str] = tuple(STAGES),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run the stages that are not done yet, evaluate each policy, write results, plots and card.
+
+    Args:
+        config: from `load_recipe`.
+        out: run folder; made, or taken up again when it holds a run with the same settings.
+        stages: a part of the pipeline; the stages before it must be finished in this folder.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ValueError: something the person gave is wrong; nothing was half-written.
+        Stopped: asked to stop; saved.
+    """
+    console = console or Console()
+    check_machine(config)
+    task = load_task(config)
+    started_s = time.monotonic()
+    base_path = base_folder(config)
+    base_s = time.monotonic() - started_s
+    with open_run(Path(out), config, console) as folder:
+        backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
+        context = Context(config, folder, backbone, task)
+        _write_environment(folder, config, backbone)
+        _encode(context)
+        if not folder.results().get("stages", {}).get("base"):
+            _evaluate(context, "base", {"seconds": base_s})
+        for stage in stages:
+            if not folder.is_done(stage):
+                started_s = time.monotonic()
+                with _memory_advice(config, stage):
+                    STAGES[stage](context)
+                _note_seconds(folder, stage, time.monotonic() - started_s)
+            if stage in POLICY_STAGES and stage not in folder.results().get("stages", {}):
+                context.load_policy(stage)
+                _evaluate(context, stage, {})
+        _write_exports(context)
+        results = folder.results()
+        report.write_plots(folder)
+        report.write_card(folder, results)
+    return results
+
+
+def check_machine(config: RunConfig) -> None:
+    """Refuse a recipe that this machine cannot run, before anything is written.
+
+    Raises:
+        ValueError: the recipe is for a GPU that is not there, or is too small.
+    """
+    needed = config.model.min_gpu_gib
+    if config.model.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"recipe {config.recipe!r} needs an NVIDIA GPU"
+            + (f" with {needed:g} GiB" if needed else "")
+            + ", and torch finds none here. Use --recipe tiny on a CPU, or check the driver "
+            "(nvidia-smi) and that torch is a CUDA build."
+        )
+    if needed and torch.cuda.is_available():
+        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+        if gib < 0.9 * needed:
+            raise ValueError(
+                f"recipe {config.recipe!r} is made for {needed:g} GiB, this card has {gib:.1f} GiB. "
+                "Use a smaller recipe, or lower model.max_pack_tokens and set model.min_gpu_gib=0."
+            )
+
+
+def base_folder(config: RunConfig) -> str:
+    """Hub id or folder of the base model; the tiny one is trained on first use."""
+    if config.model.name != "tiny":
+        return config.model.name
+    return str(tiny_base(config.tiny, config.data.digits))
+
+
+@contextmanager
+def _memory_advice(config: RunConfig, stage: str):
+    """Out of memory: say which settings help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"out of GPU memory in stage {stage} (peak so far {peak_gib():.1f} GiB). Lower "
+            f"model.max_pack_tokens (now {config.model.max_pack_tokens}) or sampling.max_rows (now "
+            f"{config.sampling.max_rows}); then model.max_pixels. The same command resumes."
+        ) from error
+
+
+def _encode(context: Context) -> None:
+    """Encode all prompts and pictures once, with a progress line; reads every picture up front."""
+    task = context.task
+    samples = {
+        sample.id: sample
+        for sample in (
+            *task.sft,
+            *task.align[: context.config.data.num_align],
+            *task.rlvr,
+            *task.heldout,
+            *(pair.sample for pair in task.probe),
+        )
+    }
+    with context.run.console.status(f"reading {len(samples)} prompts and their pictures"):
+        encode_samples(context.backbone, list(samples.values()), task.system_prompt)
+
+
+def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
+    folder = context.run
+    if not context.task.heldout:
+        folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
+        return
+    with folder.console.status(f"evaluating {stage} on {len(context.task.heldout)} prompts"):
+        figures = evaluate(context.backbone, context.task, context.config)
+    results = folder.results() or {
+        "task": context.config.data.task,
+        "n": len(context.task.heldout),
+        "seed": context.config.seed,
+        "stages": {},
+    }
+    seconds = {k: v for k, v in results.get("seconds", {}).items() if k == stage}
+    merged = figures | {"seconds": seconds[stage]} if seconds else figures | dict(extra)
+    results["stages"][stage] = merged
+    folder.write_results(results)
+    folder.console.print(report.stage_line(stage, merged))
+
+
+def _note_seconds(folder: RunFolder, stage: str, seconds: float) -> None:
+    results = folder.results()
+    results.setdefault("seconds", {})[stage] = seconds
+    folder.write_results(results)
+
+
+def _write_exports(context: Context) -> None:
+    """policy/ (plain PEFT) and discriminator/ from the last finished stages."""
+    folder = context.run
+    finished = [stage for stage in POLICY_STAGES if folder.is_done(stage)]
+    if finished:
+        context.load_policy(finished[-1])
+        context.backbone.save_policy(str(folder.path / "policy"))
+    judged = [stage for stage in ("warmup", "align") if folder.is_done(stage)]
+    if judged:
+        tensors = folder.load_final(judged[-1])["discriminator"]
+        report.write_discriminator(folder, tensors)
+
+
+def _write_environment(folder: RunFolder, config: RunConfig, backbone: Backbone) -> None:
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
+    data = config.data
+    files = {
+        name: path
+        for name, path in (("train", data.train), ("align", data.align), ("rlvr", data.rlvr))
+        if path is not None and Path(path).is_file()
+    }
+    device = backbone.device
+    environment = {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "compute_dtype": str(backbone.core.dtype).removeprefix("torch."),
+        "seed": config.seed,
+        "git_commit": _git_commit(),
+        "data": {name: fingerprint_of(path) for name, path in files.items()},
+    }
+    write_text(folder.path / "env.json", report.to_json(environment))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+__all__ = ["STAGES", "TaskData", "base_folder", "check_machine", "run"]

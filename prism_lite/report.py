@@ -1,0 +1,207 @@
+"""What a finished run shows: the table, plots, the card. Reads the run folder only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prism_lite.checkpoint import write_text
+from prism_lite.config import to_dict
+from prism_lite.run_folder import RunFolder
+
+COLUMNS = (
+    ("accuracy", "accuracy"),
+    ("greedy_accuracy", "greedy accuracy"),
+    ("caption_accuracy", "caption accuracy"),
+    ("think_validity", "think validity"),
+    ("format_rate", "format rate"),
+)
+STAGE_ORDER = ("base", "sft", "align", "rlvr")
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def rate_text(figures: Mapping[str, Any], name: str) -> str:
+    """ "0.512 ± 0.046": the rate and half its 95 % interval; "-" where it was not measured."""
+    if name not in figures:
+        return "-"
+    low, high = figures["ci95"][name]
+    return f"{figures[name]:.3f} ± {(high - low) / 2:.3f}"
+
+
+def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
+    """One line about a stage, for the console."""
+    cells = [f"{title} {rate_text(figures, name)}" for name, title in COLUMNS if name in figures]
+    return f"[bold]{stage:5}[/] " + ", ".join(cells)
+
+
+def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Header and one row per evaluated stage, as text."""
+    header = ["stage", *(title for _, title in COLUMNS), "mean tokens", "seconds"]
+    rows = [header]
+    for stage in STAGE_ORDER:
+        figures = results.get("stages", {}).get(stage)
+        if figures is None:
+            continue
+        seconds = figures.get("seconds")
+        if stage == "align" and "warmup" in results.get("seconds", {}):
+            seconds = (seconds or 0.0) + results["seconds"]["warmup"]
+        rows.append(
+            [
+                stage,
+                *(rate_text(figures, name) for name, _ in COLUMNS),
+                f"{figures['mean_tokens']:.1f}",
+                "-" if seconds is None else f"{seconds:.0f}",
+            ]
+        )
+    return rows
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The table that `prism-lite run` ends with."""
+    header, *rows = results_rows(results)
+    table = Table(title=f"{results['n']} held-out prompts, 95 % intervals; align includes warm-up")
+    for i, title in enumerate(header):
+        table.add_column(title, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def write_plots(folder: RunFolder) -> None:
+    """plots/*.png: losses, rewards, discriminator, and results by stage. Nothing measured, no plot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plots = folder.path / "plots"
+    plots.mkdir(exist_ok=True)
+    panels = {
+        "sft": ("sft", [("loss",)]),
+        "warmup": (
+            "warmup",
+            [
+                ("disc/loss",),
+                ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
+                ("disc/router_entropy",),
+            ],
+        ),
+        "align": (
+            "align",
+            [
+                ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
+                ("disc/grounding_perception", "disc/grounding_reasoning"),
+                ("disc/margin_perception", "disc/margin_reasoning"),
+                ("malformed_rate",),
+            ],
+        ),
+        "rlvr": (
+            "rlvr",
+            [
+                ("rewards/accuracy/mean", "rewards/format/mean"),
+                ("entropy",),
+                ("completions/mean_length",),
+                ("frac_reward_zero_std",),
+            ],
+        ),
+    }
+    for name, (stage, curves) in panels.items():
+        lines = folder.metrics(stage)
+        curves = [c for c in curves if any(key in line for key in c for line in lines)]
+        if not curves:
+            continue
+        figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False)
+        for axis, keys in zip(axes[0], curves, strict=True):
+            for key in keys:
+                points = [(line["step"], line[key]) for line in lines if key in line]
+                axis.plot(
+                    *zip(*points, strict=True), marker="." if len(points) < 20 else None, label=key
+                )
+            axis.set_xlabel("step")
+            axis.legend(fontsize=7)
+            axis.grid(alpha=0.3)
+        figure.suptitle(stage)
+        figure.tight_layout()
+        figure.savefig(plots / f"{name}.png", dpi=110)
+        plt.close(figure)
+    _plot_results(folder, plt)
+
+
+def _plot_results(folder: RunFolder, plt: Any) -> None:
+    stages = folder.results().get("stages", {})
+    shown = [stage for stage in STAGE_ORDER if stage in stages]
+    if not shown:
+        return
+    figure, axis = plt.subplots(figsize=(6, 3.5))
+    names = [(name, title) for name, title in COLUMNS if name in stages[shown[0]]]
+    for i, (name, title) in enumerate(names):
+        x = [position + 0.08 * (i - len(names) / 2) for position in range(len(shown))]
+        values = [stages[stage][name] for stage in shown]
+        low = [v - stages[s]["ci95"][name][0] for v, s in zip(values, shown, strict=True)]
+        high = [stages[s]["ci95"][name][1] - v for v, s in zip(values, shown, strict=True)]
+        axis.errorbar(x, values, yerr=[low, high], fmt="o", capsize=2, label=title)
+    axis.set_xticks(range(len(shown)), shown)
+    axis.set_ylim(0, 1.02)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(folder.path / "plots" / "results.png", dpi=110)
+    plt.close(figure)
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """The results as a Markdown table."""
+    header, *rows = results_rows(results)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def write_card(folder: RunFolder, results: Mapping[str, Any]) -> None:
+    """README.md of the run folder: the model card."""
+    environment = json.loads((folder.path / "env.json").read_text(encoding="utf-8"))
+    lines = folder.metrics()
+    peaks = [line["mem/peak_gib"] for line in lines if "mem/peak_gib" in line]
+    config = folder.config
+    wall_s = sum(results.get("seconds", {}).values())
+    text = f"""# {folder.path.name}: {config.model.name}, recipe {config.recipe}
+
+Trained with prism_lite: SFT, discriminator warm-up, adversarial alignment (PRISM, arXiv 2604.28123),
+RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
+
+{markdown_table(results) if results.get("stages") else "Not evaluated: no held-out rows."}
+
+| | |
+|---|---|
+| device | {environment["device"]} |
+| peak memory | {f"{max(peaks):.2f} GiB" if peaks else "not measured"} |
+| training time | {wall_s:.0f} s |
+| seed | {config.seed} |
+| packages | {", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)} |
+| data | {environment["data"] or config.data.task} |
+
+Use the policy with plain PEFT:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+base = AutoModelForImageTextToText.from_pretrained(BASE)  # the folder or hub id it was trained on
+policy = PeftModel.from_pretrained(base, "policy")
+```
+"""
+    write_text(folder.path / "README.md", text)
+
+
+def write_discriminator(folder: RunFolder, tensors: Mapping[str, Tensor]) -> None:
+    """discriminator/: safetensors and config.json."""
+    target = folder.path / "discriminator"
+    target.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, target / "discriminator.safetensors")
+    write_text(target / "config.json", to_json(to_dict(folder.config)["discriminator"]))

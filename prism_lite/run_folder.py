@@ -1,0 +1,291 @@
+"""The run folder: the one place where a run writes and everything else reads.
+
+`config.yaml env.json metrics.jsonl rollouts/ stages/ policy/ discriminator/ results.json plots/
+README.md control.json`. A person (or the demo) steers a run through control.json; Ctrl-C is the same
+as the command "stop".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from prism_lite.checkpoint import (
+    Restored,
+    Trained,
+    load_final,
+    load_latest,
+    save_checkpoint,
+    save_final,
+    write_text,
+)
+from prism_lite.config import RunConfig, to_dict
+
+PAUSE_POLL_S = 0.5
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the person asked for it
+    """The run was asked to stop and has saved; running the same command again resumes."""
+
+
+class RunFolder:
+    """One run on the disk. Open it with `open_run`.
+
+    Attributes:
+        path: the folder.
+        config: the resolved settings.
+        console: where progress and warnings are printed.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, console: Console) -> None:
+        self.path = path
+        self.config = config
+        self.console = console
+        # Number of steps and saving rhythm do not change what a checkpoint means.
+        self._fingerprint = hashlib.sha256(
+            json.dumps(to_dict(config), sort_keys=True).encode()
+        ).hexdigest()
+        self._stop_requested = False
+        self._started_s = time.monotonic()
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.path / "stages" / name
+
+    def is_done(self, stage: str) -> bool:
+        return (self.stage(stage) / "final").is_dir()
+
+    def load_final(self, stage: str) -> dict[str, dict[str, torch.Tensor]]:
+        """Tensors of a finished stage, by name ("policy", "discriminator")."""
+        return load_final(self.stage(stage))
+
+    def save_final(self, stage: str, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        save_final(self.stage(stage), tensors)
+
+    def restore(self, stage: str) -> Restored | None:
+        """The newest good checkpoint of an unfinished stage; says which ones it refused."""
+        restored, refused = load_latest(self.stage(stage), fingerprint=self._fingerprint)
+        for sentence in refused:
+            self.console.print(f"[yellow]{sentence}[/]")
+        self._forget_metrics(stage, after=restored.step if restored else 0)
+        return restored
+
+    def steps(
+        self, stage: str, start: int, num_steps: int, trained: Callable[[], Trained]
+    ) -> Iterator[int]:
+        """The step numbers still to do, with progress bar, checkpoints and obedience.
+
+        After each step: a checkpoint when it is due, and control.json or Ctrl-C obeyed.
+
+        Args:
+            trained: called at a checkpoint for what to save.
+
+        Raises:
+            Stopped: after saving, when asked to stop.
+        """
+        with Progress(
+            TextColumn("{task.description:9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        ) as progress:
+            task = progress.add_task(stage, total=num_steps, completed=start)
+            saved = start
+            for step in range(start, num_steps):
+                yield step
+                progress.advance(task)
+                done, stop = step + 1, self._asked_to_stop()
+                if done < num_steps and (stop or done % self.config.save_every == 0):
+                    save_checkpoint(
+                        self.stage(stage), done, trained(), fingerprint=self._fingerprint
+                    )
+                    saved = done
+                if stop:
+                    raise Stopped(f"stopped in stage {stage} after step {saved} of {num_steps}")
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a line to metrics.jsonl. What was not measured is left out, never filled in."""
+        line = {
+            "stage": stage,
+            "step": step,
+            "time_s": round(time.monotonic() - self._started_s, 3),
+        }
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | dict(metrics)) + "\n")
+
+    def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, of one stage or all."""
+        return [m for m in read_jsonl(self.path / "metrics.jsonl") if stage in (None, m["stage"])]
+
+    def write_rollouts(self, stage: str, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write rollouts/<stage>-<step>.jsonl."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        write_text(self.path / "rollouts" / f"{stage}-{step}.jsonl", text)
+
+    def results(self) -> dict[str, Any]:
+        """results.json, or an empty mapping."""
+        path = self.path / "results.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        write_text(self.path / "results.json", json.dumps(results, indent=1) + "\n")
+
+    def _forget_metrics(self, stage: str, *, after: int) -> None:
+        """Drop lines of steps that will be done again."""
+        path = self.path / "metrics.jsonl"
+        lines = read_jsonl(path)
+        kept = [m for m in lines if m["stage"] != stage or m["step"] < after]
+        if len(kept) < len(lines):
+            write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
+
+    def _asked_to_stop(self) -> bool:
+        while not self._stop_requested:
+            command = self._command()
+            if command == "pause":
+                time.sleep(PAUSE_POLL_S)
+                continue
+            self._stop_requested = command == "stop"
+            break
+        return self._stop_requested
+
+    def _command(self) -> str | None:
+        path = self.path / "control.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get("command")
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError:  # being written this moment: look again after the next step
+            return None
+
+    def request_stop(self) -> None:
+        """Stop at the next step boundary."""
+        self._stop_requested = True
+
+
+@contextmanager
+def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFolder]:
+    """Open a run folder for writing: make it, or take it up again if the settings are the same.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, something else, or is in use.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path} is a file: name a folder.")
+    config_path = path / "config.yaml"
+    if path.is_dir() and any(path.iterdir()) and not config_path.exists():
+        raise ValueError(f"--out {path} is not empty and holds no run: name another folder.")
+    if config_path.exists():
+        _check_same_settings(path, config)
+    (path / "rollouts").mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {path}: wait for it or stop it."
+            ) from None
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+        write_text(config_path, text)
+        (path / "control.json").unlink(missing_ok=True)
+        run = RunFolder(path, config, console)
+        with _ctrl_c_stops(run):
+            yield run
+
+
+@contextmanager
+def _ctrl_c_stops(run: RunFolder) -> Iterator[None]:
+    """First Ctrl-C: stop at the next step boundary. Second: at once, without saving."""
+
+    def handle(_signal: int, _frame: Any) -> None:
+        run.request_stop()
+        run.console.print("stopping after this step (Ctrl-C again: at once, without saving)")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        previous = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread (a notebook's worker): Ctrl-C is the caller's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _check_same_settings(path: Path, config: RunConfig) -> None:
+    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    differences = list(_differences(before, to_dict(config)))
+    if differences:
+        key, old, new = differences[0]
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise ValueError(
+            f"{path} holds a run with {key} = {old!r}, now it is {new!r}{more}: give the same "
+            "settings to resume it, or another --out."
+        )
+
+
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted(before.keys() | after.keys()):
+            yield from _differences(before.get(name), after.get(name), f"{key}.{name}".strip("."))
+    elif before != after:
+        yield key, before, after
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number + 1 < len(lines):
+                raise
+    return records
+
+
+def peak_gib() -> float:
+    """Peak memory so far: of the GPU's allocator, or of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def fingerprint_of(path: str) -> str:
+    """First 16 hex digits of a file's SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def process_id() -> int:
+    return os.getpid()

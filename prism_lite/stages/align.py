@@ -1,0 +1,164 @@
+"""Stage 3, adversarial alignment: policy against discriminator on the policy's own samples.
+
+METHOD section 3. No KL term: anchoring to the SFT policy would preserve the drift this repairs.
+
+Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prism_lite.advantages import alignment_advantages
+from prism_lite.checkpoint import Trained
+from prism_lite.game import GameScores, Judged, discriminator_step
+from prism_lite.losses import PolicyLossConfig
+from prism_lite.optim import learning_rate_at, make_optimizer
+from prism_lite.parts import Parts
+from prism_lite.policy import update_policy
+from prism_lite.probes import GROUNDED, first_wins, grounding_probe, pair_scores
+from prism_lite.records import rollout_metrics, rollout_records
+from prism_lite.rollouts import sample_groups
+from prism_lite.run_folder import peak_gib
+from prism_lite.seeding import batch_at
+from prism_lite.stages.context import Context
+from prism_lite.stages.warmup import teacher_parts
+from prism_lite.types import Group
+
+
+def run_align(context: Context) -> None:
+    """Play the game from the SFT policy and the warm discriminator."""
+    config, backbone, run, task = (
+        context.config.align,
+        context.backbone,
+        context.run,
+        context.task,
+    )
+    seed, sampling = context.config.seed, context.config.sampling
+    disc_config = context.config.discriminator
+    discriminator = context.load_discriminator("warmup")
+    context.load_policy("sft")
+    optimizers = {
+        "policy": make_optimizer(backbone.policy_parameters(), config.optim),
+        "discriminator": make_optimizer(list(discriminator.parameters()), disc_config.optim),
+    }
+    start = context.resume("align", optimizers, discriminator)
+    if start == 0:
+        _check_grounding(context, discriminator)
+
+    def tensors() -> dict[str, dict[str, Tensor]]:
+        return {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
+
+    for step in run.steps("align", start, config.steps, lambda: Trained(tensors(), optimizers)):
+        started_s = time.perf_counter()
+        # 1. sample G completions of each prompt from the current policy; split into parts
+        groups = sample_groups(
+            backbone,
+            batch_at(task.align, step, config.prompts_per_step, seed, "align"),
+            group_size=config.group_size,
+            sampling=sampling,
+            system_prompt=task.system_prompt,
+            seed=(seed, "align", step),
+        )
+        generated_s = time.perf_counter() - started_s
+        # 2. one discriminator forward: detached scores are the reward, attached ones its loss
+        game = discriminator_step(
+            backbone,
+            discriminator,
+            optimizers["discriminator"],
+            _judge(context, groups),
+            disc_config,
+            disc_config.optim.learning_rate,
+        )
+        # 3. advantage: z-score per channel over the well-formed, penalty for the rest, centred
+        perception_R, reasoning_R, well_formed_R = _per_rollout(groups, game)
+        advantage_R = alignment_advantages(
+            perception_R,
+            reasoning_R,
+            group_size=config.group_size,
+            well_formed_R=well_formed_R,
+            alpha=config.alpha,
+            malformed_penalty=config.malformed_penalty,
+        )
+        # 4. policy-gradient step
+        metrics = update_policy(
+            backbone,
+            optimizers["policy"],
+            groups,
+            advantage_R,
+            system_prompt=task.system_prompt,
+            temperature=sampling.temperature,
+            optim=config.optim,
+            learning_rate=learning_rate_at(config.optim, step, config.steps),
+            loss=PolicyLossConfig(),
+        )
+        metrics |= game.metrics | rollout_metrics(groups, generated_s=generated_s)
+        if step % config.panel_every == 0 or step + 1 == config.steps:
+            metrics |= _panel(context, discriminator, step)
+        times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
+        run.log("align", step, metrics | times)
+        scores = {"perception_score": perception_R, "reasoning_score": reasoning_R}
+        run.write_rollouts("align", step, rollout_records(groups, advantage_R, scores, {}))
+    run.save_final("align", tensors())
+
+
+def _judge(context: Context, groups: Sequence[Group]) -> list[Judged]:
+    """Teacher and well-formed students of each prompt that has any."""
+    judged = []
+    for group in groups:
+        students = tuple(
+            rollout.parts
+            for rollout in group.rollouts
+            if rollout.is_well_formed and isinstance(rollout.parts, Parts)
+        )
+        if students:
+            prompt = context.backbone.prompt(group.sample, context.task.system_prompt)
+            judged.append(Judged(prompt, teacher_parts(group.sample), students))
+    return judged
+
+
+def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Tensor, Tensor]:
+    """perception_R, reasoning_R (0 where malformed, never looked at) and well_formed_R."""
+    well_formed_R = torch.tensor([r.is_well_formed for group in groups for r in group.rollouts])
+    score_R2 = torch.zeros(len(well_formed_R), 2)
+    score_R2[well_formed_R] = torch.cat(game.students).float().cpu()
+    return score_R2[:, 0], score_R2[:, 1], well_formed_R
+
+
+def _check_grounding(context: Context, discriminator) -> None:
+    found = grounding_probe(
+        context.backbone, discriminator, context.task.probe, context.task.system_prompt
+    )
+    for name, value in found.items():
+        if value < GROUNDED:
+            context.run.console.print(
+                f"[bold red]{name} is {value:.2f}, near chance: the discriminator does not judge "
+                "content on this channel, and alignment will follow style. Train the warm-up longer "
+                "(warmup.steps) or keep discriminator.likelihood_features on.[/]"
+            )
+
+
+def _panel(context: Context, discriminator, step: int) -> dict[str, float]:
+    """Held-out pair accuracy per channel and the grounding probe: the convergence panel."""
+    task, config = context.task, context.config
+    groups = sample_groups(
+        context.backbone,
+        [pair.sample for pair in task.probe],
+        group_size=1,
+        sampling=config.sampling,
+        system_prompt=task.system_prompt,
+        seed=(config.seed, "align", step, "panel"),
+    )
+    pairs = [(item.prompt, item.teacher, item.students[0]) for item in _judge(context, groups)]
+    panel = grounding_probe(context.backbone, discriminator, task.probe, task.system_prompt)
+    if pairs:
+        wins = first_wins(pair_scores(context.backbone, discriminator, pairs))
+        (
+            panel["disc/heldout_pair_accuracy_perception"],
+            panel["disc/heldout_pair_accuracy_reasoning"],
+        ) = wins
+    return panel

@@ -1,0 +1,242 @@
+"""Stage 0 of the embedded task: train the tiny Qwen3-VL from scratch, once, and keep it.
+
+Two steps: the vision tower learns to name single digits (its merged tokens against the digits' word
+embeddings), then the whole model learns the lessons of `data/digits_base.py`. This is the only place
+that trains full weights; everything after it is LoRA on a frozen, quantised backbone.
+
+Shape letters: S digits of all strips, N reply tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from prism_lite.config import DigitsConfig, TinyConfig
+from prism_lite.data import digits, digits_base, wording
+from prism_lite.data.digits import DIGIT_PIXELS, HELDOUT_FROM, digit_images
+from prism_lite.models import processor, prompts, tiny
+from prism_lite.models.backbone import use_linear_patch_embedding
+from prism_lite.models.packing import Tree, forward_pack, pack_trees
+from prism_lite.models.vision import PictureFeatures
+from prism_lite.types import Picture, Sample, Turn
+
+CORPUS_LESSONS = 3000  # the tokenizer's training text
+SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
+EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
+
+
+def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
+    """The folder of the tiny base model, trained first if it is not cached.
+
+    The cache name is a hash of every setting and of the source files that make the model, so a changed
+    setting or program never meets an old model. The folder is an ordinary transformers one.
+
+    Args:
+        cache: where cached models lie; default `$PRISM_LITE_CACHE` or `~/.cache/prism_lite`.
+    """
+    cache = cache or cache_folder()
+    folder = cache / f"tiny-{_fingerprint(config, task)}"
+    if folder.exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
+    try:
+        train_tiny_base(config, task, unfinished)
+        os.replace(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where trained tiny bases are kept between runs."""
+    named = os.environ.get("PRISM_LITE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "prism_lite"
+
+
+def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
+    """Train the tiny base and write model, tokenizer and processor to `folder`."""
+    tokenizer = tiny.build_tokenizer(_corpus(task), config.vocab_size)
+    model = tiny.build_model(config, tokenizer)
+    use_linear_patch_embedding(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(EMBEDDING_STD / 0.02)
+    generator = torch.Generator().manual_seed(config.seed)
+    with Progress(transient=True) as progress:
+        _train_vision(model, tokenizer, config, task, generator, progress)
+        _train_lessons(model, tokenizer, config, task, generator, progress)
+    model.save_pretrained(folder)
+    tiny.build_processor(tokenizer).save_pretrained(folder)
+
+
+def _train_vision(
+    model: Any,
+    tokenizer: Any,
+    config: TinyConfig,
+    task: DigitsConfig,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    """Digits and their places, read off the merged visual tokens."""
+    digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
+    names_10D = model.get_input_embeddings().weight.detach()[digit_ids]
+    place_head = nn.Linear(config.hidden_size, task.max_digits)
+    parameters = [*model.model.visual.parameters(), *place_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-3, total_steps=max(config.vision_steps, 1)
+    )
+    _, labels = digit_images()
+    rng = Random(f"vision {config.seed}")
+    for _ in progress.track(range(config.vision_steps), description="tiny base: vision"):
+        strips = [
+            tuple(
+                rng.randrange(HELDOUT_FROM)
+                for _ in range(rng.randint(task.min_digits, task.max_digits))
+            )
+            for _ in range(32)
+        ]
+        merged_SD = torch.cat([f.merged_ND for f in _strip_features(model, strips, generator)])
+        digit_S = torch.tensor([int(labels[i]) for strip in strips for i in strip])
+        place_S = torch.tensor([place for strip in strips for place in range(len(strip))])
+        loss = F.cross_entropy(4 * merged_SD @ names_10D.T, digit_S)
+        loss = loss + 0.3 * F.cross_entropy(place_head(merged_SD), place_S)
+        _update(loss, parameters, [optimizer], [schedule])
+
+
+def _train_lessons(
+    model: Any,
+    tokenizer: Any,
+    config: TinyConfig,
+    task: DigitsConfig,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    """Next-token loss on the replies; Muon for the decoder's and tower's matrices, AdamW else."""
+    model.train()
+    named = dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
+    others = [p for name, p in named.items() if not (p.ndim == 2 and "layers" in name)]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _trapezoid(s, config.steps))
+        for optimizer in optimizers
+    ]
+    image_processor = tiny.build_processor(tokenizer)
+    end_id = tokenizer.convert_tokens_to_ids(tiny.END)
+    rng = Random(f"lessons {config.seed}")
+    for _ in progress.track(range(config.steps), description="tiny base: lessons"):
+        lessons = [digits_base.make_lesson(task, rng) for _ in range(config.batch_size)]
+        trees = [
+            Tree(
+                _lesson_prompt(model, image_processor, lesson),
+                tuple(
+                    torch.tensor([*tokenizer(reply)["input_ids"], end_id])
+                    for reply in lesson.replies
+                ),
+            )
+            for lesson in lessons
+        ]
+        pack = pack_trees(trees, pad_id=tokenizer.pad_token_id)
+        strips = [lesson.picture for lesson in lessons if lesson.picture]
+        hidden_FD = forward_pack(model, pack, _strip_features(model, strips, generator))
+        logits_NV = model.lm_head(hidden_FD[pack.predictor_N])
+        _update(F.cross_entropy(logits_NV, pack.target_N), [*named.values()], optimizers, schedules)
+    model.eval()
+
+
+def _trapezoid(step: int, num_steps: int) -> float:
+    """Twenty steps up, flat, the second half linearly down to 2 %."""
+    return min(1.0, (step + 1) / 20) * min(1.0, max(0.02, 2 * (num_steps - step) / num_steps))
+
+
+def _update(loss: Tensor, parameters: list[Tensor], optimizers: list[Any], schedules: list[Any]):
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        optimizer.step()
+        schedule.step()
+
+
+def _lesson_prompt(model: Any, image_processor: Any, lesson: digits_base.Lesson) -> prompts.Prompt:
+    pictures = (Picture("strip", digits.strip_image(lesson.picture)),) if lesson.picture else ()
+    return prompts.encode_prompt(
+        Sample("lesson", (Turn("user", lesson.question),), pictures),
+        processor=image_processor,
+        rope_index=model.model.get_rope_index,
+        system_prompt=lesson.system,
+        max_tokens=4096,
+    )
+
+
+def _strip_features(
+    model: Any, strips: list[tuple[int, ...]], generator: torch.Generator
+) -> list[PictureFeatures]:
+    """Features of strips straight from the digits' arrays: the image processor is the slow part."""
+    pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])
+    grid = torch.tensor([[1, 2, 2 * len(strip)] for strip in strips])
+    output = model.model.get_image_features(pixels, grid)
+    levels = zip(*output.deepstack_features, strict=True)
+    return [
+        PictureFeatures(merged, tuple(level))
+        for merged, level in zip(output.pooler_output, levels, strict=True)
+    ]
+
+
+def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Patches of a strip as the image processor lays them out; augmented if a generator is given.
+
+    Returns:
+        float32 [4 * digits, 3 * 2 * 16 * 16] in -1..1: 2 x 2 patches a digit, digit after digit.
+    """
+    images, _ = digit_images()
+    side, patch = DIGIT_PIXELS, processor.PATCH_PIXELS
+    pixels = torch.from_numpy(np.stack([images[i] for i in strip]).astype(np.float32))
+    pixels = (16 * pixels).clamp(max=255) / 127.5 - 1
+    pixels = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    if generator is not None:
+        padded = F.pad(pixels, (SHIFT_PIXELS,) * 4, value=-1.0)
+        shifts = torch.randint(0, 2 * SHIFT_PIXELS + 1, (len(strip), 2), generator=generator)
+        pixels = torch.stack(
+            [digit[y : y + side, x : x + side] for digit, (y, x) in zip(padded, shifts.tolist())]
+        )
+        contrast = 0.8 + 0.4 * torch.rand(len(strip), 1, 1, generator=generator)
+        pixels = ((pixels + 1) * contrast - 1).clamp(-1, 1)
+    patches = pixels.view(-1, 2, patch, 2, patch).permute(0, 1, 3, 2, 4).reshape(-1, 1, patch**2)
+    return patches.expand(-1, 6, -1).reshape(-1, 6 * patch**2)
+
+
+def _corpus(task: DigitsConfig) -> list[str]:
+    rng = Random("corpus")
+    lessons = [digits_base.make_lesson(task, rng) for _ in range(CORPUS_LESSONS)]
+    return [
+        text for lesson in lessons for text in (lesson.system, lesson.question, *lesson.replies)
+    ]
+
+
+def _fingerprint(config: TinyConfig, task: DigitsConfig) -> str:
+    settings = [dataclasses.asdict(config), task.min_digits, task.max_digits, task.kinds]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for module in (digits, digits_base, wording, processor, prompts, tiny):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]

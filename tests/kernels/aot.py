@@ -1,0 +1,255 @@
+"""Compile every launch of the public functions for cards that are not here, and read the resources.
+
+    python -m tests.kernels.aot            compile, check the budgets, print the table
+    python -m tests.kernels.aot --write    ... and write triton_kernels/RESOURCES.md
+
+The production wrappers run on small CPU tensors. A stand-in driver names the target, and each
+`kernel[grid](...)` is compiled with the specialisation that a real launch would get, not run. Needs
+a process in which Triton was imported without TRITON_INTERPRET.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default, made explicit
+os.environ["PRISM_KERNELS"] = "triton"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.runtime.driver import driver
+
+import triton_kernels as tk
+from triton_kernels import _dispatch
+
+PACKAGE = Path(tk.__file__).parent
+TABLE = PACKAGE / "RESOURCES.md"
+# Largest dynamic shared memory of one block in bytes (CUDA programming guide; ISA manual for AMD).
+SHARED_LIMIT = {
+    "sm75": 65536,
+    "sm80": 166912,
+    "sm89": 101376,
+    "sm90": 232448,
+    "sm120": 101376,
+    "gfx942": 65536,
+}
+MAX_REGISTERS = 64  # row and gate kernels: 8 warps of 64 registers leave room for 4 blocks per SM
+
+
+class Resources(NamedTuple):
+    """What one compiled kernel needs. Spills are bytes (registers on AMD)."""
+
+    target: str
+    case: str
+    kernel: str
+    registers: int
+    spills: int
+    shared_bytes: int
+    has_wide_loads: bool
+
+
+class _StandInDriver:
+    """As much of a driver as compiling needs."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        if self.target.startswith("gfx"):
+            return GPUTarget("hip", self.target, 64)
+        return GPUTarget("cuda", int(self.target.removeprefix("sm")), 32)
+
+    def get_current_device(self) -> str:
+        return f"stand-in-{self.target}"  # only a cache key
+
+    def get_current_stream(self, device: object = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def captured_launches(target: str) -> Iterator[list]:
+    """Inside, launches on CPU tensors compile for `target` and are collected instead of run."""
+    compiled: list = []
+
+    def getitem(kernel, grid):
+        return lambda *args, **kwargs: compiled.append(kernel.warmup(*args, grid=grid, **kwargs))
+
+    before = driver._active
+    driver.set_active(_StandInDriver(target))
+    try:
+        with (
+            mock.patch.object(triton.KernelInterface, "__getitem__", getitem),
+            mock.patch.object(_dispatch, "_runs_on_cpu", lambda: True),
+        ):
+            yield compiled
+    finally:
+        driver._active = before
+
+
+def _run_token_logprobs(dtype: torch.dtype, vocabulary: int) -> None:
+    hidden = torch.zeros(4, 16, dtype=dtype, requires_grad=True)
+    head = torch.zeros(vocabulary, 16, dtype=dtype)
+    ids = torch.zeros(4, dtype=torch.int64)
+    with torch.no_grad():
+        tk.token_logprobs(hidden, head, ids)
+    tk.token_logprobs(hidden, head, ids).sum().backward()
+    logprob, entropy = tk.token_logprobs(hidden, head, ids, return_entropy=True)
+    (logprob.sum() + entropy.sum()).backward()
+
+
+def _run_route(num_experts: int, top_k: int, *, has_groups: bool) -> None:
+    logits = torch.zeros(64, num_experts, requires_grad=True)
+    allowed = torch.ones(64, num_experts, dtype=torch.bool) if has_groups else None
+    routing = tk.route_topk(logits, top_k, allowed=allowed)
+    (routing.weights.sum() + routing.balance_loss).backward()
+
+
+def _run_lora(dtype: torch.dtype, num_experts: int, rank: int) -> None:
+    x = torch.zeros(64, 32, dtype=dtype, requires_grad=True)
+    A = torch.zeros(num_experts, rank, 32, requires_grad=True)
+    B = torch.zeros(num_experts, 48, rank, requires_grad=True)
+    weights = torch.zeros(64, num_experts, requires_grad=True)
+    tk.lora_experts(x, A, B, weights, scale=2.0).sum().backward()
+
+
+def cases(target: str) -> dict[str, Callable[[], None]]:
+    """The shapes of real models: Qwen3-VL's vocabulary, a small odd one, the default experts."""
+    half = torch.float16 if target == "sm75" else torch.bfloat16
+    return {
+        "V=151936 16-bit": lambda: _run_token_logprobs(half, 151_936),
+        "V=151936 fp32": lambda: _run_token_logprobs(torch.float32, 151_936),
+        "V=1001 16-bit": lambda: _run_token_logprobs(half, 1_001),
+        "E=8 k=2": lambda: _run_route(8, 2, has_groups=False),
+        "E=8 k=2 groups": lambda: _run_route(8, 2, has_groups=True),
+        "E=6 k=6 groups": lambda: _run_route(6, 6, has_groups=True),
+        "E=8 r=16 16-bit": lambda: _run_lora(half, 8, 16),
+        "E=8 r=16 fp32": lambda: _run_lora(torch.float32, 8, 16),
+        "E=3 r=5 16-bit": lambda: _run_lora(half, 3, 5),
+    }
+
+
+def _nvidia_resources(kernel) -> tuple[int, int]:
+    """(registers, spilled bytes), from the assembler's own report."""
+    capability = int(kernel.metadata.target.arch)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"])
+        file.flush()
+        command = [get_ptxas(capability).path, "-v", "--regAllocOptLevel=2", file.name]
+        command += [f"--gpu-name={sm_arch_from_capability(capability)}", "-o", "/dev/null"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", report)]
+    spills = [int(count) for count in re.findall(r"(\d+) bytes spill (?:stores|loads)", report)]
+    return max(registers), sum(spills)
+
+
+def _amd_resources(kernel) -> tuple[int, int]:
+    """(vector registers, spilled registers)."""
+    text = kernel.asm["amdgcn"]
+    counts = {
+        name: [int(count) for count in re.findall(rf"\.{name}:\s+(\d+)", text)]
+        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    }
+    return max(counts["vgpr_count"]), sum(counts["vgpr_spill_count"] + counts["sgpr_spill_count"])
+
+
+def _resources(target: str, case: str, kernel) -> Resources:
+    is_nvidia = "ptx" in kernel.asm
+    registers, spills = (_nvidia_resources if is_nvidia else _amd_resources)(kernel)
+    wide = r"ld\.global[^;]*\.v[48]\." if is_nvidia else r"(?:global|buffer)_load_dwordx4"
+    assembly = kernel.asm["ptx" if is_nvidia else "amdgcn"]
+    has_wide_loads = re.search(wide, assembly) is not None
+    name, shared = kernel.metadata.name, kernel.metadata.shared
+    return Resources(target, case, name, registers, spills, shared, has_wide_loads)
+
+
+def compile_all(targets: list[str]) -> list[Resources]:
+    """Every distinct launch of every case, compiled for every target."""
+    rows: dict[Resources, None] = {}
+    for target in targets:
+        for case, run in cases(target).items():
+            with captured_launches(target) as compiled:
+                run()
+            assert compiled, f"{case} launched nothing on {target}"
+            rows |= dict.fromkeys(_resources(target, case, kernel) for kernel in compiled)
+    return list(rows)
+
+
+def violations(rows: list[Resources]) -> list[str]:
+    """What breaks a budget, in words."""
+    found = [
+        f"{kernel} is launched by the package, but no case here launches it"
+        for path in sorted(PACKAGE.glob("*_triton.py"))
+        for kernel in re.findall(r"\blaunch\(\s*(\w+),", path.read_text())
+        if kernel not in {row.kernel for row in rows}
+    ]
+    for row in rows:
+        where = f"{row.kernel} ({row.case}) on {row.target}"
+        if row.spills:
+            found.append(f"{where} spills {row.spills}")
+        if row.registers > MAX_REGISTERS:
+            found.append(f"{where} uses {row.registers} registers, budget {MAX_REGISTERS}")
+        if row.shared_bytes > SHARED_LIMIT[row.target]:
+            found.append(f"{where} needs {row.shared_bytes} bytes of shared memory")
+        if row.case.startswith("V=151936") and not row.has_wide_loads:
+            found.append(f"{where} loads its row element by element")
+    return found
+
+
+def table(rows: list[Resources]) -> str:
+    """Markdown: a line per kernel and case (its most demanding variant), a column per target."""
+    lines = [
+        "| kernel | case | " + " | ".join(SHARED_LIMIT) + " |",
+        "|---" * (len(SHARED_LIMIT) + 2) + "|",
+    ]
+    for kernel, case in dict.fromkeys((row.kernel, row.case) for row in rows):
+        cells = []
+        for target in SHARED_LIMIT:
+            own = [r for r in rows if (r.kernel, r.case, r.target) == (kernel, case, target)]
+            most = (max(r.registers for r in own), max(r.shared_bytes for r in own))
+            cells.append(f"{most[0]} / {most[1]}")
+        lines.append(f"| `{kernel}` | {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def document(rows: list[Resources]) -> str:
+    """RESOURCES.md: only written when nothing breaks a budget."""
+    return f"""# Kernel resources, predicted by compilation
+
+Compiled with triton {triton.__version__} for cards that were not there, not run. Each cell:
+registers per thread / dynamic shared memory in bytes. No kernel spills, none needs more than
+{MAX_REGISTERS} registers. 16-bit means float16 on sm75 and bfloat16 elsewhere.
+
+{table(rows)}
+Generated by `python -m tests.kernels.aot --write`; a test compiles again and compares.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compile the kernels for every target.")
+    parser.add_argument("--write", action="store_true", help="write the table to RESOURCES.md")
+    arguments = parser.parse_args()
+    rows = compile_all(list(SHARED_LIMIT))
+    found = violations(rows)
+    print(table(rows))
+    for sentence in found:
+        print(sentence, file=sys.stderr)
+    if arguments.write and not found:
+        TABLE.write_text(document(rows))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

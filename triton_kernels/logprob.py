@@ -1,0 +1,199 @@
+"""Token log-probs and entropy of a language-model head, without a [T, vocab] tensor.
+
+Sits between the backbone's last hidden states and every loss (SFT, policy gradient, KL). Source:
+the chunked-head idea of Liger-Kernel (BSD-2) and quack (Apache-2.0), nothing copied. Ours differs:
+the gradient of a token's log-prob is g_t * u_t, where only the scalar g_t comes from the loss and
+
+    u_t = d logprob_t / d hidden_t = (W[y_t] - sum_v p_tv W[v]) / temperature
+
+does not. u [T, D] is formed in the forward while the chunk of logits is at hand, so that forward
+and backward cost two matrix-product units (2 * T * V * D operations each) for *any* loss,
+token-separable or not, instead of the three of recomputation. Without gradients it costs one.
+
+Shape letters: T tokens, D width, V vocabulary, C tokens or vocabulary rows of one chunk.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from triton_kernels._checks import FLOAT_DTYPES, INDEX_DTYPES, check_tensor, describe, is_fake
+from triton_kernels._dispatch import choose_backend
+from triton_kernels._gemm import no_autocast
+from triton_kernels.types import IGNORED_ID
+
+# 16-bit gradients of the logits are scaled by this before their product: float16 flushes what is
+# below 6e-8, and the average probability in a vocabulary of 150k is 7e-6 (a subnormal number).
+FP16_SCALE = 1024.0
+
+
+class Sweep(NamedTuple):
+    """One pass over the vocabulary. float32 but for `direction`.
+
+    Fields:
+        logprob: [T]
+        lse: [T], log of the sum of exponentials of the logits; needed with entropy only.
+        entropy: [T] in nats, or None if not asked for.
+        direction: [T, D] in the dtype asked for, d logprob_t / d hidden_t, or None.
+    """
+
+    logprob: Tensor
+    lse: Tensor
+    entropy: Tensor | None
+    direction: Tensor | None
+
+
+class Implementation(Protocol):
+    """What `logprob_torch` and `logprob_triton` provide."""
+
+    def sweep(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        inv_temperature: float,
+        *,
+        entropy: bool,
+        direction: torch.dtype | None,
+    ) -> Sweep:
+        """Log-probs, and on demand the entropy and, in a given dtype, the gradient's direction."""
+        ...
+
+    def entropy_direction(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        lse: Tensor,
+        entropy: Tensor,
+        inv_temperature: float,
+    ) -> Tensor:
+        """float32 [T, D]: d entropy_t / d hidden_t."""
+        ...
+
+
+def _implementation(hidden: Tensor) -> Implementation:
+    if choose_backend(hidden) == "triton":
+        from triton_kernels import logprob_triton  # the only place that needs Triton
+
+        return logprob_triton
+    from triton_kernels import logprob_torch
+
+    return logprob_torch
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, ids, inv_temperature: float, entropy: bool):
+        # bfloat16 has float32's range, so the gradient's own rounding may happen here already;
+        # float16 would lose the small directions of confident tokens.
+        saved = torch.bfloat16 if hidden.dtype == torch.bfloat16 else torch.float32
+        with no_autocast(hidden):
+            sweep = _implementation(hidden).sweep(
+                hidden, weight, ids, inv_temperature, entropy=entropy, direction=saved
+            )
+        extra = (hidden, weight, sweep.lse, sweep.entropy) if entropy else ()
+        ctx.save_for_backward(sweep.direction, *extra)
+        ctx.inv_temperature, ctx.dtype = inv_temperature, hidden.dtype
+        ctx.set_materialize_grads(False)  # an entropy that is only read gets None, not zeros
+        return (sweep.logprob, sweep.entropy) if entropy else sweep.logprob
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_logprob_T, grad_entropy_T = (*grad_outputs, None)[:2]
+        direction_TD, *extra = ctx.saved_tensors
+        grad_TD = None
+        if grad_logprob_T is not None:
+            grad_TD = grad_logprob_T[:, None] * direction_TD
+        if grad_entropy_T is not None:
+            hidden, weight, lse, entropy = extra
+            with no_autocast(hidden):
+                entropy_TD = _implementation(hidden).entropy_direction(
+                    hidden, weight, lse, entropy, ctx.inv_temperature
+                )
+            entropy_TD.mul_(grad_entropy_T[:, None])
+            grad_TD = entropy_TD if grad_TD is None else entropy_TD.add_(grad_TD)
+        return (None if grad_TD is None else grad_TD.to(ctx.dtype)), None, None, None, None
+
+
+def _check(hidden: Tensor, weight: Tensor, token_ids: Tensor, temperature: float) -> None:
+    check_tensor("hidden", hidden, {"T": None, "D": None}, FLOAT_DTYPES)
+    num_tokens, width = hidden.shape
+    on = ("hidden", hidden)
+    check_tensor("weight", weight, {"V": None, "D": width}, FLOAT_DTYPES, like=on)
+    check_tensor("token_ids", token_ids, {"T": num_tokens}, INDEX_DTYPES, like=on)
+    if weight.requires_grad:
+        raise ValueError(
+            f"weight {describe(weight)} requires grad, but the head is frozen: no gradient flows "
+            "to it. Call weight.requires_grad_(False) or pass weight.detach()"
+        )
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight must have at least one row (V >= 1), got {describe(weight)}")
+    if num_tokens == 0 or is_fake(token_ids):
+        return
+    real = token_ids[token_ids != IGNORED_ID]
+    if real.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(real))
+    if low < 0 or high >= weight.shape[0]:
+        raise ValueError(
+            f"token_ids {describe(token_ids)} must lie in 0..{weight.shape[0] - 1} (or be "
+            f"{IGNORED_ID} to be ignored), got values from {low} to {high}"
+        )
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    return_entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Log-probability of each token under softmax(hidden @ weight^T / temperature).
+
+    Costs one matrix-product unit without gradients, two with (backward included). Differentiating
+    the entropy costs two more, in the backward; reading it only is free.
+
+    Args:
+        hidden: [T, D] float32, bfloat16 or float16; any strides. T = 0 is fine.
+        weight: [V, D], the frozen head, in any of the three dtypes; must not require grad. On CUDA
+            the products are made in its dtype (as autocast does) with float32 results; on the CPU
+            they are made in float32, one cast chunk at a time.
+        token_ids: int64 or int32 [T]. -100 marks a token to ignore: log-prob and entropy 0, no
+            gradient. (Ignored tokens are still multiplied: select rows first if there are many.)
+        temperature: divides the logits; above 0.
+        return_entropy: also return the entropy of each token's distribution.
+
+    Returns:
+        logprob [T] float32 in nats; with `return_entropy` the pair (logprob, entropy [T] float32).
+        Non-finite inputs give non-finite results. Gradients reach `hidden` only, in its dtype, and
+        only once (no second derivative).
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, an id out of range, a temperature that is not
+            positive and finite, or a weight that requires grad.
+
+    Source: see the module's docstring.
+    """
+    _check(hidden, weight, token_ids, temperature)
+    ignored_T = token_ids == IGNORED_ID
+    ids_T = token_ids.long().masked_fill(ignored_T, 0)
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        result = _TokenLogprobs.apply(hidden, weight, ids_T, 1.0 / temperature, return_entropy)
+        logprob_T, entropy_T = result if return_entropy else (result, None)
+    else:
+        with no_autocast(hidden):
+            sweep = _implementation(hidden).sweep(
+                hidden, weight, ids_T, 1.0 / temperature, entropy=return_entropy, direction=None
+            )
+        logprob_T, entropy_T = sweep.logprob, sweep.entropy
+    logprob_T = logprob_T.masked_fill(ignored_T, 0)
+    if entropy_T is None:
+        return logprob_T
+    return logprob_T, entropy_T.masked_fill(ignored_T, 0)

@@ -1,0 +1,128 @@
+"""Top-k routing of tokens to experts: softmax over the chosen, load, and the balance loss.
+
+Sits in the discriminator between the router's logits and `lora_experts`. Source: the load-balance
+loss of Switch Transformers (arXiv 2101.03961, eq. 4), extended to tokens that may use a part of the
+experts only (`allowed`), so that perception and reasoning tokens route within their own group.
+
+Shape letters: T tokens, E experts.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from triton_kernels._checks import FLOAT_DTYPES, check_tensor, describe
+from triton_kernels._dispatch import choose_backend
+from triton_kernels.types import Routing
+
+
+class RouteResult(NamedTuple):
+    """What the forward pass hands over. All float32.
+
+    Fields:
+        weights: [T, E]
+        stats: [3, E]: tokens sent to e (a token with k experts counts 1/k for each), sum of e's
+            softmax share over the allowed experts, tokens an even router would send to e.
+    """
+
+    weights: Tensor
+    stats: Tensor
+
+
+class Implementation(Protocol):
+    """What `routing_torch` and `routing_triton` provide."""
+
+    def route(self, logits: Tensor, allowed: Tensor | None, top_k: int) -> RouteResult:
+        """Weights and statistics."""
+        ...
+
+    def route_backward(
+        self,
+        logits: Tensor,
+        allowed: Tensor | None,
+        weights: Tensor,
+        grad_weights: Tensor,
+        grad_prob: Tensor,
+    ) -> Tensor:
+        """float32 [T, E]: gradient of the logits; `grad_prob` [E] belongs to the sums of shares."""
+        ...
+
+
+def _implementation(logits: Tensor) -> Implementation:
+    if choose_backend(logits) == "triton":
+        from triton_kernels import routing_triton  # the only place that needs Triton
+
+        return routing_triton
+    from triton_kernels import routing_torch
+
+    return routing_torch
+
+
+def _combine(stats_3E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """load [E], balance_loss [] and d balance_loss / d prob [E]."""
+    sent_E, prob_E, even_E = stats_3E
+    num_tokens = even_E.sum().clamp(min=1)  # 1 instead of 0: empty sums stay 0
+    grad_prob_E = sent_E / (even_E + (even_E == 0)) / num_tokens
+    return sent_E / num_tokens, (grad_prob_E * prob_E).sum(), grad_prob_E
+
+
+class _RouteTopK(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, allowed, top_k: int):
+        weights_TE, stats_3E = _implementation(logits).route(logits, allowed, top_k)
+        load_E, balance_loss, grad_prob_E = _combine(stats_3E)
+        ctx.save_for_backward(logits, allowed, weights_TE, grad_prob_E)
+        ctx.mark_non_differentiable(load_E)
+        return weights_TE, load_E, balance_loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_weights_TE, _, grad_balance = grad_outputs
+        logits, allowed, weights_TE, grad_prob_E = ctx.saved_tensors
+        grad_TE = _implementation(logits).route_backward(
+            logits, allowed, weights_TE, grad_weights_TE, grad_prob_E * grad_balance
+        )
+        return grad_TE.to(logits.dtype), None, None
+
+
+def route_topk(logits: Tensor, top_k: int, *, allowed: Tensor | None = None) -> Routing:
+    """Send each token to its `top_k` best experts.
+
+    The weights are the softmax over the k largest allowed logits (equal to the renormalised top-k
+    of the full softmax); equal logits are taken from the lower index up. A token with fewer than k
+    allowed experts uses all of them; with none it gets zeros and does not count in load and loss.
+
+    The balance loss is `1/T' * sum_e c_e * P_e / a_e` over the T' tokens that may use an expert:
+    c_e is the tokens sent to e (1/k each), P_e the sum of e's softmax share among the allowed
+    experts, a_e what an even router would send to e (1/n for each token that allows n experts, e
+    among them). Without `allowed` this is Switch's E * sum_e f_e * mean(p_e); with disjoint groups
+    it is the mean of the groups' Switch losses weighted by their tokens. A perfectly even load in
+    each group gives 1. Only P_e carries gradient. Deterministic: no atomics.
+
+    Args:
+        logits: [T, E] float32, bfloat16 or float16 (use float32: 16-bit logits flip choices);
+            computed in float32. -inf is a legal logit.
+        top_k: experts per token, 1..E.
+        allowed: bool [T, E], True where the token may use the expert; None: everywhere.
+
+    Returns:
+        Routing(weights [T, E], load [E], balance_loss []), all float32. A NaN or +inf among a
+        token's allowed logits makes all its weights NaN.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, or `top_k` outside 1..E.
+    """
+    check_tensor("logits", logits, {"T": None, "E": None}, FLOAT_DTYPES)
+    num_tokens, num_experts = logits.shape
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(
+            f"top_k must lie in 1..{num_experts}, the number of experts E of logits "
+            f"{describe(logits)}, got {top_k}"
+        )
+    if allowed is not None:
+        dims: dict[str, int | None] = {"T": num_tokens, "E": num_experts}
+        check_tensor("allowed", allowed, dims, (torch.bool,), like=("logits", logits))
+    return Routing(*_RouteTopK.apply(logits, allowed, top_k))
