@@ -84,6 +84,8 @@ def _conversation(row: Row) -> Fields:
 
 def _prompt(row: Row) -> Fields:
     system = row.get("system")
+    if row.get("prompt") is None:
+        raise RowError("empty_prompt", "the row has no prompt; add the question.")
     return Fields(row["prompt"], references=_images(row), system=system, choices=row.get("choices"))
 
 
