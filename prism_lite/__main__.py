@@ -54,6 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--stage", default="rlvr", choices=("base", "sft", "align", "rlvr"))
     evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N completions")
     evaluate.set_defaults(handler=_eval)
+    data = commands.add_parser("data", help="data check PATH: every defect, before training")
+    check = data.add_subparsers(required=True, metavar="check").add_parser("check")
+    check.add_argument("path", help="file, folder or hub id")
+    check.add_argument("--fix", metavar="OUT", help="write the clean rows here")
+    check.add_argument("--eval", metavar="FILE", help="also look for overlap with this file")
+    check.add_argument("--stage", choices=("sft", "warmup", "align", "rlvr", "eval"))
+    check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
+    check.set_defaults(handler=_data_check)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
     return parser
@@ -103,6 +111,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from prism_lite import pipeline, report
     from prism_lite.run_folder import Stopped
 
+    _quiet_libraries()
     console = Console()
     out = arguments.out or f"runs/{config.recipe}"
     stages = arguments.stages or tuple(pipeline.STAGES)
@@ -118,12 +127,48 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from prism_lite import pipeline
-
     if overrides:
         raise ValueError("eval takes no settings: they are those of the run.")
-    pipeline.evaluate_run(arguments.run, arguments.stage, num_shown=arguments.show)
+
+    from rich.console import Console
+
+    from prism_lite import pipeline
+
+    _quiet_libraries()
+    pipeline.evaluate_run(
+        arguments.run, arguments.stage, num_shown=arguments.show, console=Console()
+    )
     return 0
+
+
+def _data_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from prism_lite.data.doctor import CheckRules, main_check
+
+    if overrides:
+        raise ValueError(f"data check takes no settings, got {overrides[0]!r}.")
+    return main_check(
+        arguments.path,
+        fix=arguments.fix,
+        eval_path=arguments.eval,
+        rules=CheckRules(stage=arguments.stage),
+        image_root=arguments.image_root,
+    )
+
+
+def _quiet_libraries() -> None:
+    """Our own progress and warnings are enough; theirs go unless the person asked for them."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # bitsandbytes suggests an optional package at import; NF4 on the CPU works without it
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
 
 def _doctor(_arguments: argparse.Namespace, _overrides: list[str]) -> int:

@@ -54,6 +54,7 @@ class DataConfig:
     heldout: str | None = None  # files: evaluation rows; required for results
     image_root: str | None = None  # relative picture paths start here; default: the file's folder
     columns: dict[str, str] = field(default_factory=dict)  # our field name -> the file's column
+    on_bad_row: Literal["error", "skip"] = "error"  # skip counts and names what it leaves out
     system_prompt: str | None = None  # default: the three-part instruction of parts.py
     num_sft: PositiveInt = 2048  # digits: how many samples of each kind to draw
     num_align: PositiveInt = 1024
@@ -304,8 +305,10 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(under)
     for key, value in over.items():
         below = under.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = _merged(below, value) if both else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = _merged(below, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
-from prism_lite.rewards import accuracy_reward
+from prism_lite.rewards.of_groups import group_accuracy
 from prism_lite.rollouts import sample_groups
 from prism_lite.types import Group
-from prism_lite.config import RunConfig
 
 
 def evaluate(backbone: Backbone, task: TaskData, config: RunConfig) -> dict[str, Any]:
@@ -48,14 +48,11 @@ def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:
     """For each figure, the mean over every prompt's completions."""
     rates: dict[str, list[float]] = {}
     for group in groups:
-        texts = [rollout.text for rollout in group.rollouts]
-        answers = [group.sample.answer] * len(texts)
-        correct = accuracy_reward([None] * len(texts), texts, answer=answers)
         marks: dict[str, list[float]] = {
             "format_rate": [float(rollout.is_well_formed) for rollout in group.rollouts]
         }
         if group.sample.answer is not None:
-            marks["accuracy"] = [float(mark or 0.0) for mark in correct]
+            marks["accuracy"] = group_accuracy(group)
         if task.verify is not None:
             verdicts = [
                 task.verify(group.sample, rollout.parts)

@@ -14,13 +14,13 @@ from prism_lite.config import OptimConfig
 
 def make_optimizer(parameters: Sequence[nn.Parameter], config: OptimConfig) -> Any:
     """AdamW, in 32 bit or through bitsandbytes in 8 bit."""
-    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    rate, decay = config.learning_rate, config.weight_decay
     if config.name == "adamw":
-        return torch.optim.AdamW(parameters, **settings)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     import bitsandbytes as bnb
 
     kinds = {"adamw8bit": bnb.optim.AdamW8bit, "paged_adamw8bit": bnb.optim.PagedAdamW8bit}
-    return kinds[config.name](parameters, **settings)
+    return kinds[config.name](parameters, lr=rate, weight_decay=decay)
 
 
 def learning_rate_at(config: OptimConfig, step: int, num_steps: int) -> float:

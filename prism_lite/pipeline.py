@@ -5,6 +5,7 @@ A finished stage is never done again; an unfinished one goes on from its last ch
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import subprocess
 import time
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 
 from prism_lite import report
-from prism_lite.checkpoint import write_text
-from prism_lite.config import RunConfig
+from prism_lite.checkpoint import load_final, write_text
+from prism_lite.config import RunConfig, parse_config
 from prism_lite.data.task import TaskData, load_task
 from prism_lite.evaluate import evaluate
 from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
+from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import RunFolder, fingerprint_of, open_run, peak_gib
 from prism_lite.stages.align import run_align
 from prism_lite.stages.base import tiny_base
@@ -77,6 +80,7 @@ def run(
         for stage in stages:
             if not folder.is_done(stage):
                 started_s = time.monotonic()
+                _check_rows(stage, task)
                 with _memory_advice(config, stage):
                     STAGES[stage](context)
                 _note_seconds(folder, stage, time.monotonic() - started_s)
@@ -120,6 +124,54 @@ def base_folder(config: RunConfig) -> str:
     return str(tiny_base(config.tiny, config.data.digits))
 
 
+def _check_rows(stage: str, task: TaskData) -> None:
+    """Refuse to begin a stage whose rows the data files do not hold."""
+    rows, needed, key = {
+        "sft": (task.sft, "demonstration", "data.train"),
+        "warmup": (task.align, "teacher completion", "data.align"),
+        "align": (task.align, "teacher completion", "data.align"),
+        "rlvr": (task.rlvr, "answer", "data.rlvr"),
+    }[stage]
+    if not rows:
+        raise ValueError(
+            f"stage {stage} has no rows: none of the data has a {needed}. Set {key}, or run the "
+            "other stages by name (prism-lite sft, ...)."
+        )
+
+
+def evaluate_run(path: str | Path, stage: str, *, num_shown: int, console: Console) -> None:
+    """Evaluate a finished stage of a run again and print its figures; writes nothing.
+
+    Args:
+        num_shown: how many greedy completions to print beside their questions.
+
+    Raises:
+        ValueError: no such run, or the stage is not finished.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise ValueError(f"--run {path} holds no run: config.yaml is missing.")
+    config = parse_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    check_machine(config)
+    task = load_task(config)
+    tensors = load_final(path / "stages" / stage) if stage != "base" else None
+    backbone = load_backbone(config.model, config.lora, base_folder(config), seed=config.seed)
+    if tensors is not None:
+        backbone.load_adapter_state(tensors["policy"])
+    console.print(report.stage_line(stage, evaluate(backbone, task, config)))
+    shown = sample_groups(
+        backbone,
+        task.heldout[:num_shown],
+        group_size=1,
+        sampling=dataclasses.replace(config.sampling, temperature=0.0),
+        system_prompt=task.system_prompt,
+        seed=("show",),
+    )
+    for group in shown:
+        console.print(f"\n{group.sample.question} gold: {group.sample.answer}", markup=False)
+        console.print(group.rollouts[0].text, markup=False)
+
+
 @contextmanager
 def _memory_advice(config: RunConfig, stage: str):
     """Out of memory: say which settings help."""
@@ -136,6 +188,8 @@ def _memory_advice(config: RunConfig, stage: str):
 def _encode(context: Context) -> None:
     """Encode all prompts and pictures once, with a progress line; reads every picture up front."""
     task = context.task
+    if context.config.data.task != "digits":
+        return  # real pictures are read as they come
     samples = {
         sample.id: sample
         for sample in (
@@ -230,6 +284,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
-
-
-__all__ = ["STAGES", "TaskData", "base_folder", "check_machine", "run"]

@@ -1,7 +1,6 @@
 """`prism-lite data check PATH`: every defect of a data file before step 0, with row numbers.
 
-A row is clean or it is not: training refuses or skips exactly the rows named here. `--fix OUT`
-    writes
+A row is clean or it is not: training refuses or skips exactly the rows named here. `--fix OUT` writes
 the clean rows to OUT and the others, with their reasons, beside it.
 """
 

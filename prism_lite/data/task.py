@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
 from prism_lite.data import digits, digits_base, wording
+from prism_lite.data.doctor import clean_samples
+from prism_lite.data.doctor_rules import CheckRules, Stage
+from prism_lite.data.formats import load_samples
 from prism_lite.data.wording import Verdict
 from prism_lite.parts import Parts
 from prism_lite.types import Sample
@@ -85,7 +88,58 @@ def _digits(config: RunConfig) -> TaskData:
 
 
 def _files(config: RunConfig) -> TaskData:
-    raise ValueError("data.task: files is not wired yet")
+    """Rows from files or hub ids; a row that cannot be used is an error that names it."""
+    data = config.data
+    assert data.train is not None  # config.py
+    sft = _read(config, data.train, "sft")
+    align = _read(config, data.align or data.train, "align")
+    rlvr = _read(config, data.rlvr or data.train, "rlvr")
+    heldout = _read(config, data.heldout, "eval") if data.heldout else ()
+    num_probe = min(config.warmup.num_probe, len(align) // 10)
+    align, judged = align[: len(align) - num_probe], align[len(align) - num_probe :]
+    return TaskData(
+        sft=sft,
+        align=align,
+        rlvr=rlvr,
+        heldout=heldout,
+        probe=_mismatched_probe(judged),
+        system_prompt=_system_prompt(config),
+        verify=None,
+    )
+
+
+def _read(config: RunConfig, path: str, stage: Stage) -> tuple[Sample, ...]:
+    """The rows of a file that hold what a stage needs; rows meant for other stages are passed."""
+    data = config.data
+    opened = load_samples(
+        path, columns=data.columns or None, image_root=data.image_root, on_bad_row=data.on_bad_row
+    )
+    needed = {"sft": "demonstration", "align": "teacher"}.get(stage, "answer")
+    samples = tuple(
+        sample for sample in clean_samples(opened, CheckRules()) if getattr(sample, needed)
+    )
+    if opened.skipped:
+        print(f"{path}: skipped {opened.skipped.total()} bad rows ({dict(opened.skipped)})")
+    own = {"sft": data.train, "align": data.align, "rlvr": data.rlvr, "eval": data.heldout}[stage]
+    if not samples and own is not None:
+        raise ValueError(
+            f"{path}: no row has a {needed}, which stage {stage} needs. Detected format: "
+            f"{opened.convention}; name the columns with data.columns, or check the file with "
+            "`prism-lite data check`."
+        )
+    return samples
+
+
+def _mismatched_probe(samples: Sequence[Sample]) -> tuple[ProbePair, ...]:
+    """Teacher parts against those of the next row: content wrong for the picture, form the same."""
+    found = [(sample, parts.parse(sample.teacher or "")) for sample in samples]
+    good = [(sample, teacher) for sample, teacher in found if isinstance(teacher, Parts)]
+    others = good[1:] + good[:1]
+    return tuple(
+        ProbePair(sample, clean, other)
+        for (sample, clean), (_, other) in zip(good, others, strict=True)
+        if other != clean
+    )
 
 
 def _system_prompt(config: RunConfig, default: str = parts.SYSTEM_PROMPT) -> str:

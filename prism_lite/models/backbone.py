@@ -233,7 +233,7 @@ def _prepare_cpu_quantisation(core: nn.Module) -> None:
     """Keep bitsandbytes from repacking weights for AVX512: its backward is then silently wrong."""
     for module in core.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a Linear4bit
 
 
 def _peft_config(lora: LoraConfig) -> PeftLoraConfig:

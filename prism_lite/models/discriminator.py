@@ -191,7 +191,9 @@ class Discriminator(nn.Module):
         handles = []
         for layer, expert in zip(layers, self.experts, strict=True):
 
-            def add_experts(_module: Any, args: Any, output_BTD: Tensor, expert=expert) -> Tensor:
+            def add_experts(
+                _module: Any, args: Any, output_BTD: Tensor, expert: Any = expert
+            ) -> Tensor:
                 x_ND = args[0].flatten(0, 1)[own_N]
                 delta_ND, routing = self._mix(expert, x_ND, allowed_NE)
                 routings.append(routing)

@@ -217,7 +217,10 @@ def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> T
         padded = F.pad(pixels, (SHIFT_PIXELS,) * 4, value=-1.0)
         shifts = torch.randint(0, 2 * SHIFT_PIXELS + 1, (len(strip), 2), generator=generator)
         pixels = torch.stack(
-            [digit[y : y + side, x : x + side] for digit, (y, x) in zip(padded, shifts.tolist())]
+            [
+                digit[y : y + side, x : x + side]
+                for digit, (y, x) in zip(padded, shifts.tolist(), strict=True)
+            ]
         )
         contrast = 0.8 + 0.4 * torch.rand(len(strip), 1, 1, generator=generator)
         pixels = ((pixels + 1) * contrast - 1).clamp(-1, 1)

@@ -6,9 +6,7 @@ Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from prism_lite.advantages import reward_advantages
@@ -19,12 +17,11 @@ from prism_lite.models.backbone import REFERENCE
 from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.policy import update_policy
 from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.rewards import accuracy_reward, format_reward
+from prism_lite.rewards.of_groups import verifiable_rewards
 from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.types import Group
 
 
 def run_rlvr(context: Context) -> None:
@@ -78,28 +75,6 @@ def run_rlvr(context: Context) -> None:
         run.log("rlvr", step, metrics | times)
         run.write_rollouts("rlvr", step, rollout_records(groups, advantage_R, {}, rewards))
     run.save_final("rlvr", {"policy": backbone.adapter_state()})
-
-
-def verifiable_rewards(groups: Sequence[Group]) -> dict[str, Tensor]:
-    """Each reward by name, float32 [R].
-
-    Raises:
-        ValueError: a row has no answer to verify; names it.
-    """
-    for group in groups:
-        if group.sample.answer is None:
-            raise ValueError(
-                f"{group.sample.source or group.sample.id}: no answer to verify. RLVR needs a gold "
-                "answer in every row (data.rlvr)."
-            )
-    texts = [rollout.text for group in groups for rollout in group.rollouts]
-    answers = [group.sample.answer for group in groups for _ in group.rollouts]
-    prompts = [group.sample.question for group in groups for _ in group.rollouts]
-    accuracy = accuracy_reward(prompts, texts, answer=answers)
-    return {
-        "accuracy": torch.tensor([float(value or 0.0) for value in accuracy]),
-        "format": torch.tensor(format_reward(prompts, texts)),
-    }
 
 
 def weigh(rewards: dict[str, Tensor], config: RlvrConfig) -> Tensor:

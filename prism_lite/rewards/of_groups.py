@@ -1,0 +1,48 @@
+"""Rewards of sampled groups: the reward functions called with what a Sample knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prism_lite.rewards.accuracy import accuracy_reward
+from prism_lite.rewards.format import format_reward
+from prism_lite.types import Group
+
+
+def group_accuracy(group: Group) -> list[float]:
+    """Accuracy of each rollout of a group.
+
+    Raises:
+        ValueError: the row has no answer to verify; names it.
+    """
+    sample, texts = group.sample, [rollout.text for rollout in group.rollouts]
+    if sample.answer is None:
+        raise ValueError(
+            f"{sample.source or sample.id}: no answer to verify. RLVR and evaluation need a gold "
+            "answer in every row."
+        )
+    choices: Sequence[str] | None = sample.choices or None
+    marks = accuracy_reward(
+        [sample.question] * len(texts),
+        list(texts),
+        answer=[(sample.answer, *sample.accepted)] * len(texts),
+        choices=[choices] * len(texts),
+    )
+    return [float(mark) for mark in marks if mark is not None]
+
+
+def verifiable_rewards(groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Each reward by name, float32 [R], rollout after rollout.
+
+    Raises:
+        ValueError: see `group_accuracy`.
+    """
+    texts = [rollout.text for group in groups for rollout in group.rollouts]
+    accuracy = [mark for group in groups for mark in group_accuracy(group)]
+    return {
+        "accuracy": torch.tensor(accuracy),
+        "format": torch.tensor(format_reward([""] * len(texts), list(texts))),
+    }
