@@ -14,7 +14,7 @@ Shape letters: T tokens, D width, V vocabulary, C tokens or vocabulary rows of o
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -154,6 +154,24 @@ def _has_ignored(token_ids: Tensor, vocabulary: int) -> bool:
     return has_ignored
 
 
+@overload
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    return_entropy: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    return_entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def token_logprobs(
     hidden: Tensor,
     weight: Tensor,
