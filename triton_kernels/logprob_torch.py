@@ -18,8 +18,8 @@ LOWEST = -1e38
 
 
 def _chunk_rows(num_tokens: int, device: torch.device) -> int:
-    """Vocabulary rows per chunk: a chunk of logits should stay in the CPU's cache (8 MiB)."""
-    elements = 2**21 if device.type == "cpu" else 2**26
+    """Vocabulary rows per chunk: 16 MiB of logits on the CPU (4 to 32 measured about alike)."""
+    elements = 2**22 if device.type == "cpu" else 2**26
     return max(512, elements // max(num_tokens, 1) // 64 * 64)
 
 
