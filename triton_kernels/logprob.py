@@ -14,7 +14,7 @@ Shape letters: T tokens, D width, V vocabulary, C tokens or vocabulary rows of o
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -134,19 +134,44 @@ def _check(hidden: Tensor, weight: Tensor, token_ids: Tensor, temperature: float
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
     if weight.shape[0] == 0:
         raise ValueError(f"weight must have at least one row (V >= 1), got {describe(weight)}")
-    if num_tokens == 0 or is_fake(token_ids):
-        return
-    real = token_ids[token_ids != IGNORED_ID]
-    if real.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(real))
-    if low < 0 or high >= weight.shape[0]:
+
+
+def _has_ignored(token_ids: Tensor, vocabulary: int) -> bool:
+    """Whether any id is IGNORED_ID; refuses ids out of range. One read of the device's memory."""
+    if token_ids.numel() == 0:
+        return False
+    if is_fake(token_ids):
+        return True
+    low, high = (int(bound) for bound in torch.aminmax(token_ids))
+    has_ignored = low == IGNORED_ID
+    if has_ignored:
+        low = int(token_ids.masked_fill(token_ids == IGNORED_ID, max(high, 0)).min())
+    if low < 0 or high >= vocabulary:
         raise ValueError(
-            f"token_ids {describe(token_ids)} must lie in 0..{weight.shape[0] - 1} (or be "
+            f"token_ids {describe(token_ids)} must lie in 0..{vocabulary - 1} (or be "
             f"{IGNORED_ID} to be ignored), got values from {low} to {high}"
         )
+    return has_ignored
 
 
+@overload
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    return_entropy: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    return_entropy: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def token_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -182,18 +207,21 @@ def token_logprobs(
     Source: see the module's docstring.
     """
     _check(hidden, weight, token_ids, temperature)
-    ignored_T = token_ids == IGNORED_ID
-    ids_T = token_ids.long().masked_fill(ignored_T, 0)
+    is_ignored_T = None
+    if _has_ignored(token_ids, weight.shape[0]):
+        is_ignored_T = token_ids == IGNORED_ID
+        token_ids = token_ids.masked_fill(is_ignored_T, 0)
+    token_ids, inv_temperature = token_ids.long(), 1.0 / temperature
+    entropy_T = None
     if torch.is_grad_enabled() and hidden.requires_grad:
-        result = _TokenLogprobs.apply(hidden, weight, ids_T, 1.0 / temperature, return_entropy)
-        logprob_T, entropy_T = result if return_entropy else (result, None)
+        outputs = _TokenLogprobs.apply(hidden, weight, token_ids, inv_temperature, return_entropy)
+        logprob_T, entropy_T = outputs if return_entropy else (outputs, None)
     else:
         with no_autocast(hidden):
-            sweep = _implementation(hidden).sweep(
-                hidden, weight, ids_T, 1.0 / temperature, entropy=return_entropy, direction=None
+            logprob_T, _, entropy_T, _ = _implementation(hidden).sweep(
+                hidden, weight, token_ids, inv_temperature, entropy=return_entropy, direction=None
             )
-        logprob_T, entropy_T = sweep.logprob, sweep.entropy
-    logprob_T = logprob_T.masked_fill(ignored_T, 0)
-    if entropy_T is None:
-        return logprob_T
-    return logprob_T, entropy_T.masked_fill(ignored_T, 0)
+    if is_ignored_T is not None:
+        logprob_T = logprob_T.masked_fill(is_ignored_T, 0)
+        entropy_T = None if entropy_T is None else entropy_T.masked_fill(is_ignored_T, 0)
+    return logprob_T if entropy_T is None else (logprob_T, entropy_T)

@@ -37,7 +37,7 @@ MODES = {"forward": 1, "forward+backward": 2}  # and their floor in products
 
 
 def ours(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
-    return tk.token_logprobs(hidden, head, ids)  # type: ignore[return-value]
+    return tk.token_logprobs(hidden, head, ids)
 
 
 def ours_in_torch(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
@@ -152,14 +152,14 @@ def memory_in_fresh_process(name: str, mode: str, shape: str, device: str) -> in
 
 def measure(shape: str, device: str, repeats: int) -> list[dict[str, Any]]:
     """One row for each way and mode that runs."""
-    memory = {
-        (name, mode): memory_in_fresh_process(name, mode, shape, device)
-        for name in ways(device)
-        for mode in MODES
-    }
-    running = [key for key, peak in memory.items() if peak is not None]
+    memory: dict[tuple[str, str], int] = {}
+    for name in ways(device):
+        for mode in MODES:
+            peak_bytes = memory_in_fresh_process(name, mode, shape, device)
+            if peak_bytes is not None:
+                memory[name, mode] = peak_bytes
     inputs = make_inputs(shape, device)
-    best_s = dict.fromkeys([*running, PRODUCT], (math.inf, math.inf))
+    best_s = dict.fromkeys([*memory, PRODUCT], (math.inf, math.inf))
     started, rounds = time.perf_counter(), 0
     while rounds <= repeats or time.perf_counter() - started < LEAST_S:  # one more to warm up
         rounds += 1
@@ -168,7 +168,7 @@ def measure(shape: str, device: str, repeats: int) -> list[dict[str, Any]]:
             took_s = seconds(lambda w=way, m=key[1]: run(w, m, inputs))
             best_s[key] = (min(best_s[key][0], took_s[0]), min(best_s[key][1], took_s[1]))
     rows = []
-    for name, mode in running:
+    for name, mode in memory:
         (wall_s, cpu_s), baseline = best_s[name, mode], (NAIVE, mode)
         rows.append(
             {

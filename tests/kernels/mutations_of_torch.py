@@ -80,7 +80,7 @@ TORCH_MUTATIONS = [
     Mutation(
         "logprob.py",
         "ignored tokens keep their log-prob",
-        "logprob_T = logprob_T.masked_fill(ignored_T, 0)",
+        "logprob_T = logprob_T.masked_fill(is_ignored_T, 0)",
         "pass",
     ),
     Mutation(

@@ -28,8 +28,9 @@ def gamma(num_terms: int) -> float:
     return 8 * max(num_terms, 1) ** 0.5 * U32
 
 
-def assert_close(name: str, actual: Tensor, expected: Tensor, bound: Tensor | float) -> None:
+def assert_close(name: str, actual: Tensor | None, expected: Tensor, bound: Tensor | float) -> None:
     """|actual - expected| <= bound, elementwise; NaN and infinities must agree."""
+    assert actual is not None, f"{name} is missing"
     actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
     assert actual.shape == expected.shape, f"{name}: {actual.shape} != {expected.shape}"
     is_finite = expected.isfinite()

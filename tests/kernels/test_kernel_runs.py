@@ -32,9 +32,10 @@ def run_python(*arguments: str, **variables: str) -> subprocess.CompletedProcess
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="this process runs them itself")
 def test_every_operation_test_passes_in_the_interpreter() -> None:
-    result = run_python("-m", "pytest", "tests/kernels/ops", TRITON_INTERPRET="1")
+    result = run_python("-m", "pytest", "-rs", "tests/kernels/ops", TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout and "skipped" not in result.stdout
+    assert " passed" in result.stdout
+    assert "checks Triton's interpreter" not in result.stdout, "the interpreter was not on"
 
 
 @pytest.mark.slow

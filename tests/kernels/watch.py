@@ -6,8 +6,8 @@
     assert not seen.with_size(vocabulary, at_least=num_tokens * vocabulary)
     assert seen.largest_bytes < 100 * 2**20
 
-Sees every tensor that any torch operation returns, in forward and backward, on any device and for
-fake tensors; views do not count.
+Sees every tensor that any torch operation returns, in forward and backward, real or fake; views do
+not count.
 """
 
 import weakref

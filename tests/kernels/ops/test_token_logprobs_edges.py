@@ -119,3 +119,14 @@ def test_ignored_tokens_give_nothing(dtype, device, generator) -> None:
         assert torch.equal(got[~is_ignored], all_values[~is_ignored])
     assert not hidden.grad[is_ignored].any()
     assert hidden.grad[~is_ignored].any(dim=1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_16_bit_products_on_the_torch_path(path, dtype, device, generator, monkeypatch) -> None:
+    """What CUDA without Triton computes: the CPU path would make these products in float32."""
+    if path == "triton":
+        pytest.skip("the kernels' own products are 16-bit everywhere")
+    monkeypatch.setattr(logprob_torch, "gemm_dtype", lambda weight: weight.dtype)
+    monkeypatch.setattr(logprob_torch, "_chunk_rows", lambda *_: 192)
+    hidden, weight, ids = make_inputs(21, 16, 700, dtype, device, generator)
+    check_against_truth(hidden, weight, ids, 0.8, generator)
