@@ -84,13 +84,16 @@ class Backbone:
             finally:
                 self._activate(POLICY)
         else:
-            with self.peft.disable_adapter():
-                yield
-            self._activate(POLICY)
+            try:
+                with self.peft.disable_adapter():
+                    yield
+            finally:
+                self._activate(POLICY)
 
     def _activate(self, adapter: str) -> None:
-        self.peft.base_model.set_adapter(adapter, inference_mode=adapter != POLICY)
-        assert self.peft.base_model.active_adapters == [adapter]
+        tuner: Any = self.peft.base_model
+        tuner.set_adapter(adapter, inference_mode=adapter != POLICY)
+        assert tuner.active_adapters == [adapter]
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """LoRA weights of the policy, float32, in a fixed order."""

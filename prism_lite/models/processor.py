@@ -28,7 +28,7 @@ class ImageOnlyProcessor(Qwen3VLProcessor):
         return super().check_argument_for_proper_class(argument_name, argument)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, pretrained_model_name_or_path: str, **kwargs: Any
     ) -> ImageOnlyProcessor:
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -46,7 +46,9 @@ class ImageOnlyProcessor(Qwen3VLProcessor):
             chat_template=tokenizer.chat_template,
         )
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, **kwargs: Any
+    ) -> list[str]:
         """Write the folder as the stock processor would, so that `AutoProcessor` loads it too."""
         folder = Path(save_directory)
         self.tokenizer.save_pretrained(folder)

@@ -92,7 +92,12 @@ def build_model(
     shape: TinyConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Qwen3VLForConditionalGeneration:
     """A randomly initialised tiny Qwen3-VL in float32."""
-    token_id = tokenizer.convert_tokens_to_ids
+
+    def token_id(token: str) -> int:
+        found = tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(found, int)
+        return found
+
     head_dim = shape.hidden_size // shape.num_heads
     third = head_dim // 2 // 3
     config = Qwen3VLConfig(

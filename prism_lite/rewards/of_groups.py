@@ -29,7 +29,7 @@ def group_accuracy(group: Group) -> list[float]:
         [sample.question] * len(texts),
         list(texts),
         answer=[(sample.answer, *sample.accepted)] * len(texts),
-        choices=[choices] * len(texts),
+        choices=[choices for _ in texts],
     )
     return [float(mark) for mark in marks if mark is not None]
 

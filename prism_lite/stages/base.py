@@ -74,7 +74,7 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
     model = tiny.build_model(config, tokenizer)
     use_linear_patch_embedding(model)
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(EMBEDDING_STD / 0.02)
+        model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
     with Progress(transient=True) as progress:
         _train_vision(model, tokenizer, config, task, generator, progress)
