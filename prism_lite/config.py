@@ -76,7 +76,7 @@ class TinyConfig:
     vision_depth: PositiveInt = 3
     vocab_size: PositiveInt = 512
     vision_steps: NonNegativeInt = 250  # vision tower alone, as a digit classifier
-    steps: NonNegativeInt = 350
+    steps: NonNegativeInt = 450
     batch_size: PositiveInt = 16  # lessons; each has two replies
     learning_rate: PositiveFloat = 2e-3
     seed: int = 0

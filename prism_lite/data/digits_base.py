@@ -1,7 +1,7 @@
 """What the tiny base model is trained on before the pipeline starts: a little general schooling.
 
-Like a real instruct model it can read digits, do small sums and has met the three-part template, among
-other ways to reply. Pictures come from the training writers only.
+Like a real instruct model it can read digits, do small sums and has met the three-part template,
+among other ways to reply. Pictures come from the training writers only.
 """
 
 from __future__ import annotations

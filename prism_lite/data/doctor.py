@@ -17,9 +17,19 @@ from prism_lite.data.formats import SampleFile, load_samples, render_sample
 from prism_lite.data.formats_base import FileError, RawRow, RowError
 from prism_lite.types import Sample
 
-__all__ = ["CheckRules", "Finding", "Report", "check", "examine", "main_check", "overlap_keys"]
+__all__ = [
+    "CheckRules",
+    "Finding",
+    "Report",
+    "check",
+    "clean_samples",
+    "examine",
+    "main_check",
+    "overlap_keys",
+]
 
 MAX_KEPT_PER_KIND = 200  # findings with text; the counts are exact
+MAX_KEPT_SKIPPED = 100
 EXIT_CLEAN, EXIT_DEFECTS = 0, 2
 
 
@@ -147,6 +157,30 @@ def examine(
             message = f"{row.place}: the same question and pictures as an evaluation row; drop it."
             found.append(Finding("eval_overlap", row.number, message))
         yield row, sample, found
+
+
+def clean_samples(
+    opened: SampleFile, rules: CheckRules, *, overlap: frozenset[bytes] = frozenset()
+) -> Iterator[Sample]:
+    """The samples that training may use: those without a finding.
+
+    A row with one raises, or is skipped and counted in `opened.skipped`, as `opened.on_bad_row`
+    says.
+
+    Raises:
+        ValueError: the first finding, where bad rows are errors; or the file breaks off.
+    """
+    opened.skipped.clear()
+    opened.skipped_messages.clear()
+    for _, sample, found in examine(opened, rules, overlap=overlap):
+        if sample is not None and not found:
+            yield sample
+            continue
+        if opened.on_bad_row == "error":
+            raise RowError(found[0].kind, found[0].message)
+        opened.skipped[found[0].kind] += 1
+        if len(opened.skipped_messages) < MAX_KEPT_SKIPPED:
+            opened.skipped_messages.append(found[0].message)
 
 
 def overlap_keys(eval_path: str | Path, *, image_root: str | None = None) -> frozenset[bytes]:

@@ -175,10 +175,11 @@ def _completion_defects(sample: Sample, stage: Stage | None) -> Iterator[Defect]
 
 
 def _picture_defects(picture: Picture, rules: CheckRules) -> Iterator[Defect]:
+    decode_up_to = rules.max_pixels if rules.decode_pictures else 0
     if isinstance(picture.source, Path):
-        problem, width, height = _inspect_path(picture.source, rules.decode_pictures)
+        problem, width, height = _inspect_path(picture.source, decode_up_to)
     else:
-        problem, width, height = _inspect(picture, rules.decode_pictures)
+        problem, width, height = _inspect(picture, decode_up_to)
     name = picture.id if isinstance(picture.source, Path) else "the embedded picture"
     if problem:
         yield (
@@ -202,25 +203,26 @@ def _picture_defects(picture: Picture, rules: CheckRules) -> Iterator[Defect]:
 
 
 @lru_cache(maxsize=65536)
-def _inspect_path(path: Path, decode: bool) -> tuple[str, int, int]:
+def _inspect_path(path: Path, decode_up_to: int) -> tuple[str, int, int]:
     # Rows often share pictures: each file is opened once.
-    return _inspect(Picture(str(path), path), decode)
+    return _inspect(Picture(str(path), path), decode_up_to)
 
 
-def _inspect(picture: Picture, decode: bool) -> tuple[str, int, int]:
-    """What is wrong with a picture (empty if nothing), its width and height."""
-    if isinstance(picture.source, Image.Image):
-        return "", *picture.source.size
+def _inspect(picture: Picture, decode_up_to: int) -> tuple[str, int, int]:
+    """What is wrong with a picture (empty if nothing), its width and height.
+
+    The header is read first: a picture of more than `decode_up_to` pixels is never decoded.
+    """
+    source = picture.source
+    if isinstance(source, Image.Image):
+        return "", *source.size
     try:
-        if decode:
-            return "", *picture.open().size
-        source = picture.source
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return "", *image.size
-    except ValueError as error:
-        cause = error.__cause__ or error
-        return f"{type(cause).__name__}: {str(cause)[:120]}", 0, 0
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            width, height = image.size
+            if width * height <= decode_up_to:
+                image.load()
+            return "", width, height
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"{type(error).__name__}: {str(error)[:120]}", 0, 0
 
 

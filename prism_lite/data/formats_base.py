@@ -69,8 +69,9 @@ def checked_row(place: str, number: int, value: Any) -> RawRow:
     return RawRow(place, number, RowError("not_a_row", message))
 
 
-# Lists of texts, lists of objects, objects. "[1, 2]" stays text: as an answer it is an interval.
-_JSON_CELL = re.compile(r'\s*(?:\[\s*["{]|\{\s*")')
+# Lists of texts or objects, the empty list, objects. "[1, 2]" stays text: an answer may be an
+# interval.
+_JSON_CELL = re.compile(r'\s*(?:\[\s*["{]|\[\s*\]|\{\s*")')
 
 
 def parse_json_cell(value: Any) -> Any:

@@ -42,7 +42,9 @@ def find_source(path_or_id: str) -> Source:
     looks_local = (
         path.suffix.lower() in (*DATA_SUFFIXES, *_PICKLE_SUFFIXES) and path.parts[:-2] == ()
     )
-    if hub and not path_or_id.startswith(".") and (hub["file"] or not looks_local):
+    # A mistyped path in a folder that is here must not turn into a download.
+    looks_local = looks_local or (len(path.parts) > 1 and Path(path.parts[0]).exists())
+    if hub and not looks_local and not path_or_id.startswith("."):
         count = int(hub["count"]) if hub["count"] else None
         return Source(path_or_id, hub=hub.groupdict(), limit=count)
     raise FileError(

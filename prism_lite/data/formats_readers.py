@@ -13,7 +13,7 @@ from prism_lite.data.formats_detect import ANSWER_NAMES, QUESTION_NAMES, RESPONS
 from prism_lite.data.formats_turns import split_target, strip_answer, to_turns
 
 Row = Mapping[str, Any]
-_IMAGE_NAMES = ("images", "image", "decoded_image", "image_path", "image_paths")
+_IMAGE_NAMES = ("images", "image", "decoded_image", "image_path", "image_paths", "file_name")
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _conversation(row: Row) -> Fields:
 
 def _prompt(row: Row) -> Fields:
     system = row.get("system")
+    if row.get("prompt") is None:
+        raise RowError("empty_prompt", "the row has no prompt; add the question.")
     return Fields(row["prompt"], references=_images(row), system=system, choices=row.get("choices"))
 
 

@@ -46,6 +46,8 @@ def _build(row: Row, fields: Fields, *, place: str, number: int, rules: PictureR
     listed = as_list(parse_json_cell(fields.references))
     inside: list[Any] = []
     turns = to_turns(fields.messages, inside)
+    if fields.system is not None and not isinstance(fields.system, str):
+        raise RowError("text_type", f"system is a {type(fields.system).__name__}; expected text.")
     if fields.system and turns[0].role != "system":
         turns.insert(0, Turn("system", fields.system))
     _fill_objects(row, turns)
@@ -94,7 +96,7 @@ def _answers(
     value = parse_json_cell(value)
     further = parse_json_cell(row.get("equivalent_answers", row.get("accepted")))
     accepted = [strip_answer(one) for one in as_list(further)]
-    if isinstance(value, list) and value and not any(isinstance(one, str) for one in value):
+    if isinstance(value, list) and value and _is_numeric(value):
         value = json.dumps(value)  # numbers: one box or pair, not several accepted answers
     if isinstance(value, Sequence) and not isinstance(value, str):
         if not value:
@@ -106,6 +108,12 @@ def _answers(
     if value is None and demonstration:
         return answer_of_completion(demonstration), ()
     return strip_answer(value), tuple(one for one in accepted if one)
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_numeric(one) for one in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fill_objects(row: Row, turns: list[Turn]) -> None:

@@ -59,9 +59,20 @@ def hub_rows(source: Source) -> Iterator[RawRow]:
     assert source.hub is not None
     hub = source.hub
     split = hub["split"] or "train"
-    table: Any = datasets.load_dataset(
-        hub["id"] or "", hub["subset"], split=split, data_files=hub["file"], streaming=True
-    )
+    try:
+        table: Any = datasets.load_dataset(
+            hub["id"] or "", hub["subset"], split=split, data_files=hub["file"], streaming=True
+        )
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # what `datasets` raises for ids, subsets, splits, network
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise FileError(
+            "hub",
+            f"{source.name} cannot be loaded from the hub ({reason}); check the id, its subset and "
+            "split, and the connection, or download the file and give its path.",
+        ) from error
     for name, feature in (table.features or {}).items():
         # Bytes travel on: a picture is decoded when it is needed.
         if isinstance(feature, datasets.Image):

@@ -109,7 +109,7 @@ def accuracy_reward(
         )
     rewards: list[float | None] = []
     for i, (completion, gold) in enumerate(zip(completions, answer, strict=True)):
-        if gold is None or not gold:
+        if not gold or (isinstance(gold, str) and not gold.strip()):
             rewards.append(None)
             continue
         verdict = judge_completion(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from prism_lite.rewards.text import clean
+from prism_lite.rewards.text import clean, word_form
 
 Same = Callable[[str, str], bool]
 
@@ -103,6 +103,8 @@ def compare_choice(
     gold_letters = parse_letters(gold, compact=True)
     if gold_letters:
         letters = parse_letters(predicted, compact=True)
+        if letters is None and parse_choice(predicted):
+            return False, "one letter of several"
         return None if letters is None else (letters == gold_letters, "set of letters")
     gold_choice, choice = parse_choice(gold), parse_choice(predicted)
     if gold_choice is None and choice is None:
@@ -116,7 +118,7 @@ def compare_choice(
     if choice is None:
         if not expected:
             return None
-        matches = same(predicted, expected)
+        matches = same(predicted, expected) or word_form(predicted) == word_form(gold)
         return matches, "text of the option" if matches else "not the text of the option"
     if choice.letter != gold_choice.letter:
         return False, "another letter"
@@ -180,7 +182,8 @@ def compare_truth(predicted: str, gold: str) -> tuple[bool, str] | None:
         return None
     match = _SAID_TRUTH.fullmatch(predicted)
     if not match:
-        return False, "neither yes nor no"
+        matches = word_form(predicted) == word_form(gold)
+        return matches, "same words" if matches else "neither yes nor no"
     said = _TRUTH[match.group(1).lower()]
     first_rest = " ".join(match.group(2).split()[:2])
     if any(_TRUTH[word.lower()] != said for word in _TRUTH_WORD.findall(first_rest)):

@@ -151,6 +151,10 @@ _LABEL = re.compile(
 )
 
 
+_OPTION = re.compile(r"[A-J]")
+_EQUALS = re.compile(r"(?<![<>])=")
+
+
 def _without_labels(predicted: str, gold: str) -> tuple[str, str]:
     """Without "x =" where only one side has it, or both have the same one; "x = 5" is not "y =
     5".
@@ -159,6 +163,8 @@ def _without_labels(predicted: str, gold: str) -> tuple[str, str]:
     texts = [m.group().replace(" ", "") if m else "" for m in (label, gold_label)]
     bare = predicted[label.end() :] if label else predicted
     gold_bare = gold[gold_label.end() :] if gold_label else gold
+    if _OPTION.fullmatch(bare) or _OPTION.fullmatch(gold_bare):  # "A = B" names two options
+        return predicted, gold
     if "=" in bare or "=" in gold_bare or (texts[0] != texts[1] and all(texts)):
         return predicted, gold
     return bare, gold_bare
@@ -172,6 +178,8 @@ def _compare_expressions(
     question: _Question,
 ) -> tuple[bool, str]:
     """Ask math-verify where both sides may be expressions; units are taken off and must agree."""
+    if bool(_EQUALS.search(predicted)) != bool(_EQUALS.search(gold)):
+        return False, "an equation against a value"  # "2 + 2 = 5" must not count for its right side
     magnitude, unit = (None, quantity.unit) if quantity else _take_unit(predicted)
     gold_magnitude, gold_unit = (None, gold_quantity.unit) if gold_quantity else _take_unit(gold)
     latex = _number_latex(quantity.number) if quantity else symbolic.to_latex(magnitude or "")

@@ -174,24 +174,46 @@ def _claims_in_think(text: str) -> bool:
 
 
 def discriminator_saturation(
+    scores: Sequence[float], *, cap: float, max_share: float = 0.5
+) -> Alarm | None:
+    """Too many discriminator scores at their cap, where they have no slope.
+
+    Args:
+        scores: of teachers and students, as logits after the cap.
+        cap: c of the smooth cap c * tanh(s / c); above 0.95 c its slope is below a tenth.
+        max_share: alarm when a larger share of the scores lies there.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    _require_finite(scores, "score")
+    if not scores:
+        return None
+    share = sum(abs(score) > 0.95 * cap for score in scores) / len(scores)
+    if share <= max_share:
+        return None
+    return Alarm(
+        "discriminator_saturation",
+        share,
+        max_share,
+        f"{share:.0%} of the scores lie at the cap of {cap:g} (limit {max_share:.0%}), where they "
+        "have no slope: lower the discriminator's learning rate.",
+    )
+
+
+def discriminator_too_strong(
     teacher_scores: Sequence[float],
     student_scores: Sequence[float],
     *,
-    cap: float,
-    max_share: float = 0.5,
     max_accuracy: float = 0.98,
-) -> list[Alarm]:
-    """The discriminator stopped telling students apart: scores at their cap, or every pair won.
+) -> Alarm | None:
+    """The teacher wins nearly every pair: the students are told apart by something they cannot
+    mend.
 
     Args:
         teacher_scores: one per pair.
         student_scores: one per pair, same order.
-        cap: c of the smooth cap c * tanh(s / c); above 0.95 c the slope is below a tenth.
-        max_share: alarm when more scores than this lie there.
-        max_accuracy: alarm when the teacher wins more pairs than this.
-
-    Returns:
-        "discriminator_saturation" and "discriminator_too_strong" as they apply.
+        max_accuracy: alarm above this share of pairs won.
 
     Raises:
         ValueError: lengths differ, or a score is not finite.
@@ -203,33 +225,18 @@ def discriminator_saturation(
         )
     _require_finite([*teacher_scores, *student_scores], "score")
     if not teacher_scores:
-        return []
-    alarms = []
-    scores = [*teacher_scores, *student_scores]
-    saturated = sum(abs(score) > 0.95 * cap for score in scores) / len(scores)
-    if saturated > max_share:
-        alarms.append(
-            Alarm(
-                "discriminator_saturation",
-                saturated,
-                max_share,
-                f"{saturated:.0%} of the scores lie at the cap of {cap:g} (limit {max_share:.0%}), "
-                "where they have no slope: lower the discriminator's learning rate.",
-            )
-        )
+        return None
     pairs = zip(teacher_scores, student_scores, strict=True)
     accuracy = sum(teacher > student for teacher, student in pairs) / len(teacher_scores)
-    if accuracy > max_accuracy:
-        alarms.append(
-            Alarm(
-                "discriminator_too_strong",
-                accuracy,
-                max_accuracy,
-                f"the teacher wins {accuracy:.1%} of the pairs (limit {max_accuracy:.0%}): look "
-                "for an artefact that gives teachers away, or slow the discriminator down.",
-            )
-        )
-    return alarms
+    if accuracy <= max_accuracy:
+        return None
+    return Alarm(
+        "discriminator_too_strong",
+        accuracy,
+        max_accuracy,
+        f"the teacher wins {accuracy:.1%} of the pairs (limit {max_accuracy:.0%}): look for an "
+        "artefact that gives teachers away, or slow the discriminator down.",
+    )
 
 
 def _require_finite(values: Sequence[float], name: str) -> None:

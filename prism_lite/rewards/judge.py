@@ -71,21 +71,7 @@ def ask_judge(
             f"judge base_url {settings.base_url!r} is no http address; give it like "
             "http://localhost:8000/v1."
         )
-    headers = {"Content-Type": "application/json"}
-    key = os.environ.get(settings.key_variable)
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    # Cut to a length at which no honest short answer is lost, so that a rollout cannot flood the
-    # judge.
-    content = JUDGE_PROMPT.format(
-        question=question[:4000], gold=gold[:1000], predicted=predicted[:1000]
-    )
-    body = {
-        "model": settings.model,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": 8,
-    }
+    headers, body = _request(question, predicted, gold, settings)
     problem = ""
     for _ in range(settings.num_attempts):
         try:
@@ -114,6 +100,28 @@ def ask_judge(
         f"{settings.num_attempts} tries ({problem}). Start it, mend reward.judge, or remove the "
         "judge reward."
     )
+
+
+def _request(
+    question: str, predicted: str, gold: str, settings: JudgeSettings
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Headers, with the key if there is one, and body."""
+    headers = {"Content-Type": "application/json"}
+    key = os.environ.get(settings.key_variable)
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    # Cut to a length at which no honest short answer is lost, so that a rollout cannot flood the
+    # judge.
+    content = JUDGE_PROMPT.format(
+        question=question[:4000], gold=gold[:1000], predicted=predicted[:1000]
+    )
+    body = {
+        "model": settings.model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 8,
+    }
+    return headers, body
 
 
 def judge_reward(

@@ -33,6 +33,7 @@ class Quantity:
 _ROUGHLY = re.compile(
     r"(?:approximately|approx\.?|about|roughly|around|≈|\\approx)\s*", re.IGNORECASE
 )
+_CURRENCY_CODE = re.compile(r"(USD|EUR|GBP|JPY|CNY|INR|Rs)\.?\s*(?=[\d.])")
 _NOUN = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}")
 _NO_NOUN = frozenset(
     "or and not to if plus minus times over divided than by of is are was be no but only per at am "
@@ -56,6 +57,9 @@ def parse_quantity(text: str) -> Quantity | None:
     currency = None
     if text[:1] and text[0] in units.CURRENCY_SIGNS:
         currency, text = units.parse_unit(text[0]), text[1:].lstrip()
+    code = _CURRENCY_CODE.match(text)
+    if currency is None and code:
+        currency, text = units.parse_unit(code.group(1)), text[code.end() :]
     found = match_number(sign + text)
     if found is None:
         return None

@@ -34,6 +34,7 @@ _LATEX_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\(?:left|right|displaystyle|bigl|bigr|big|limits)(?![a-zA-Z])\.?"), ""),
     (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!,|,\\!)(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\$(?=[^\s$])([^$]*[^\s$])\$(?!\d)|\\\(([^$]+?)\\\)"), r"\1\2"),
     (re.compile(r"\\[,;:! ]|~|\\quad|\\qquad"), " "),
     (re.compile(r"\\([%#&_$])"), r"\1"),
     (re.compile(r"\\(?:leq|leqslant)(?![a-zA-Z])"), r"\\le "),
@@ -61,7 +62,8 @@ _PREFIX = re.compile(
     r"(?:answer|result|option|choice)(?:\s+is\s*:?|\s*:|\s+(?=\(?[A-Ja-j]\)?[.:]?\s*$))\s*",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\w)", re.IGNORECASE)
+# Before a single letter "A" is an option: "A C" must not become "C".
+_ARTICLE = re.compile(r"(?:the|an|a)\s+(?=\w\w)", re.IGNORECASE)
 
 
 def clean(text: str) -> str:
@@ -78,7 +80,7 @@ def clean(text: str) -> str:
         if inner == text:
             break
         text = inner
-    if "\\" in text or "~" in text or "{,}" in text:
+    if "\\" in text or "~" in text or text.count("$") > 1 or "{,}" in text:
         for pattern, replacement in _LATEX_REWRITES:
             text = pattern.sub(replacement, text)
         text = _unwrap(text.strip())
@@ -155,9 +157,9 @@ def word_form(text: str) -> str:
     """How words are compared: no case, articles, hyphens or sentence signs ("The T-shirt." is "t
     shirt").
     """
+    article = _ARTICLE.match(text)
+    text = text[article.end() :] if article else text
     text = _LETTERS_HYPHEN.sub(" ", text)
     text = _SENTENCE_SIGNS.sub(" ", text)
     text = _SPACE_DIGIT_LETTER.sub("", text)
-    text = " ".join(text.split()).casefold()
-    article = _ARTICLE.match(text)
-    return text[article.end() :] if article else text
+    return " ".join(text.split()).casefold()

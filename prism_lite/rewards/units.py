@@ -71,6 +71,7 @@ _TABLE: tuple[tuple[str, Unit], ...] = (
     ("°C C celsius centigrade", _unit(1, "273.15", temperature=1)),
     ("°F F fahrenheit", _unit("5/9", "45967/180", temperature=1)),
     ("° degree deg", _unit(1, angle=1)),
+    ("rad radian", _unit("57.295779513082320876798154814105", angle=1)),  # 180 / pi to 32 digits
     ("N newton", _unit(1, mass=1, length=1, time=-2)),
     ("kN kilonewton", _unit(1000, mass=1, length=1, time=-2)),
     ("J joule", _unit(1, mass=1, length=2, time=-2)),
@@ -172,7 +173,7 @@ def parse_unit(text: str) -> Unit | None:
 _DEGREE_NAMES = {
     f"degree{plural} {name}": _NAMES[name]
     for plural in ("", "s")
-    for name in ("celsius", "fahrenheit")
+    for name in ("celsius", "fahrenheit", "c", "f")
 }
 
 

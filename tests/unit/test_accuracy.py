@@ -57,7 +57,7 @@ def _completion(answer: str, *, caption: str = "- a bar", think: str = "It is so
 
 
 class TestDefectsOfTheOfficialChecker:
-    """METHOD: what the published answer checker got wrong, one test each."""
+    """What the published answer checker of PRISM gets wrong, one test each."""
 
     def test_units_conflict(self):
         assert not answers_match("5 kg", "5 lb")
@@ -110,7 +110,8 @@ class TestReward:
         assert rewards == [1.0, 0.0, None, 0.0]
 
     def test_empty_gold_is_no_gold(self):
-        assert accuracy_reward([""], [_completion("")], answer=[""]) == [None]
+        completions = [_completion("5")] * 3
+        assert accuracy_reward([""] * 3, completions, answer=["", " ", []]) == [None] * 3
 
     def test_several_accepted_answers(self):
         assert accuracy_reward([""], [_completion("sofa")], answer=[["couch", "sofa"]]) == [1.0]
@@ -245,7 +246,8 @@ ANSWERS = st.one_of(
 # for a machine that others share.
 NUM_EXAMPLES = int(os.environ.get("PRISM_FUZZ", "400"))
 LIMIT_S = 1.0 if "PRISM_FUZZ" in os.environ else 3.0
-SYMMETRIC = {"same text", "same words", "equal numbers", "same entries", "same truth value"}
+# Elsewhere the gold answer decides: its digits set the tolerance, its form the kind of question.
+SYMMETRIC = {"same text", "same words", "equal numbers"}
 
 
 @pytest.mark.timeout(7200)

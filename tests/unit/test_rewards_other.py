@@ -191,15 +191,15 @@ class TestGuards:
         assert alarm and alarm.name == "answer_inside_think" and alarm.value == 0.75
 
     def test_discriminator(self):
-        fine = guards.discriminator_saturation([1.0, 0.0], [0.5, 0.5], cap=10)
-        assert fine == []
-        alarms = guards.discriminator_saturation([9.9, 9.8], [-9.9, -9.7], cap=10)
-        assert [alarm.name for alarm in alarms] == [
-            "discriminator_saturation",
-            "discriminator_too_strong",
-        ]
-        assert alarms[0].value == 1.0 and alarms[1].value == 1.0
-        with pytest.raises(ValueError, match="1 teacher and 2 student scores"):
-            guards.discriminator_saturation([1.0], [1.0, 2.0], cap=10)
+        assert guards.discriminator_saturation([1.0, 0.0, 9.9], cap=10) is None
+        alarm = guards.discriminator_saturation([9.9, 9.8, -9.9, 1.0], cap=10)
+        assert alarm and (alarm.name, alarm.value) == ("discriminator_saturation", 0.75)
         with pytest.raises(ValueError, match="score 0 is inf"):
-            guards.discriminator_saturation([float("inf")], [1.0], cap=10)
+            guards.discriminator_saturation([float("inf")], cap=10)
+
+    def test_discriminator_too_strong(self):
+        assert guards.discriminator_too_strong([1.0, 0.0], [0.5, 0.5]) is None
+        alarm = guards.discriminator_too_strong([1.0, 2.0], [0.5, 0.5])
+        assert alarm and (alarm.name, alarm.value) == ("discriminator_too_strong", 1.0)
+        with pytest.raises(ValueError, match="1 teacher and 2 student scores"):
+            guards.discriminator_too_strong([1.0], [1.0, 2.0])

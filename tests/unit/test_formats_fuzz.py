@@ -1,0 +1,110 @@
+"""Whatever a row or file holds, the loader gives a Sample or a named error, nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from data_conventions import CONVENTIONS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prism_lite.data.doctor import CheckRules, check
+from prism_lite.data.doctor_rules import defects_of
+from prism_lite.data.formats_base import RowError
+from prism_lite.data.formats_detect import detect
+from prism_lite.data.formats_pictures import PictureRules
+from prism_lite.data.formats_rows import to_sample
+from prism_lite.types import Sample
+
+NUM_EXAMPLES = int(os.environ.get("PRISM_FUZZ_ROWS", "300"))
+TEXTS = st.one_of(
+    st.sampled_from(
+        ["<image>", "<image 2>", "[", '["a"]', '[{"role": 1}]', "data:,", "A", "file://"]
+    ),
+    st.text(max_size=12),
+)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.binary(max_size=9)
+)
+KEYS = st.sampled_from(
+    [
+        "role",
+        "from",
+        "content",
+        "value",
+        "type",
+        "text",
+        "image",
+        "image_url",
+        "bytes",
+        "path",
+        "url",
+    ]
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
+    max_leaves=8,
+)
+FIELDS = sorted({name for row, *_ in CONVENTIONS.values() for name in row} | {"objects", "history"})
+
+
+@st.composite
+def spoiled_rows(draw):
+    """A good row of some convention with some of its fields replaced, removed or added."""
+    row = dict(CONVENTIONS[draw(st.sampled_from(sorted(CONVENTIONS)))][0])
+    for name in draw(st.lists(st.sampled_from([*row, *FIELDS]), min_size=1, max_size=3)):
+        if draw(st.booleans()):
+            row[name] = draw(VALUES)
+        else:
+            row.pop(name, None)
+    return row
+
+
+@settings(
+    max_examples=NUM_EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    database=None,
+)
+@given(spoiled_rows())
+def test_row_gives_a_sample_or_a_named_error(row):
+    convention = detect(row)
+    if convention is None:
+        return
+    rules = PictureRules(roots=(), must_exist=False)
+    try:
+        sample = to_sample(row, convention, place="x, row 1", number=1, rules=rules)
+    except RowError as error:
+        assert str(error).startswith("x, row 1: ") and error.kind
+        return
+    assert isinstance(sample, Sample) and sample.turns
+    for kind, message in defects_of(sample, CheckRules()):
+        assert kind and message
+
+
+@settings(
+    max_examples=NUM_EXAMPLES // 3 + 1,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(
+    st.sampled_from([".jsonl", ".json", ".csv", ".tsv"]),
+    st.lists(
+        st.one_of(
+            st.binary(max_size=30),
+            st.sampled_from([b"[", b"]", b",", b"{", b'"', b"\n", b"prompt,answer\n", b"\xff"]),
+            st.just(json.dumps({"query": "a", "answer": "1"}).encode()),
+        ),
+        max_size=6,
+    ),
+)
+def test_file_of_anything_gives_a_report(tmp_path: Path, suffix, pieces):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(b"".join(pieces))
+    report = check(path)
+    assert report.num_clean <= report.num_rows
+    assert report.ok == (not report.findings)
