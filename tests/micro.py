@@ -1,6 +1,6 @@
 """Micro models and runs for the tests: nothing is downloaded, all is made in seconds.
 
-`micro_recipe(...)` is the shipped recipe shrunk: two-digit comparisons, a 48-wide model with two
+`micro_recipe(...)` is the shipped recipe shrunk: two-digit comparisons, a 64-wide model with two
 layers. Its base is trained for 100 small steps (a few seconds on one thread), because with random
 weights every completion is malformed and the game could not be played.
 Both bases lie in one temporary cache for the session.
@@ -19,11 +19,11 @@ from prism_lite.config import RunConfig
 
 MICRO = {
     "save_every": 2,
-    "tiny.hidden_size": 48,
+    "tiny.hidden_size": 64,
     "tiny.num_layers": 2,
     "tiny.num_heads": 2,
     "tiny.num_key_value_heads": 1,
-    "tiny.intermediate_size": 96,
+    "tiny.intermediate_size": 128,
     "tiny.vision_hidden_size": 32,
     "tiny.vision_depth": 2,
     "tiny.vocab_size": 384,
