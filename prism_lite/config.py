@@ -13,11 +13,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import yaml
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 RECIPES = Path(__file__).with_name("recipes")
 _FORBID_EXTRA: pydantic.ConfigDict = {"extra": "forbid"}
@@ -160,7 +160,7 @@ class DiscriminatorConfig:
     adapted_fraction: PositiveFloat = 0.5  # of the decoder layers, from the top
     likelihood_features: bool = True
     reasoning_sees_caption: bool = False
-    max_part_tokens: PositiveInt = 512  # the same for teacher and student
+    max_part_tokens: Annotated[int, Field(ge=16)] = 512  # the same for teacher and student
     score_cap: PositiveFloat = 10.0  # c * tanh(s / c)
     score_penalty: NonNegativeFloat = 1e-3  # on the mean square of the scores
     balance_weight: NonNegativeFloat = 1e-2
@@ -172,13 +172,13 @@ class WarmupConfig:
     """Stage 2: the discriminator learns teacher against SFT samples."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
-    steps: NonNegativeInt = 80
+    steps: NonNegativeInt = 150
     pairs_per_step: PositiveInt = 24
-    num_prompts: PositiveInt = 384  # the student answers these once
+    num_prompts: PositiveInt = 768  # the student answers these once
     mismatched_fraction: NonNegativeFloat = 0.0  # of the negatives: teacher parts of another prompt
     num_probe: PositiveInt = 200  # held-out pairs of the grounding and artefact probes
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(5e-3, schedule="cosine", warmup_ratio=0.1)
+        default_factory=lambda: OptimConfig(3e-3, schedule="cosine", warmup_ratio=0.1)
     )
 
 
@@ -201,7 +201,7 @@ class RlvrConfig:
     """Stage 4: reinforcement learning with verifiable rewards. METHOD section 4."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
-    steps: NonNegativeInt = 50
+    steps: NonNegativeInt = 60
     prompts_per_step: PositiveInt = 8
     group_size: PositiveInt = 8
     num_minibatches: PositiveInt = 1  # optimizer steps per batch of rollouts

@@ -29,10 +29,10 @@ from prism_lite.losses import cap_scores
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.models.prompts import Prompt
-from prism_lite.parts import Parts
+from prism_lite.parts import CAPTION, THINK, Parts
 from prism_lite.seeding import generator_for
 
-NUM_LIKELIHOOD_FEATURES = 2
+LIKELIHOOD_HEAD_START = (1.0, 0.1)  # weights of a part's mean and minimum token log-prob
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,11 @@ class Discriminator(nn.Module):
         self.experts = nn.ModuleList(
             ExpertLayer(config, hidden_size, generator) for _ in range(num_adapted)
         )
-        width = hidden_size + NUM_LIKELIHOOD_FEATURES * config.likelihood_features
-        self.perception_head = nn.Parameter(torch.zeros(width))
-        self.reasoning_head = nn.Parameter(torch.zeros(width))
+        # The game begins from likelihood alone: a part the trunk finds likelier scores higher.
+        start = list(LIKELIHOOD_HEAD_START) if config.likelihood_features else []
+        head = torch.tensor([*[0.0] * hidden_size, *start])
+        self.perception_head = nn.Parameter(head.clone())
+        self.reasoning_head = nn.Parameter(head.clone())
         self.to(backbone.device)
 
     def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:
@@ -148,11 +150,21 @@ class Discriminator(nn.Module):
         return cap_scores(raw_R, self.config.score_cap), routings
 
     def _likelihood_features(self, backbone: Backbone, pack: Pack, hidden_FD: Tensor) -> Tensor:
-        """Mean and minimum token log-prob [R, 2] of each part, the sentinel left out."""
+        """Mean and minimum token log-prob [R, 2] of each part's body.
+
+        The sentinel is left out, and so is the opening tag: a think that follows the prompt without
+        its caption makes `<think>` the least likely token of every part, right or wrong.
+        """
         logprob_N = pack_logprobs(backbone.core, pack, hidden_FD)
-        branch_N = pack.branch_N.to(logprob_N.device)
-        is_sentinel_N = pack.own_N == pack.last_R[pack.branch_N]
-        kept_N = (~is_sentinel_N).to(logprob_N.device)
+        branch_N = pack.branch_N
+        first_R = torch.zeros_like(pack.last_R).scatter_reduce(
+            0, branch_N, pack.own_N, "amin", include_self=False
+        )
+        num_opening_R = torch.tensor(self._num_opening_tokens(backbone)).repeat(len(first_R) // 2)
+        is_opening_N = pack.own_N < (first_R + num_opening_R)[branch_N]
+        is_sentinel_N = pack.own_N == pack.last_R[branch_N]
+        kept_N = (~is_opening_N & ~is_sentinel_N).to(logprob_N.device)
+        branch_N = branch_N.to(logprob_N.device)
         zeros_R = logprob_N.new_zeros(pack.num_branches)
         count_R = zeros_R.index_add(0, branch_N, kept_N.float())
         mean_R = zeros_R.index_add(0, branch_N, logprob_N * kept_N) / count_R
@@ -160,6 +172,14 @@ class Discriminator(nn.Module):
             0, branch_N[kept_N], logprob_N[kept_N], "amin", include_self=False
         )
         return torch.stack([mean_R, min_R], 1)
+
+    def _num_opening_tokens(self, backbone: Backbone) -> tuple[int, int]:
+        """Tokens of the opening tag of the perception and of the reasoning part."""
+        reasoning = CAPTION if self.config.reasoning_sees_caption else THINK
+        perception_C, reasoning_C = (
+            backbone.tokenize(f"<{name}>", end=False) for name in (CAPTION, reasoning)
+        )
+        return len(perception_C), len(reasoning_C)
 
     @contextmanager
     def _attached(self, backbone: Backbone, pack: Pack) -> Iterator[list[tk.Routing]]:
