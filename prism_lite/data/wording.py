@@ -153,8 +153,10 @@ def slip(digits: tuple[int, ...], facts: DigitsFacts, path: list[int], rng: Rand
     at = rng.randrange(1, len(path))
     right = path[at]
     if facts.kind == "sum":
-        wrong = right - 10 if right >= 10 and rng.random() < 0.5 else right + rng.choice((-1, 1))
-        return [*path[:at], *(step - right + max(wrong, 0) for step in path[at:])]
+        drops_carry = right >= 10 and rng.random() < 0.5
+        change = -10 if drops_carry else rng.choice((-1, 1))
+        change = 1 if right == 0 else change
+        return [*path[:at], *(step + change for step in path[at:])]
     if facts.kind == "count":
         change = 1 if right == 0 else rng.choice((-1, 1))
         return [*path[:at], *(step + change for step in path[at:])]

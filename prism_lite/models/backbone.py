@@ -8,8 +8,11 @@ one adapter, or none, is ever active.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -128,7 +131,11 @@ class Backbone:
 
     def save_policy(self, folder: str) -> None:
         """Write the policy as a plain PEFT folder: `PeftModel.from_pretrained(base, folder)`."""
-        self.peft.save_pretrained(folder, selected_adapters=[POLICY])
+        with (
+            tempfile.TemporaryDirectory() as parent
+        ):  # PEFT nests every adapter not named "default"
+            self.peft.save_pretrained(parent, selected_adapters=[POLICY])
+            shutil.copytree(Path(parent) / POLICY, folder, dirs_exist_ok=True)
 
     def prompt(self, sample: Sample, system_prompt: str) -> Prompt:
         """The encoded prompt of a sample; encoded once.

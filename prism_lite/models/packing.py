@@ -177,10 +177,14 @@ def forward_pack(core: Any, pack: Pack, features: Sequence[PictureFeatures]) -> 
         deepstack = [
             torch.cat(level) for level in zip(*(f.deepstack_ND for f in features), strict=True)
         ]
+    mask_B1TT = pack.allowed_BTT[:, None].to(device)
+    if core.config.text_config._attn_implementation == "eager":  # adds its mask to the logits
+        lowest = torch.finfo(embeds_BTD.dtype).min
+        mask_B1TT = torch.where(mask_B1TT, 0.0, lowest).to(embeds_BTD.dtype)
     output = core.model.language_model(
         inputs_embeds=embeds_BTD,
         position_ids=pack.position_ids_3BT.to(device),
-        attention_mask=pack.allowed_BTT[:, None].to(device),
+        attention_mask=mask_B1TT,
         visual_pos_masks=is_picture_BT if features else None,
         deepstack_visual_embeds=deepstack,
         use_cache=False,

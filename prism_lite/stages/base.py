@@ -136,7 +136,7 @@ def _train_lessons(
         torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
     ]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _trapezoid(s, config.steps))
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _trapezoid(s, max(config.steps, 1)))
         for optimizer in optimizers
     ]
     image_processor = tiny.build_processor(tokenizer)

@@ -1,0 +1,246 @@
+"""The command line as a person meets it: exit codes and sentences, in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from prism_lite.__main__ import main
+from prism_lite.config import recipe_names, to_dict
+from tests.micro import micro_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def prism_lite(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "prism_lite", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same without starting Python and importing torch again (five seconds each time)."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        code = main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess([], code, out.getvalue(), error.getvalue())
+
+
+def check_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, one sentence on stderr with these words, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("prism-lite")]
+    assert len(lines) == 1, done.stderr
+    assert len(done.stderr.splitlines()) <= 3, done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.fixture
+def recipe(micro_cache, tmp_path):
+    """The micro recipe as a file."""
+    file = tmp_path / "micro.yaml"
+    file.write_text(yaml.safe_dump(to_dict(micro_recipe())))
+    return file
+
+
+def test_help_is_quick_and_does_not_import_torch():
+    best = 10.0
+    for _ in range(3):  # the best of three: another process may hold the core
+        started = time.perf_counter()
+        done = prism_lite("--help")
+        best = min(best, time.perf_counter() - started)
+    assert done.returncode == 0
+    for command in ("run", "sft", "warmup", "align", "rlvr", "eval"):
+        assert command in done.stdout
+    assert best < 0.5
+    code = (
+        "import sys, contextlib\n"
+        "from prism_lite.__main__ import main\n"
+        "with contextlib.suppress(SystemExit): main(['run', '--help'])\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_dry_run_prints_settings_that_load_again(tmp_path):
+    out = tmp_path / "out"
+    done = prism_lite(
+        "run", "--out", out, "--seed", 5, "--dry-run", "--align.group_size", 4, "rlvr.steps=7"
+    )
+    assert done.returncode == 0, done.stderr
+    values = yaml.safe_load(done.stdout)
+    assert (values["seed"], values["align"]["group_size"], values["rlvr"]["steps"]) == (5, 4, 7)
+    same = prism_lite("run", "--dry-run", "--seed=5", "--align.group_size=4", "--rlvr.steps", 7)
+    assert same.stdout == done.stdout
+    assert not out.exists()
+
+
+def test_the_entry_point_sets_the_thread_spin_unless_the_person_has():
+    code = "import os, prism_lite; print(os.environ.get('GOMP_SPINCOUNT'))"
+    for given, expected in (
+        ({}, "20000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "None"),
+    ):
+        clean = {
+            k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=REPOSITORY,
+            env=clean | given,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("align.grup_size=8",), ("align.grup_size", "align.group_size")),
+        (("--align.group_size", "many"), ("align.group_size", "many")),
+        (("align.group_size=1",), ("align.group_size",)),
+        (("--recipe", "no-such-recipe"), ("no-such-recipe", "tiny")),
+        (("nonsense",), ("nonsense",)),
+        (("data.task=files",), ("data.train",)),
+        (("data.task=files", "data.train=/no/such/rows.jsonl"), ("/no/such/rows.jsonl",)),
+        (("model.name=/no/such/model",), ("/no/such/model",)),
+    ],
+)
+def test_what_the_person_gave_is_wrong(recipe, tmp_path, arguments, words):
+    out = tmp_path / "out"
+    base = () if "--recipe" in arguments else ("--recipe", recipe)
+    done = in_process("run", *base, "--out", out, *arguments)
+    check_refused(done, *words)
+    assert not out.exists(), sorted(p.name for p in out.iterdir())
+
+
+@pytest.mark.parametrize("arguments", ["align.grup_size=8", "model.name=/no/such/model"])
+def test_a_wrong_setting_in_a_process_of_its_own(recipe, tmp_path, arguments):
+    done = prism_lite("run", "--recipe", recipe, "--out", tmp_path / "out", arguments)
+    check_refused(done, arguments.partition("=")[0])
+
+
+@pytest.mark.parametrize("arguments", [(), ("runn",), ("run", "--seed", "x"), ("eval",)])
+def test_a_command_that_cannot_be_parsed_exits_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        in_process(*arguments)
+    assert stop.value.code == 2
+
+
+def completion(digits: str, answer: str) -> str:
+    return (
+        f"<caption>- digits: {digits}</caption>\n"
+        f"<think>first {digits[0]},last {digits[-1]},so {answer}</think>\n"
+        f"<answer>{answer}</answer>"
+    )
+
+
+def write_rows(folder: Path, num: int) -> Path:
+    rows = []
+    for i in range(num):
+        name = f"picture-{i}.png"
+        Image.new("RGB", (64, 32), (20 * i % 255, 80, 120)).save(folder / name)
+        rows.append(
+            {
+                "id": f"row-{i}",
+                "image": name,
+                "question": "Is the first digit greater than the last?",
+                "answer": "no",
+                "demonstration": completion("3,7", "no"),
+                "teacher": completion("2,7", "no"),
+            }
+        )
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_an_empty_data_file(recipe, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    out = tmp_path / "out"
+    done = in_process(
+        "run", "--recipe", recipe, "--out", out, "data.task=files", f"data.train={empty}"
+    )
+    check_refused(done, "empty.jsonl")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "unreadable"])
+def test_a_picture_that_cannot_be_read(recipe, tmp_path, damage):
+    rows = write_rows(tmp_path, 6)
+    picture = tmp_path / "picture-4.png"
+    picture.unlink()
+    if damage == "unreadable":
+        picture.write_bytes(b"no picture at all")
+    out = tmp_path / "out"
+    done = in_process(
+        "run", "--recipe", recipe, "--out", out, "data.task=files", f"data.train={rows}"
+    )
+    check_refused(done, "picture-4.png")
+    assert not out.exists()
+
+
+def test_the_files_task_trains(recipe, tmp_path):
+    rows = write_rows(tmp_path, 8)
+    out = tmp_path / "out"
+    done = in_process(
+        "sft", "--recipe", recipe, "--out", out, "data.task=files", f"data.train={rows}",
+        f"data.heldout={rows}", "sft.steps=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert results["task"] == "files" and results["n"] == 8
+    assert "caption_accuracy" not in results["stages"]["sft"], "nothing can verify it here"
+    assert json.loads((out / "env.json").read_text())["data"]["train"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n != "tiny"] or ["t4-2b"])
+def test_a_gpu_recipe_without_a_gpu(tmp_path, name):
+    out = tmp_path / "out"
+    done = in_process("run", "--recipe", name, "--out", out)
+    check_refused(done, name, "GPU")
+    assert not out.exists()
+
+
+def test_eval_of_a_folder_that_is_no_run(tmp_path):
+    check_refused(in_process("eval", "--run", tmp_path), str(tmp_path))
+
+
+def test_eval_gives_the_figures_of_the_run(micro_run):
+    _, folder, results, _ = micro_run
+    done = in_process("eval", "--run", folder, "--stage", "rlvr", "--show", 2)
+    assert done.returncode == 0, done.stderr
+    assert f"{results['stages']['rlvr']['accuracy']:.2f}"[1:] in done.stdout
+    assert json.loads((folder / "results.json").read_text()) == results
+
+
+def test_doctor_names_device_and_packages():
+    done = prism_lite("doctor")
+    assert done.returncode == 0, done.stderr
+    for word in ("torch", "transformers", "bitsandbytes", "gpu", "cores"):
+        assert word in done.stdout

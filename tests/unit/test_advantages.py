@@ -1,0 +1,173 @@
+"""Advantages against hand-computed numbers and a loop in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from prism_lite.advantages import alignment_advantages, group_zscore, reward_advantages
+
+
+def naive_alignment(perception, reasoning, well_formed, group_size, alpha, penalty):
+    """METHOD section 3 in plain Python."""
+    result = []
+    for start in range(0, len(perception), group_size):
+        rows = range(start, start + group_size)
+        good = [row for row in rows if well_formed[row]]
+        z = {row: 0.0 for row in rows}
+        for weight, score in ((alpha, perception), (1 - alpha, reasoning)):
+            if not good:
+                continue
+            mean = sum(score[row] for row in good) / len(good)
+            deviation = math.sqrt(sum((score[row] - mean) ** 2 for row in good) / len(good))
+            for row in good:
+                z[row] += weight * (score[row] - mean) / deviation if deviation > 1e-6 else 0.0
+        values = [z[row] if well_formed[row] else -penalty for row in rows]
+        mean = sum(values) / group_size
+        result += [value - mean for value in values]
+    return result
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("malformed_rate", [0.0, 0.3, 0.7])
+def test_alignment_advantages_equal_the_naive_loop(alpha, malformed_rate):
+    generator = torch.Generator().manual_seed(int(100 * alpha + 10 * malformed_rate))
+    perception_R = 3 * torch.randn(48, generator=generator)
+    reasoning_R = torch.randn(48, generator=generator) - 2
+    well_formed_R = torch.rand(48, generator=generator) >= malformed_rate
+    found_R = alignment_advantages(
+        perception_R,
+        reasoning_R,
+        group_size=6,
+        well_formed_R=well_formed_R,
+        alpha=alpha,
+        malformed_penalty=1.25,
+    )
+    expected = naive_alignment(
+        perception_R.tolist(), reasoning_R.tolist(), well_formed_R.tolist(), 6, alpha, 1.25
+    )
+    # float32 sums of six numbers
+    torch.testing.assert_close(found_R, torch.tensor(expected), rtol=0, atol=2e-6)
+    torch.testing.assert_close(found_R.view(-1, 6).mean(1), torch.zeros(8), rtol=0, atol=1e-6)
+
+
+def test_alignment_advantages_by_hand():
+    """Perception 1, 3 (z: -1, 1), reasoning 2, 0 (z: 1, -1), one malformed."""
+    arguments = {
+        "group_size": 3,
+        "well_formed_R": torch.tensor([True, True, False]),
+        "malformed_penalty": 3.0,
+    }
+    scores = torch.tensor([1.0, 3.0, 99.0]), torch.tensor([2.0, 0.0, -99.0])
+    expected = {
+        0.5: [1.0, 1.0, -2.0],  # 0, 0, -3 less their mean -1
+        1.0: [0.0, 2.0, -2.0],  # -1, 1, -3
+        0.0: [2.0, 0.0, -2.0],  # 1, -1, -3
+    }
+    for alpha, values in expected.items():
+        found_R = alignment_advantages(*scores, alpha=alpha, **arguments)
+        torch.testing.assert_close(found_R, torch.tensor(values), rtol=0, atol=1e-6)
+
+
+def test_default_alpha_is_one_half():
+    scores = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0, 1.0, 0.0])
+    arguments = {"group_size": 3, "well_formed_R": torch.ones(3, dtype=torch.bool)}
+    assert torch.equal(
+        alignment_advantages(*scores, **arguments),
+        alignment_advantages(*scores, alpha=0.5, **arguments),
+    )
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e30, -1e30, math.nan, math.inf])
+def test_what_a_malformed_rollout_holds_is_not_looked_at(garbage):
+    well_formed_R = torch.tensor([True, False, True, True])
+    clean_R = torch.tensor([0.1, 0.0, 0.7, 0.4])
+    dirty_R = clean_R.clone()
+    dirty_R[1] = garbage
+    arguments = {"group_size": 4, "well_formed_R": well_formed_R}
+    assert torch.equal(
+        alignment_advantages(dirty_R, dirty_R, **arguments),
+        alignment_advantages(clean_R, clean_R, **arguments),
+    )
+
+
+def test_one_malformed_of_sixteen_leaves_the_spread_of_the_valid_ones():
+    """METHOD 5.5: the official order of operations cuts it from 1.00 to 0.18."""
+    score_R = torch.randn(16, generator=torch.Generator().manual_seed(1))
+    well_formed_R = torch.ones(16, dtype=torch.bool)
+    well_formed_R[5] = False
+    found_R = alignment_advantages(score_R, score_R, group_size=16, well_formed_R=well_formed_R)
+    spread = found_R[well_formed_R].std(correction=0)
+    assert float(spread) == pytest.approx(1.0, abs=1e-5)
+    assert float(found_R[5]) < float(found_R[well_formed_R].mean()) - 1
+    official_R = score_R.clone()
+    official_R[5] = score_R[well_formed_R].min() - 10
+    assert float(group_zscore(official_R, group_size=16)[well_formed_R].std(correction=0)) < 0.5
+
+
+def test_a_group_without_spread_gives_zeros():
+    flat_R = torch.full((4,), 0.3)
+    every = torch.ones(4, dtype=torch.bool)
+    assert not alignment_advantages(flat_R, flat_R, group_size=4, well_formed_R=every).any()
+    assert not reward_advantages(torch.tensor([1.0, 1, 1, 1]), group_size=4).any()
+    # 0.1 three times does not average to exactly 0.1: rounding must not become a z-score of 1
+    assert not reward_advantages(torch.full((3,), 0.1), group_size=3).any()
+
+
+def test_a_flat_channel_does_not_silence_the_other():
+    flat_R, score_R = torch.zeros(4), torch.tensor([0.0, 1.0, 2.0, 3.0])
+    every = torch.ones(4, dtype=torch.bool)
+    found_R = alignment_advantages(flat_R, score_R, group_size=4, well_formed_R=every)
+    torch.testing.assert_close(found_R, 0.5 * group_zscore(score_R, group_size=4))
+
+
+def test_a_group_malformed_throughout_gives_zeros():
+    nothing_R, none = torch.full((4,), torch.nan), torch.zeros(4, dtype=torch.bool)
+    found_R = alignment_advantages(nothing_R, nothing_R, group_size=4, well_formed_R=none)
+    assert torch.equal(found_R, torch.zeros(4))
+
+
+def test_a_single_well_formed_rollout_stands_above_the_malformed():
+    well_formed_R = torch.tensor([False, True, False])
+    score_R = torch.tensor([0.0, -7.0, 0.0])
+    found_R = alignment_advantages(
+        score_R, score_R, group_size=3, well_formed_R=well_formed_R, malformed_penalty=1.5
+    )
+    torch.testing.assert_close(found_R, torch.tensor([-0.5, 1.0, -0.5]))
+
+
+def test_groups_do_not_mix():
+    first, second = torch.tensor([0.0, 1.0]), torch.tensor([100.0, 300.0])
+    found_R = reward_advantages(torch.cat([first, second]), group_size=2)
+    torch.testing.assert_close(found_R, torch.tensor([-1.0, 1.0, -1.0, 1.0]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_an_error(bad):
+    bad_R, good_R = torch.tensor([0.0, bad, 1.0]), torch.tensor([0.0, 1.0, 2.0])
+    every = torch.ones(3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="not finite"):
+        reward_advantages(bad_R, group_size=3)
+    for scores in ((bad_R, good_R), (good_R, bad_R)):
+        with pytest.raises(ValueError, match="not finite"):
+            alignment_advantages(*scores, group_size=3, well_formed_R=every)
+
+
+def test_rows_must_form_whole_groups():
+    with pytest.raises(ValueError, match="7 rollouts"):
+        reward_advantages(torch.zeros(7), group_size=3)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
+def test_alpha_must_be_a_weight(alpha):
+    score_R = torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match="alpha"):
+        alignment_advantages(
+            score_R,
+            score_R,
+            group_size=2,
+            well_formed_R=torch.ones(2, dtype=torch.bool),
+            alpha=alpha,
+        )

@@ -1,0 +1,164 @@
+"""Recipes, overrides and the sentences for what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from prism_lite import load_recipe
+from prism_lite.config import RunConfig, known_keys, parse_config, recipe_names, to_dict
+
+
+def test_the_default_recipe_is_the_defaults():
+    assert load_recipe("tiny") == RunConfig()
+    assert load_recipe() == RunConfig()
+    assert "tiny" in recipe_names()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid_and_goes_there_and_back(name):
+    config = load_recipe(name)
+    assert config.recipe == name
+    text = yaml.safe_dump(to_dict(config))
+    assert parse_config(yaml.safe_load(text)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("align.group_size=16", ("align", "group_size"), 16),
+        ("align.optim.learning_rate=1e-3", ("align", "optim", "learning_rate"), 1e-3),
+        ("discriminator.routing=free", ("discriminator", "routing"), "free"),
+        ("discriminator.likelihood_features=false", ("discriminator", "likelihood_features"), 0),
+        ("data.digits.kinds=[sum, count]", ("data", "digits", "kinds"), ("sum", "count")),
+        ("seed=7", ("seed",), 7),
+    ],
+)
+def test_an_override_changes_one_value(override, path, value):
+    config = load_recipe("tiny", [override])
+    found = config
+    for name in path:
+        found = getattr(found, name)
+    assert found == value
+    changed = to_dict(config)
+    default = to_dict(RunConfig())
+    for name in path[:-1]:
+        changed, default = changed[name], default[name]
+    del changed[path[-1]], default[path[-1]]
+    assert changed == default
+
+
+def test_an_overlay_keeps_what_it_does_not_set(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("sft:\n  optim:\n    learning_rate: 0.5\n")
+    config = load_recipe(file)
+    default = RunConfig().sft.optim
+    assert config.sft.optim == dataclasses.replace(default, learning_rate=0.5)
+    assert config.recipe == "mine"
+    assert load_recipe(file, {"sft.optim.learning_rate": 0.25}).sft.optim.learning_rate == 0.25
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("align.grup_size", "align.group_size"),
+        ("aling.group_size", "align.group_size"),
+        ("rlvr.group_sise", "rlvr.group_size"),
+        ("sampling.temprature", "sampling.temperature"),
+        ("sft.optim.learnin_rate", "sft.optim.learning_rate"),
+        ("sed", "seed"),
+        ("discriminator.num_expert", "discriminator.num_experts"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(wrong, nearest):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("tiny", {wrong: 1})
+    message = str(caught.value)
+    assert nearest in message
+    assert wrong.partition(".")[0] in message or wrong in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("wrong", ["group_size", "learning_rate", "zzz", "align.zzz", "seed.x"])
+def test_an_unknown_key_without_a_near_one_is_still_one_sentence(wrong):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("tiny", {wrong: 1})
+    assert "\n" not in str(caught.value)
+    assert wrong.partition(".")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("align.group_size", "many"),
+        ("align.group_size", 2.5),
+        ("align.group_size", 1),
+        ("align.group_size", 0),
+        ("align.group_size", -4),
+        ("align.alpha", 1.5),
+        ("align.alpha", -0.1),
+        ("rlvr.group_size", 1),
+        ("sampling.temperature", -1),
+        ("sft.optim.learning_rate", 0),
+        ("sft.optim.warmup_ratio", 1.5),
+        ("sft.optim.schedule", "sinus"),
+        ("discriminator.routing", "random"),
+        ("discriminator.num_experts", 7),
+        ("discriminator.top_k", 5),
+        ("discriminator.adapted_fraction", 1.5),
+        ("data.digits.max_digits", 9),
+        ("data.digits.min_digits", 5),
+        ("data.digits.min_digits", 1),
+        ("data.digits.kinds", ["product"]),
+        ("data.digits.kinds", []),
+        ("data.digits.demonstration_slip_rate", 1.5),
+        ("data.digits.teacher_caption_weights", [1.0, 0.0]),
+        ("warmup.mismatched_fraction", 2.0),
+        ("model.quantization", "int8"),
+        ("sft.optim.learning_rate", float("nan")),
+        ("seed", "zero"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_key(key, value):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("tiny", {key: value})
+    message = str(caught.value)
+    assert key.rpartition(".")[2] in message
+    assert "\n" not in message
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 3
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "align: [\n", "just text"])
+def test_a_broken_recipe_file_is_refused_by_name(tmp_path, content):
+    file = tmp_path / "broken.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"broken\.yaml"):
+        load_recipe(file)
+
+
+def test_a_missing_recipe_names_the_shipped_ones():
+    with pytest.raises(ValueError, match="tiny"):
+        load_recipe("t5-11b")
+
+
+@pytest.mark.parametrize("override", ["align.group_size", "=3", ""])
+def test_an_override_without_key_or_value_is_refused(override):
+    with pytest.raises(ValueError, match="key=value"):
+        load_recipe("tiny", [override])
+
+
+def test_known_keys_are_those_of_the_resolved_settings():
+    def leaves(values, prefix=""):
+        for name, value in values.items():
+            if isinstance(value, dict) and name != "columns":
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    assert sorted(known_keys()) == sorted(leaves(to_dict(RunConfig())))

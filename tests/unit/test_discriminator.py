@@ -1,0 +1,217 @@
+"""The LoRA-MoE discriminator: where its experts act, which they are, and what they leave alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from prism_lite.logprobs import pack_logprobs
+from prism_lite.models.discriminator import Discriminator
+from prism_lite.models.packing import Tree, pack_trees
+from prism_lite.parts import Parts
+from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
+
+
+def pack_of(backbone, discriminator, task):
+    trees = [
+        Tree(prompt, tuple(b for p in parts for b in discriminator._branches(backbone, p)))
+        for prompt, parts in zip(
+            prompts_of(backbone, task, 2), ((TEACHER, *STUDENTS), (STUDENTS[1],)), strict=True
+        )
+    ]
+    return pack_trees(trees, pad_id=backbone.pad_id)
+
+
+def is_completion(pack) -> torch.Tensor:
+    is_own_F = torch.zeros(pack.token_ids_BT.numel(), dtype=torch.bool)
+    is_own_F[pack.own_N] = True
+    return is_own_F
+
+
+def test_at_the_start_hidden_states_are_exactly_the_trunks(backbone, task):
+    with_trunk(backbone)
+    discriminator = Discriminator(backbone, CONFIG, seed=0)
+    pack = pack_of(backbone, discriminator, task)
+    with torch.no_grad(), backbone.role("discriminator"):
+        trunk_FD = backbone.hidden_states(pack)
+        with discriminator._attached(backbone, pack) as routings:
+            found_FD = backbone.hidden_states(pack)
+    assert torch.equal(found_FD, trunk_FD)
+    assert len(routings) == 1  # half of two layers
+    with torch.no_grad():
+        assert not torch.allclose(backbone.hidden_states(pack), trunk_FD, atol=1e-3)
+
+
+@pytest.mark.parametrize("adapted_fraction", [0.5, 1.0])
+@pytest.mark.parametrize("routing", ["grouped", "free", "dense"])
+def test_experts_change_completion_tokens_only(backbone, task, routing, adapted_fraction):
+    with_trunk(backbone)
+    config = dataclasses.replace(CONFIG, routing=routing, adapted_fraction=adapted_fraction)
+    discriminator = woken(backbone, config)
+    pack = pack_of(backbone, discriminator, task)
+    with torch.no_grad(), backbone.role("discriminator"):
+        trunk_FD = backbone.hidden_states(pack)
+        with discriminator._attached(backbone, pack):
+            found_FD = backbone.hidden_states(pack)
+        again_FD = backbone.hidden_states(pack)
+    own_F = is_completion(pack)
+    assert torch.equal(found_FD[~own_F], trunk_FD[~own_F])  # bit-identical: the prompt is cacheable
+    assert bool(((found_FD - trunk_FD)[own_F].abs().amax(1) > 1e-4).all())
+    assert torch.equal(again_FD, trunk_FD)  # the hooks are gone
+
+
+def test_grouped_routing_keeps_parts_to_their_own_experts(backbone, task):
+    with_trunk(backbone)
+    config = dataclasses.replace(CONFIG, num_experts=6, adapted_fraction=1.0)
+    discriminator = woken(backbone, config)
+    pack = pack_of(backbone, discriminator, task)
+    with (
+        torch.no_grad(),
+        backbone.role("discriminator"),
+        discriminator._attached(backbone, pack) as routings,
+    ):
+        backbone.hidden_states(pack)
+    is_reasoning_N = pack.branch_N % 2 == 1
+    assert len(routings) == 2
+    for routing in routings:
+        assert not routing.weights[~is_reasoning_N, 3:].any()
+        assert not routing.weights[is_reasoning_N, :3].any()
+        assert bool(((routing.weights > 0).sum(1) == config.top_k).all())
+        torch.testing.assert_close(
+            routing.weights.sum(1), torch.ones(len(is_reasoning_N)), rtol=0, atol=1e-6
+        )
+
+
+def test_free_routing_uses_any_expert_and_dense_has_one(backbone, task):
+    with_trunk(backbone)
+    for routing in ("free", "dense"):
+        discriminator = woken(backbone, dataclasses.replace(CONFIG, routing=routing))
+        pack = pack_of(backbone, discriminator, task)
+        with (
+            torch.no_grad(),
+            backbone.role("discriminator"),
+            discriminator._attached(backbone, pack) as routings,
+        ):
+            backbone.hidden_states(pack)
+        weights_NE = routings[0].weights
+        if routing == "dense":
+            assert weights_NE.shape[1] == 1 and bool((weights_NE == 1).all())
+            assert discriminator.experts[0].A.shape[0] == 1
+        else:
+            is_perception_N = pack.branch_N % 2 == 0
+            assert bool((weights_NE[is_perception_N].sum(0) > 0).sum() > 2)
+
+
+def test_the_sum_over_experts_equals_a_plain_loop(backbone, task):
+    """The last layer's change of one token, expert by expert."""
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    pack = pack_of(backbone, discriminator, task)
+    mlp = backbone.core.model.language_model.layers[-1].mlp
+    seen = []
+    with torch.no_grad(), backbone.role("discriminator"):
+        handle = mlp.register_forward_hook(lambda _m, args, out: seen.append(args[0]))
+        with discriminator._attached(backbone, pack):
+            backbone.hidden_states(pack)
+        handle.remove()
+        x_FD = seen[0].flatten(0, 1)
+        own_N = pack.own_N
+        delta_ND, routing = discriminator._mix(
+            discriminator.experts[0], x_FD[own_N], discriminator._allowed(pack)
+        )
+    layer = discriminator.experts[0]
+    for n in range(0, len(own_N), 7):
+        x_D = x_FD[own_N[n]]
+        first = 2 * int(pack.branch_N[n] % 2)
+        chosen = torch.softmax((layer.router @ x_D)[first : first + 2], 0)
+        expected_D = sum(
+            CONFIG.scale * chosen[e] * (layer.B[first + e] @ (layer.A[first + e] @ x_D))
+            for e in range(2)
+        )
+        torch.testing.assert_close(delta_ND[n], expected_D, rtol=1e-4, atol=1e-4)
+    assert routing.load.shape == (4,)
+
+
+def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
+    """METHOD 5.2: every part ends in the same token, whoever wrote it, however long."""
+    long = Parts("- digits: " + "3," * 300 + "7", "so " * 400 + "no", "no")
+    for config in (CONFIG, dataclasses.replace(CONFIG, reasoning_sees_caption=True)):
+        discriminator = Discriminator(backbone, config, seed=0)
+        for parts in (TEACHER, *STUDENTS, long):
+            for branch in discriminator._branches(backbone, parts):
+                assert int(branch[-1]) == backbone.end_id
+                assert backbone.end_id not in branch[:-1].tolist()
+                assert len(branch) <= config.max_part_tokens
+    pack = pack_of(backbone, discriminator, task)
+    assert set(pack.token_ids_BT.flatten()[pack.last_R].tolist()) == {backbone.end_id}
+
+
+def test_reasoning_is_scored_without_the_caption_unless_asked(backbone):
+    plain = Discriminator(backbone, CONFIG, seed=0)
+    seeing = Discriminator(
+        backbone, dataclasses.replace(CONFIG, reasoning_sees_caption=True), seed=0
+    )
+    decode = backbone.tokenizer.decode
+    perception, reasoning = plain._branches(backbone, TEACHER)
+    assert decode(perception[:-1]) == TEACHER.perception
+    assert decode(reasoning[:-1]) == TEACHER.reasoning
+    assert "caption" not in decode(reasoning)
+    _, with_caption = seeing._branches(backbone, TEACHER)
+    assert decode(with_caption[:-1]) == f"{TEACHER.perception}\n{TEACHER.reasoning}"
+
+
+@torch.no_grad()
+def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    first, second, third = prompts_of(backbone, task, 3)
+    judged = [(first, (TEACHER, *STUDENTS)), (second, (STUDENTS[0],)), (third, (TEACHER,))]
+    with backbone.role("discriminator"):
+        whole = discriminator.score(backbone, judged)
+        alone = [
+            discriminator.score(backbone, [(prompt, (parts,))])
+            for prompt, completions in judged
+            for parts in completions
+        ]
+        backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=110)
+        split = discriminator.score(backbone, judged)
+    for channel in ("perception_K", "reasoning_K"):
+        whole_K = getattr(whole, channel)
+        assert whole_K.unique().numel() == whole_K.numel()
+        apart_K = torch.cat([getattr(scores, channel) for scores in alone])
+        # likelihoods and hidden states in float32, other shapes: rounding of a score of up to 10
+        torch.testing.assert_close(apart_K, whole_K, rtol=0, atol=1e-4)
+        torch.testing.assert_close(getattr(split, channel), whole_K, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_scores_depend_on_the_own_part_and_the_picture_only(backbone, task):
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    first, second = prompts_of(backbone, task, 2)
+    other_answer = dataclasses.replace(TEACHER, answer="yes")
+    with backbone.role("discriminator"):
+        scores = discriminator.score(
+            backbone, [(first, (TEACHER, other_answer)), (second, (TEACHER,))]
+        )
+    perception, reasoning = scores.perception_K, scores.reasoning_K
+    assert float((perception[0] - perception[1]).abs()) < 1e-5
+    assert float((reasoning[0] - reasoning[1]).abs()) > 1e-4
+    assert float((perception[0] - perception[2]).abs()) > 1e-4
+
+
+@torch.no_grad()
+def test_likelihood_features_are_mean_and_minimum_of_the_body(backbone, task):
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    pack = pack_of(backbone, discriminator, task)
+    with backbone.role("discriminator"):
+        hidden_FD = backbone.hidden_states(pack)
+        found_R2 = discriminator._likelihood_features(backbone, pack, hidden_FD)
+        logprob_N = pack_logprobs(backbone.core, pack, hidden_FD)
+    for branch in range(pack.num_branches):
+        own = logprob_N[pack.branch_N == branch][1:-1]  # neither the opening tag nor the sentinel
+        expected = torch.stack([own.mean(), own.min()])
+        torch.testing.assert_close(found_R2[branch], expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,134 @@
+"""What a discriminator step trains, and that roles leave everything else alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from prism_lite.config import OptimConfig
+from prism_lite.game import Judged, discriminator_step
+from prism_lite.models.backbone import POLICY
+from prism_lite.models.discriminator import Discriminator
+from prism_lite.optim import make_optimizer
+from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
+from tests.micro import fill_adapter
+
+
+def test_only_the_discriminator_gets_a_gradient(backbone, task):
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    with backbone.role("discriminator"):
+        scores = discriminator.score(
+            backbone, [(prompts_of(backbone, task, 1)[0], (TEACHER, *STUDENTS))]
+        )
+        (scores.perception_K.sum() + scores.reasoning_K.square().sum()).backward()
+    for name, parameter in backbone.core.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any(), name
+    for name, parameter in discriminator.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_a_discriminator_step_moves_nothing_but_the_discriminator(backbone, task):
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    before = {k: v.clone() for k, v in backbone.core.state_dict().items()}
+    own = {k: v.clone() for k, v in discriminator.state_dict().items()}
+    optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
+    judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS)]
+    game = discriminator_step(backbone, discriminator, optimizer, judged, CONFIG, 1e-2)
+    assert all(torch.equal(before[k], v) for k, v in backbone.core.state_dict().items())
+    assert all(not torch.equal(own[k], v) for k, v in discriminator.state_dict().items())
+    assert not game.teacher_P2.requires_grad
+    assert game.students[0].shape == (2, 2)
+
+
+def test_steps_on_a_pair_widen_its_margin(backbone, task):
+    with_trunk(backbone)
+    discriminator = Discriminator(backbone, CONFIG, seed=0)
+    optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
+    judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS[:1])]
+    margins = [
+        discriminator_step(backbone, discriminator, optimizer, judged, CONFIG, 1e-2).metrics
+        for _ in range(6)
+    ]
+    for channel in ("perception", "reasoning"):
+        name = f"disc/margin_{channel}"
+        assert margins[-1][name] > margins[0][name] + 0.05
+    assert margins[-1]["disc/loss"] < margins[0]["disc/loss"]
+
+
+def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
+    """Gradient accumulation over packs: the same loss and the same new weights."""
+    with_trunk(backbone)
+    prompts = prompts_of(backbone, task, 3)
+    judged = [
+        Judged(prompts[0], TEACHER, STUDENTS),
+        Judged(prompts[1], STUDENTS[1], STUDENTS[:1]),
+        Judged(prompts[2], TEACHER, STUDENTS[:1]),
+    ]
+    # the balance loss and the score penalty are means over packs: left out for an exact comparison
+    config = dataclasses.replace(CONFIG, balance_weight=0.0, score_penalty=0.0)
+    metrics, gradients = [], []
+    for limit in (8192, 160):
+        backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=limit)
+        discriminator = woken(backbone, config)
+        optimizer = torch.optim.SGD(discriminator.parameters(), lr=1.0)
+        before = [p.detach().clone() for p in discriminator.parameters()]
+        game = discriminator_step(backbone, discriminator, optimizer, judged, config, 1.0)
+        metrics.append(game.metrics)
+        gradients.append(
+            [b - p.detach() for b, p in zip(before, discriminator.parameters(), strict=True)]
+        )
+    assert metrics[0]["disc/loss"] == pytest.approx(metrics[1]["disc/loss"], abs=1e-4)
+    for whole, chunked in zip(*gradients, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
+
+
+def active_adapters(backbone) -> set[str]:
+    """What the LoRA layers themselves say, whether enabled or not."""
+    found = set()
+    for module in backbone.core.modules():
+        if hasattr(module, "lora_A"):
+            found.add("none" if module.disable_adapters else ",".join(module.active_adapters))
+    return found
+
+
+def only_policy_is_trainable(backbone) -> bool:
+    trainable = {n for n, p in backbone.core.named_parameters() if p.requires_grad}
+    return bool(trainable) and all(f".{POLICY}." in name for name in trainable)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("has_trunk", [False, True])
+def test_each_role_has_one_adapter_and_the_policy_is_back_afterwards(backbone, has_trunk, fails):
+    if has_trunk:
+        with_trunk(backbone)
+    for role in ("policy", "discriminator", "reference"):
+        try:
+            with backbone.role(role):
+                expected = {"policy": "policy", "reference": "none"}.get(
+                    role, "trunk" if has_trunk else "none"
+                )
+                assert active_adapters(backbone) == {expected}
+                if role != "policy":
+                    assert not any(p.requires_grad for p in backbone.core.parameters())
+                if fails:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert fails
+        assert active_adapters(backbone) == {"policy"}
+        assert only_policy_is_trainable(backbone)
+
+
+def test_the_policy_does_not_reach_the_scores(backbone, task):
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    judged = [(prompts_of(backbone, task, 1)[0], (TEACHER,))]
+    scores = []
+    for seed in (7, 8):
+        fill_adapter(backbone, seed=seed, scale=0.3)
+        with torch.no_grad(), backbone.role("discriminator"):
+            scores.append(discriminator.score(backbone, judged).perception_K)
+    assert torch.equal(*scores)

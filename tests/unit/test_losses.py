@@ -1,0 +1,165 @@
+"""Losses against naive loops and finite differences in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from prism_lite.losses import (
+    PolicyLossConfig,
+    bradley_terry_loss,
+    cap_scores,
+    kl_k3,
+    policy_loss,
+)
+
+CONFIG = PolicyLossConfig(clip_low=0.2, clip_high=0.28, clip_dual=3.0)
+
+
+def naive_policy_loss(policy, old, advantage, config, num_tokens):
+    """Token by token, from the formula; returns loss and the counts of clipped tokens."""
+    total, low, high = 0.0, 0, 0
+    for new, before, a in zip(policy, old, advantage, strict=True):
+        ratio = math.exp(new - before)
+        clipped = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
+        gain = min(ratio * a, clipped * a)
+        if a < 0:
+            gain = max(gain, config.clip_dual * a)
+        low += ratio < 1 - config.clip_low and a < 0
+        high += ratio > 1 + config.clip_high and a > 0
+        total -= gain
+    return total / num_tokens, low / num_tokens, high / num_tokens
+
+
+def random_case(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    policy = -3 * torch.rand(60, generator=generator, dtype=torch.float64)
+    old = policy + 1.2 * torch.randn(60, generator=generator, dtype=torch.float64)
+    advantage = torch.randn(60, generator=generator, dtype=torch.float64)
+    return policy, old, advantage
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_policy_loss_equals_the_naive_loop(seed):
+    policy, old, advantage = random_case(seed)
+    loss, metrics = policy_loss(policy, old, advantage, CONFIG, num_tokens=75)
+    expected, low, high = naive_policy_loss(
+        policy.tolist(), old.tolist(), advantage.tolist(), CONFIG, 75
+    )
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
+    assert low > 0 and high > 0, "the case must reach both clips"
+    assert metrics["clip_ratio/low_mean"] == pytest.approx(low)
+    assert metrics["clip_ratio/high_mean"] == pytest.approx(high)
+    assert metrics["clip_ratio/region_mean"] == pytest.approx(low + high)
+
+
+def test_policy_loss_gradient_equals_finite_differences():
+    policy, old, advantage = random_case(3)
+    policy.requires_grad_()
+
+    def loss_of(value):
+        return policy_loss(value, old, advantage, CONFIG, num_tokens=60)[0]
+
+    assert torch.autograd.gradcheck(loss_of, policy, eps=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected_loss", "has_gradient"),
+    [
+        (1.0, 2.0, -2.0, True),
+        (1.5, 1.0, -1.28, False),  # above 1 + high, A > 0: clipped
+        (0.5, 1.0, -0.5, True),  # moving away from a good token is never clipped
+        (0.5, -1.0, 0.8, False),  # below 1 - low, A < 0: clipped
+        (1.5, -1.0, 1.5, True),  # a bad token grown likelier: pushed back
+        (2.9, -1.0, 2.9, True),
+        (5.0, -1.0, 3.0, False),  # dual clip: the loss is bounded by 3 |A|
+        (5.0, -2.0, 6.0, False),
+    ],
+)
+def test_each_region_of_the_clip(ratio, advantage, expected_loss, has_gradient):
+    policy_N = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+    advantage_N = torch.tensor([advantage], dtype=torch.float64)
+    loss, _ = policy_loss(policy_N, torch.zeros(1), advantage_N, CONFIG, num_tokens=1)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(expected_loss, rel=1e-6)
+    assert (float(policy_N.grad.abs()) > 0) == has_gradient
+
+
+def test_with_own_logprobs_the_gradient_is_plain_policy_gradient():
+    """Ratio 1 without old log-probs: d loss / d logprob = -A / num_tokens, nothing clipped."""
+    policy, _, advantage = random_case(4)
+    policy.requires_grad_()
+    loss, metrics = policy_loss(policy, policy.detach(), advantage, CONFIG, num_tokens=100)
+    loss.backward()
+    torch.testing.assert_close(policy.grad, -advantage / 100)
+    assert float(loss.detach()) == pytest.approx(float(-advantage.sum() / 100))
+    assert set(metrics.values()) == {0.0}
+
+
+def test_parts_of_a_batch_add_up_to_the_batch():
+    policy, old, advantage = random_case(5)
+    whole, metrics = policy_loss(policy, old, advantage, CONFIG, num_tokens=60)
+    parts = [
+        policy_loss(policy[a:b], old[a:b], advantage[a:b], CONFIG, num_tokens=60)
+        for a, b in ((0, 13), (13, 50), (50, 60))
+    ]
+    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole), rel=1e-12)
+    for name, value in metrics.items():
+        assert sum(found[name] for _, found in parts) == pytest.approx(value)
+
+
+def test_kl_k3_is_unbiased_and_never_negative():
+    """Its mean under the policy is the exact KL divergence of two small distributions."""
+    generator = torch.Generator().manual_seed(0)
+    policy = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(0)
+    reference = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(0)
+    estimate = kl_k3(policy, reference)
+    exact = (policy.exp() * (policy - reference)).sum()
+    assert bool((estimate >= 0).all())
+    assert float((policy.exp() * estimate).sum()) == pytest.approx(float(exact), rel=1e-12)
+    assert not kl_k3(policy, policy).any()
+
+
+def test_bradley_terry_equals_the_naive_loop():
+    teacher = torch.tensor([0.0, 2.0, -1.0, 30.0], dtype=torch.float64)
+    student = torch.tensor([0.0, -1.0, 3.0, -30.0], dtype=torch.float64)
+    expected = sum(
+        -math.log(1 / (1 + math.exp(-(t - s))))
+        for t, s in zip(teacher.tolist(), student.tolist(), strict=True)
+    )
+    found = bradley_terry_loss(teacher, student)
+    assert float(found) == pytest.approx(expected / 4, rel=1e-9)
+    assert float(bradley_terry_loss(teacher[:1], student[:1])) == pytest.approx(math.log(2))
+
+
+def test_bradley_terry_pushes_teacher_up_and_student_down_and_stays_finite():
+    teacher = torch.tensor([-500.0, 0.0], requires_grad=True)
+    student = torch.tensor([500.0, 0.0], requires_grad=True)
+    loss = bradley_terry_loss(teacher, student)
+    loss.backward()
+    assert float(loss) == pytest.approx((1000 + math.log(2)) / 2)
+    torch.testing.assert_close(teacher.grad, torch.tensor([-0.5, -0.25]))
+    torch.testing.assert_close(student.grad, torch.tensor([0.5, 0.25]))
+
+
+def test_cap_scores_bounds_keeps_order_and_is_the_identity_near_zero():
+    raw = torch.linspace(-80, 80, 101)
+    capped = cap_scores(raw, 10.0)
+    assert float(capped.abs().max()) <= 10.0
+    middle = capped[(raw.abs() < 40)]
+    assert bool((middle.diff() > 0).all())
+    assert float(cap_scores(torch.tensor(0.01), 10.0)) == pytest.approx(0.01, rel=1e-5)
+    assert float(cap_scores(torch.tensor(10.0), 10.0)) == pytest.approx(10 * math.tanh(1))
+
+
+@pytest.mark.parametrize("raw", [-60.0, -30.0, 30.0, 60.0])
+def test_cap_scores_has_a_gradient_at_saturation(raw):
+    """METHOD 2: a hard clamp at +-10 has none. 10 tanh(6) is within 2e-4 of the cap."""
+    score = torch.tensor(raw, requires_grad=True)
+    cap_scores(score, 10.0).backward()
+    expected = 1 / math.cosh(raw / 10) ** 2
+    # float32 tanh near 1 has an absolute error of one unit in the last place, 6e-8
+    assert float(score.grad) == pytest.approx(expected, rel=1e-2, abs=2e-7)
+    assert float(score.grad) > 0

@@ -1,0 +1,145 @@
+"""No tensor of tokens x vocabulary is ever made in training (DESIGN section 5).
+
+A dispatch mode looks at every tensor that any operation returns. The vocabulary of the micro model
+is widened so that one chunk of the head is clearly smaller than the whole.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from prism_lite.config import OptimConfig, SamplingConfig
+from prism_lite.game import Judged, discriminator_step
+from prism_lite.logprobs import pack_logprobs
+from prism_lite.losses import PolicyLossConfig
+from prism_lite.models.discriminator import Discriminator
+from prism_lite.models.packing import Tree, pack_trees
+from prism_lite.optim import make_optimizer
+from prism_lite.parts import Parts
+from prism_lite.policy import update_policy
+from prism_lite.rollouts import sample_groups
+from tests.micro import fill_adapter, micro_recipe
+
+VOCAB = 40_000
+TEACHER = Parts("- digits: 3,7", "first 3,last 7,so no", "no")
+STUDENT = Parts("- the row 3-1", "first 3,last 1,so yes", "yes")
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that appears, frozen weights left out."""
+
+    def __init__(self, known: set[int]) -> None:
+        super().__init__()
+        self.known = known
+        self.elements = 0
+        self.shape: torch.Size | None = None
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if (
+                isinstance(leaf, torch.Tensor)
+                and leaf.untyped_storage().data_ptr() not in self.known
+                and leaf.numel() > self.elements
+            ):
+                self.elements, self.shape = leaf.numel(), leaf.shape
+        return result
+
+
+@pytest.fixture
+def wide(make_backbone):
+    """The micro model with a vocabulary of 40,000 (padding rows beyond the tokenizer's)."""
+    backbone = make_backbone(tiny__steps=0, model__quantization="none")
+    core = backbone.core
+    core.resize_token_embeddings(VOCAB, mean_resizing=False)
+    core.requires_grad_(False)
+    fill_adapter(backbone)
+    for parameter in backbone.policy_parameters():
+        parameter.requires_grad_(True)
+    assert backbone.head_weight.shape[0] == VOCAB
+    return backbone
+
+
+def watch(backbone) -> LargestTensor:
+    known = {p.untyped_storage().data_ptr() for p in backbone.core.parameters()}
+    return LargestTensor(known)
+
+
+def check(seen: LargestTensor, num_tokens: int) -> None:
+    assert seen.elements > 0
+    limit = num_tokens * VOCAB
+    assert seen.elements < limit / 2, f"{tuple(seen.shape or ())} appeared, T x V is {limit}"
+
+
+def test_the_watch_sees_a_whole_logits_tensor(wide, task):
+    """The test of the test: the naive way is caught."""
+    pack, num_tokens = sft_pack(wide, task)
+    with watch(wide) as seen:
+        hidden_FD = wide.hidden_states(pack)
+        (hidden_FD[pack.predictor_N] @ wide.head_weight.T).log_softmax(-1).sum().backward()
+    assert seen.elements >= num_tokens * VOCAB
+
+
+def sft_pack(backbone, task):
+    trees = [
+        Tree(
+            backbone.prompt(sample, task.system_prompt),
+            (backbone.tokenize(sample.demonstration),),
+        )
+        for sample in task.sft[:12]
+    ]
+    pack = pack_trees(trees, pad_id=backbone.pad_id)
+    return pack, len(pack.target_N)
+
+
+def test_sft_step(wide, task):
+    pack, num_tokens = sft_pack(wide, task)
+    with watch(wide) as seen:
+        pack_logprobs(wide.core, pack, wide.hidden_states(pack)).sum().backward()
+    check(seen, num_tokens)
+
+
+def test_policy_update(wide, task):
+    config = micro_recipe()
+    groups = sample_groups(
+        wide,
+        task.rlvr[:2],
+        group_size=4,
+        sampling=SamplingConfig(max_completion_tokens=40),
+        system_prompt=task.system_prompt,
+        seed=("wide",),
+    )
+    num_tokens = sum(len(r.token_ids) for group in groups for r in group.rollouts)
+    optimizer = make_optimizer(wide.policy_parameters(), OptimConfig())
+    with watch(wide) as seen:
+        update_policy(
+            wide,
+            optimizer,
+            groups,
+            torch.tensor([1.0, -1.0, 0.5, -0.5] * 2),
+            system_prompt=task.system_prompt,
+            temperature=1.0,
+            optim=config.rlvr.optim,
+            learning_rate=1e-4,
+            loss=PolicyLossConfig(),
+            num_minibatches=2,
+            kl_weight=0.1,
+        )
+    check(seen, num_tokens // 2)
+
+
+def test_discriminator_step(wide, task):
+    config = micro_recipe().discriminator
+    discriminator = Discriminator(wide, config, seed=0)
+    optimizer = make_optimizer(list(discriminator.parameters()), config.optim)
+    judged = [
+        Judged(wide.prompt(sample, task.system_prompt), TEACHER, (STUDENT,) * 3)
+        for sample in task.align[:2]
+    ]
+    num_tokens = 8 * sum(len(wide.tokenize(text)) for text in (TEACHER.caption, TEACHER.think))
+    with watch(wide) as seen:
+        discriminator_step(wide, discriminator, optimizer, judged, config, 1e-3)
+    check(seen, num_tokens)
