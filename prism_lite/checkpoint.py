@@ -149,7 +149,11 @@ def _load_tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def _by_step(stage_folder: Path) -> list[Path]:
-    folders = [path for path in stage_folder.glob("checkpoint-*") if path.is_dir()]
+    folders = [
+        path
+        for path in stage_folder.glob("checkpoint-*")
+        if path.is_dir() and path.name.rpartition("-")[2].isdigit()
+    ]
     return sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]))
 
 

@@ -20,7 +20,11 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 RECIPES = Path(__file__).with_name("recipes")
+Share = Annotated[float, Field(ge=0, le=1)]
 _FORBID_EXTRA: pydantic.ConfigDict = {"extra": "forbid"}
+
+
+Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,15 @@ class DigitsConfig:
     """How hard the embedded task is and how often its sources slip. Rates are per completion."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
-    min_digits: PositiveInt = 3
+    min_digits: Annotated[int, Field(ge=2)] = 3
     max_digits: PositiveInt = 4
-    kinds: tuple[str, ...] = ("sum", "largest", "smallest", "difference", "count", "compare")
-    demonstration_misread_rate: NonNegativeFloat = 0.2
-    demonstration_slip_rate: NonNegativeFloat = 0.35
-    teacher_misread_rate: NonNegativeFloat = 0.01
-    teacher_slip_rate: NonNegativeFloat = 0.01
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = (
+        "sum", "largest", "smallest", "difference", "count", "compare",
+    )  # fmt: skip
+    demonstration_misread_rate: Share = 0.2
+    demonstration_slip_rate: Share = 0.35
+    teacher_misread_rate: Share = 0.01
+    teacher_slip_rate: Share = 0.01
     # How often each wording is used: three ways to say a caption, two to write a think.
     demonstration_caption_weights: tuple[float, float, float] = (0.4, 0.35, 0.25)
     demonstration_think_weights: tuple[float, float] = (0.55, 0.45)
@@ -118,7 +124,7 @@ class OptimConfig:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     learning_rate: PositiveFloat = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_ratio: NonNegativeFloat = 0.0
+    warmup_ratio: Share = 0.0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
     name: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
@@ -158,7 +164,7 @@ class DiscriminatorConfig:
     top_k: PositiveInt = 2
     rank: PositiveInt = 16
     scale: PositiveFloat = 2.0
-    adapted_fraction: PositiveFloat = 0.5  # of the decoder layers, from the top
+    adapted_fraction: Share = 0.5  # of the decoder layers, from the top
     likelihood_features: bool = True
     reasoning_sees_caption: bool = False
     max_part_tokens: Annotated[int, Field(ge=16)] = 512  # the same for teacher and student
@@ -176,7 +182,7 @@ class WarmupConfig:
     steps: NonNegativeInt = 150
     pairs_per_step: PositiveInt = 24
     num_prompts: PositiveInt = 768  # the student answers these once
-    mismatched_fraction: NonNegativeFloat = 0.0  # of the negatives: teacher parts of another prompt
+    mismatched_fraction: Share = 0.0  # of the negatives: teacher parts of another prompt
     num_probe: PositiveInt = 200  # held-out pairs of the grounding and artefact probes
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(3e-3, schedule="cosine", warmup_ratio=0.1)
@@ -191,7 +197,7 @@ class AlignConfig:
     steps: NonNegativeInt = 30
     prompts_per_step: PositiveInt = 8
     group_size: PositiveInt = 8
-    alpha: NonNegativeFloat = 0.5  # weight of perception; reasoning has the rest
+    alpha: Share = 0.5  # weight of perception; reasoning has the rest
     malformed_penalty: NonNegativeFloat = 1.5
     panel_every: PositiveInt = 10  # steps between convergence panels on held-out pairs
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4))
@@ -361,10 +367,15 @@ def _first_problem(error: pydantic.ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         leaf = key.rpartition(".")[2]
-        near = difflib.get_close_matches(key, known_keys(), 1, 0.6) or [
-            name for name in known_keys() if name.rpartition(".")[2] == leaf
-        ]
         sections = sorted({name.partition(".")[0] for name in known_keys()})
+        near = (
+            difflib.get_close_matches(key, known_keys(), 1, 0.6)
+            or [name for name in known_keys() if name.rpartition(".")[2] == leaf]
+            or difflib.get_close_matches(key, sections, 1, 0.6)
+        )
+        if near and isinstance(problem["input"], Mapping) and problem["input"]:
+            key = f"{key}.{next(iter(problem['input']))}"
+            near = difflib.get_close_matches(key, known_keys(), 1, 0.6) or near
         hint = f"did you mean {near[0]}?" if near else f"top-level keys: {', '.join(sections)}."
         return f"unknown setting {key!r}: {hint}"
     return f"setting {key} = {problem['input']!r}: {problem['msg'].lower()}."
@@ -387,8 +398,6 @@ def _check_across_fields(config: RunConfig) -> None:
             f"data.digits: min_digits = {digits.min_digits}, max_digits = {digits.max_digits}; "
             "expected min <= max <= 6."
         )
-    if config.data.task == "files" and config.data.train is None:
-        raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
     for stage, group_size in (("align", config.align.group_size), ("rlvr", config.rlvr.group_size)):
         if group_size < 2:
             raise ValueError(

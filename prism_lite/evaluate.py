@@ -68,10 +68,20 @@ def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:
 
 
 def interval95(values: Sequence[float]) -> list[float]:
-    """95 % interval of the mean of rates, by the normal approximation, cut to [0, 1]."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
+    """95 % interval of the mean of rates, one per prompt, cut to [0, 1].
+
+    The normal approximation; where all prompts have the same rate, whose deviation says nothing, the
+    Wilson interval of that rate.
+    """
+    num, z = len(values), 1.96
+    if num < 2:
         return [0.0, 1.0]
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    half = 1.96 * math.sqrt(variance / len(values))
+    mean = sum(values) / num
+    variance = sum((value - mean) ** 2 for value in values) / max(1, num - 1)
+    if variance == 0:
+        centre = (mean + z**2 / (2 * num)) / (1 + z**2 / num)
+        spread = math.sqrt(mean * (1 - mean) / num + z**2 / (4 * num**2))
+        half = z * spread / (1 + z**2 / num)
+        return [max(0.0, centre - half), min(1.0, centre + half)]
+    half = z * math.sqrt(variance / num)
     return [max(0.0, mean - half), min(1.0, mean + half)]

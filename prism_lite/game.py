@@ -56,8 +56,11 @@ def discriminator_step(
         judged: prompts with at least one well-formed student each.
 
     Returns:
-        The scores before the step, and the metrics of the convergence panel.
+        The scores before the step, and the metrics of the convergence panel. Without a judged prompt
+        there is nothing to learn from: no scores, no metrics, no step.
     """
+    if not judged:
+        return GameScores(torch.zeros(0, 2), (), {})
     num_pairs = sum(len(item.students) for item in judged)
     teachers, students = [], []
     totals: dict[str, float] = {}

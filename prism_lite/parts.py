@@ -33,7 +33,7 @@ class Parts:
 
     def render(self) -> str:
         """The canonical text of these parts: what demonstrations and teacher completions look like."""
-        return f"<caption>{self.caption}</caption>\n<think>{self.think}</think>\n<answer>{self.answer}</answer>"
+        return f"{self.perception}\n{self.reasoning}"
 
     @property
     def perception(self) -> str:

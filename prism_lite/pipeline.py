@@ -26,7 +26,7 @@ from prism_lite.data.task import TaskData, load_task
 from prism_lite.evaluate import evaluate
 from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
 from prism_lite.rollouts import sample_groups
-from prism_lite.run_folder import RunFolder, fingerprint_of, open_run, peak_gib
+from prism_lite.run_folder import RunFolder, check_folder, fingerprint_of, open_run, peak_gib
 from prism_lite.stages.align import run_align
 from prism_lite.stages.base import tiny_base
 from prism_lite.stages.context import Context
@@ -66,15 +66,16 @@ def run(
     """
     console = console or Console()
     check_machine(config)
+    check_folder(Path(out), config)
     task = load_task(config)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
+    backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
+    _encode(config, backbone, task, console)
     with open_run(Path(out), config, console) as folder:
-        backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
         context = Context(config, folder, backbone, task)
         _write_environment(folder, config, backbone)
-        _encode(context)
         if not folder.results().get("stages", {}).get("base"):
             _evaluate(context, "base", {"seconds": base_s})
         for stage in stages:
@@ -185,23 +186,22 @@ def _memory_advice(config: RunConfig, stage: str):
         ) from error
 
 
-def _encode(context: Context) -> None:
+def _encode(config: RunConfig, backbone: Backbone, task: TaskData, console: Console) -> None:
     """Encode all prompts and pictures once, with a progress line; reads every picture up front."""
-    task = context.task
-    if context.config.data.task != "digits":
+    if config.data.task != "digits":
         return  # real pictures are read as they come
     samples = {
         sample.id: sample
         for sample in (
             *task.sft,
-            *task.align[: context.config.data.num_align],
+            *task.align,
             *task.rlvr,
             *task.heldout,
             *(pair.sample for pair in task.probe),
         )
     }
-    with context.run.console.status(f"reading {len(samples)} prompts and their pictures"):
-        encode_samples(context.backbone, list(samples.values()), task.system_prompt)
+    with console.status(f"reading {len(samples)} prompts and their pictures"):
+        encode_samples(backbone, list(samples.values()), task.system_prompt)
 
 
 def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:

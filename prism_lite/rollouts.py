@@ -74,6 +74,7 @@ def _decode(
     uniform_RC: Tensor,
 ) -> list[Rollout]:
     device = backbone.device
+    backbone.core.eval()  # training mode with checkpointing would switch the cache off
     num_rows, max_tokens = uniform_RC.shape
     uniform_RC = uniform_RC.to(device)
     logits_RV, cache, mask_RS = _prefill(backbone, prompts)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +60,6 @@ class RunFolder:
         self.path = path
         self.config = config
         self.console = console
-        # Number of steps and saving rhythm do not change what a checkpoint means.
         self._fingerprint = hashlib.sha256(
             json.dumps(to_dict(config), sort_keys=True).encode()
         ).hexdigest()
@@ -191,13 +189,8 @@ def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFol
     Raises:
         ValueError: the folder holds a run with other settings, something else, or is in use.
     """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--out {path} is a file: name a folder.")
+    check_folder(path, config)
     config_path = path / "config.yaml"
-    if path.is_dir() and any(path.iterdir()) and not config_path.exists():
-        raise ValueError(f"--out {path} is not empty and holds no run: name another folder.")
-    if config_path.exists():
-        _check_same_settings(path, config)
     (path / "rollouts").mkdir(parents=True, exist_ok=True)
     with (path / ".lock").open("w") as lock:
         try:
@@ -212,6 +205,21 @@ def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFol
         run = RunFolder(path, config, console)
         with _ctrl_c_stops(run):
             yield run
+
+
+def check_folder(path: Path, config: RunConfig) -> None:
+    """Whether a run with these settings may write here; writes nothing itself.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out {path} is a file: name a folder.")
+    has_run = (path / "config.yaml").exists()
+    if path.is_dir() and any(path.iterdir()) and not has_run:
+        raise ValueError(f"--out {path} is not empty and holds no run: name another folder.")
+    if has_run:
+        _check_same_settings(path, config)
 
 
 @contextmanager
@@ -285,7 +293,3 @@ def fingerprint_of(path: str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def process_id() -> int:
-    return os.getpid()

@@ -90,7 +90,8 @@ def _digits(config: RunConfig) -> TaskData:
 def _files(config: RunConfig) -> TaskData:
     """Rows from files or hub ids; a row that cannot be used is an error that names it."""
     data = config.data
-    assert data.train is not None  # config.py
+    if data.train is None:
+        raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
     sft = _read(config, data.train, "sft")
     align = _read(config, data.align or data.train, "align")
     rlvr = _read(config, data.rlvr or data.train, "rlvr")

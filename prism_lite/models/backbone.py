@@ -60,11 +60,14 @@ class Backbone:
         self._lora = lora
         self.end_id: int = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.pad_id: int = self.tokenizer.pad_token_id
-        self.suppressed_ids: list[int] = self.tokenizer.convert_tokens_to_ids(SUPPRESSED_TOKENS)
+        # Beside the picture tokens: padding, and rows of the head that no token belongs to.
+        unused = range(len(self.tokenizer), core.config.text_config.vocab_size)
+        pictures = self.tokenizer.convert_tokens_to_ids(list(SUPPRESSED_TOKENS))
+        self.suppressed_ids: list[int] = sorted({*pictures, self.pad_id, *unused})
         self.vision = VisionCache(
             core, processor.image_processor, max_pictures=model.max_cached_pictures
         )
-        self._prompts: dict[str, Prompt] = {}
+        self._prompts: dict[tuple[str, str], Prompt] = {}
         if model.gradient_checkpointing:
             core.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -143,15 +146,16 @@ class Backbone:
         Raises:
             ValueError: see `encode_prompt`.
         """
-        if sample.id not in self._prompts:
-            self._prompts[sample.id] = encode_prompt(
+        key = (sample.source, sample.id)  # ids are unique within their file only
+        if key not in self._prompts:
+            self._prompts[key] = encode_prompt(
                 sample,
                 processor=self.processor,
                 rope_index=self.core.model.get_rope_index,
                 system_prompt=system_prompt,
                 max_tokens=self.config.max_prompt_tokens,
             )
-        return self._prompts[sample.id]
+        return self._prompts[key]
 
     def tokenize(self, text: str, *, end: bool = True) -> Tensor:
         """Token ids (int64 [C]) of completion text, closed by the end token."""

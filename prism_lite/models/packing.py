@@ -166,6 +166,9 @@ def forward_pack(core: Any, pack: Pack, features: Sequence[PictureFeatures]) -> 
         hidden_FD: final hidden states (after the last norm), flat over rows and positions.
     """
     device = core.device
+    if core.model.language_model.gradient_checkpointing:
+        # transformers checkpoints in training mode only; Qwen3-VL has no dropout to switch on
+        core.train(torch.is_grad_enabled())
     embeds_BTD = core.get_input_embeddings()(pack.token_ids_BT.to(device))
     is_picture_BT = pack.is_picture_BT.to(device)
     deepstack: list[Tensor] | None = None

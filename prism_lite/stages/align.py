@@ -125,7 +125,8 @@ def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Ten
     """perception_R, reasoning_R (0 where malformed, never looked at) and well_formed_R."""
     well_formed_R = torch.tensor([r.is_well_formed for group in groups for r in group.rollouts])
     score_R2 = torch.zeros(len(well_formed_R), 2)
-    score_R2[well_formed_R] = torch.cat(game.students).float().cpu()
+    if game.students:
+        score_R2[well_formed_R] = torch.cat(game.students).float().cpu()
     return score_R2[:, 0], score_R2[:, 1], well_formed_R
 
 

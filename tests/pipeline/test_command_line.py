@@ -158,6 +158,12 @@ def completion(digits: str, answer: str) -> str:
     )
 
 
+COLUMNS = (
+    "{id: id, images: image, prompt: question, answer: answer, "
+    "demonstration: demonstration, teacher: teacher}"
+)
+
+
 def write_rows(folder: Path, num: int) -> Path:
     rows = []
     for i in range(num):
@@ -209,7 +215,7 @@ def test_the_files_task_trains(recipe, tmp_path):
     out = tmp_path / "out"
     done = in_process(
         "sft", "--recipe", recipe, "--out", out, "data.task=files", f"data.train={rows}",
-        f"data.heldout={rows}", "sft.steps=1",
+        f"data.heldout={rows}", "sft.steps=1", f"data.columns={COLUMNS}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads((out / "results.json").read_text())
@@ -235,7 +241,7 @@ def test_eval_gives_the_figures_of_the_run(micro_run):
     _, folder, results, _ = micro_run
     done = in_process("eval", "--run", folder, "--stage", "rlvr", "--show", 2)
     assert done.returncode == 0, done.stderr
-    assert f"{results['stages']['rlvr']['accuracy']:.2f}"[1:] in done.stdout
+    assert f"{results['stages']['rlvr']['accuracy']:.3f}" in done.stdout
     assert json.loads((folder / "results.json").read_text()) == results
 
 

@@ -181,7 +181,8 @@ def test_gradient_checkpointing_runs_the_layers_again_in_the_backward(make_backb
     backbone = make_backbone(tiny__steps=0, model__gradient_checkpointing=True)
     calls = []
     mlp = backbone.core.model.language_model.layers[0].mlp
-    handle = mlp.register_forward_hook(lambda *_: calls.append(1))
+    # before, not after: the second run stops as soon as it has what the backward needs
+    handle = mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     logprob_N = packed_by_plain_head(backbone, trees_of(backbone)[:1], 4096)
     num_forward_calls = len(calls)
     logprob_N.sum().backward()
