@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,12 +29,12 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def rate_text(figures: Mapping[str, Any], name: str) -> str:
-    """ "0.512 ± 0.046": the rate and half its 95 % interval; "-" where it was not measured."""
+def rate_text(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """The rate and half its 95 % interval, as 0.51±0.05; "-" where it was not measured."""
     if name not in figures:
         return "-"
     low, high = figures["ci95"][name]
-    return f"{figures[name]:.3f} ± {(high - low) / 2:.3f}"
+    return f"{figures[name]:.{digits}f}±{(high - low) / 2:.{digits}f}"
 
 
 def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
@@ -42,7 +43,7 @@ def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
     return f"[bold]{stage:5}[/] " + ", ".join(cells)
 
 
-def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
+def results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
     """Header and one row per evaluated stage, as text."""
     header = ["stage", *(title for _, title in COLUMNS), "mean tokens", "seconds"]
     rows = [header]
@@ -56,7 +57,7 @@ def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             [
                 stage,
-                *(rate_text(figures, name) for name, _ in COLUMNS),
+                *(rate_text(figures, name, digits) for name, _ in COLUMNS),
                 f"{figures['mean_tokens']:.1f}",
                 "-" if seconds is None else f"{seconds:.0f}",
             ]
@@ -66,8 +67,12 @@ def results_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """The table that `prism-lite run` ends with."""
-    header, *rows = results_rows(results)
-    table = Table(title=f"{results['n']} held-out prompts, 95 % intervals; align includes warm-up")
+    header, *rows = results_rows(results, digits=2)
+    table = Table(
+        title=f"{results['n']} held-out prompts, 95 % intervals; align includes warm-up",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for i, title in enumerate(header):
         table.add_column(title, justify="left" if i == 0 else "right")
     for row in rows:
