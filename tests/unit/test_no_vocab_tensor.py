@@ -23,7 +23,7 @@ from prism_lite.policy import update_policy
 from prism_lite.rollouts import sample_groups
 from tests.micro import fill_adapter, micro_recipe
 
-VOCAB = 40_000
+VOCAB = 120_000
 TEACHER = Parts("- digits: 3,7", "first 3,last 7,so no", "no")
 STUDENT = Parts("- the row 3-1", "first 3,last 1,so yes", "yes")
 
@@ -51,7 +51,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.fixture
 def wide(make_backbone):
-    """The micro model with a vocabulary of 40,000 (padding rows beyond the tokenizer's)."""
+    """The micro model with a vocabulary of 120,000 (padding rows beyond the tokenizer's)."""
     backbone = make_backbone(tiny__steps=0, model__quantization="none")
     core = backbone.core
     core.resize_token_embeddings(VOCAB, mean_resizing=False)
