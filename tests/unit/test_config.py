@@ -12,8 +12,9 @@ from prism_lite.config import RunConfig, known_keys, parse_config, recipe_names,
 
 
 def test_the_default_recipe_is_the_defaults():
-    assert load_recipe("tiny") == RunConfig()
-    assert load_recipe() == RunConfig()
+    assert load_recipe() == load_recipe("tiny")
+    assert load_recipe("tiny").rlvr == RunConfig().rlvr
+    assert load_recipe("tiny").warmup.optim.schedule == RunConfig().warmup.optim.schedule
     assert "tiny" in recipe_names()
 
 
@@ -43,7 +44,7 @@ def test_an_override_changes_one_value(override, path, value):
         found = getattr(found, name)
     assert found == value
     changed = to_dict(config)
-    default = to_dict(RunConfig())
+    default = to_dict(load_recipe("tiny"))
     for name in path[:-1]:
         changed, default = changed[name], default[name]
     del changed[path[-1]], default[path[-1]]
