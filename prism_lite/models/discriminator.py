@@ -32,7 +32,7 @@ from prism_lite.models.prompts import Prompt
 from prism_lite.parts import CAPTION, THINK, Parts
 from prism_lite.seeding import generator_for
 
-LIKELIHOOD_HEAD_START = (1.0, 0.1)  # weights of a part's mean and minimum token log-prob
+LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,12 +147,19 @@ def test_each_stage_trains_from_the_one_before(micro_run):
 
 
 def greedy_by_plain_peft(config, folder, samples, system_prompt):
-    """transformers and PEFT alone, as a person would use the adapter elsewhere."""
+    """transformers and PEFT alone, as a person would use the adapter elsewhere.
+
+    In float32, as the run computed: on a CPU with AVX512-BF16 bitsandbytes repacks the weights in
+    evaluation and rounds activations to bfloat16 (logits move by 0.05), which can flip a near-tie.
+    """
     base = pipeline.base_folder(config)
     quantised = load_backbone(config.model, config.lora, base, seed=0).core.config
     model = AutoModelForImageTextToText.from_pretrained(
         base, quantization_config=quantised.quantization_config, dtype=torch.float32
     )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model = PeftModel.from_pretrained(model, folder / "policy").eval()
     processor = load_processor(base)
     answers = []
