@@ -7,6 +7,7 @@ on request (the same command resumes).
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -30,8 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.handler(arguments, _overrides(overrides))
     except ValueError as error:
+        if not _is_for_the_person(error):
+            raise
         print(f"prism-lite: {error}", file=sys.stderr)
         return 2
+
+
+def _is_for_the_person(error: ValueError) -> bool:
+    """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave.
+
+    One from inside another library is a fault of ours and keeps its traceback.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
+        ("prism_lite.", "__main__")
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--fix", metavar="OUT", help="write the clean rows here")
     check.add_argument("--eval", metavar="FILE", help="also look for overlap with this file")
     check.add_argument("--stage", choices=("sft", "warmup", "align", "rlvr", "eval"))
+    check.add_argument(
+        "--columns", metavar="MAP", help="'{prompt: question, images: image, answer: answer}'"
+    )
     check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
     check.set_defaults(handler=_data_check)
     doctor = commands.add_parser("doctor", help="what this machine can run")
@@ -118,7 +137,9 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     try:
         results = pipeline.run(config, out, stages=stages, console=console)
     except (Stopped, KeyboardInterrupt) as stop:
-        console.print(f"{stop or 'interrupted'}; resume with: {' '.join(['prism-lite', *_argv()])}")
+        console.print(
+            f"{stop or 'interrupted'}; resume with: {shlex.join(['prism-lite', *_argv()])}"
+        )
         return 3
     if results.get("stages"):
         console.print(report.results_table(results))
@@ -142,12 +163,18 @@ def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import yaml
+
     from prism_lite.data.doctor import CheckRules, main_check
 
     if overrides:
         raise ValueError(f"data check takes no settings, got {overrides[0]!r}.")
+    columns = yaml.safe_load(arguments.columns) if arguments.columns else None
+    if columns is not None and not isinstance(columns, dict):
+        raise ValueError(f"--columns {arguments.columns!r}: expected '{{ours: theirs, ...}}'.")
     return main_check(
         arguments.path,
+        columns=columns,
         fix=arguments.fix,
         eval_path=arguments.eval,
         rules=CheckRules(stage=arguments.stage),
@@ -166,6 +193,7 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # bitsandbytes suggests an optional package at import; NF4 on the CPU works without it
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

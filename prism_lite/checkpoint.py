@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any instant, and refuse to load when torn or foreign.
 
 A checkpoint is written to a temporary folder, flushed to the disk and renamed; the last two are kept;
-`LATEST` names the good one. Tensors are safetensors; optimizer states are loaded with
-`weights_only=True`: no pickle is ever executed.
+`LATEST` names the newest for people; loading goes by the hashes in `state.json`. Tensors are
+safetensors; optimizer states are loaded with `weights_only=True`: no pickle is ever executed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Restored:
 
 
 def load_latest(stage_folder: Path, *, fingerprint: str) -> tuple[Restored | None, list[str]]:
-    """The newest good checkpoint of a stage, LATEST first.
+    """The newest good checkpoint of a stage.
 
     Returns:
         the checkpoint (None if there is none), and a sentence for each one that was refused.

@@ -135,7 +135,7 @@ class SamplingConfig:
     """How completions are drawn."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
-    temperature: NonNegativeFloat = 1.0  # 0 is greedy
+    temperature: NonNegativeFloat = 1.0  # evaluation uses 1 and 0 (greedy) whatever this is
     max_completion_tokens: PositiveInt = 64
     max_rows: PositiveInt = 512  # rollouts decoded side by side
 
@@ -146,8 +146,7 @@ class SftConfig:
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     steps: NonNegativeInt = 100
-    batch_size: PositiveInt = 32  # demonstrations per step
-    accumulation_steps: PositiveInt = 1  # the batch in this many forwards
+    batch_size: PositiveInt = 32  # per step; accumulated over packs of model.max_pack_tokens
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(2e-3, schedule="cosine", warmup_ratio=0.1)
     )
@@ -208,6 +207,7 @@ class RlvrConfig:
     """Stage 4: reinforcement learning with verifiable rewards. METHOD section 4."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
+    start: Literal["align", "sft"] = "align"  # the stage whose policy it goes on from
     steps: NonNegativeInt = 60
     prompts_per_step: PositiveInt = 8
     group_size: PositiveInt = 8
@@ -333,7 +333,12 @@ def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[
             raise ValueError(
                 f"override {text!r} is not of the form key=value (align.group_size=8)."
             )
-        items.append((key.strip(), yaml.safe_load(value)))
+        try:
+            items.append((key.strip(), yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"override {text!r}: the value is not valid YAML; quote it if it is a text."
+            ) from error
     return items
 
 
@@ -397,6 +402,11 @@ def _check_across_fields(config: RunConfig) -> None:
         raise ValueError(
             f"data.digits: min_digits = {digits.min_digits}, max_digits = {digits.max_digits}; "
             "expected min <= max <= 6."
+        )
+    if config.sampling.temperature == 0:
+        raise ValueError(
+            "sampling.temperature = 0: all rollouts of a group would be the same. Expected more than "
+            "0; evaluation samples greedily by itself."
         )
     for stage, group_size in (("align", config.align.group_size), ("rlvr", config.rlvr.group_size)):
         if group_size < 2:

@@ -45,7 +45,9 @@ def discriminator_step(
     optimizer: Any,
     judged: Sequence[Judged],
     config: DiscriminatorConfig,
+    *,
     learning_rate: float,
+    max_grad_norm: float,
 ) -> GameScores:
     """One forward gives the policy's reward (detached) and the discriminator's loss (attached).
 
@@ -77,9 +79,7 @@ def discriminator_step(
             students += [student.detach() for student in student_scores]
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + share * value
-    norm = optimizer_step(
-        optimizer, list(discriminator.parameters()), learning_rate, config.optim.max_grad_norm
-    )
+    norm = optimizer_step(optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm)
     return GameScores(torch.cat(teachers), tuple(students), totals | {"disc/grad_norm": norm})
 
 

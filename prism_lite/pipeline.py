@@ -6,27 +6,26 @@ A finished stage is never done again; an unfinished one goes on from its last ch
 from __future__ import annotations
 
 import dataclasses
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
+from rich.progress import track
 
 from prism_lite import report
-from prism_lite.checkpoint import load_final, write_text
+from prism_lite.checkpoint import load_final
 from prism_lite.config import RunConfig, parse_config
-from prism_lite.data.task import TaskData, load_task
+from prism_lite.data.task import TaskData, all_samples, load_task, without_samples
+from prism_lite.environment import check_same_data, write_environment
 from prism_lite.evaluate import evaluate
 from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
 from prism_lite.rollouts import sample_groups
-from prism_lite.run_folder import RunFolder, check_folder, fingerprint_of, open_run, peak_gib
+from prism_lite.run_folder import RunFolder, check_folder, open_run, peak_gib
 from prism_lite.stages.align import run_align
 from prism_lite.stages.base import tiny_base
 from prism_lite.stages.context import Context
@@ -67,24 +66,23 @@ def run(
     console = console or Console()
     check_machine(config)
     check_folder(Path(out), config)
+    check_same_data(Path(out), config.data)
     task = load_task(config)
+    _check_stages(config, Path(out), stages, task)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
-    _encode(config, backbone, task, console)
+    task = _read_prompts(config, backbone, task, console)
     with open_run(Path(out), config, console) as folder:
         context = Context(config, folder, backbone, task)
-        _write_environment(folder, config, backbone)
+        write_environment(folder.path, config, backbone.core)
         if not folder.results().get("stages", {}).get("base"):
             _evaluate(context, "base", {"seconds": base_s})
         for stage in stages:
             if not folder.is_done(stage):
-                started_s = time.monotonic()
-                _check_rows(stage, task)
-                with _memory_advice(config, stage):
+                with _seconds_noted(folder, stage), _memory_advice(config, stage):
                     STAGES[stage](context)
-                _note_seconds(folder, stage, time.monotonic() - started_s)
             if stage in POLICY_STAGES and stage not in folder.results().get("stages", {}):
                 context.load_policy(stage)
                 _evaluate(context, stage, {})
@@ -125,8 +123,27 @@ def base_folder(config: RunConfig) -> str:
     return str(tiny_base(config.tiny, config.data.digits))
 
 
+def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: TaskData) -> None:
+    """Refuse stages that lack rows or an earlier stage, before anything is loaded or trained."""
+    needs = {
+        "sft": (),
+        "warmup": ("sft",),
+        "align": ("sft", "warmup"),
+        "rlvr": (config.rlvr.start,),
+    }
+    for number, stage in enumerate(stages):
+        if (out / "stages" / stage / "final").is_dir():
+            continue
+        _check_rows(stage, task)
+        for earlier in needs[stage]:
+            if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
+                raise ValueError(
+                    f"stage {stage} goes on from stage {earlier}, which is not finished in {out}: "
+                    f"run `prism-lite {earlier}` there first, or `prism-lite run` for all stages."
+                )
+
+
 def _check_rows(stage: str, task: TaskData) -> None:
-    """Refuse to begin a stage whose rows the data files do not hold."""
     rows, needed, key = {
         "sft": (task.sft, "demonstration", "data.train"),
         "warmup": (task.align, "teacher completion", "data.align"),
@@ -174,34 +191,48 @@ def evaluate_run(path: str | Path, stage: str, *, num_shown: int, console: Conso
 
 
 @contextmanager
-def _memory_advice(config: RunConfig, stage: str):
+def _memory_advice(config: RunConfig, stage: str) -> Iterator[None]:
     """Out of memory: say which settings help."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
-            f"out of GPU memory in stage {stage} (peak so far {peak_gib():.1f} GiB). Lower "
-            f"model.max_pack_tokens (now {config.model.max_pack_tokens}) or sampling.max_rows (now "
-            f"{config.sampling.max_rows}); then model.max_pixels. The same command resumes."
+            f"out of GPU memory in stage {stage} (peak so far {peak_gib():.1f} GiB). Give the same "
+            f"command a smaller model.max_pack_tokens (now {config.model.max_pack_tokens}) or "
+            f"sampling.max_rows (now {config.sampling.max_rows}), or "
+            "model.gradient_checkpointing=true; it goes on from the last checkpoint. Smaller "
+            "pictures (model.max_pixels) need a new --out."
         ) from error
 
 
-def _encode(config: RunConfig, backbone: Backbone, task: TaskData, console: Console) -> None:
-    """Encode all prompts and pictures once, with a progress line; reads every picture up front."""
-    if config.data.task != "digits":
-        return  # real pictures are read as they come
-    samples = {
-        sample.id: sample
-        for sample in (
-            *task.sft,
-            *task.align,
-            *task.rlvr,
-            *task.heldout,
-            *(pair.sample for pair in task.probe),
-        )
-    }
-    with console.status(f"reading {len(samples)} prompts and their pictures"):
-        encode_samples(backbone, list(samples.values()), task.system_prompt)
+def _read_prompts(
+    config: RunConfig, backbone: Backbone, task: TaskData, console: Console
+) -> TaskData:
+    """Tokenise every prompt once before training, so that a bad row cannot stop a stage midway.
+
+    The embedded task's small pictures are encoded too; real ones are encoded as they come.
+
+    Raises:
+        ValueError: a prompt is too long (where data.on_bad_row is "error"); names the row.
+    """
+    samples = {(sample.source, sample.id): sample for sample in all_samples(task)}
+    bad: dict[tuple[str, str], str] = {}
+    for key, sample in track(
+        samples.items(), "reading prompts", total=len(samples), console=console, transient=True
+    ):
+        try:
+            backbone.prompt(sample, task.system_prompt)
+        except ValueError as error:
+            if config.data.on_bad_row == "error":
+                raise
+            bad[key] = str(error)
+    if bad:
+        console.print(f"skipped {len(bad)} rows, the first: {next(iter(bad.values()))}")
+        task = without_samples(task, bad.keys())
+    if config.data.task == "digits":
+        with console.status(f"encoding the pictures of {len(samples)} prompts"):
+            encode_samples(backbone, list(samples.values()), task.system_prompt)
+    return task
 
 
 def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
@@ -224,10 +255,17 @@ def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
     folder.console.print(report.stage_line(stage, merged))
 
 
-def _note_seconds(folder: RunFolder, stage: str, seconds: float) -> None:
-    results = folder.results()
-    results.setdefault("seconds", {})[stage] = seconds
-    folder.write_results(results)
+@contextmanager
+def _seconds_noted(folder: RunFolder, stage: str) -> Iterator[None]:
+    """Add the stage's time to results.json, also when it stops halfway: sessions add up."""
+    started_s = time.monotonic()
+    try:
+        yield
+    finally:
+        results = folder.results()
+        seconds = results.setdefault("seconds", {})
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started_s
+        folder.write_results(results)
 
 
 def _write_exports(context: Context) -> None:
@@ -241,46 +279,3 @@ def _write_exports(context: Context) -> None:
     if judged:
         tensors = folder.load_final(judged[-1])["discriminator"]
         report.write_discriminator(folder, tensors)
-
-
-def _write_environment(folder: RunFolder, config: RunConfig, backbone: Backbone) -> None:
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
-    data = config.data
-    files = {
-        name: path
-        for name, path in (("train", data.train), ("align", data.align), ("rlvr", data.rlvr))
-        if path is not None and Path(path).is_file()
-    }
-    device = backbone.device
-    environment = {
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "compute_dtype": str(backbone.core.dtype).removeprefix("torch."),
-        "seed": config.seed,
-        "git_commit": _git_commit(),
-        "data": {name: fingerprint_of(path) for name, path in files.items()},
-    }
-    write_text(folder.path / "env.json", report.to_json(environment))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ModuleNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()

@@ -5,6 +5,7 @@ Shape letters: R rollouts, N completion tokens of one pack.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +47,10 @@ def update_policy(
         temperature: the one they were sampled at.
 
     Returns:
-        Metrics, means over the minibatches: loss, grad_norm, entropy, clip ratios, kl.
+        Metrics, means over the minibatches: loss, grad_norm, clip ratios, kl; and
+        train_tokens_per_s, prompt and completion tokens of one forward and backward by seconds.
     """
+    started_s = time.perf_counter()
     group_size = len(groups[0].rollouts)
     advantage_PG = advantage_R.view(-1, group_size)
     trees = [_tree(backbone, group, system_prompt) for group in groups]
@@ -81,7 +84,11 @@ def update_policy(
             parameters = backbone.policy_parameters()
             norm = optimizer_step(optimizer, parameters, learning_rate, optim.max_grad_norm)
             totals["grad_norm"] = totals.get("grad_norm", 0.0) + norm / num_minibatches
-    return totals | {"learning_rate": learning_rate}
+    num_trained = sum(tree.num_tokens for tree, _ in used)
+    return totals | {
+        "learning_rate": learning_rate,
+        "train_tokens_per_s": num_trained / (time.perf_counter() - started_s),
+    }
 
 
 class _Piece:

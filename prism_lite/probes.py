@@ -62,7 +62,12 @@ def grounding_probe(
     probe: Sequence[ProbePair],
     system_prompt: str,
 ) -> dict[str, float]:
-    """Share of held-out pairs whose clean part scores above its corrupted copy, per channel."""
+    """Share of held-out pairs whose clean part scores above its corrupted copy, per channel.
+
+    Without a pair nothing was measured: an empty mapping.
+    """
+    if not probe:
+        return {}
     pairs = [
         (backbone.prompt(pair.sample, system_prompt), pair.clean, pair.corrupted) for pair in probe
     ]

@@ -16,10 +16,14 @@ from prism_lite.types import Group
 
 
 def rollout_metrics(groups: Sequence[Group], *, generated_s: float) -> dict[str, float]:
-    """Lengths, malformed rate and speed of sampling."""
+    """Lengths, malformed rate, entropy and speed of sampling.
+
+    entropy, nats per token: mean of -log-prob of the sampled tokens, which estimates the sampling
+    distribution's entropy without bias.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = [len(rollout.token_ids) for rollout in rollouts]
-    entropy = [-float(rollout.sampling_logprob_C.mean()) for rollout in rollouts]
+    surprise = -sum(float(rollout.sampling_logprob_C.sum()) for rollout in rollouts)
     return {
         "num_tokens": sum(lengths),
         "completions/mean_length": sum(lengths) / len(lengths),
@@ -27,7 +31,7 @@ def rollout_metrics(groups: Sequence[Group], *, generated_s: float) -> dict[str,
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": sum(r.finish == "length" for r in rollouts) / len(rollouts),
         "malformed_rate": sum(not r.is_well_formed for r in rollouts) / len(rollouts),
-        "entropy": sum(entropy) / len(entropy),
+        "entropy": surprise / sum(lengths),
         "gen_tokens_per_s": sum(lengths) / generated_s,
     }
 

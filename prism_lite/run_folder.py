@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,18 @@ from prism_lite.checkpoint import (
 from prism_lite.config import RunConfig, to_dict
 
 PAUSE_POLL_S = 0.5
+# They decide how work is laid out in memory and time, not what is computed: a run that ran out of
+# memory goes on with smaller ones.
+MAY_CHANGE = frozenset(
+    {
+        "save_every",
+        "model.max_pack_tokens",
+        "model.max_cached_pictures",
+        "model.gradient_checkpointing",
+        "model.min_gpu_gib",
+        "sampling.max_rows",
+    }
+)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the person asked for it
@@ -61,7 +74,7 @@ class RunFolder:
         self.config = config
         self.console = console
         self._fingerprint = hashlib.sha256(
-            json.dumps(to_dict(config), sort_keys=True).encode()
+            json.dumps(_comparable(to_dict(config)), sort_keys=True).encode()
         ).hexdigest()
         self._stop_requested = False
         self._started_s = time.monotonic()
@@ -115,7 +128,7 @@ class RunFolder:
                 yield step
                 progress.advance(task)
                 done, stop = step + 1, self._asked_to_stop()
-                if done < num_steps and (stop or done % self.config.save_every == 0):
+                if stop or (done < num_steps and done % self.config.save_every == 0):
                     save_checkpoint(
                         self.stage(stage), done, trained(), fingerprint=self._fingerprint
                     )
@@ -153,10 +166,9 @@ class RunFolder:
     def _forget_metrics(self, stage: str, *, after: int) -> None:
         """Drop lines of steps that will be done again."""
         path = self.path / "metrics.jsonl"
-        lines = read_jsonl(path)
-        kept = [m for m in lines if m["stage"] != stage or m["step"] < after]
-        if len(kept) < len(lines):
-            write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
+        kept = [m for m in read_jsonl(path) if m["stage"] != stage or m["step"] < after]
+        # Always written anew: a last line cut short by a kill must not meet the next one.
+        write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
 
     def _asked_to_stop(self) -> bool:
         while not self._stop_requested:
@@ -191,7 +203,10 @@ def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFol
     """
     check_folder(path, config)
     config_path = path / "config.yaml"
-    (path / "rollouts").mkdir(parents=True, exist_ok=True)
+    try:
+        (path / "rollouts").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be made: {error.strerror}.") from error
     with (path / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,8 +228,11 @@ def check_folder(path: Path, config: RunConfig) -> None:
     Raises:
         ValueError: the folder holds a run with other settings, or something else.
     """
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--out {path} is a file: name a folder.")
+    existing = next(p for p in (path, *path.resolve().parents) if p.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--out {path}: {existing} is a file; name a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {path}: {existing} cannot be written to; name another folder.")
     has_run = (path / "config.yaml").exists()
     if path.is_dir() and any(path.iterdir()) and not has_run:
         raise ValueError(f"--out {path} is not empty and holds no run: name another folder.")
@@ -244,7 +262,7 @@ def _ctrl_c_stops(run: RunFolder) -> Iterator[None]:
 
 def _check_same_settings(path: Path, config: RunConfig) -> None:
     before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    differences = list(_differences(before, to_dict(config)))
+    differences = list(_differences(_comparable(before), _comparable(to_dict(config))))
     if differences:
         key, old, new = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -252,6 +270,15 @@ def _check_same_settings(path: Path, config: RunConfig) -> None:
             f"{path} holds a run with {key} = {old!r}, now it is {new!r}{more}: give the same "
             "settings to resume it, or another --out."
         )
+
+
+def _comparable(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings without those that a resumed run may change."""
+    return {
+        name: _comparable(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if f"{prefix}{name}" not in MAY_CHANGE
+    }
 
 
 def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -284,12 +311,3 @@ def peak_gib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def fingerprint_of(path: str) -> str:
-    """First 16 hex digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

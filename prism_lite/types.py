@@ -8,9 +8,10 @@ Shape letters: C completion tokens of one rollout.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from PIL import Image
 
@@ -19,6 +20,7 @@ from prism_lite.parts import Malformed, Parts
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 FinishReason = Literal["end", "length"]
 
 
@@ -37,18 +39,30 @@ class Picture:
     min_pixels: int | None = None
     max_pixels: int | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the file's header alone.
+
+        Raises:
+            ValueError: as `open`.
+        """
+        return self._read(lambda image: image.size)
+
     def open(self) -> Image.Image:
         """The pixels as an RGB image.
 
         Raises:
             ValueError: the file is missing or is not a readable picture; names the picture.
         """
+        return self._read(lambda image: image.convert("RGB"))
+
+    def _read(self, use: Callable[[Image.Image], T]) -> T:
         if isinstance(self.source, Image.Image):
-            return self.source.convert("RGB")
+            return use(self.source)
         stream = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
         try:
             with Image.open(stream) as image:
-                return image.convert("RGB")
+                return use(image)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(
                 f"cannot read picture {self.id}: {error}. Check that the path is right and the file is a "

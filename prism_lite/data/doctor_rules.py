@@ -29,6 +29,7 @@ class CheckRules:
 
     Attributes:
         stage: what the rows are for; it decides which fields must be there. None asks for none.
+        rows_of_other_stages: rows without the stage's field are none of its business, not defects.
         max_pixels: larger pictures are refused (they cost memory long before the processor scales).
         min_side: of a picture, in pixels.
         max_aspect_ratio: long side over short side; Qwen-VL processors refuse more than 200.
@@ -39,6 +40,7 @@ class CheckRules:
     """
 
     stage: Stage | None = None
+    rows_of_other_stages: bool = False
     max_pixels: int = 40_000_000
     min_side: int = 8
     max_aspect_ratio: float = 200.0
@@ -57,7 +59,8 @@ _TAG = re.compile(r"</?(?:caption|think|answer)>")
 
 def defects_of(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
     """Every defect of a sample, as kind and message."""
-    yield from _missing_fields(sample, rules.stage)
+    if not rules.rows_of_other_stages:
+        yield from _missing_fields(sample, rules.stage)
     yield from _text_defects(sample)
     yield from _answer_defects(sample, rules)
     yield from _completion_defects(sample, rules.stage)

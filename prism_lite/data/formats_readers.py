@@ -162,8 +162,9 @@ def _alpaca(row: Row) -> Fields:
     if row.get("input"):
         question += "\n" + _text(row["input"], "input")
     messages: list[dict[str, str]] = []
-    for pair in parse_json_cell(row.get("history")) or []:
-        if not isinstance(pair, Sequence) or len(pair) != 2:
+    history = parse_json_cell(row.get("history")) or []
+    for pair in history if isinstance(history, list) else [history]:
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise RowError("message_type", "history must be a list of [question, answer] pairs.")
         messages += [
             {"role": "user", "content": pair[0]},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -54,6 +55,28 @@ def load_task(config: RunConfig) -> TaskData:
         ValueError: a file is missing, empty or holds a broken row; names file and row.
     """
     return _digits(config) if config.data.task == "digits" else _files(config)
+
+
+def all_samples(task: TaskData) -> Iterator[Sample]:
+    """Every sample of a task; one that several stages read comes several times."""
+    yield from (*task.sft, *task.align, *task.rlvr, *task.heldout)
+    yield from (pair.sample for pair in task.probe)
+
+
+def without_samples(task: TaskData, bad: Collection[tuple[str, str]]) -> TaskData:
+    """The task without the samples of these (source, id)."""
+
+    def is_good(sample: Sample) -> bool:
+        return (sample.source, sample.id) not in bad
+
+    return dataclasses.replace(
+        task,
+        sft=tuple(filter(is_good, task.sft)),
+        align=tuple(filter(is_good, task.align)),
+        rlvr=tuple(filter(is_good, task.rlvr)),
+        heldout=tuple(filter(is_good, task.heldout)),
+        probe=tuple(pair for pair in task.probe if is_good(pair.sample)),
+    )
 
 
 def _digits(config: RunConfig) -> TaskData:
@@ -110,14 +133,19 @@ def _files(config: RunConfig) -> TaskData:
 
 
 def _read(config: RunConfig, path: str, stage: Stage) -> tuple[Sample, ...]:
-    """The rows of a file that hold what a stage needs; rows meant for other stages are passed."""
+    """The rows of a file that hold what a stage needs; rows meant for other stages are passed.
+
+    A row that the stage would refuse (a malformed teacher, say) is an error or is skipped, now.
+    """
     data = config.data
     opened = load_samples(
         path, columns=data.columns or None, image_root=data.image_root, on_bad_row=data.on_bad_row
     )
     needed = {"sft": "demonstration", "align": "teacher"}.get(stage, "answer")
     samples = tuple(
-        sample for sample in clean_samples(opened, CheckRules()) if getattr(sample, needed)
+        sample
+        for sample in clean_samples(opened, CheckRules(stage=stage, rows_of_other_stages=True))
+        if getattr(sample, needed)
     )
     if opened.skipped:
         print(f"{path}: skipped {opened.skipped.total()} bad rows ({dict(opened.skipped)})")

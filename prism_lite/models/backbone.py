@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
 # transformers 5 matches these anchored: a plain "visual" would not skip the tower.
 SKIP_QUANTISATION = [r"lm_head", r".*visual.*"]
 LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
 # Sampling one of these would break the replay of a completion: they stand for pictures.
 SUPPRESSED_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
@@ -67,7 +69,7 @@ class Backbone:
         self.vision = VisionCache(
             core, processor.image_processor, max_pictures=model.max_cached_pictures
         )
-        self._prompts: dict[tuple[str, str], Prompt] = {}
+        self._prompts: OrderedDict[tuple[str, str], Prompt] = OrderedDict()
         if model.gradient_checkpointing:
             core.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -141,13 +143,15 @@ class Backbone:
             shutil.copytree(Path(parent) / POLICY, folder, dirs_exist_ok=True)
 
     def prompt(self, sample: Sample, system_prompt: str) -> Prompt:
-        """The encoded prompt of a sample; encoded once.
+        """The encoded prompt of a sample; the latest ones are kept.
 
         Raises:
             ValueError: see `encode_prompt`.
         """
         key = (sample.source, sample.id)  # ids are unique within their file only
         if key not in self._prompts:
+            if len(self._prompts) >= MAX_CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
             self._prompts[key] = encode_prompt(
                 sample,
                 processor=self.processor,
@@ -162,10 +166,11 @@ class Backbone:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return torch.tensor([*ids, self.end_id] if end else ids)
 
-    def hidden_states(self, pack: Pack) -> Tensor:
-        """hidden_FD of a pack under the active role (models/packing.py)."""
+    def hidden_states(self, pack: Pack, *, checkpoint: bool = True) -> Tensor:
+        """hidden_FD of a pack under the active role (`forward_pack` in models/packing.py)."""
         pictures = [picture for prompt in pack.prompts for picture in prompt.pictures]
-        return forward_pack(self.core, pack, self.vision.features(pictures))
+        features = self.vision.features(pictures)
+        return forward_pack(self.core, pack, features, checkpoint=checkpoint)
 
     @property
     def head_weight(self) -> Tensor:
@@ -196,7 +201,7 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
             quantization_config=quantisation,
             dtype=compute_dtype,
             attn_implementation=model.attention,
-            device_map={"": "cuda:0" if torch.cuda.is_available() else "cpu"},
+            device_map={"": device_of(model)},
         )
         processor = load_processor(path)
     except OSError as error:
@@ -219,11 +224,16 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
     return Backbone(core, processor, model, lora)
 
 
+def device_of(model: ModelConfig) -> str:
+    """ "cuda:0" where there is a GPU and the settings do not ask for the CPU."""
+    return "cuda:0" if torch.cuda.is_available() and model.device != "cpu" else "cpu"
+
+
 def compute_dtype_of(model: ModelConfig) -> torch.dtype:
     """Float type of activations: float32 on the CPU, else bfloat16 (sm80 on) or float16."""
     if model.compute_dtype != "auto":
         return getattr(torch, model.compute_dtype)
-    if not torch.cuda.is_available():
+    if device_of(model) == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 

@@ -104,7 +104,7 @@ class Discriminator(nn.Module):
             for prompt, completions in judged
             if completions
         ]
-        packs = split_trees(trees, backbone.config.max_pack_tokens)
+        packs = split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2)
         scored = [self._score_pack(backbone, pack) for pack in packs]
         score_K2 = torch.cat([score_R for score_R, _ in scored]).view(-1, 2)
         routings = [routing for _, layers in scored for routing in layers]
@@ -139,7 +139,7 @@ class Discriminator(nn.Module):
         """Scores [R] of the branches (perception and reasoning by turns) and each layer's routing."""
         pack = pack_trees(trees, pad_id=backbone.pad_id)
         with self._attached(backbone, pack) as routings:
-            hidden_FD = backbone.hidden_states(pack)
+            hidden_FD = backbone.hidden_states(pack, checkpoint=False)  # hooks go before backward
         feature_RD = hidden_FD[pack.last_R.to(hidden_FD.device)].float()
         if self.config.likelihood_features:
             likelihood_R2 = self._likelihood_features(backbone, pack, hidden_FD)

@@ -69,16 +69,22 @@ class Pack:
         return self.last_R.shape[0]
 
 
-def split_trees(trees: Sequence[Tree], max_pack_tokens: int) -> list[list[Tree]]:
+def split_trees(
+    trees: Sequence[Tree], max_pack_tokens: int, *, branches_per_unit: int = 1
+) -> list[list[Tree]]:
     """Distribute trees over packs of at most `max_pack_tokens` padded tokens, in order.
 
     A tree too large for one pack is split: its prompt is repeated with part of the branches each time.
 
+    Args:
+        branches_per_unit: so many neighbouring branches stay in one pack.
+
     Raises:
-        ValueError: a prompt with a single branch is already too large.
+        ValueError: a prompt with a single unit of branches is already too large.
     """
     packs: list[list[Tree]] = []
-    for tree in (piece for whole in trees for piece in _split_tree(whole, max_pack_tokens)):
+    pieces = (p for tree in trees for p in _split_tree(tree, max_pack_tokens, branches_per_unit))
+    for tree in pieces:
         grown = [*packs[-1], tree] if packs else []
         if grown and len(grown) * max(t.num_tokens for t in grown) <= max_pack_tokens:
             packs[-1] = grown
@@ -87,19 +93,22 @@ def split_trees(trees: Sequence[Tree], max_pack_tokens: int) -> list[list[Tree]]
     return packs
 
 
-def _split_tree(tree: Tree, max_pack_tokens: int) -> list[Tree]:
+def _split_tree(tree: Tree, max_pack_tokens: int, branches_per_unit: int) -> list[Tree]:
+    assert len(tree.branches) % branches_per_unit == 0
     pieces: list[list[Tensor]] = [[]]
     room = max_pack_tokens - len(tree.prompt)
-    for branch in tree.branches:
-        if len(branch) > room:
+    for start in range(0, len(tree.branches), branches_per_unit):
+        unit = tree.branches[start : start + branches_per_unit]
+        size = sum(map(len, unit))
+        if size > room:
             raise ValueError(
-                f"prompt {tree.prompt.id} with one completion has {len(tree.prompt) + len(branch)} "
+                f"prompt {tree.prompt.id} with one completion has {len(tree.prompt) + size} "
                 f"tokens, more than model.max_pack_tokens = {max_pack_tokens}. Raise it, or lower "
                 "sampling.max_completion_tokens or model.max_pixels."
             )
-        if sum(map(len, pieces[-1])) + len(branch) > room:
+        if sum(map(len, pieces[-1])) + size > room:
             pieces.append([])
-        pieces[-1].append(branch)
+        pieces[-1].extend(unit)
     return [Tree(tree.prompt, tuple(piece)) for piece in pieces]
 
 
@@ -154,13 +163,17 @@ def _tree_mask(segment_BT: Tensor) -> Tensor:
     return (causal & (key >= 0) & ((key == 0) | (key == query)) & (query >= 0)) | itself
 
 
-def forward_pack(core: Any, pack: Pack, features: Sequence[PictureFeatures]) -> Tensor:
+def forward_pack(
+    core: Any, pack: Pack, features: Sequence[PictureFeatures], *, checkpoint: bool = True
+) -> Tensor:
     """Run the decoder over a pack.
 
     Args:
         core: the Qwen3-VL, whichever adapters are active.
         pack: the layout.
         features: of every picture of `pack.prompts`, in order.
+        checkpoint: False keeps all activations even where gradient checkpointing is on: the backward
+            must not run the forward again once hooks have been taken off.
 
     Returns:
         hidden_FD: final hidden states (after the last norm), flat over rows and positions.
@@ -168,7 +181,7 @@ def forward_pack(core: Any, pack: Pack, features: Sequence[PictureFeatures]) -> 
     device = core.device
     if core.model.language_model.gradient_checkpointing:
         # transformers checkpoints in training mode only; Qwen3-VL has no dropout to switch on
-        core.train(torch.is_grad_enabled())
+        core.train(checkpoint and torch.is_grad_enabled())
     embeds_BTD = core.get_input_embeddings()(pack.token_ids_BT.to(device))
     is_picture_BT = pack.is_picture_BT.to(device)
     deepstack: list[Tensor] | None = None

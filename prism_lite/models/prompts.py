@@ -126,13 +126,21 @@ def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]
     """Patches of a picture along time, height and width, after the processor's resize."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-    width, height = picture.open().size
-    patch, size = image_processor.patch_size, image_processor.size
+    width, height = picture.size
+    patch = image_processor.patch_size
+    min_pixels, max_pixels = pixel_limits(picture, image_processor)
     new_height, new_width = smart_resize(
         height,
         width,
         factor=patch * image_processor.merge_size,
-        min_pixels=size["shortest_edge"],
-        max_pixels=size["longest_edge"],
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
     )
     return 1, new_height // patch, new_width // patch
+
+
+def pixel_limits(picture: Picture, image_processor: Any) -> tuple[int, int]:
+    """Least and most pixels of a resized picture: the row's own limits within the model's."""
+    least, most = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
+    most = min(most, picture.max_pixels or most)
+    return min(most, max(least, picture.min_pixels or least)), most

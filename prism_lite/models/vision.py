@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
 
 
@@ -68,10 +69,14 @@ def encode_pictures(
 ) -> list[PictureFeatures]:
     """Run the vision tower on pictures, all of them in one pass; differentiable in its weights."""
     device = core.device
-    inputs = image_processor(images=[picture.open() for picture in pictures], return_tensors="pt")
-    output = core.model.get_image_features(
-        inputs["pixel_values"].to(device), inputs["image_grid_thw"].to(device)
-    )
+    inputs = []
+    for picture in pictures:
+        least, most = pixel_limits(picture, image_processor)
+        size = {"shortest_edge": least, "longest_edge": most}
+        inputs.append(image_processor(images=[picture.open()], size=size, return_tensors="pt"))
+    pixels = torch.cat([one["pixel_values"] for one in inputs])
+    grids = torch.cat([one["image_grid_thw"] for one in inputs])
+    output = core.model.get_image_features(pixels.to(device), grids.to(device))
     levels = zip(*output.deepstack_features, strict=True)
     return [
         PictureFeatures(merged, tuple(deepstack))

@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 
 from prism_lite.rewards.accuracy import accuracy_reward
-from prism_lite.rewards.format import format_reward
 from prism_lite.types import Group
 
 
 def group_accuracy(group: Group) -> list[float]:
-    """Accuracy of each rollout of a group.
+    """Accuracy of each rollout of a group; one cut at the length limit is not right.
 
     Raises:
         ValueError: the row has no answer to verify; names it.
     """
     sample, texts = group.sample, [rollout.text for rollout in group.rollouts]
-    if sample.answer is None:
+    if sample.answer is None or not sample.answer.strip():
         raise ValueError(
             f"{sample.source or sample.id}: no answer to verify. RLVR and evaluation need a gold "
             "answer in every row."
@@ -31,18 +30,24 @@ def group_accuracy(group: Group) -> list[float]:
         answer=[(sample.answer, *sample.accepted)] * len(texts),
         choices=[choices for _ in texts],
     )
-    return [float(mark) for mark in marks if mark is not None]
+    result = []
+    for mark, rollout in zip(marks, group.rollouts, strict=True):
+        assert mark is not None  # there is a gold answer
+        result.append(mark if rollout.is_well_formed else 0.0)
+    return result
 
 
 def verifiable_rewards(groups: Sequence[Group]) -> dict[str, Tensor]:
     """Each reward by name, float32 [R], rollout after rollout.
 
+    Format is that of alignment: a triple whose completion was cut at the length limit is malformed.
+
     Raises:
         ValueError: see `group_accuracy`.
     """
-    texts = [rollout.text for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     accuracy = [mark for group in groups for mark in group_accuracy(group)]
     return {
         "accuracy": torch.tensor(accuracy),
-        "format": torch.tensor(format_reward([""] * len(texts), list(texts))),
+        "format": torch.tensor([float(rollout.is_well_formed) for rollout in rollouts]),
     }

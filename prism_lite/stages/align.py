@@ -72,7 +72,8 @@ def run_align(context: Context) -> None:
             optimizers["discriminator"],
             _judge(context, groups),
             disc_config,
-            disc_config.optim.learning_rate,
+            learning_rate=learning_rate_at(disc_config.optim, step, config.steps),
+            max_grad_norm=disc_config.optim.max_grad_norm,
         )
         # 3. advantage: z-score per channel over the well-formed, penalty for the rest, centred
         perception_R, reasoning_R, well_formed_R = _per_rollout(groups, game)
@@ -134,6 +135,11 @@ def _check_grounding(context: Context, discriminator) -> None:
     found = grounding_probe(
         context.backbone, discriminator, context.task.probe, context.task.system_prompt
     )
+    if not found:
+        context.run.console.print(
+            "[yellow]no held-out pairs: whether the discriminator judges content was not measured "
+            "(it needs at least 20 rows with a teacher completion)[/]"
+        )
     for name, value in found.items():
         if value < GROUNDED:
             context.run.console.print(

@@ -1,4 +1,4 @@
-"""Stage 4, RLVR: GRPO on verifiable rewards, from the aligned policy. METHOD section 4.
+"""Stage 4, RLVR: GRPO on verifiable rewards, from the aligned policy (or SFT's). METHOD section 4.
 
 Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 """
@@ -33,7 +33,7 @@ def run_rlvr(context: Context) -> None:
         context.task,
     )
     seed, sampling = context.config.seed, context.config.sampling
-    context.load_policy("align")
+    context.load_policy(config.start)
     if config.kl_weight > 0:
         backbone.freeze_copy(REFERENCE)
     optimizer = make_optimizer(backbone.policy_parameters(), config.optim)

@@ -45,7 +45,13 @@ def run_warmup(context: Context) -> None:
         batch = _with_mismatched(batch, config.mismatched_fraction, context.config.seed, step)
         learning_rate = learning_rate_at(config.optim, step, config.steps)
         scores = discriminator_step(
-            backbone, discriminator, optimizer, batch, context.config.discriminator, learning_rate
+            backbone,
+            discriminator,
+            optimizer,
+            batch,
+            context.config.discriminator,
+            learning_rate=learning_rate,
+            max_grad_norm=config.optim.max_grad_norm,
         )
         times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
         run.log("warmup", step, scores.metrics | {"learning_rate": learning_rate} | times)
@@ -55,6 +61,8 @@ def run_warmup(context: Context) -> None:
         "grounding probe (clean above corrupted): "
         f"perception {probe['disc/grounding_perception']:.2f}, "
         f"reasoning {probe['disc/grounding_reasoning']:.2f}"
+        if "disc/grounding_perception" in probe
+        else "grounding probe: not measured, too few rows to keep pairs aside"
     )
     run.save_final("warmup", {"discriminator": discriminator.state_dict()})
 

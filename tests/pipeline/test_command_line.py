@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
+from prism_lite import machine
 from prism_lite.__main__ import main
 from prism_lite.config import recipe_names, to_dict
 from tests.micro import micro_recipe
@@ -250,3 +251,53 @@ def test_doctor_names_device_and_packages():
     assert done.returncode == 0, done.stderr
     for word in ("torch", "transformers", "bitsandbytes", "gpu", "cores"):
         assert word in done.stdout
+
+
+def test_a_fault_inside_a_library_keeps_its_traceback(monkeypatch):
+    """Only our own ValueErrors are sentences for the person."""
+    monkeypatch.setattr(machine, "describe", lambda: json.loads("{"))
+    with pytest.raises(ValueError, match="Expecting property name"):
+        in_process("doctor")
+
+
+def test_out_that_cannot_be_made(recipe, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = in_process("run", "--recipe", recipe, "--out", tmp_path / "file" / "run")
+    check_refused(done, "file is a file")
+
+
+def test_data_check_takes_a_column_map(tmp_path):
+    rows = write_rows(tmp_path, 3)
+    rows.write_text(rows.read_text().replace('"question"', '"ask"').replace('"answer":', '"key":'))
+    columns = COLUMNS.replace("question", "ask").replace("answer: answer", "answer: key")
+    assert in_process("data", "check", rows).returncode == 2
+    done = in_process("data", "check", rows, "--columns", columns)
+    assert done.returncode == 0 and "3 rows, 3 clean" in done.stdout
+    check_refused(in_process("data", "check", rows, "--columns", "prompt"), "--columns")
+
+
+def spoil(rows: Path, number: int, **fields: str) -> None:
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines[number].update(fields)
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"teacher": "<caption>a</caption><answer>no</answer>"}, "teacher"),
+        ({"question": "Is it? " * 400}, "model.max_prompt_tokens"),
+    ],
+)
+def test_a_row_that_would_stop_a_later_stage_is_refused_at_once(recipe, tmp_path, fields, word):
+    rows, out = write_rows(tmp_path, 6), tmp_path / "out"
+    spoil(rows, 4, **fields)
+    given = (
+        "sft", "--recipe", recipe, "--out", out, "data.task=files", f"data.train={rows}",
+        f"data.columns={COLUMNS}", "model.max_prompt_tokens=600", "sft.steps=1",
+    )  # fmt: skip
+    check_refused(in_process(*given), "rows.jsonl, line 5", word)
+    assert not out.exists()
+    done = in_process(*given, "data.on_bad_row=skip")
+    assert done.returncode == 0, done.stderr
+    assert "skipped" in done.stdout and (out / "stages" / "sft" / "final").is_dir()

@@ -14,10 +14,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from prism_lite import pipeline
+from prism_lite.checkpoint import Trained
 from prism_lite.config import to_dict
+from prism_lite.environment import check_same_data, write_environment
 from prism_lite.run_folder import Stopped, open_run, read_jsonl
 from tests.micro import micro_recipe, quiet_console
 
@@ -259,8 +263,120 @@ def test_a_second_process_on_the_same_folder_is_refused(micro_run, tmp_path):
 @pytest.mark.parametrize("stage", ["warmup", "align", "rlvr"])
 def test_a_stage_alone_names_the_stage_that_is_missing(micro_cache, tmp_path, stage):
     before = {"warmup": "sft", "align": "sft", "rlvr": "align"}[stage]
-    with pytest.raises(ValueError, match=f"stage {before} of this run is not finished"):
+    with pytest.raises(ValueError, match=f"stage {stage} goes on from stage {before}, .* not fin"):
         pipeline.run(micro_recipe(), tmp_path / "r", stages=(stage,), console=quiet_console())
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_stage_without_rows_is_refused_before_anything_is_trained(micro_cache, tmp_path):
+    row = {
+        "query": "How high?",
+        "response": "<caption>a</caption><think>b</think><answer>3</answer>",
+    }
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row | {"query": f"How high {i}?"}) + "\n" for i in range(4)))
+    config = micro_recipe(data__task="files", data__train=str(rows))
+    with pytest.raises(
+        ValueError, match=r"stage warmup has no rows.*teacher completion.*data\.align"
+    ):
+        pipeline.run(config, tmp_path / "r", console=quiet_console())
+    assert not (tmp_path / "r").exists()
+
+
+def test_rlvr_can_start_from_sft(micro_run, tmp_path):
+    """Without alignment: the step from the SFT policy is small, so it did start there."""
+    _, finished, _, _ = micro_run
+    config = micro_recipe(rlvr__start="sft", rlvr__steps=1)
+    folder = tmp_path / "r"
+    with open_run(folder, config, quiet_console()):
+        shutil.copytree(finished / "stages" / "sft" / "final", folder / "stages" / "sft" / "final")
+    pipeline.run(config, folder, stages=("rlvr",), console=quiet_console())
+    before, after = (
+        load_file(folder / "stages" / stage / "final" / "policy.safetensors")
+        for stage in ("sft", "rlvr")
+    )
+    moved = max(float((after[k] - before[k]).abs().max()) for k in before)
+    assert moved <= 1.1 * config.rlvr.optim.learning_rate
+
+
+def test_a_run_that_ran_out_of_memory_goes_on_with_smaller_packs(micro_run, tmp_path):
+    config, finished, _, _ = micro_run
+    cut_back(finished, tmp_path / "r", "rlvr")
+    smaller = micro_recipe(
+        model__max_pack_tokens=config.model.max_pack_tokens // 8,
+        model__gradient_checkpointing=True,
+        sampling__max_rows=4,
+        save_every=3,
+    )
+    console = quiet_console()
+    pipeline.run(smaller, tmp_path / "r", console=console)
+    assert "refused" not in console.file.getvalue()
+    steps = [
+        m["step"] for m in read_jsonl(tmp_path / "r" / "metrics.jsonl") if m["stage"] == "rlvr"
+    ]
+    assert steps == list(range(config.rlvr.steps))
+    first, second = (
+        load_file(path / "stages" / "rlvr" / "final" / "policy.safetensors")
+        for path in (finished, tmp_path / "r")
+    )
+    for name in first:  # the same step but for the order of sums
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-5)
+
+
+def test_stop_at_the_last_step_of_a_stage_saves_it(tmp_path):
+    config = micro_recipe()
+    saved = {"policy": {"weight": torch.arange(3.0)}}
+    with open_run(tmp_path / "r", config, quiet_console()) as run:
+        with pytest.raises(Stopped, match="after step 2 of 2"):
+            for _ in run.steps("sft", 1, 2, lambda: Trained(saved)):
+                run.request_stop()
+        restored = run.restore("sft")
+        assert restored is not None and restored.step == 2
+        assert torch.equal(restored.tensors["policy"]["weight"], torch.arange(3.0))
+
+
+def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next_one(tmp_path):
+    with open_run(tmp_path / "r", micro_recipe(), quiet_console()) as run:
+        run.log("sft", 0, {"loss": 1.0})
+        with (run.path / "metrics.jsonl").open("a") as file:
+            file.write('{"stage": "sft", "st')
+        run.restore("warmup")
+        run.log("warmup", 0, {"loss": 2.0})
+        assert [(m["stage"], m["loss"]) for m in run.metrics()] == [("sft", 1.0), ("warmup", 2.0)]
+
+
+def test_data_that_changed_is_refused_by_name(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "a", "answer": "1"}\n')
+    data = micro_recipe(data__task="files", data__train=str(rows)).data
+    config = micro_recipe(data__task="files", data__train=str(rows))
+    core = torch.nn.Linear(1, 1)
+    core.device, core.dtype = torch.device("cpu"), torch.float32
+    write_environment(tmp_path, config, core)
+    check_same_data(tmp_path, data)
+    write_environment(tmp_path, config, core)
+    assert "earlier_sessions" not in json.loads((tmp_path / "env.json").read_text())
+    rows.write_text('{"query": "a", "answer": "2"}\n')
+    with pytest.raises(ValueError, match=r"data\.train = .*rows\.jsonl has changed"):
+        check_same_data(tmp_path, data)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    try:
+        write_environment(tmp_path, config, core)
+    finally:
+        torch.set_num_threads(torch.get_num_threads() - 1)
+    found = json.loads((tmp_path / "env.json").read_text())
+    assert len(found["earlier_sessions"]) == 1
+    assert found["earlier_sessions"][0]["data"] != found["data"]
+
+
+def test_seconds_of_several_sessions_add_up(micro_run, tmp_path):
+    config, finished, _, _ = micro_run
+    cut_back(finished, tmp_path / "r", "rlvr")
+    path = tmp_path / "r" / "results.json"
+    results = json.loads(path.read_text())
+    results["seconds"] = {"rlvr": 1000.0}
+    path.write_text(json.dumps(results))
+    assert pipeline.run(config, tmp_path / "r", console=quiet_console())["seconds"]["rlvr"] > 1000
 
 
 def test_a_folder_with_other_things_in_it_is_refused(micro_cache, tmp_path):

@@ -163,3 +163,13 @@ def test_known_keys_are_those_of_the_resolved_settings():
                 yield f"{prefix}{name}"
 
     assert sorted(known_keys()) == sorted(leaves(to_dict(RunConfig())))
+
+
+def test_a_temperature_of_zero_is_refused_for_training():
+    with pytest.raises(ValueError, match=r"sampling\.temperature = 0"):
+        load_recipe("tiny", ["sampling.temperature=0"])
+
+
+def test_an_override_that_is_no_yaml_names_itself():
+    with pytest.raises(ValueError, match=r"override 'data\.train=\{a'"):
+        load_recipe("tiny", ["data.train={a"])

@@ -37,7 +37,9 @@ def test_a_discriminator_step_moves_nothing_but_the_discriminator(backbone, task
     own = {k: v.clone() for k, v in discriminator.state_dict().items()}
     optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
     judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS)]
-    game = discriminator_step(backbone, discriminator, optimizer, judged, CONFIG, 1e-2)
+    game = discriminator_step(
+        backbone, discriminator, optimizer, judged, CONFIG, learning_rate=1e-2, max_grad_norm=1.0
+    )
     assert all(torch.equal(before[k], v) for k, v in backbone.core.state_dict().items())
     assert all(not torch.equal(own[k], v) for k, v in discriminator.state_dict().items())
     assert not game.teacher_P2.requires_grad
@@ -50,7 +52,15 @@ def test_steps_on_a_pair_widen_its_margin(backbone, task):
     optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
     judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS[:1])]
     margins = [
-        discriminator_step(backbone, discriminator, optimizer, judged, CONFIG, 1e-2).metrics
+        discriminator_step(
+            backbone,
+            discriminator,
+            optimizer,
+            judged,
+            CONFIG,
+            learning_rate=1e-2,
+            max_grad_norm=1.0,
+        ).metrics
         for _ in range(6)
     ]
     for channel in ("perception", "reasoning"):
@@ -76,7 +86,9 @@ def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
         discriminator = woken(backbone, config)
         optimizer = torch.optim.SGD(discriminator.parameters(), lr=1.0)
         before = [p.detach().clone() for p in discriminator.parameters()]
-        game = discriminator_step(backbone, discriminator, optimizer, judged, config, 1.0)
+        game = discriminator_step(
+            backbone, discriminator, optimizer, judged, config, learning_rate=1.0, max_grad_norm=1.0
+        )
         metrics.append(game.metrics)
         gradients.append(
             [b - p.detach() for b, p in zip(before, discriminator.parameters(), strict=True)]
@@ -84,6 +96,39 @@ def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
     assert metrics[0]["disc/loss"] == pytest.approx(metrics[1]["disc/loss"], abs=1e-4)
     for whole, chunked in zip(*gradients, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_a_group_split_over_packs_keeps_each_part_on_its_channel(backbone, task):
+    """Cut between a perception and a reasoning part, every later part would change places."""
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    prompt = prompts_of(backbone, task, 1)[0]
+    completions = (TEACHER, *STUDENTS, STUDENTS[1], TEACHER)
+    longest = sum(map(len, discriminator._branches(backbone, STUDENTS[1])))
+    found = []
+    with torch.no_grad(), backbone.role("discriminator"):
+        for limit in (8192, len(prompt) + 2 * longest - 1):
+            backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=limit)
+            scores = discriminator.score(backbone, [(prompt, completions)])
+            found.append(torch.stack([scores.perception_K, scores.reasoning_K]))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
+
+
+def test_gradients_with_checkpointing_are_those_without(make_backbone, task):
+    """The backward must not run the forward again after the experts have been taken off."""
+    gradients = []
+    for is_on in (False, True):
+        backbone = with_trunk(make_backbone(model__gradient_checkpointing=is_on))
+        discriminator = woken(backbone)
+        with backbone.role("discriminator"):
+            scores = discriminator.score(
+                backbone, [(prompts_of(backbone, task, 1)[0], (TEACHER, *STUDENTS))]
+            )
+            loss = scores.perception_K.sum() + scores.reasoning_K.square().sum()
+            gradients.append(torch.autograd.grad(loss, list(discriminator.parameters())))
+    for without, with_it in zip(*gradients, strict=True):
+        assert without.any()
+        torch.testing.assert_close(with_it, without, rtol=0, atol=1e-6)
 
 
 def active_adapters(backbone) -> set[str]:

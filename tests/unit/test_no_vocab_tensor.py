@@ -141,5 +141,7 @@ def test_discriminator_step(wide, task):
     ]
     num_tokens = 8 * sum(len(wide.tokenize(text)) for text in (TEACHER.caption, TEACHER.think))
     with watch(wide) as seen:
-        discriminator_step(wide, discriminator, optimizer, judged, config, 1e-3)
+        discriminator_step(
+            wide, discriminator, optimizer, judged, config, learning_rate=1e-3, max_grad_norm=1.0
+        )
     check(seen, num_tokens)

@@ -253,3 +253,17 @@ def test_picture_marks_must_match_the_pictures(random_backbone):
     )
     with pytest.raises(ValueError, match=r"file\.jsonl row 7"):
         random_backbone.prompt(sample, SYSTEM)
+
+
+def test_neighbouring_branches_of_a_unit_are_never_parted(random_backbone):
+    sizes = [5, 9, 4, 8, 6, 7, 3, 2]
+    prompt = random_backbone.prompt(mixed_samples()[2], SYSTEM)
+    tree = Tree(prompt, branches_of(sizes, 0))
+    limit = len(prompt) + 20  # three branches would fit, a pair and a half
+    packs = split_trees([tree], limit, branches_per_unit=2)
+    found = [branch for pack in packs for piece in pack for branch in piece.branches]
+    assert [len(branch) for branch in found] == sizes
+    assert len(packs) > 1
+    for piece in (piece for pack in packs for piece in pack):
+        assert len(piece.branches) % 2 == 0 and piece.num_tokens <= limit
+    assert any(len(piece.branches) % 2 for pack in split_trees([tree], limit) for piece in pack)

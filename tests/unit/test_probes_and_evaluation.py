@@ -164,3 +164,8 @@ def test_evaluation_counts_what_was_sampled(backbone, task):
         for sample, r in rollouts
     )
     assert figures["accuracy"] == pytest.approx(correct / num)
+
+
+def test_without_held_out_pairs_nothing_is_measured(backbone, task):
+    discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
+    assert grounding_probe(backbone, discriminator, (), task.system_prompt) == {}

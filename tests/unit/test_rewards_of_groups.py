@@ -1,0 +1,37 @@
+"""Rewards of sampled groups: one per rollout, in order, whatever the completions are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prism_lite import parts
+from prism_lite.rewards.of_groups import group_accuracy, verifiable_rewards
+from prism_lite.types import Group, Rollout, Sample, Turn
+
+GOOD = "<caption>two digits</caption><think>3 and 7</think><answer>{}</answer>"
+
+
+def rollout(text: str, finish="end") -> Rollout:
+    return Rollout((1, 2), text, parts.parse(text), finish, torch.zeros(2))
+
+
+def group(answer, *rollouts: Rollout) -> Group:
+    return Group(Sample("a", (Turn("user", "How many?"),), answer=answer), rollouts)
+
+
+def test_each_rollout_has_its_reward_in_order():
+    groups = [
+        group("7", rollout(GOOD.format(7)), rollout(GOOD.format(6)), rollout("7")),
+        group("3", rollout(GOOD.format(3), "length"), rollout(GOOD.format("3.0")), rollout("")),
+    ]
+    found = verifiable_rewards(groups)
+    assert found["accuracy"].tolist() == [1, 0, 0, 0, 1, 0]
+    # cut at the limit behind a whole triple: malformed here as in alignment
+    assert found["format"].tolist() == [1, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("answer", [None, "", "  "])
+def test_a_row_without_an_answer_is_named(answer):
+    with pytest.raises(ValueError, match="a: no answer to verify"):
+        group_accuracy(group(answer, rollout(GOOD.format(7))))
