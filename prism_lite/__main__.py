@@ -125,12 +125,12 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
 
+    _quiet_libraries()
     from rich.console import Console
 
     from prism_lite import pipeline, report
     from prism_lite.run_folder import Stopped
 
-    _quiet_libraries()
     console = Console()
     out = arguments.out or f"runs/{config.recipe}"
     stages = arguments.stages or tuple(pipeline.STAGES)
@@ -151,11 +151,11 @@ def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if overrides:
         raise ValueError("eval takes no settings: they are those of the run.")
 
+    _quiet_libraries()
     from rich.console import Console
 
     from prism_lite import pipeline
 
-    _quiet_libraries()
     pipeline.evaluate_run(
         arguments.run, arguments.stage, num_shown=arguments.show, console=Console()
     )
@@ -183,7 +183,7 @@ def _data_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Our own progress and warnings are enough; theirs go unless the person asked for them."""
+    """Before torch is imported: our own progress and warnings are enough."""
     import logging
     import os
     import warnings
@@ -193,7 +193,6 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # bitsandbytes suggests an optional package at import; NF4 on the CPU works without it
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
