@@ -15,8 +15,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 if TYPE_CHECKING:
-    from prism_lite.config import load_recipe
     from prism_lite.pipeline import run
+    from prism_lite.recipe import load_recipe
 
 __all__ = ["load_recipe", "run"]
 
@@ -24,7 +24,7 @@ __all__ = ["load_recipe", "run"]
 def __getattr__(name: str) -> object:
     """Import on first use: `prism-lite --help` must not wait for torch."""
     if name == "load_recipe":
-        from prism_lite.config import load_recipe
+        from prism_lite.recipe import load_recipe
 
         return load_recipe
     if name == "run":

@@ -116,7 +116,7 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import yaml
 
-    from prism_lite.config import load_recipe, to_dict
+    from prism_lite.recipe import load_recipe, to_dict
 
     if arguments.seed is not None:
         overrides = [*overrides, f"seed={arguments.seed}"]

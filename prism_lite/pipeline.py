@@ -19,11 +19,12 @@ from rich.progress import track
 
 from prism_lite import report
 from prism_lite.checkpoint import load_final
-from prism_lite.config import RunConfig, parse_config
+from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData, all_samples, load_task, without_samples
 from prism_lite.environment import check_same_data, write_environment
 from prism_lite.evaluate import evaluate
 from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
+from prism_lite.recipe import parse_config
 from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import RunFolder, check_folder, open_run, peak_gib
 from prism_lite.stages.align import run_align

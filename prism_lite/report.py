@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism_lite.checkpoint import write_text
-from prism_lite.config import to_dict
+from prism_lite.recipe import to_dict
 from prism_lite.run_folder import RunFolder
 
 COLUMNS = (

@@ -39,7 +39,8 @@ from prism_lite.checkpoint import (
     save_final,
     write_text,
 )
-from prism_lite.config import RunConfig, to_dict
+from prism_lite.config import RunConfig
+from prism_lite.recipe import to_dict
 
 PAUSE_POLL_S = 0.5
 # They decide how work is laid out in memory and time, not what is computed: a run that ran out of

@@ -18,7 +18,7 @@ from PIL import Image
 
 from prism_lite import machine
 from prism_lite.__main__ import main
-from prism_lite.config import recipe_names, to_dict
+from prism_lite.recipe import recipe_names, to_dict
 from tests.micro import micro_recipe
 
 REPOSITORY = Path(__file__).parents[2]

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from prism_lite import pipeline
 from prism_lite.checkpoint import Trained
-from prism_lite.config import to_dict
 from prism_lite.environment import check_same_data, write_environment
+from prism_lite.recipe import to_dict
 from prism_lite.run_folder import Stopped, open_run, read_jsonl
 from tests.micro import micro_recipe, quiet_console
 

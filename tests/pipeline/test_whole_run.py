@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from prism_lite import pipeline
-from prism_lite.config import SamplingConfig, to_dict
+from prism_lite.config import SamplingConfig
 from prism_lite.data.task import load_task
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.processor import load_processor
+from prism_lite.recipe import to_dict
 from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import read_jsonl
 from tests.micro import micro_recipe, quiet_console

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from prism_lite import load_recipe
-from prism_lite.config import RunConfig, known_keys, parse_config, recipe_names, to_dict
+from prism_lite.config import RunConfig
+from prism_lite.recipe import known_keys, parse_config, recipe_names, to_dict
 
 
 def test_the_default_recipe_is_the_defaults():

@@ -1,0 +1,185 @@
+"""Recipes: YAML overlays on the settings of `config.py`, with overrides, checked as a whole.
+
+`load_recipe(name_or_file, overrides)` reads a recipe, applies `key=value` overrides and checks every
+value. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from prism_lite.config import RunConfig
+
+RECIPES = Path(__file__).with_name("recipes")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(
+    recipe: str | Path = "tiny", overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> RunConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: a shipped name ("tiny") or a YAML file.
+        overrides: "align.group_size=8" strings, or a mapping of dotted keys to values.
+
+    Raises:
+        ValueError: no such recipe, unknown key (the nearest one is named), or a value of the wrong
+            type or range.
+    """
+    path = RECIPES / f"{recipe}.yaml"
+    if not path.exists():
+        path = Path(recipe)
+    if not path.is_file():
+        raise ValueError(
+            f"no recipe {str(recipe)!r}: give one of {', '.join(recipe_names())}, or a YAML file."
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"recipe {path} must be a mapping of settings, got {type(values).__name__}."
+        )
+    values.setdefault("recipe", path.stem)
+    for key, value in _override_items(overrides):
+        _set_dotted(values, key, value)
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check a nested mapping of settings and build the RunConfig.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    try:
+        # Over the defaults: a recipe that sets only a stage's learning rate keeps its schedule.
+        config = pydantic.TypeAdapter(RunConfig).validate_python(
+            _merged(to_dict(RunConfig()), values)
+        )
+    except pydantic.ValidationError as error:
+        raise ValueError(_first_problem(error)) from None
+    _check_across_fields(config)
+    return config
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = under.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = _merged(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain nested values, as written to config.yaml."""
+    return pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json")
+
+
+def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    items = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(
+                f"override {text!r} is not of the form key=value (align.group_size=8)."
+            )
+        try:
+            items.append((key.strip(), yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"override {text!r}: the value is not valid YAML; quote it if it is a text."
+            ) from error
+    return items
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{key}: {parent} is a single value, it has no settings of its own.")
+    values[leaf] = value
+
+
+@functools.cache
+def known_keys() -> tuple[str, ...]:
+    """Every dotted key that a recipe or override may set."""
+
+    def walk(value: Any, prefix: str) -> list[str]:
+        keys = []
+        for item in dataclasses.fields(value):
+            inner = getattr(value, item.name)
+            name = f"{prefix}{item.name}"
+            keys += walk(inner, f"{name}.") if dataclasses.is_dataclass(inner) else [name]
+        return keys
+
+    return tuple(walk(RunConfig(), ""))
+
+
+def _first_problem(error: pydantic.ValidationError) -> str:
+    """One sentence for the first thing that is wrong with the settings."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        leaf = key.rpartition(".")[2]
+        sections = sorted({name.partition(".")[0] for name in known_keys()})
+        near = (
+            difflib.get_close_matches(key, known_keys(), 1, 0.6)
+            or [name for name in known_keys() if name.rpartition(".")[2] == leaf]
+            or difflib.get_close_matches(key, sections, 1, 0.6)
+        )
+        if near and isinstance(problem["input"], Mapping) and problem["input"]:
+            key = f"{key}.{next(iter(problem['input']))}"
+            near = difflib.get_close_matches(key, known_keys(), 1, 0.6) or near
+        hint = f"did you mean {near[0]}?" if near else f"top-level keys: {', '.join(sections)}."
+        return f"unknown setting {key!r}: {hint}"
+    return f"setting {key} = {problem['input']!r}: {problem['msg'].lower()}."
+
+
+def _check_across_fields(config: RunConfig) -> None:
+    disc, digits = config.discriminator, config.data.digits
+    if disc.routing == "grouped" and disc.num_experts % 2:
+        raise ValueError(
+            f"discriminator.num_experts = {disc.num_experts} cannot be split into a perception and a "
+            "reasoning half: give an even number, or routing: free."
+        )
+    per_group = disc.num_experts // 2 if disc.routing == "grouped" else disc.num_experts
+    if disc.routing != "dense" and disc.top_k > per_group:
+        raise ValueError(
+            f"discriminator.top_k = {disc.top_k} is more than the {per_group} experts a token may use."
+        )
+    if not digits.min_digits <= digits.max_digits <= 6:
+        raise ValueError(
+            f"data.digits: min_digits = {digits.min_digits}, max_digits = {digits.max_digits}; "
+            "expected min <= max <= 6."
+        )
+    if config.sampling.temperature == 0:
+        raise ValueError(
+            "sampling.temperature = 0: all rollouts of a group would be the same. Expected more than "
+            "0; evaluation samples greedily by itself."
+        )
+    for stage, group_size in (("align", config.align.group_size), ("rlvr", config.rlvr.group_size)):
+        if group_size < 2:
+            raise ValueError(
+                f"{stage}.group_size = {group_size}: a group needs at least 2 rollouts."
+            )
