@@ -137,7 +137,7 @@ class Discriminator(nn.Module):
         self, backbone: Backbone, trees: Sequence[Tree]
     ) -> tuple[Tensor, list[tk.Routing]]:
         """Scores [R] of the branches (perception and reasoning by turns) and each layer's routing."""
-        pack = pack_trees(trees, pad_id=backbone.pad_id)
+        pack = pack_trees(trees)
         with self._attached(backbone, pack) as routings:
             hidden_FD = backbone.hidden_states(pack, checkpoint=False)  # hooks go before backward
         feature_RD = hidden_FD[pack.last_R.to(hidden_FD.device)].float()

@@ -21,7 +21,7 @@ def pack_of(backbone, discriminator, task):
             prompts_of(backbone, task, 2), ((TEACHER, *STUDENTS), (STUDENTS[1],)), strict=True
         )
     ]
-    return pack_trees(trees, pad_id=backbone.pad_id)
+    return pack_trees(trees)
 
 
 def is_completion(pack) -> torch.Tensor:
