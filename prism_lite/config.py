@@ -162,6 +162,9 @@ class DiscriminatorConfig:
     score_cap: PositiveFloat = 10.0  # c * tanh(s / c)
     score_penalty: NonNegativeFloat = 1e-3  # on the mean square of the scores
     balance_weight: NonNegativeFloat = 1e-2
+    prompt_cache_gib: NonNegativeFloat = (
+        0.5  # prompt states of the frozen trunk, kept on the device
+    )
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(2e-3))
 
 

@@ -73,6 +73,7 @@ class Pack:
         target_N: the branch tokens.
         branch_N: index in 0..R-1 of the branch each token belongs to.
         last_R: row of the hidden states of each branch's last token.
+        branch_lengths: tokens of each branch.
     """
 
     prompts: tuple[Prompt, ...]
@@ -85,6 +86,7 @@ class Pack:
     target_N: Tensor
     branch_N: Tensor
     last_R: Tensor
+    branch_lengths: tuple[int, ...]
 
     @property
     def num_branches(self) -> int:
@@ -192,6 +194,7 @@ def pack_trees(trees: Sequence[Tree], *, without_prompts: bool = False) -> Pack:
         target_N=torch.cat([empty, *branches]),
         branch_N=torch.arange(len(branches)).repeat_interleave(length_R),
         last_R=last_R,
+        branch_lengths=tuple(branch_lengths),
     )
 
 

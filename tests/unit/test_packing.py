@@ -183,7 +183,7 @@ def test_kinds_of_attention_agree(random_backbone):
 
 
 def test_flex_is_refused_where_its_kernels_do_not_run():
-    with pytest.raises(ValueError, match="capability 8.0"):
+    with pytest.raises(ValueError, match=r"capability 8\.0"):
         choose_kind("flex", torch.device("cpu"))
     assert choose_kind("auto", torch.device("cpu")) == "parts"
 
@@ -253,10 +253,7 @@ def test_a_branch_does_not_see_its_siblings(random_backbone):
     prompt = backbone.prompt(mixed_samples()[1], SYSTEM)
     first, second, third = branches_of([5, 6, 4], seed=0)
     changed = branches_of([6], seed=9)[0]
-    packs = [
-        pack_trees([Tree(prompt, (first, middle, third))])
-        for middle in (second, changed)
-    ]
+    packs = [pack_trees([Tree(prompt, (first, middle, third))]) for middle in (second, changed)]
     with torch.no_grad():
         before_FD, after_FD = (backbone.hidden_states(pack) for pack in packs)
     is_changed_F = torch.zeros(len(before_FD), dtype=torch.bool)
