@@ -26,7 +26,7 @@ from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.models.packing import Pack, forward_pack
 from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
-from prism_lite.models.tree_attention import choose_kind
+from prism_lite.models.tree_attention import Kind, choose_kind
 from prism_lite.models.vision import VisionCache
 from prism_lite.types import Sample
 
@@ -57,7 +57,7 @@ class Backbone:
         core.config.use_cache = False
         self.config = model
         self.core = core
-        self.attention = choose_kind(model.attention, core.device)
+        self.attention: Kind = choose_kind(model.attention, core.device)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.peft: PeftModel = get_peft_model(core, _peft_config(lora), adapter_name=POLICY)

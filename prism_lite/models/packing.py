@@ -277,7 +277,7 @@ def prompt_states(
     """Keys, values and last hidden state of prompts, in one forward under the active adapters."""
     pack = pack_trees([Tree(prompt, ()) for prompt in prompts])
     core.train(False)
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     hidden_FD = _run(core, pack, features, pack.layout, attention, cache)
     layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
     return [
@@ -298,7 +298,7 @@ def _run(
     features: Sequence[PictureFeatures],
     layout: TreeLayout,
     attention: Kind,
-    cache: DynamicCache | None,
+    cache: Any,
 ) -> Tensor:
     embeds_FD, deepstack = embed_pack(core, pack, features)
     device = core.device
