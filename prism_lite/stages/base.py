@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from prism_lite.config import DigitsConfig, TinyConfig
 from prism_lite.data import digits, digits_base, wording
 from prism_lite.data.digits import DIGIT_PIXELS, HELDOUT_FROM, digit_images
+from prism_lite.environment import cache_folder
 from prism_lite.models import processor, prompts, tiny
 from prism_lite.models.backbone import use_linear_patch_embedding
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
@@ -60,12 +61,6 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
-
-
-def cache_folder() -> Path:
-    """Where trained tiny bases are kept between runs."""
-    named = os.environ.get("PRISM_LITE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "prism_lite"
 
 
 def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
