@@ -216,6 +216,18 @@ class AlignConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """Where the LLM judge of RLVR is; used only where `rlvr.judge_weight` is above 0."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    base_url: str = ""  # OpenAI-compatible, up to and with "/v1"
+    model: str = ""  # the name that the endpoint knows
+    key_variable: str = "PRISM_JUDGE_API_KEY"  # environment variable with the key; unset: none sent
+    timeout_s: PositiveFloat = 30.0  # for one request
+    num_attempts: PositiveInt = 3  # tries per answer before it is an error
+
+
+@dataclass(frozen=True)
 class RlvrConfig:
     """Stage 4: reinforcement learning with verifiable rewards. METHOD section 4."""
 
@@ -240,6 +252,10 @@ class RlvrConfig:
     entropy_weight: NonNegativeFloat = 0.0  # bonus per nat of mean token entropy
     accuracy_weight: NonNegativeFloat = 0.8
     format_weight: NonNegativeFloat = 0.2
+    ocr_weight: NonNegativeFloat = 0.0  # edit similarity with the gold text
+    boxes_weight: NonNegativeFloat = 0.0  # IoU with the boxes in the gold answer
+    judge_weight: NonNegativeFloat = 0.0  # 1 where the verifier or an LLM accepts the answer
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     overlong_weight: NonNegativeFloat = 0.0  # of DAPO's soft penalty on long completions
     overlong_buffer: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the limit it acts in
     mask_truncated: bool = False  # rollouts cut at the limit take no part in the loss

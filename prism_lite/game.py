@@ -145,14 +145,17 @@ def _loss(
     return loss, metrics
 
 
-def _mean_rank_penalty(students: Sequence[Tensor]) -> Tensor:
-    """GRGC's penalty, both channels together, a mean over the students' groups by their size."""
-    total = sum(
+def _mean_rank_penalty(students: Sequence[Tensor]) -> Tensor | None:
+    """GRGC's penalty, both channels together, a mean over the groups of several by their size."""
+    groups = [student_G2 for student_G2 in students if len(student_G2) > 1]
+    if not groups:
+        return None
+    penalties = [
         len(student_G2) * rank_spread_penalty(student_G2[:, channel])
-        for student_G2 in students
+        for student_G2 in groups
         for channel in (0, 1)
-    )
-    return torch.as_tensor(total) / sum(map(len, students))
+    ]
+    return torch.stack(penalties).sum() / sum(map(len, groups))
 
 
 def _chunks(judged: Sequence[Judged], max_pack_tokens: int) -> list[list[Judged]]:

@@ -225,13 +225,15 @@ def rank_spread_penalty(score_G: Tensor) -> Tensor:
     """Squared Wasserstein-2 distance of a group's centred scores to unit Gaussian quantiles.
 
     Bradley-Terry on a group is minimised by scores that collapse together, while the policy's
-    z-scores live on their spread: this keeps it. With fewer than two scores it is 0.
+    z-scores live on their spread: this keeps it.
+
+    Args:
+        score_G: float32 [G], at least two scores.
 
     Source: GRGC as METHOD section 6 states it.
     """
     count = len(score_G)
-    if count < 2:
-        return score_G.sum() * 0.0
+    assert count > 1
     sorted_G = (score_G - score_G.mean()).sort().values
     share_G = (torch.arange(count, device=score_G.device, dtype=score_G.dtype) + 0.5) / count
     return (sorted_G - torch.special.ndtri(share_G)).square().mean()

@@ -186,6 +186,11 @@ def _check_across_fields(config: RunConfig) -> None:
             "0; evaluation samples greedily by itself."
         )
     rlvr = config.rlvr
+    if rlvr.judge_weight > 0 and not (rlvr.judge.base_url and rlvr.judge.model):
+        raise ValueError(
+            "rlvr.judge_weight is above 0, and the judge is not named: set rlvr.judge.base_url (like "
+            "http://localhost:8000/v1) and rlvr.judge.model."
+        )
     if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
         raise ValueError(
             f"rlvr.combine = normalize_then_sum standardises each reward in its group by itself: it "

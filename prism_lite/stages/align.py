@@ -29,8 +29,8 @@ from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
+from prism_lite.stages.draws import reward_weights
 from prism_lite.stages.replay import Replay
-from prism_lite.stages.rlvr import reward_weights
 from prism_lite.stages.warmup import teacher_parts
 from prism_lite.types import Group
 

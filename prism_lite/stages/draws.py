@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prism_lite.advantages import SPREAD_FLOOR, soft_overlong
+from prism_lite.advantages import SPREAD_FLOOR, soft_overlong, weighted_sum
 from prism_lite.config import RlvrConfig
-from prism_lite.rewards.of_groups import verifiable_rewards
+from prism_lite.rewards.of_groups import further_rewards, verifiable_rewards
 from prism_lite.rollouts import sample_groups
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
@@ -79,8 +79,7 @@ def draw_groups(context: Context, step: int) -> Draw:
             rewards = _rewards(fresh, config, context.config.sampling.max_completion_tokens)
             groups += fresh
             found.append(rewards)
-            accuracy_PG = rewards["accuracy"].view(-1, config.group_size)
-            spread_P = accuracy_PG.std(1, correction=0)
+            spread_P = _judged_by(rewards, config).view(-1, config.group_size).std(1, correction=0)
             is_kept += (
                 (spread_P > SPREAD_FLOOR).tolist()
                 if config.dynamic_sampling
@@ -90,6 +89,25 @@ def draw_groups(context: Context, step: int) -> Draw:
             break
     rewards = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     return _chosen(groups, rewards, is_kept, batch_number + 1, config)
+
+
+def _judged_by(rewards: dict[str, Tensor], config: RlvrConfig) -> Tensor:
+    """What dynamic sampling looks at: accuracy; the whole reward where accuracy has no weight."""
+    if config.accuracy_weight > 0:
+        return rewards["accuracy"]
+    return weighted_sum(rewards, reward_weights(config))
+
+
+def reward_weights(config: RlvrConfig) -> dict[str, float]:
+    """Weight of each reward, by name; accuracy and format always, the others where they have one."""
+    weights = {"accuracy": config.accuracy_weight, "format": config.format_weight}
+    others = {
+        "ocr": config.ocr_weight,
+        "boxes": config.boxes_weight,
+        "judge": config.judge_weight,
+        "overlong": config.overlong_weight,
+    }
+    return weights | {name: weight for name, weight in others.items() if weight > 0}
 
 
 def _not_seen(samples: list[Sample], seen: set[tuple[str, str]]) -> list[Sample]:
@@ -104,7 +122,7 @@ def _not_seen(samples: list[Sample], seen: set[tuple[str, str]]) -> list[Sample]
 
 
 def _rewards(groups: list[Group], config: RlvrConfig, max_tokens: int) -> dict[str, Tensor]:
-    rewards = verifiable_rewards(groups)
+    rewards = verifiable_rewards(groups) | further_rewards(groups, config)
     if config.overlong_weight > 0:
         lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
         buffer_tokens = max(1, round(config.overlong_buffer * max_tokens))

@@ -22,7 +22,7 @@ from prism_lite.rewards.guards import zero_spread_groups
 from prism_lite.run_folder import peak_gib
 from prism_lite.stages.alarms import Alarms
 from prism_lite.stages.context import Context
-from prism_lite.stages.draws import Draw, draw_groups
+from prism_lite.stages.draws import Draw, draw_groups, reward_weights
 
 
 def run_rlvr(context: Context) -> None:
@@ -74,12 +74,6 @@ def run_rlvr(context: Context) -> None:
         records = rollout_records(draw.groups, advantage_R, {}, draw.rewards)
         run.write_rollouts("rlvr", step, records)
     run.save_final("rlvr", {"policy": backbone.adapter_state()})
-
-
-def reward_weights(config: RlvrConfig) -> dict[str, float]:
-    """Weight of each verifiable reward, by name."""
-    weights = {"accuracy": config.accuracy_weight, "format": config.format_weight}
-    return weights | ({"overlong": config.overlong_weight} if config.overlong_weight > 0 else {})
 
 
 def policy_loss_config(config: RlvrConfig, max_completion_tokens: int) -> PolicyLossConfig:

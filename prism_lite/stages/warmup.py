@@ -18,6 +18,7 @@ from prism_lite.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
 from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at, seed_of
+from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
 
 
@@ -35,6 +36,7 @@ def run_warmup(context: Context) -> None:
     start = context.resume("warmup", {"discriminator": optimizer}, discriminator)
     pairs = student_pairs(context)
     probe = {"disc/artefact_auc": _report_artefacts(context, pairs)}
+    alarms = Alarms(run, "warmup")
 
     def trained() -> Trained:
         return Trained({"discriminator": discriminator.state_dict()}, {"discriminator": optimizer})
@@ -53,8 +55,10 @@ def run_warmup(context: Context) -> None:
             learning_rate=learning_rate,
             max_grad_norm=config.optim.max_grad_norm,
         )
+        cap = context.config.discriminator.score_cap
+        metrics = scores.metrics | alarms.ring(of_game(scores, score_cap=cap), step)
         times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
-        run.log("warmup", step, scores.metrics | {"learning_rate": learning_rate} | times)
+        run.log("warmup", step, metrics | {"learning_rate": learning_rate} | times)
     probe |= grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
     run.log("warmup", config.steps, probe)
     run.console.print(
