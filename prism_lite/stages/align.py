@@ -30,7 +30,7 @@ from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
 from prism_lite.stages.draws import reward_weights
-from prism_lite.stages.replay import Replay
+from prism_lite.stages.replay import Replay, students_of
 from prism_lite.stages.warmup import teacher_parts
 from prism_lite.types import Group
 
@@ -134,11 +134,7 @@ def _judge(context: Context, groups: Sequence[Group]) -> list[Judged]:
     """Teacher and well-formed students of each prompt that has any."""
     judged = []
     for group in groups:
-        students = tuple(
-            rollout.parts
-            for rollout in group.rollouts
-            if rollout.is_well_formed and isinstance(rollout.parts, Parts)
-        )
+        students = students_of(group)
         if students:
             prompt = context.backbone.prompt(group.sample, context.task.system_prompt)
             judged.append(Judged(prompt, teacher_parts(group.sample), students))

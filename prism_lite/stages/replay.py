@@ -26,14 +26,8 @@ class Replay:
 
     def add(self, groups: Sequence[Group]) -> None:
         """Keep these groups; the oldest go."""
-        for group in groups:
-            students = tuple(
-                rollout.parts
-                for rollout in group.rollouts
-                if rollout.is_well_formed and isinstance(rollout.parts, Parts)
-            )
-            if students:
-                self._kept.append((group.sample, students))
+        with_students = [(group.sample, students_of(group)) for group in groups]
+        self._kept += [item for item in with_students if item[1]]
         self._kept = self._kept[-self._num_prompts :]
 
     def state(self) -> list[Any]:
@@ -49,6 +43,15 @@ class Replay:
             (self._samples[(source, name)], tuple(Parts(*bodies) for bodies in students))
             for source, name, students in state
         ]
+
+
+def students_of(group: Group) -> tuple[Parts, ...]:
+    """The parts of a group's well-formed rollouts, in order."""
+    return tuple(
+        rollout.parts
+        for rollout in group.rollouts
+        if rollout.is_well_formed and isinstance(rollout.parts, Parts)
+    )
 
 
 def _key(sample: Sample) -> tuple[str, str]:
