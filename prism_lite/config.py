@@ -54,6 +54,9 @@ class DataConfig:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     task: Literal["digits", "files"] = "digits"
     train: str | None = None  # files: demonstrations, teacher completions and answers, by row
+    # files: recorded pairs of teacher and student for the warm-up; default: the SFT policy answers
+    # the prompts of `align`
+    warmup: str | None = None
     align: str | None = None  # files: rows with a teacher completion; default: those of `train`
     rlvr: str | None = None  # files: rows with an answer; default: those of `train`
     heldout: str | None = None  # files: evaluation rows; required for results
@@ -180,7 +183,7 @@ class WarmupConfig:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     steps: NonNegativeInt = 150
     pairs_per_step: PositiveInt = 24
-    num_prompts: PositiveInt = 768  # the student answers these once
+    num_prompts: PositiveInt = 768  # the student answers these once (not with data.warmup)
     mismatched_fraction: Share = 0.0  # of the negatives: teacher parts of another prompt
     num_probe: PositiveInt = 200  # held-out pairs of the grounding and artefact probes
     optim: OptimConfig = field(
