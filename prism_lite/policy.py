@@ -122,7 +122,7 @@ def rollout_kl(
     trees = [_tree(backbone, group, system_prompt) for group in groups]
     found = []
     for packed in split_trees(trees, backbone.config.max_pack_tokens):
-        pack = pack_trees(packed, pad_id=backbone.pad_id)
+        pack = pack_trees(packed)
         logprob_N, hidden_ND = _states_without_grad(backbone, pack, temperature)
         with backbone.role("reference"):
             reference_N, reference_ND = _states_without_grad(backbone, pack, temperature)
@@ -190,7 +190,7 @@ def _pieces(backbone: Backbone, minibatch: Sequence[_Group], size: BatchSize) ->
     start = 0
     trees = [group.tree for group in minibatch]
     for packed in split_trees(trees, backbone.config.max_pack_tokens):
-        pack = pack_trees(packed, pad_id=backbone.pad_id)
+        pack = pack_trees(packed)
         here = slice(start, start + pack.num_branches)
         start += pack.num_branches
         is_counted = is_counted_R[here].to(backbone.device)

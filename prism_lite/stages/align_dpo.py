@@ -56,7 +56,7 @@ def run_dpo(context: Context) -> None:
         trees = [_tree(context, pairs[(sample.source, sample.id)]) for sample in samples]
         metrics: dict[str, float] = {}
         for packed in split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2):
-            pack = pack_trees(packed, pad_id=backbone.pad_id)
+            pack = pack_trees(packed)
             for name, value in _backward(backbone, pack, config.dpo_beta, len(trees)).items():
                 metrics[name] = metrics.get(name, 0.0) + value
         learning_rate = learning_rate_at(config.optim, step, config.steps)
