@@ -20,7 +20,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from starlette.middleware import Middleware
 
-from demo import compare, data, discriminator, folder, rewards, rows, train, view
+from demo import compare, data, discriminator, folder, memory, rewards, rows, train, view
 from demo.folder import Home
 from demo.headers import SecurityHeaders
 from demo.jobs import Jobs
@@ -68,6 +68,9 @@ def build_app(site: Site) -> gr.Blocks:
                 rewards.build(site, page, run)
             with gr.Tab("Data", id="data"):
                 data.build(site, page, run)
+            if not site.home.is_shared:
+                with gr.Tab("Memory", id="memory"):
+                    memory.build(site, page, run)
 
         def status(run_id: str) -> str:
             path = site.path(run_id)
@@ -84,6 +87,7 @@ def build_app(site: Site) -> gr.Blocks:
         hidden: dict[str, Any] = {
             "queue": False, "show_progress": "hidden", "api_visibility": "private",
         }  # fmt: skip
+
         def status_and_model(run_id: str) -> str:
             # not on load: importing torch would hold up the page's first paint
             site.models.prepare(site.path(run_id))

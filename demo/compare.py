@@ -38,11 +38,12 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
             source = gr.Radio(
                 [EXAMPLE, DRAWING, UPLOAD], value=EXAMPLE, label="Picture", elem_id="source"
             )
-            with gr.Group(visible=True) as example_box:
+            with gr.Column(visible=True) as example_box:
                 gallery = gr.Gallery(
                     label="Held-out examples",
                     columns=4,
-                    height=150,
+                    rows=2,
+                    height="auto",
                     allow_preview=False,
                     object_fit="contain",
                     buttons=[],
@@ -50,7 +51,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
                     interactive=False,
                 )
                 example = gr.Dropdown(label="Example", elem_id="example")
-            with gr.Group(visible=False) as drawing_box:
+            with gr.Column(visible=False) as drawing_box:
                 pad = gr.Sketchpad(
                     label="Write 3 or 4 digits side by side, with gaps between them",
                     type="pil",
@@ -62,7 +63,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
                     elem_id="pad",
                     buttons=[],
                 )
-            with gr.Group(visible=False) as upload_box:
+            with gr.Column(visible=False) as upload_box:
                 upload = gr.Image(
                     label="PNG or JPEG, at most 10 MiB",
                     type="filepath",
@@ -159,9 +160,9 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
     def show_source(chosen: str) -> tuple[Any, ...]:
         own = chosen != EXAMPLE
         return (
-            gr.Group(visible=chosen == EXAMPLE),
-            gr.Group(visible=chosen == DRAWING),
-            gr.Group(visible=chosen == UPLOAD),
+            gr.Column(visible=chosen == EXAMPLE),
+            gr.Column(visible=chosen == DRAWING),
+            gr.Column(visible=chosen == UPLOAD),
             gr.Dropdown(visible=own),
             gr.Textbox(visible=own),
         )
@@ -221,9 +222,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
-    gallery.select(
-        in_words(pick), [run], [example], queue=False, api_visibility="private"
-    )
+    gallery.select(in_words(pick), [run], [example], queue=False, api_visibility="private")
     inputs = [run, source, example, question, truth, seed, how, pad, upload]
     asking = gr.on(
         [ask.click, example.input, gallery.select],
@@ -325,7 +324,9 @@ def _own_sample(
     least, most = data.digits.min_digits, data.digits.max_digits
     strip, num_digits = drawing.strip_of(picture, min_digits=least, max_digits=most)
     if question not in KIND_OF:
-        raise ValueError("choose one of the listed questions: the tiny model has learned no others.")
+        raise ValueError(
+            "choose one of the listed questions: the tiny model has learned no others."
+        )
     digits = [int(character) for character in digits_text if character.isdigit()]
     if digits and len(digits) != num_digits:
         raise ValueError(

@@ -15,14 +15,22 @@ from demo.site import Site, in_words
 from prism_lite.parts import Parts, parse
 
 HEADERS = ["row", "who", "perception", "reasoning", "margin", "advantage", "answer", "caption"]
-STRONGEST, BALANCE = "strongest expert", "perception − reasoning share"
+STRONGEST, BALANCE = "strongest expert", "perception minus reasoning share"
 EXPERT_COLORS = (
     "#0072B2", "#56B4E9", "#009E73", "#8A8A8A", "#D55E00", "#E69F00", "#CC79A7", "#AA5593",
 )  # fmt: skip
 HELP = (
-    ("perception", "-", "Logit of the caption given the picture: higher looks more like a teacher's."),
+    (
+        "perception",
+        "-",
+        "Logit of the caption given the picture: higher looks more like a teacher's.",
+    ),
     ("reasoning", "-", "Logit of think and answer: higher looks more like a teacher's."),
-    ("margin", "-", "Teacher's score minus this row's, mean of both channels; below 0 it is fooled."),
+    (
+        "margin",
+        "-",
+        "Teacher's score minus this row's, mean of both channels; below 0 it is fooled.",
+    ),
     (
         "advantage",
         "-",
@@ -59,18 +67,18 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         show_label=False,
         elem_id="candidates",
         buttons=[],
-        max_height=360,
+        max_height=460,
     )
     plot = gr.BarPlot(
         None,
         x="row",
-        y="score",
-        color="channel",
-        title="Scores by row (T is the teacher)",
-        color_map={"perception": curves.BLUE, "reasoning": curves.ORANGE},
+        y="advantage",
+        color="sign",
+        title="Advantage by row: what the policy is taught of each candidate",
+        color_map={"raised": curves.BLUE, "lowered": curves.ORANGE},
         show_label=False,
         height=220,
-        elem_id="score-bars",
+        elem_id="advantage-bars",
         buttons=[],
     )
     with gr.Row():
@@ -111,7 +119,17 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         known = _groups(path)
         if name not in known:
             text = "No group yet: groups appear with the first step of the alignment stage."
-            return (None, view.note(text), None, "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST)
+            return (
+                None,
+                view.note(text),
+                None,
+                "",
+                None,
+                None,
+                gr.Dropdown(choices=[]),
+                1,
+                STRONGEST,
+            )
         return _screen(path, known[name]())
 
     def sample_group(
@@ -141,7 +159,10 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
             return None, None, None, ""
         names = _row_names(group["rows"])
         record = group["rows"][names.index(chosen)] if chosen in names else group["rows"][0]
-        return (view.part_spans(record["completion"]), *_heat(group, record, int(number), colour_by))
+        return (
+            view.part_spans(record["completion"]),
+            *_heat(group, record, int(number), colour_by),
+        )
 
     def pick(event: gr.SelectData, group: Mapping[str, Any] | None) -> str | None:
         return _row_names(group["rows"])[event.index[0]] if group else None
@@ -192,9 +213,7 @@ def _of_step(path: Path, step: int, prompt_id: str) -> dict[str, Any]:
             "finish_reason": record["finish_reason"],
             "advantage": record["advantage"],
         }
-        | {
-            name.removesuffix("_score"): value for name, value in record.get("scores", {}).items()
-        }
+        | {name.removesuffix("_score"): value for name, value in record.get("scores", {}).items()}
         for record in records
     ]
     sample = rows.sample_by_id(path, prompt_id)
@@ -263,7 +282,10 @@ def _cells(name: str, record: Mapping[str, Any]) -> list[str]:
     return [
         name,
         record["who"],
-        *(view.number(record.get(key)) for key in ("perception", "reasoning", "margin", "advantage")),
+        *(
+            view.number(record.get(key))
+            for key in ("perception", "reasoning", "margin", "advantage")
+        ),
         answer[:MAX_CELL],
         caption.replace("\n", " ")[:MAX_CELL],
     ]
@@ -271,12 +293,11 @@ def _cells(name: str, record: Mapping[str, Any]) -> list[str]:
 
 def _bars(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
     points = [
-        (name, channel, record[channel])
+        (name, record["advantage"], "raised" if record["advantage"] > 0 else "lowered")
         for name, record in zip(names, records, strict=True)
-        for channel in ("perception", "reasoning")
-        if channel in record
+        if "advantage" in record
     ]
-    return pd.DataFrame(points, columns=["row", "channel", "score"]) if points else None
+    return pd.DataFrame(points, columns=["row", "advantage", "sign"]) if points else None
 
 
 def _heat(

@@ -107,7 +107,9 @@ def _eight_by_eight(is_ink_HW: np.ndarray) -> np.ndarray:
     cut = is_ink_HW[rows[0] : rows[-1] + 1]
     scale = DIGIT_PIXELS / max(cut.shape)
     height, width = (max(1, min(DIGIT_PIXELS, round(scale * length))) for length in cut.shape)
-    scaled = Image.fromarray((cut * 255).astype(np.uint8)).resize((width, height), Image.Resampling.BOX)
+    scaled = Image.fromarray((cut * 255).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BOX
+    )
     sheet = np.zeros((DIGIT_PIXELS, DIGIT_PIXELS), dtype=bool)
     top, left = (DIGIT_PIXELS - height) // 2, (DIGIT_PIXELS - width) // 2
     sheet[top : top + height, left : left + width] = np.asarray(scaled) >= 128

@@ -54,9 +54,7 @@ class Model:
         if base == "tiny":
             base = str(tiny_base_folder(config.tiny, config.data.digits))
             if not Path(base).is_dir():
-                raise ValueError(
-                    "the tiny base of this run is not cached on this machine: `prism-lite run` makes it."
-                )
+                raise ValueError("its tiny base is not cached on this machine")
         logging.disable_progress_bar()
         self.path = path
         self.config = config
@@ -73,7 +71,9 @@ class Model:
         )
         self._discriminator: Any = None
 
-    def answer(self, stage: str, sample: Sample, *, seed: int, temperature: float) -> Iterator[Answer]:
+    def answer(
+        self, stage: str, sample: Sample, *, seed: int, temperature: float
+    ) -> Iterator[Answer]:
         """Sample one completion of a stage's policy, yielding it as it grows; the last one is whole.
 
         The same seed gives the same text. Tokens are seen on their way into the decoder, so sampling
@@ -141,7 +141,9 @@ class Model:
         from prism_lite.rollouts import sample_groups
 
         if self.discriminator_stage is None:
-            raise ValueError("this run has no trained discriminator yet: it comes with the warm-up.")
+            raise ValueError(
+                "this run has no trained discriminator yet: it comes with the warm-up."
+            )
         if not 2 <= group_size <= MAX_GROUP_SIZE:
             raise ValueError(f"group size {group_size}: expected 2 to {MAX_GROUP_SIZE}.")
         backbone = self.backbone

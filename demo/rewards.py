@@ -14,7 +14,16 @@ from demo.site import Site, in_words
 from prism_lite.parts import Parts, parse
 from prism_lite.rewards import guards
 
-HEADERS = ["rollout", "reward", "accuracy", "format", "advantage", "answer given", "gold", "verdict"]
+HEADERS = [
+    "rollout",
+    "reward",
+    "accuracy",
+    "format",
+    "advantage",
+    "answer given",
+    "gold",
+    "verdict",
+]
 MAX_CELL = 60
 LENGTH_UNIT = "characters"
 
@@ -90,7 +99,12 @@ def reward_rows(
         place = 1 + sum(row["group"] == group for row in found)
         parts = {name: weight[name] * record["rewards"][name] for name in weight}
         found.append(
-            {"group": group, "rollout": f"{group}.{place}", "parts": parts, "sum": sum(parts.values())}
+            {
+                "group": group,
+                "rollout": f"{group}.{place}",
+                "parts": parts,
+                "sum": sum(parts.values()),
+            }
         )
     return found
 
@@ -130,15 +144,17 @@ def _screen(path: Path, step: int, records: Sequence[Mapping[str, Any]]) -> tupl
     )
 
 
-def _numbers(
-    found: Sequence[Mapping[str, Any]], mean: float, logged: Mapping[str, Any]
-) -> str:
+def _numbers(found: Sequence[Mapping[str, Any]], mean: float, logged: Mapping[str, Any]) -> str:
     groups: dict[int, list[float]] = {}
     for row in found:
         groups.setdefault(row["group"], []).append(row["sum"])
     flat = sum(max(g) - min(g) < 1e-8 for g in groups.values())
     items = [
-        ("mean of the bars", f"{mean:.3f}", "Mean over this step's rollouts of the weighted rewards."),
+        (
+            "mean of the bars",
+            f"{mean:.3f}",
+            "Mean over this step's rollouts of the weighted rewards.",
+        ),
         (
             "groups without spread",
             f"{flat} of {len(groups)}",
@@ -171,6 +187,7 @@ def _alarms(found: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, A
     rung = [alarm for alarm in alarms if alarm is not None]
     if not rung:
         return view.note(
-            "Guards: no alarm (repeated text, answers inside think, groups without spread).", kind="good"
+            "Guards: no alarm (repeated text, answers inside think, groups without spread).",
+            kind="good",
         )
     return "".join(view.note(f"Alarm {a.name}: {a.message}", kind="warn") for a in rung)

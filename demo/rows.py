@@ -136,5 +136,7 @@ def slip_of(sample: Sample, completion: str | None) -> str:
     if not isinstance(sample.facts, DigitsFacts) or not isinstance(parts, Parts):
         return ""
     verdict = wording.verify(sample.facts, parts)
-    found = [name for name, ok in (("caption", verdict.caption), ("think", verdict.think)) if not ok]
+    found = [
+        name for name, ok in (("caption", verdict.caption), ("think", verdict.think)) if not ok
+    ]
     return " and ".join(found)

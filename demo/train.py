@@ -114,12 +114,13 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown, tick: gr.Timer) -> None
     latest = gr.HTML(elem_id="rollouts-note")
     with gr.Row():
         pictures = gr.Gallery(
-            label="Pictures of these rollouts", columns=3, height=230, object_fit="contain",
+            label="Pictures of these rollouts", columns=1, height=330, object_fit="contain",
             allow_preview=False, min_width=260, buttons=[], interactive=False,
         )  # fmt: skip
         rollouts = gr.Dataframe(
             headers=["picture", "completion", "advantage", "finish"], interactive=False, wrap=True,
-            show_label=False, elem_id="rollouts", min_width=320, max_height=320, buttons=[],
+            show_label=False, elem_id="rollouts", min_width=320, max_height=330, buttons=[],
+            column_widths=["70px", "60%", "90px", "70px"],
         )  # fmt: skip
     log = gr.Textbox(
         label="What the training printed", lines=8, max_lines=8, interactive=False,
@@ -177,7 +178,9 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown, tick: gr.Timer) -> None
             )
         _check_startable(preset)
         job = site.jobs.start(run_name, _arguments(preset, values))
-        gr.Info(f"{run_name} starts (process {job.pid}); it shows in the list after its first seconds.")
+        gr.Info(
+            f"{run_name} starts (process {job.pid}); it shows in the list after its first seconds."
+        )
         return view.note(f"{run_name} is starting: base model first, then the stages."), gr.skip()
 
     start.click(
