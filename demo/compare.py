@@ -24,10 +24,10 @@ PIVOT = 5
 KIND_OF = {text.format(pivot=PIVOT): kind for kind, text in wording.QUESTIONS.items()}
 CANVAS = (640, 200)
 STAGE_HELP = {
-    "base": "before any training here",
-    "sft": "after imitation of public demonstrations, slips included",
+    "base": "before any training",
+    "sft": "after imitation",
     "align": "after the adversarial game",
-    "rlvr": "after reinforcement with verifiable rewards",
+    "rlvr": "after verifiable rewards",
 }
 
 
@@ -43,16 +43,19 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
                     label="Held-out examples",
                     columns=4,
                     rows=2,
-                    height="auto",
+                    height=225,
                     allow_preview=False,
                     object_fit="contain",
                     buttons=[],
                     elem_id="examples",
                     interactive=False,
                 )
-                example = gr.Dropdown(label="Example", elem_id="example")
+                example = gr.Dropdown(
+                    list(range(1, NUM_EXAMPLES + 1)), value=1, label="Example", elem_id="example"
+                )
             with gr.Column(visible=False) as drawing_box:
                 pad = gr.Sketchpad(
+                    value=_blank_sheet(),  # with a sheet the pen is ready; without one it must be chosen
                     label="Write 3 or 4 digits side by side, with gaps between them",
                     type="pil",
                     canvas_size=CANVAS,
@@ -120,7 +123,6 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
                         show_whitespaces=True,
                         elem_id=f"answer-{stage}",
                         elem_classes="completion",
-                        buttons=["copy"],
                     )
                 )
                 cells.append(gr.HTML(elem_id=f"marks-{stage}"))
@@ -133,9 +135,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
     def show_run(run_id: str) -> tuple[Any, ...]:
         path = site.path(run_id)
         samples = _examples(path)
-        choices = [f"{i + 1} · {sample.question}" for i, sample in enumerate(samples)]
         header, body = view.stages_table(folder.read_results(path))
-        first = choices[0] if choices else None
         count = folder.read_results(path).get("n")
         explain = (
             f"Shares over {count} held-out prompts with half of the 95 % interval; sampled at "
@@ -146,7 +146,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         is_digits = folder.read_config(path)["data"]["task"] == "digits"
         return (
             [(sample.pictures[0].open(), f"{i + 1}") for i, sample in enumerate(samples)],
-            gr.Dropdown(choices=choices, value=first),
+            1,
             gr.Dropdown(
                 choices=list(KIND_OF) if is_digits else [],
                 value=next(iter(KIND_OF)) if is_digits else None,
@@ -167,14 +167,13 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
             gr.Textbox(visible=own),
         )
 
-    def pick(choices_event: gr.SelectData, run_id: str) -> str:
-        sample = _examples(site.path(run_id))[choices_event.index]
-        return f"{choices_event.index + 1} · {sample.question}"
+    def pick(event: gr.SelectData) -> int:
+        return event.index + 1
 
     def answer(
         run_id: str,
         chosen_source: str,
-        chosen_example: str | None,
+        chosen_example: int | None,
         asked: str | None,
         digits_text: str,
         seed_number: float,
@@ -183,6 +182,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         uploaded: str | None = None,
     ) -> Iterator[tuple[Any, ...]]:
         path = site.path(run_id)
+        site.models.prepare(path)
         model = site.models.get(path)
         number = _seed(seed_number)
         if chosen_source == EXAMPLE:
@@ -222,10 +222,10 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
-    gallery.select(in_words(pick), [run], [example], queue=False, api_visibility="private")
+    gallery.select(pick, None, [example], queue=False, api_visibility="private")
     inputs = [run, source, example, question, truth, seed, how, pad, upload]
     asking = gr.on(
-        [ask.click, example.input, gallery.select],
+        [ask.click, example.change],
         in_words(answer),
         inputs,
         outputs,
@@ -337,6 +337,10 @@ def _own_sample(
     return sample, strip
 
 
+def _blank_sheet() -> Image.Image:
+    return Image.new("RGB", CANVAS, "white")
+
+
 def _drawn(drawn: Any) -> Image.Image:
     composite = (drawn or {}).get("composite")
     if composite is None:
@@ -359,8 +363,7 @@ def _seed(value: float | None) -> int:
     return int(value)
 
 
-def _index_of(choice: str | None, num: int) -> int:
-    text = (choice or "").partition(" ")[0]
-    if not text.isdigit() or not 1 <= int(text) <= num:
-        raise ValueError(f"example {choice!r}: choose one of the {num} listed.")
-    return int(text) - 1
+def _index_of(choice: int | None, num: int) -> int:
+    if choice is None or not 1 <= choice <= num:
+        raise ValueError(f"example {choice}: this run has {num}; choose one of them.")
+    return choice - 1

@@ -87,7 +87,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         shown = gr.Dropdown([STRONGEST], value=STRONGEST, label="Colour by", elem_id="colour-by")
     completion = gr.HighlightedText(
         label="Completion", color_map=view.PART_COLORS, elem_classes="completion",
-        show_whitespaces=True, elem_id="row-text", buttons=["copy"],
+        show_whitespaces=True, elem_id="row-text",
     )  # fmt: skip
     heats = []
     with gr.Row():
@@ -176,6 +176,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         group_outputs,
         concurrency_id="model",
         concurrency_limit=1,
+        show_progress_on=[table],
         api_visibility="private",
     )
     table.select(in_words(pick), [held], [row], **hidden)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,9 +146,11 @@ def progress(path: Path) -> list[StageProgress]:
         steps = [line["step"] for line in metrics if line["stage"] == stage]
         num_steps = int(config.get(stage, {}).get("steps", 0))
         is_done = (path / "stages" / stage / "final").is_dir() or stage in results.get("stages", {})
+        # the warm-up logs its last probe as one step more
+        steps_done = min(max(steps) + 1, num_steps) if steps else 0
         # The recorded sample has no weights: a stage that logged its last step is done there.
         is_done = is_done or (path == SAMPLE_RUN and bool(steps) and max(steps) + 1 >= num_steps)
-        found.append(StageProgress(stage, max(steps) + 1 if steps else 0, num_steps, is_done))
+        found.append(StageProgress(stage, steps_done, num_steps, is_done))
     return found
 
 
@@ -197,7 +198,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=CACHED_FILES)
-def _yaml(path: Path, _changed: int, _size: int) -> Mapping[str, Any]:
+def _yaml(path: Path, _changed: int, _size: int) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

@@ -25,6 +25,7 @@ from demo.folder import RUN_NAME, control_command, is_finished
 REPOSITORY = Path(__file__).parent.parent
 LOCK, GUARD, LOGS = ".training.json", ".training.guard", ".logs"
 LOG_TAIL_BYTES = 8192
+PROGRAM = (sys.executable, "-m", "prism_lite", "run")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Job:
 class Jobs:
     """The training processes of one folder of runs: at most one at a time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, program: Sequence[str] = PROGRAM) -> None:
         self.root = root
+        self._program = program
         self._children: list[subprocess.Popen[bytes]] = []
 
     def current(self) -> Job | None:
@@ -85,7 +87,7 @@ class Jobs:
             out = self.root / run
             log = self._log(run)
             log.parent.mkdir(exist_ok=True)
-            command = [sys.executable, "-m", "prism_lite", "run", "--out", str(out), *arguments]
+            command = [*self._program, "--out", str(out), *arguments]
             path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
             with log.open("ab") as sink:
                 child = subprocess.Popen(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_QUESTION_CHARACTERS = 2_000
 MAX_GROUP_SIZE = 16
 MAX_COMPLETION_TOKENS = 2_048
+STREAM_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Model:
             (s for s in ("align", "warmup") if (path / "stages" / s / "final").is_dir()), None
         )
         self._discriminator: Any = None
+        if self.device == "cpu" and config.model.name == "tiny":
+            import torch
+
+            torch.set_num_threads(1)  # its products are too small to be worth sharing out
 
     def answer(
         self, stage: str, sample: Sample, *, seed: int, temperature: float
@@ -119,11 +124,13 @@ class Model:
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
         token_ids: list[int] = []
+        next_s = 0.0
         while (token := seen.get()) is not None:
             token_ids.append(token)
-            if seen.empty():  # a slow browser gets several tokens at once
-                text = backbone.tokenizer.decode(token_ids)
-                yield Answer(text, len(token_ids), time.perf_counter() - started_s)
+            now_s = time.perf_counter() - started_s
+            if now_s >= next_s:  # every token for itself would cost more than sampling it
+                next_s = now_s + STREAM_EVERY_S
+                yield Answer(backbone.tokenizer.decode(token_ids), len(token_ids), now_s)
         worker.join()
         if not found:
             raise RuntimeError("sampling failed; the terminal that runs the demo shows why.")

@@ -25,7 +25,6 @@ HEADERS = [
     "verdict",
 ]
 MAX_CELL = 60
-LENGTH_UNIT = "characters"
 
 
 def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
@@ -52,8 +51,8 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         buttons=[],
     )  # fmt: skip
     text = gr.HighlightedText(
-        label="Completion of the row clicked in the table", color_map=view.PART_COLORS,
-        elem_classes="completion", show_whitespaces=True, elem_id="reward-text", buttons=["copy"],
+        label="Completion of the row that was clicked (at first the first one)", color_map=view.PART_COLORS,
+        elem_classes="completion", show_whitespaces=True, elem_id="reward-text",
     )  # fmt: skip
     hidden: dict[str, Any] = {
         "queue": False, "show_progress": "hidden", "api_visibility": "private",
@@ -140,7 +139,7 @@ def _screen(path: Path, step: int, records: Sequence[Mapping[str, Any]]) -> tupl
         pd.DataFrame(points, columns=["rollout", "part", "reward"]),
         _alarms(found, records),
         table,
-        None,
+        view.part_spans(records[0]["completion"]),
     )
 
 

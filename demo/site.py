@@ -57,7 +57,7 @@ def in_words(handler: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from handler(*arguments)
             except ValueError as error:
-                raise gr.Error(str(error), duration=15) from error
+                raise gr.Error(str(error), duration=15, print_exception=False) from error
 
         return generate
 
@@ -66,6 +66,6 @@ def in_words(handler: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return handler(*arguments)
         except ValueError as error:
-            raise gr.Error(str(error), duration=15) from error
+            raise gr.Error(str(error), duration=15, print_exception=False) from error
 
     return call
