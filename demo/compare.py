@@ -67,13 +67,13 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
                     buttons=[],
                 )
             with gr.Column(visible=False) as upload_box:
-                upload = gr.Image(
-                    label="PNG or JPEG, at most 10 MiB",
+                # a gr.Image would decode the file itself, without a limit and without our words
+                upload = gr.File(
+                    label="PNG, JPEG or WebP, at most 10 MiB",
+                    file_types=[".png", ".jpg", ".jpeg", ".webp"],
                     type="filepath",
-                    sources=["upload"],
-                    height=200,
+                    height=150,
                     elem_id="upload",
-                    buttons=[],
                 )
         with gr.Column(scale=2, min_width=280):
             question = gr.Dropdown(
@@ -285,9 +285,7 @@ def _recorded(
         marks = mark(line["completion"], line["finish_reason"], sample)
         found += [
             view.part_spans(line["completion"]),
-            view.marks_line(
-                marks, num_tokens=line["num_tokens"], seconds=line["seconds"], note="recorded"
-            ),
+            view.marks_line(marks, num_tokens=line["num_tokens"], seconds=None, note="recorded"),
         ]
     return (sample.pictures[0].open(), view.note(text), *found)
 

@@ -59,7 +59,7 @@ def record(run: Path, out: Path) -> None:
         "rollout_steps": kept,
         "left_out": "all weights and checkpoints, plots, the other rollouts",
         "demo/compare.jsonl": f"{NUM_PROMPTS} held-out prompts, every stage: most likely tokens with "
-        f"seed 0, and temperature 1 with seeds {', '.join(map(str, SEEDS))}; seconds are of this recording",
+        f"seed 0, and temperature 1 with seeds {', '.join(map(str, SEEDS))}",
         "demo/groups.jsonl": f"{NUM_GROUPS} alignment prompts, {GROUP_SIZE} completions of the aligned "
         "policy each, scored and routed by the discriminator alignment ended with; weights to 3 digits",
     }
@@ -82,7 +82,6 @@ def _completions(model: Model) -> Iterable[dict[str, Any]]:
                     "completion": last.text,
                     "finish_reason": last.finish_reason,
                     "num_tokens": last.num_tokens,
-                    "seconds": round(last.seconds, 3),
                 }
 
 

@@ -70,7 +70,9 @@ def badge(kind: str, detail: str) -> str:
     )
 
 
-def marks_line(marks: Marks | None, *, num_tokens: int, seconds: float, note: str = "") -> str:
+def marks_line(
+    marks: Marks | None, *, num_tokens: int, seconds: float | None, note: str = ""
+) -> str:
     """Ticks and costs of one answer, in words as well as signs."""
     cells = []
     if marks is not None:
@@ -82,7 +84,9 @@ def marks_line(marks: Marks | None, *, num_tokens: int, seconds: float, note: st
         ):
             if value is not None:
                 cells.append(_mark(name, value, text))
-    cells.append(f"<span>{num_tokens} tokens</span><span>{seconds:.2f} s</span>")
+    cells.append(f"<span>{num_tokens} tokens</span>")
+    if seconds is not None:
+        cells.append(f"<span>{seconds:.2f} s</span>")
     if note:
         cells.append(f"<span>{html.escape(note)}</span>")
     return f'<div class="marks">{"".join(cells)}</div>'

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import prism_lite  # noqa: F401 - sets the thread settings before torch is imported
+import prism_lite  # sets the thread settings before torch is imported
 
 STAGE_HELP = {
     "sft": "stage 1 alone: imitation of the demonstrations",
@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
     demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
-    demo.add_argument("--run", metavar="DIR", help="default: the newest of runs/, or a recorded one")
+    demo.add_argument(
+        "--run", metavar="DIR", help="default: the newest of runs/, or a recorded one"
+    )
     demo.add_argument("--share", action="store_true", help="public link with a password")
     demo.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
     demo.set_defaults(handler=_demo)
@@ -214,7 +216,9 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
     if overrides:
-        raise ValueError(f"demo takes no settings, got {overrides[0]!r}: they are those of the run.")
+        raise ValueError(
+            f"demo takes no settings, got {overrides[0]!r}: they are those of the run."
+        )
     repository = Path(prism_lite.__file__).parent.parent
     if not (repository / "demo" / "app.py").is_file():
         raise ValueError(

@@ -22,7 +22,8 @@ STAND_IN = """
 import json, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]); out.mkdir(exist_ok=True)
 (out / "config.yaml").write_text(
-    "sft: {steps: 400}\\nwarmup: {steps: 0}\\nalign: {steps: 0}\\nrlvr: {steps: 0}\\n")
+    "sft: {steps: 400}\\nwarmup: {steps: 0}\\nalign: {steps: 0}\\nrlvr: {steps: 0}\\n"
+    "data: {task: digits}\\n")
 (out / "control.json").unlink(missing_ok=True)
 metrics = out / "metrics.jsonl"
 step = len(metrics.read_text().splitlines()) if metrics.exists() else 0
