@@ -160,7 +160,8 @@ def _decode(
     in_order = dict.fromkeys(order)  # each prompt once
     uniform_RC = torch.stack([row for prompt in in_order for row in uniforms[prompt]]).to(device)
     next_position_R = torch.tensor([prompts[p].next_position for p in order], device=device)
-    cos_Ld, sin_Ld = _rotary(decoder, int(next_position_R.max()) + max_tokens, embedding.weight)
+    num_positions = max(prompt.next_position for prompt in prompts) + max_tokens
+    cos_Ld, sin_Ld = _rotary(decoder, num_positions, embedding.weight)
     logits_RV = logits_BV[prompt_R]
 
     num_rows = len(order)

@@ -179,6 +179,8 @@ def run(
         hidden_TD = hidden_TD + layer.down(decoder.activation(gate) * up)
         if number < len(deepstack):
             assert is_picture_T is not None
-            index = is_picture_T.nonzero()[:, 0]
-            hidden_TD = hidden_TD.index_add(0, index, deepstack[number].to(hidden_TD.dtype))
+            level_TD = torch.zeros_like(hidden_TD).masked_scatter(
+                is_picture_T[:, None], deepstack[number].to(hidden_TD.dtype)
+            )
+            hidden_TD = hidden_TD + level_TD
     return F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D
