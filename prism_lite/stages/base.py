@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from rich.progress import Progress
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from prism_lite.config import DigitsConfig, TinyConfig
 from prism_lite.data import digits, digits_base, wording
@@ -68,9 +69,14 @@ def cache_folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "prism_lite"
 
 
+def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny base, learned from lessons; the same settings give the same one."""
+    return tiny.build_tokenizer(_corpus(task), config.vocab_size)
+
+
 def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
     """Train the tiny base and write model, tokenizer and processor to `folder`."""
-    tokenizer = tiny.build_tokenizer(_corpus(task), config.vocab_size)
+    tokenizer = tiny_tokenizer(config, task)
     model = tiny.build_model(config, tokenizer)
     use_linear_patch_embedding(model)
     with torch.no_grad():
