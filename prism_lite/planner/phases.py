@@ -127,13 +127,19 @@ def _states_of(optimizer: Any) -> list[Tensor]:
     ]
 
 
-def fill_picture_cache(
-    tracker: Tracker, backbone: Backbone, workload: Workload, stage: Stage, phase: PhaseName
-) -> Tensor:
-    """Features of earlier steps' pictures, and of this phase's own where sampling came before it.
+def fill_caches(
+    tracker: Tracker,
+    backbone: Backbone,
+    workload: Workload,
+    memory: Memory,
+    stage: Stage,
+    phase: PhaseName,
+) -> list[Tensor]:
+    """Features of earlier steps' pictures, and of this phase's own where sampling came before it;
+    and the discriminator's states of earlier prompts.
 
     Returns:
-        The room that the earlier ones take, as one tensor: keep it while the phase runs.
+        The room that the earlier ones take, a tensor for each kind: keep it while the phase runs.
     """
     prompt = workload.prompts(1)[0]
     num_tokens = int(prompt.is_picture_P.sum())
@@ -149,7 +155,25 @@ def fill_picture_cache(
     num_others = max(0, workload.num_cached_pictures - num_own)
     room = torch.empty((num_others, *shape), dtype=backbone.core.dtype)
     tracker.seed([room], "pictures")
-    return room
+    if memory.discriminator is None:
+        return [room]
+    # What this phase adds itself is not in it: it makes room for its own.
+    states = torch.empty(
+        max(
+            0,
+            memory.discriminator.prompt_cache.max_bytes - _state_bytes(backbone, workload, num_own),
+        ),
+        dtype=torch.uint8,
+    )
+    tracker.seed([states], "kv_cache")
+    return [room, states]
+
+
+def _state_bytes(backbone: Backbone, workload: Workload, num_prompts: int) -> int:
+    """Keys and values of so many prompts."""
+    text = backbone.core.config.text_config
+    size = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return num_prompts * len(workload.prompts(1)[0]) * size * backbone.core.dtype.itemsize
 
 
 def run_phase(

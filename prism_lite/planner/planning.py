@@ -105,7 +105,7 @@ def plan(
             prompt with one completion does not fit a pack).
     """
     architecture, card = architecture_of(config), card_for(config, card_gib)
-    planned = {
+    planned: dict[Stage, StagePlan] = {
         stage: _plan_stage(config, architecture, card, stage, PHASES[stage]) for stage in stages
     }
     return Plan(config.recipe, config.model.name, card, planned)

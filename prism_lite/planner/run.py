@@ -24,7 +24,7 @@ from prism_lite.planner.extrapolate import (
 from prism_lite.planner.hardware import Card, seconds_on
 from prism_lite.planner.phases import (
     build_memory,
-    fill_picture_cache,
+    fill_caches,
     run_phase,
     settle,
 )
@@ -71,6 +71,7 @@ def simulate_phase(
     seconds: dict[Depth, float] = {}
     num_tokens = config.sampling.max_completion_tokens
     num_draws = min(NUM_DRAWS, num_tokens)
+    num_units = 0
     tower_depth = min(architecture.tower_depth, num_deepstack + 1)
     for depth in small_depths(full, num_deepstack):
         regions, num_units = simulate_regions(
@@ -155,7 +156,7 @@ def simulate_regions(
         workload.prompts(1)  # tokenised before: what a run does when it starts
         with Simulation(tracker, fake_mode, on_card=card is not None):
             settle(tracker, backbone, memory)
-            earlier = fill_picture_cache(tracker, backbone, workload, stage, phase)
+            earlier = fill_caches(tracker, backbone, workload, memory, stage, phase)
             run_phase(tracker, config, backbone, workload, memory, stage, phase)
             del earlier
     return tracker.regions, workload.num_units(stage, phase)

@@ -96,7 +96,7 @@ def what_to_lower(config: RunConfig, plan: Plan) -> list[Found]:
     room = plan.room_gib
     if room is None or plan.fits:
         return []
-    failing = {
+    failing: set[Part] = {
         (stage.stage, phase.phase)
         for stage in plan.stages.values()
         for phase in stage.phases

@@ -160,9 +160,7 @@ def build_backbone(
     }
     with faking(fake_mode):
         model_class: Any = Qwen3VLForConditionalGeneration
-        core = model_class._from_config(
-            model_config, attn_implementation=config.model.attention, dtype=dtype
-        )
+        core = model_class._from_config(model_config, attn_implementation="sdpa", dtype=dtype)
         if config.model.quantization == "nf4":
             _quantise(core, dtype)
         use_linear_patch_embedding(core)

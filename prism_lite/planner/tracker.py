@@ -24,23 +24,30 @@ CATEGORIES = (
     "weights", "adapters", "optimizer", "gradients", "activations", "kv_cache", "logits", "pictures",
 )  # fmt: skip
 # Whose code asks for memory decides what it is for; what nobody here asks for is an activation.
-_BY_FILE = (
-    ("/triton_kernels/logprob", "logits"),
-    ("/transformers/cache_utils.py", "kv_cache"),
-    ("/prism_lite/models/kv", "kv_cache"),
-    ("/torch/optim/", "optimizer"),
-    ("/bitsandbytes/optim/", "optimizer"),
-    ("/prism_lite/muon.py", "optimizer"),
+# (The end of a file's path, the function or None for any, the category.)
+_BY_CODE = (
+    ("/triton_kernels/logprob.py", None, "logits"),
+    ("/triton_kernels/logprob_torch.py", None, "logits"),
+    ("/triton_kernels/logprob_triton.py", None, "logits"),
+    ("/transformers/cache_utils.py", None, "kv_cache"),
+    ("/prism_lite/models/packing.py", "_run", "activations"),
+    ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
 )
+_OPTIMIZERS = ("/torch/optim/", "/bitsandbytes/optim/", "/prism_lite/muon.py")
 _MAX_FRAMES = 24
 
 Key = tuple[str | int, ...]
 
 
 @functools.cache
-def _category_of_file(path: str) -> str | None:
+def _category_of_code(path: str, function: str) -> str | None:
     path = path.replace("\\", "/")
-    return next((category for part, category in _BY_FILE if part in path), None)
+    if any(part in path for part in _OPTIMIZERS):
+        return "optimizer"
+    for end, name, category in _BY_CODE:
+        if path.endswith(end) and name in (None, function):
+            return category
+    return None
 
 
 @dataclass
@@ -149,7 +156,7 @@ class Tracker:
             return "logits"
         frame = sys._getframe(2)
         for _ in range(_MAX_FRAMES):
-            found = _category_of_file(frame.f_code.co_filename)
+            found = _category_of_code(frame.f_code.co_filename, frame.f_code.co_name)
             if found is not None:
                 return found
             if frame.f_back is None:
@@ -190,14 +197,14 @@ def watch_layers(tracker: Tracker, layers: Iterable[torch.nn.Module]) -> list[An
     layers = list(layers)
     passes = 0
 
-    def before(number: int) -> None:
+    def before(number: int, _layer: Any, _args: Any) -> None:
         nonlocal passes
         if torch._C._current_graph_task_id() >= 0:
             return  # checkpointing runs the layer again: a part of its backward
         passes += number == 0
         tracker.mark(("forward", passes, number))
 
-    def after(number: int, output: Any) -> None:
+    def after(number: int, _layer: Any, _args: Any, output: Any) -> None:
         if torch._C._current_graph_task_id() >= 0:
             return
         hidden = output[0] if isinstance(output, tuple) else output
@@ -210,10 +217,8 @@ def watch_layers(tracker: Tracker, layers: Iterable[torch.nn.Module]) -> list[An
     handles = []
     for number, layer in enumerate(layers):
         handles += [
-            layer.register_forward_pre_hook(lambda _m, _a, number=number: before(number)),
-            layer.register_forward_hook(
-                lambda _m, _a, output, number=number: after(number, output)
-            ),
+            layer.register_forward_pre_hook(functools.partial(before, number)),
+            layer.register_forward_hook(functools.partial(after, number)),
         ]
     return handles
 

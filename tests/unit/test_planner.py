@@ -14,7 +14,7 @@ import torch
 from prism_lite.models.backbone import load_backbone
 from prism_lite.pipeline import base_folder
 from prism_lite.planner.architectures import architecture_of
-from prism_lite.planner.phases import build_memory, fill_picture_cache, run_phase, settle
+from prism_lite.planner.phases import build_memory, fill_caches, run_phase, settle
 from prism_lite.planner.run import full_depth, simulate_phase, simulate_regions
 from prism_lite.planner.stand_in import tensors_of
 from prism_lite.planner.tracker import Tracker, Watch
@@ -50,7 +50,7 @@ def real_regions(config, stage, phase):
     workload.prompts(1)
     with Watch(tracker):
         settle(tracker, backbone, memory)
-        earlier = fill_picture_cache(tracker, backbone, workload, stage, phase)
+        earlier = fill_caches(tracker, backbone, workload, memory, stage, phase)
         run_phase(tracker, config, backbone, workload, memory, stage, phase)
         del earlier
     return tracker.regions
