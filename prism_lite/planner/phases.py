@@ -30,6 +30,7 @@ from prism_lite.planner.tracker import Tracker, watch_layers, watch_tower
 from prism_lite.planner.workload import PhaseName, Stage, Workload, sampling_batch
 from prism_lite.policy import update_policy
 from prism_lite.rollouts import sample_groups
+from prism_lite.stages.rlvr import policy_loss_config
 from prism_lite.stages.sft import sft_step
 
 
@@ -66,7 +67,7 @@ def build_memory(
                 backbone.freeze_copy(TRUNK)
             judged = backbone if judged_layers is None else _deeper(backbone, judged_layers)
             discriminator = Discriminator(judged, config.discriminator, seed=0)
-        if stage == "rlvr" and config.rlvr.kl_weight > 0:
+        if stage == "rlvr" and config.rlvr.kl_weight > 0 and config.rlvr.kl_reference == "start":
             backbone.freeze_copy(REFERENCE)
     if discriminator is not None:
         optim = config.warmup.optim if stage == "warmup" else config.discriminator.optim
@@ -283,12 +284,10 @@ def _train(
     settings = {"align": config.align, "rlvr": config.rlvr}[stage]
     groups = workload.groups(settings.group_size)
     num = len(groups[0].rollouts)
-    more = {}
+    loss, num_minibatches = PolicyLossConfig(), 1
     if stage == "rlvr":
-        more = {
-            "num_minibatches": config.rlvr.num_minibatches,
-            "kl_weight": config.rlvr.kl_weight,
-        }
+        loss = policy_loss_config(config.rlvr, config.sampling.max_completion_tokens)
+        num_minibatches = config.rlvr.num_minibatches
     update_policy(
         backbone,
         optimizer,
@@ -298,6 +297,6 @@ def _train(
         temperature=config.sampling.temperature,
         optim=settings.optim,
         learning_rate=1e-9,
-        loss=PolicyLossConfig(),
-        **more,
+        loss=loss,
+        num_minibatches=num_minibatches,
     )
