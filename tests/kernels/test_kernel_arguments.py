@@ -167,12 +167,13 @@ def test_fake_tensors_plan_memory_without_a_card(wish, dtype, monkeypatch) -> No
     if wish == "triton":
         pytest.importorskip("triton")
     monkeypatch.setenv("PRISM_KERNELS", wish)
-    num_tokens, vocabulary = 8192, 151_936
+    vocabulary = 151_936
+    num_tokens = 8192 if wish == "triton" else 2048  # the torch path: 75 chunks, not 297
     with FakeTensorMode(), Allocations() as seen:
         run_everything(num_tokens, vocabulary, dtype)
     weights = vocabulary * 64 * dtype.itemsize
     assert not seen.with_size(vocabulary, at_least=num_tokens * vocabulary)
-    assert seen.peak_bytes < weights + 900 * 2**20  # a full float32 [T, vocab] has 4.6 GiB
+    assert seen.peak_bytes < weights + 0.2 * (4 * num_tokens * vocabulary)
 
 
 def test_real_tensors_stay_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
