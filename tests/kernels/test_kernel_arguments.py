@@ -50,6 +50,7 @@ def lora_arguments(**changes: Any) -> dict[str, Any]:
         ({"token_ids": torch.tensor([0, -1, 2])}, r"token_ids .* 0\.\.9 .* from -1 to 2"),
         ({"temperature": 0.0}, r"temperature must be a finite number above 0, got 0.0"),
         ({"temperature": float("nan")}, r"temperature must be .* got nan"),
+        ({"temperature": "hot"}, r"temperature must be a finite number above 0, got 'hot'"),
     ],
 )
 def test_token_logprobs_names_the_mistake(changes: dict[str, Any], message: str) -> None:
@@ -63,14 +64,22 @@ def test_token_logprobs_names_the_mistake(changes: dict[str, Any], message: str)
     [
         (torch.randn(3), 1, None, r"logits must have shape \[T, E\], got \[3\]"),
         (torch.ones(3, 4, dtype=torch.int64), 1, None, r"logits must be one of float32"),
-        (torch.randn(3, 4), 5, None, r"top_k must lie in 1\.\.4.* \[3, 4\].* got 5"),
-        (torch.randn(3, 4), 0, None, r"top_k must lie in 1\.\.4.* got 0"),
+        (torch.randn(3, 4), 5, None, r"top_k must be an integer in 1\.\.4.* \[3, 4\].* got 5"),
+        (torch.randn(3, 4), 0, None, r"top_k must be an integer in 1\.\.4.* got 0"),
+        (torch.randn(3, 4), 1.5, None, r"top_k must be an integer in 1\.\.4.* got 1\.5"),
+        (torch.randn(3, 0), 1, None, r"top_k must be an integer in 1\.\.0.* \[3, 0\]"),
         (torch.randn(3, 4), 1, torch.ones(3, 4), r"allowed must be one of bool, got .*float32"),
         (
             torch.randn(3, 4),
             1,
             torch.ones(4, dtype=torch.bool),
             r"allowed must have shape \[T=3, E=4\], got \[4\]",
+        ),
+        (
+            torch.randn(3, 4),
+            1,
+            torch.ones(3, 4, dtype=torch.bool, device="meta"),
+            r"allowed must be on the device of logits \(cpu\), got \[3, 4\] torch.bool on meta",
         ),
     ],
 )
@@ -84,10 +93,13 @@ def test_route_topk_names_the_mistake(logits, top_k, allowed, message) -> None:
     [
         ({"x": torch.randn(3, 4).to(torch.float64)}, r"x must be one of .*float64"),
         ({"A": torch.randn(2, 5, 3)}, r"A must have shape \[E, r, D=4\], got \[2, 5, 3\]"),
+        ({"A": torch.randn(0, 5, 4)}, r"A must have at least one expert of rank 1.* \[0, 5, 4\]"),
+        ({"A": torch.randn(2, 0, 4)}, r"A must have at least one expert of rank 1.* \[2, 0, 4\]"),
         ({"B": torch.randn(2, 5, 6)}, r"B must have shape \[E=2, N, r=5\], got \[2, 5, 6\]"),
         ({"weights": torch.rand(3, 3)}, r"weights must have shape \[T=3, E=2\], got \[3, 3\]"),
         ({"weights": torch.ones(3, 2, dtype=torch.bool)}, r"weights must be one of .*bool"),
         ({"A": torch.randn(2, 5, 4, device="meta")}, r"A must be on the device of x \(cpu\)"),
+        ({"scale": "1"}, r"scale must be a number, got '1'"),
     ],
 )
 def test_lora_experts_names_the_mistake(changes: dict[str, Any], message: str) -> None:
