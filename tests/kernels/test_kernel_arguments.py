@@ -180,7 +180,7 @@ def test_fake_tensors_plan_memory_without_a_card(wish, dtype, monkeypatch) -> No
         pytest.importorskip("triton")
     monkeypatch.setenv("PRISM_KERNELS", wish)
     vocabulary = 151_936
-    num_tokens = 8192 if wish == "triton" else 2048  # the torch path: 75 chunks, not 297
+    num_tokens = 8192 if wish == "triton" else 2048  # the torch path: 52 chunks, not 297
     with FakeTensorMode(), Allocations() as seen:
         run_everything(num_tokens, vocabulary, dtype)
     weights = vocabulary * 64 * dtype.itemsize
@@ -189,13 +189,13 @@ def test_fake_tensors_plan_memory_without_a_card(wish, dtype, monkeypatch) -> No
 
 
 def test_real_tensors_stay_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU path's extra memory: one 16 MiB chunk, two with entropy, and a few [T, D]."""
+    """The CPU path's extra memory: one 24 MiB chunk, two with entropy, and a few [T, D]."""
     monkeypatch.setenv("PRISM_KERNELS", "torch")
-    hidden, head = torch.randn(1024, 64, requires_grad=True), torch.randn(20_000, 64)
+    hidden, head = torch.randn(1024, 64, requires_grad=True), torch.randn(30_000, 64)
     ids = torch.zeros(1024, dtype=torch.int64)
     with Allocations() as seen:
         tk.token_logprobs(hidden, head, ids).sum().backward()
     tokens_bytes = 1024 * 64 * 4
-    assert 16 * 2**20 <= seen.largest_bytes <= 17 * 2**20
-    assert seen.peak_bytes < 17 * 2**20 + 6 * tokens_bytes
-    assert not seen.with_size(20_000, at_least=1024 * 20_000)
+    assert 20 * 2**20 <= seen.largest_bytes <= 24 * 2**20
+    assert seen.peak_bytes < 24 * 2**20 + 6 * tokens_bytes
+    assert not seen.with_size(30_000, at_least=1024 * 30_000)

@@ -48,9 +48,9 @@ def test_chunks_keep_within_the_budget(path) -> None:
             assert 1 <= chunk <= num_tokens
             assert chunk <= 64 or 6 * chunk * vocabulary <= implementation.CHUNK_BYTES
     else:
-        for num_tokens in (1, 100, 2000, 100_000):
-            rows = logprob_torch._chunk_rows(num_tokens, torch.device("cpu"))
-            assert rows == 512 or 4 * rows * num_tokens <= 16 * 2**20
+        for num_tokens, width in [(1, 1), (100, 2560), (2000, 128), (1024, 2560), (100_000, 64)]:
+            rows = logprob_torch._chunk_rows(num_tokens, width, torch.device("cpu"))
+            assert rows == 512 or 4 * rows * (num_tokens + width) <= 24 * 2**20
 
 
 def test_a_confident_token_keeps_its_small_gradient(device, generator) -> None:
