@@ -173,7 +173,7 @@ def sweep(
     """See `logprob.Implementation`."""
     dtype = gemm_dtype(weight)
     hidden_TD = hidden.to(dtype)
-    step = min(_chunk_rows(*hidden.shape, hidden.device), weight.shape[0])
+    step = min(_chunk_rows(hidden.shape[0], hidden.shape[1], hidden.device), weight.shape[0])
     if step == weight.shape[0] and dtype == torch.float32:
         rows_VD = weight.to(dtype)
         return _sweep_once(
@@ -198,7 +198,7 @@ def entropy_direction(
     vocabulary = weight.shape[0]
     dtype = gemm_dtype(weight)
     hidden_TD = hidden.to(dtype)
-    step = min(_chunk_rows(*hidden.shape, hidden.device), vocabulary)
+    step = min(_chunk_rows(hidden.shape[0], hidden.shape[1], hidden.device), vocabulary)
     logit_chunks, share_chunks = _Chunks(hidden), _Chunks(hidden)
     total_TD = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     for start in range(0, vocabulary, step):
