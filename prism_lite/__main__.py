@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import prism_lite  # noqa: F401 - sets the thread settings before torch is imported
+import prism_lite  # sets the thread settings before torch is imported
 from prism_lite import plan_command
 
 STAGE_HELP = {
@@ -47,7 +47,7 @@ def _is_for_the_person(error: ValueError) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
-        ("prism_lite.", "__main__")
+        ("prism_lite.", "demo.", "__main__")
     )
 
 
@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     plan_command.add_command(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
+    demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
+    demo.add_argument(
+        "--run", metavar="DIR", help="default: the newest of runs/, or a recorded one"
+    )
+    demo.add_argument("--share", action="store_true", help="public link with a password")
+    demo.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    demo.set_defaults(handler=_demo)
     return parser
 
 
@@ -204,6 +211,33 @@ def _doctor(_arguments: argparse.Namespace, _overrides: list[str]) -> int:
     from prism_lite import machine
 
     print(machine.describe())
+    return 0
+
+
+def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from pathlib import Path
+
+    if overrides:
+        raise ValueError(
+            f"demo takes no settings, got {overrides[0]!r}: they are those of the run."
+        )
+    repository = Path(prism_lite.__file__).parent.parent
+    if not (repository / "demo" / "app.py").is_file():
+        raise ValueError(
+            "the demo is part of the repository, not of the installed package: clone the repository and "
+            "run `make demo` there."
+        )
+    sys.path.insert(0, str(repository))
+    try:
+        from demo.app import launch
+        from demo.folder import open_home
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "psutil"):
+            raise
+        raise ValueError(
+            f"the demo needs {error.name}: pip install 'prism-lite[demo]', or run `make demo`."
+        ) from error
+    launch(open_home(arguments.run, is_shared=arguments.share), port=arguments.port)
     return 0
 
 

@@ -49,18 +49,22 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     Args:
         cache: where cached models lie; default `$PRISM_LITE_CACHE` or `~/.cache/prism_lite`.
     """
-    cache = cache or cache_folder()
-    folder = cache / f"tiny-{_fingerprint(config, task)}"
+    folder = tiny_base_folder(config, task, cache=cache)
     if folder.exists():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
     try:
         train_tiny_base(config, task, unfinished)
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
+    """Where the base of these settings lies once it is trained; it may not be there yet."""
+    return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
 def cache_folder() -> Path:
