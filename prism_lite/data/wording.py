@@ -1,10 +1,9 @@
 """The digits task in words: questions, ways to say a caption and a think, slips, exact verifiers.
 
-Every wording is rendered by one function from the digits it states, so a verifier needs no grammar:
-a caption is right when it is one of the wordings of the true digits; a think is valid when it is
-one of the wordings of the right steps for the digits that *its own caption* states. Perception and
-reasoning are thus verified apart. A slip is the same rendering from wrong digits or with one wrong
-step.
+Every wording is rendered by one function from the digits it states, so a verifier needs no grammar: a
+caption is right when it is one of the wordings of the true digits; a think is valid when it is one of
+the wordings of the right steps for the digits that *its own caption* states. Perception and reasoning
+are thus verified apart. A slip is the same rendering from wrong digits or with one wrong step.
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ def caption_text(digits: tuple[int, ...], style: int) -> str:
 def steps(digits: tuple[int, ...], facts: DigitsFacts) -> list[int]:
     """The numbers that the reasoning passes through, the last one being the result.
 
-    sum: running totals; largest and smallest: running extreme; difference: largest, smallest,
-        result;
+    sum: running totals; largest and smallest: running extreme; difference: largest, smallest, result;
     count: running count of digits above the pivot; compare: first, last, 1 or 0.
     """
     if facts.kind == "difference":
@@ -173,8 +171,7 @@ def verify(facts: DigitsFacts, parts: Parts) -> Verdict:
         parts: the parts of a well-formed completion.
 
     Returns:
-        caption: states the true digits. think: right steps for the digits that the caption states,
-            and
+        caption: states the true digits. think: right steps for the digits that the caption states, and
         the answer part is their result. answer: equals the gold answer.
     """
     stated = _stated_digits(parts.caption)

@@ -10,6 +10,7 @@ Shape letters: S digits of all strips, N reply tokens, D hidden size.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -32,10 +33,12 @@ from prism_lite.models import processor, prompts, tiny
 from prism_lite.models.backbone import use_linear_patch_embedding
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.vision import PictureFeatures
+from prism_lite.muon import Muon
 from prism_lite.types import Picture, Sample, Turn
 
 CORPUS_LESSONS = 3000  # the tokenizer's training text
 SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
+READING_SHARE = 0.25  # of the lessons' steps: first to read the digits in order, then to reason
 EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
 
 
@@ -53,12 +56,17 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
-    try:
-        train_tiny_base(config, task, unfinished)
-        os.replace(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    # Two runs started together: one trains, the other waits for it and takes the same base.
+    with (cache / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
+        try:
+            train_tiny_base(config, task, unfinished)
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
@@ -76,7 +84,8 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
-    with Progress(transient=True) as progress:
+    with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
+        torch.manual_seed(config.seed)  # the place head's start comes from the global generator
         _train_vision(model, tokenizer, config, task, generator, progress)
         _train_lessons(model, tokenizer, config, task, generator, progress)
     model.save_pretrained(folder)
@@ -132,7 +141,7 @@ def _train_lessons(
     matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in named.items() if not (p.ndim == 2 and "layers" in name)]
     optimizers = [
-        torch.optim.Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
+        Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
     ]
     schedules = [
@@ -142,8 +151,12 @@ def _train_lessons(
     image_processor = tiny.build_processor(tokenizer)
     end_id = tokenizer.convert_tokens_to_ids(tiny.END)
     rng = Random(f"lessons {config.seed}")
-    for _ in progress.track(range(config.steps), description="tiny base: lessons"):
-        lessons = [digits_base.make_lesson(task, rng) for _ in range(config.batch_size)]
+    for step in progress.track(range(config.steps), description="tiny base: lessons"):
+        reading_only = step < READING_SHARE * config.steps
+        lessons = [
+            digits_base.make_lesson(task, rng, reading_only=reading_only)
+            for _ in range(config.batch_size)
+        ]
         trees = [
             Tree(
                 _lesson_prompt(model, image_processor, lesson),

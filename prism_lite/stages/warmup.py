@@ -15,7 +15,7 @@ from prism_lite.game import Judged, discriminator_step
 from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
-from prism_lite.rollouts import sample_groups
+from prism_lite.rollouts import sample_in_pieces
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
@@ -75,9 +75,11 @@ def student_pairs(context: Context) -> list[Judged]:
     """
     config, task = context.config, context.task
     samples = task.align[: config.warmup.num_prompts]
-    groups = sample_groups(
+    groups = sample_in_pieces(
         context.backbone,
         samples,
+        each=context.run.each,
+        doing="sampling the SFT policy",
         group_size=1,
         sampling=config.sampling,
         system_prompt=task.system_prompt,

@@ -80,6 +80,11 @@ def test_each_step_is_logged_once_with_the_agreed_names(micro_run):
         for name in ("pair_accuracy", "margin", "score_teacher", "score_student")
         for channel in ("perception", "reasoning")
     } | {"disc/router_entropy"}
+    game |= {
+        f"form/{side}_{what}"
+        for side in ("teacher", "student")
+        for what in ("length", "bullets", "steps")
+    }
     game |= {f"disc/expert_load_{k}" for k in range(config.discriminator.num_experts)}
     rewards = {"reward", "reward_std", "frac_reward_zero_std"}
     rewards |= {"rewards/accuracy/mean", "rewards/format/mean"}
