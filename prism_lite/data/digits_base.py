@@ -31,12 +31,8 @@ class Lesson:
     picture: tuple[int, ...]
 
 
-def make_lesson(config: DigitsConfig, rng: Random, *, reading_only: bool = False) -> Lesson:
-    """Draw one lesson; its replies say the same in different wordings.
-
-    Args:
-        reading_only: describe the picture, whatever the shares.
-    """
+def make_lesson(config: DigitsConfig, rng: Random) -> Lesson:
+    """Draw one lesson; its replies say the same in different wordings."""
     _, labels = digit_images()
     num_digits = rng.randint(config.min_digits, config.max_digits)
     picture = tuple(rng.randrange(HELDOUT_FROM) for _ in range(num_digits))
@@ -49,7 +45,7 @@ def make_lesson(config: DigitsConfig, rng: Random, *, reading_only: bool = False
         wording.compose(digits, facts, path, *style)
         for style in zip(caption_styles, think_styles, strict=False)
     ]
-    draw = 0.0 if reading_only else rng.random()
+    draw = rng.random()
     if draw < DESCRIBE_SHARE:
         captions = (wording.caption_text(digits, style) for style in caption_styles)
         return Lesson("", DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)

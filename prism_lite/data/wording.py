@@ -26,6 +26,7 @@ NUM_CAPTION_STYLES = 3
 NUM_THINK_STYLES = 2
 # Digits that look alike at 8 x 8: where a reader slips, it slips to one of these.
 LOOKALIKES = dict(enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857")))
+_PLACES = "abcdef"
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
@@ -52,14 +53,17 @@ class Verdict:
 
 
 def caption_text(digits: tuple[int, ...], style: int) -> str:
-    """One way of saying which digits the picture shows, as bullet points."""
+    """One way of saying which digits the picture shows, as bullet points.
+
+    Each digit stands behind the letter of its place, a to f: with the place in the text a tiny model
+    learns to look there in a hundred steps; without it, whether it learned the order was luck.
+    """
+    placed = [f"{place}{digit}" for place, digit in zip(_PLACES, digits, strict=False)]
     if style == 0:
-        return f"- digits: {','.join(map(str, digits))}"
+        return f"- digits: {','.join(placed)}"
     if style == 1:
-        return (
-            f"- {_NUMBER_WORDS[len(digits)]} digits\n- left to right {','.join(map(str, digits))}"
-        )
-    return f"- the row {'-'.join(map(str, digits))}"
+        return f"- {_NUMBER_WORDS[len(digits)]} digits\n- left to right {','.join(placed)}"
+    return f"- the row {'-'.join(placed)}"
 
 
 def steps(digits: tuple[int, ...], facts: DigitsFacts) -> list[int]:

@@ -38,7 +38,6 @@ from prism_lite.types import Picture, Sample, Turn
 
 CORPUS_LESSONS = 3000  # the tokenizer's training text
 SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
-READING_SHARE = 0.25  # of the lessons' steps: first to read the digits in order, then to reason
 EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
 
 
@@ -151,12 +150,8 @@ def _train_lessons(
     image_processor = tiny.build_processor(tokenizer)
     end_id = tokenizer.convert_tokens_to_ids(tiny.END)
     rng = Random(f"lessons {config.seed}")
-    for step in progress.track(range(config.steps), description="tiny base: lessons"):
-        reading_only = step < READING_SHARE * config.steps
-        lessons = [
-            digits_base.make_lesson(task, rng, reading_only=reading_only)
-            for _ in range(config.batch_size)
-        ]
+    for _ in progress.track(range(config.steps), description="tiny base: lessons"):
+        lessons = [digits_base.make_lesson(task, rng) for _ in range(config.batch_size)]
         trees = [
             Tree(
                 _lesson_prompt(model, image_processor, lesson),
