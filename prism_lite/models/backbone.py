@@ -26,6 +26,7 @@ from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.models.packing import Pack, forward_pack
 from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
+from prism_lite.models.tree_attention import Kind, choose_kind
 from prism_lite.models.vision import VisionCache
 from prism_lite.types import Sample
 
@@ -56,6 +57,7 @@ class Backbone:
         core.config.use_cache = False
         self.config = model
         self.core = core
+        self.attention: Kind = choose_kind(model.attention, core.device)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.peft: PeftModel = get_peft_model(core, _peft_config(lora), adapter_name=POLICY)
@@ -170,7 +172,9 @@ class Backbone:
         """hidden_FD of a pack under the active role (`forward_pack` in models/packing.py)."""
         pictures = [picture for prompt in pack.prompts for picture in prompt.pictures]
         features = self.vision.features(pictures)
-        return forward_pack(self.core, pack, features, checkpoint=checkpoint)
+        return forward_pack(
+            self.core, pack, features, attention=self.attention, checkpoint=checkpoint
+        )
 
     @property
     def head_weight(self) -> Tensor:
@@ -200,7 +204,7 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
             path,
             quantization_config=quantisation,
             dtype=compute_dtype,
-            attn_implementation=model.attention,
+            attn_implementation="sdpa",
             device_map={"": device_of(model)},
         )
         processor = load_processor(path)
