@@ -6,38 +6,59 @@ METHOD section 1: the policy that comes out has drifted; the stages behind it me
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 from prism_lite.checkpoint import Trained
+from prism_lite.config import OptimConfig
 from prism_lite.logprobs import pack_logprobs
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.optim import learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
+from prism_lite.types import Sample
 
 
 def run_sft(context: Context) -> None:
     """Train the policy on `task.sft` from the backbone as it is."""
-    config, backbone, run, task = (
-        context.config.sft,
-        context.backbone,
-        context.run,
-        context.task,
+    config = context.config.sft
+    imitate(
+        context,
+        "sft",
+        context.task.sft,
+        lambda sample: sample.demonstration or "",
+        num_steps=config.steps,
+        batch_size=config.batch_size,
+        optim=config.optim,
     )
+
+
+def imitate(
+    context: Context,
+    stage: str,
+    rows: Sequence[Sample],
+    completion_of: Callable[[Sample], str],
+    *,
+    num_steps: int,
+    batch_size: int,
+    optim: OptimConfig,
+) -> None:
+    """Train the policy as it is on completions: mean negative log-prob of their tokens."""
+    backbone, run, task = context.backbone, context.run, context.task
     parameters = backbone.policy_parameters()
-    optimizer = make_optimizer(parameters, config.optim)
-    start = context.resume("sft", {"policy": optimizer})
+    optimizer = make_optimizer(parameters, optim)
+    start = context.resume(stage, {"policy": optimizer})
 
     def trained() -> Trained:
         return Trained({"policy": backbone.adapter_state()}, {"policy": optimizer})
 
-    for step in run.steps("sft", start, config.steps, trained):
+    for step in run.steps(stage, start, num_steps, trained):
         started_s = time.perf_counter()
-        samples = batch_at(task.sft, step, config.batch_size, context.config.seed, "sft")
+        samples = batch_at(rows, step, batch_size, context.config.seed, stage)
         trees = [
             Tree(
                 backbone.prompt(sample, task.system_prompt),
-                (backbone.tokenize(sample.demonstration or ""),),
+                (backbone.tokenize(completion_of(sample)),),
             )
             for sample in samples
         ]
@@ -49,11 +70,11 @@ def run_sft(context: Context) -> None:
             pack_loss = -logprob_N.sum() / num_tokens
             pack_loss.backward()
             loss += float(pack_loss.detach())
-        learning_rate = learning_rate_at(config.optim, step, config.steps)
-        norm = optimizer_step(optimizer, parameters, learning_rate, config.optim.max_grad_norm)
+        learning_rate = learning_rate_at(optim, step, num_steps)
+        norm = optimizer_step(optimizer, parameters, learning_rate, optim.max_grad_norm)
         step_time = time.perf_counter() - started_s
         run.log(
-            "sft",
+            stage,
             step,
             {
                 "loss": loss,
@@ -65,4 +86,4 @@ def run_sft(context: Context) -> None:
                 "mem/peak_gib": peak_gib(),
             },
         )
-    run.save_final("sft", {"policy": backbone.adapter_state()})
+    run.save_final(stage, {"policy": backbone.adapter_state()})

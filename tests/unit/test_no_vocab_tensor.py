@@ -102,7 +102,8 @@ def test_sft_step(wide, task):
     check(seen, num_tokens)
 
 
-def test_policy_update(wide, task):
+@pytest.mark.parametrize("kl_kind", ["k3", "full"])
+def test_policy_update(wide, task, kl_kind):
     config = micro_recipe()
     groups = sample_groups(
         wide,
@@ -124,9 +125,8 @@ def test_policy_update(wide, task):
             temperature=1.0,
             optim=config.rlvr.optim,
             learning_rate=1e-4,
-            loss=PolicyLossConfig(),
+            loss=PolicyLossConfig(kl_weight=0.1, kl_kind=kl_kind, entropy_weight=0.01),
             num_minibatches=2,
-            kl_weight=0.1,
         )
     check(seen, num_tokens // 2)
 
