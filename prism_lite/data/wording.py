@@ -55,8 +55,7 @@ class Verdict:
 def caption_text(digits: tuple[int, ...], style: int) -> str:
     """One way of saying which digits the picture shows, as bullet points.
 
-    Each digit stands behind the letter of its place, a to f: with the place in the text a tiny model
-    learns to look there in a hundred steps; without it, whether it learned the order was luck.
+    Each digit stands behind the letter of its place, a to f, so that a tiny model knows where to look.
     """
     placed = [f"{place}{digit}" for place, digit in zip(_PLACES, digits, strict=False)]
     if style == 0:
