@@ -143,7 +143,7 @@ def _train_lessons(
     generator: torch.Generator,
     progress: Progress,
 ) -> None:
-    """Next-token loss on the replies; Muon for the decoder's and tower's matrices, AdamW else."""
+    """Next-token loss on the replies; Muon for the decoder's matrices, AdamW for the rest."""
     model.train()
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
