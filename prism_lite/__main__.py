@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-import prism_lite  # noqa: F401 - sets the thread settings before torch is imported
+import prism_lite  # sets the thread settings before torch is imported
 
 STAGE_HELP = {
     "sft": "stage 1 alone: imitation of the demonstrations",
@@ -52,7 +52,7 @@ def _is_for_the_person(error: ValueError) -> bool:
     module = trace.tb_frame.f_globals.get("__name__", "")
     line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
     is_raised_here = not line or line.lstrip().startswith("raise")
-    return is_raised_here and module.startswith(("prism_lite.", "__main__"))
+    return is_raised_here and module.startswith(("prism_lite.", "demo.", "__main__"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(handler=_data_check)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
+    demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
+    demo.add_argument(
+        "--run", metavar="DIR", help="default: the newest of runs/, or a recorded one"
+    )
+    demo.add_argument("--share", action="store_true", help="public link with a password")
+    demo.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    demo.set_defaults(handler=_demo)
     return parser
 
 
@@ -208,6 +215,33 @@ def _doctor(_arguments: argparse.Namespace, _overrides: list[str]) -> int:
     from prism_lite import machine
 
     print(machine.describe())
+    return 0
+
+
+def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from pathlib import Path
+
+    if overrides:
+        raise ValueError(
+            f"demo takes no settings, got {overrides[0]!r}: they are those of the run."
+        )
+    repository = Path(prism_lite.__file__).parent.parent
+    if not (repository / "demo" / "app.py").is_file():
+        raise ValueError(
+            "the demo is part of the repository, not of the installed package: clone the repository and "
+            "run `make demo` there."
+        )
+    sys.path.insert(0, str(repository))
+    try:
+        from demo.app import launch
+        from demo.folder import open_home
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "psutil"):
+            raise
+        raise ValueError(
+            f"the demo needs {error.name}: pip install 'prism-lite[demo]', or run `make demo`."
+        ) from error
+    launch(open_home(arguments.run, is_shared=arguments.share), port=arguments.port)
     return 0
 
 

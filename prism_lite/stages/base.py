@@ -54,23 +54,27 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     Args:
         cache: where cached models lie; default `$PRISM_LITE_CACHE` or `~/.cache/prism_lite`.
     """
-    cache = cache or cache_folder()
-    folder = cache / f"tiny-{_fingerprint(config, task)}"
+    folder = tiny_base_folder(config, task, cache=cache)
     if folder.exists():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # Two runs started together: one trains, the other waits for it and takes the same base.
-    with (cache / f".{folder.name}.lock").open("w") as lock:
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return folder
-        unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
+        unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
         try:
             train_tiny_base(config, task, unfinished)
             os.replace(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
+    """Where the base of these settings lies once it is trained; it may not be there yet."""
+    return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
 def cache_folder() -> Path:
@@ -212,7 +216,7 @@ def _lesson_prompt(model: Any, image_processor: Any, lesson: digits_base.Lesson)
 
 
 def _strip_features(
-    model: Any, strips: list[tuple[int, ...]], generator: torch.Generator
+    model: Any, strips: list[tuple[int, ...]], generator: torch.Generator | None
 ) -> list[PictureFeatures]:
     """Features of strips straight from the digits' arrays: the image processor is the slow part."""
     pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])
