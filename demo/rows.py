@@ -62,7 +62,12 @@ def _task(path: Path, _changed_ns: int) -> TaskData:
     from prism_lite.data.task import load_task
     from prism_lite.recipe import parse_config
 
-    return load_task(parse_config(folder.read_config(path)))
+    config = folder.read_config(path)
+    # Only what decides the data: an older run whose other settings have new names since stays readable.
+    settings = {"data": config.get("data", {})}
+    if "num_probe" in config.get("warmup", {}):
+        settings["warmup"] = {"num_probe": config["warmup"]["num_probe"]}
+    return load_task(parse_config(settings))
 
 
 def samples_of(path: Path, source: str) -> Sequence[Sample]:

@@ -7,11 +7,13 @@ on request (the same command resumes).
 from __future__ import annotations
 
 import argparse
+import linecache
 import shlex
 import sys
 from collections.abc import Sequence
 
 import prism_lite  # sets the thread settings before torch is imported
+from prism_lite import plan_command
 
 STAGE_HELP = {
     "sft": "stage 1 alone: imitation of the demonstrations",
@@ -40,14 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_for_the_person(error: ValueError) -> bool:
     """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave.
 
-    One from inside another library is a fault of ours and keeps its traceback.
+    One from inside another library, or from a builtin (`zip(strict=True)`, `int("x")`), is a fault of
+    ours and keeps its traceback.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
-        ("prism_lite.", "demo.", "__main__")
-    )
+    if trace is None:
+        return False
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    is_raised_here = not line or line.lstrip().startswith("raise")
+    return is_raised_here and module.startswith(("prism_lite.", "demo.", "__main__"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
     check.set_defaults(handler=_data_check)
+    plan_command.add_command(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
     demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
@@ -144,8 +151,9 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     try:
         results = pipeline.run(config, out, stages=stages, console=console)
     except (Stopped, KeyboardInterrupt) as stop:
+        happened = str(stop) or "interrupted"
         console.print(
-            f"{stop or 'interrupted'}; resume with: {shlex.join(['prism-lite', *_argv()])}"
+            f"{happened}; resume with: {shlex.join(['prism-lite', *_argv()])}", soft_wrap=True
         )
         return 3
     if results.get("stages"):

@@ -19,6 +19,7 @@ from prism_lite.models.discriminator import Discriminator, Scores
 from prism_lite.models.prompts import Prompt
 from prism_lite.optim import optimizer_step
 from prism_lite.parts import Parts
+from prism_lite.records import form_metrics
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,12 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class GameScores:
-    """Detached scores, per channel: teacher_PC and students as lists of [num students, 2]."""
+    """Detached scores of both channels (perception, reasoning), and the step's metrics.
+
+    Attributes:
+        teacher_P2: float32 [P, 2].
+        students: per prompt, float32 [students, 2].
+    """
 
     teacher_P2: Tensor
     students: tuple[Tensor, ...]
@@ -90,6 +96,9 @@ def discriminator_step(
                 share = _num_pairs(chunk) / num_judged
                 totals[name] = totals.get(name, 0.0) + share * value
     norm = optimizer_step(optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm)
+    totals |= form_metrics(
+        [item.teacher for item in judged], [parts for item in judged for parts in item.students]
+    )
     return GameScores(torch.cat(teachers), tuple(students), totals | {"disc/grad_norm": norm})
 
 

@@ -48,6 +48,7 @@ STAGES: dict[str, Callable[[Context], None]] = {
     "rlvr": run_rlvr,
 }
 POLICY_STAGES = ("sft", "align", "rlvr")
+PICTURES_AT_ONCE = 256  # of the embedded task's small ones, through the vision tower
 
 
 def run(
@@ -253,8 +254,11 @@ def _read_prompts(
         console.print(f"skipped {len(bad)} rows, the first: {next(iter(bad.values()))}")
         task = without_samples(task, bad.keys())
     if config.data.task == "digits":
-        with console.status(f"encoding the pictures of {len(samples)} prompts"):
-            encode_samples(backbone, list(samples.values()), task.system_prompt)
+        kept = list(samples.values())
+        starts = range(0, len(kept), PICTURES_AT_ONCE)
+        for start in track(starts, "encoding pictures", console=console, transient=True):
+            piece = kept[start : start + PICTURES_AT_ONCE]
+            encode_samples(backbone, piece, task.system_prompt)
     return task
 
 
@@ -263,8 +267,9 @@ def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
     if not context.task.heldout:
         folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
         return
-    with folder.console.status(f"evaluating {stage} on {len(context.task.heldout)} prompts"):
-        figures = evaluate(context.backbone, context.task, context.config)
+    figures = evaluate(
+        context.backbone, context.task, context.config, each=folder.each, stage=stage
+    )
     results = folder.results() or {
         "task": context.config.data.task,
         "n": len(context.task.heldout),

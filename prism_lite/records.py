@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from prism_lite.advantages import SPREAD_FLOOR
-from prism_lite.parts import Parts
+from prism_lite.parts import Parts, num_bullets, num_steps
 from prism_lite.types import Group
 
 
@@ -65,6 +65,19 @@ def reward_metrics(
             for name, value_R in rewards.items()
         },
     }
+
+
+def form_metrics(teachers: Sequence[Parts], students: Sequence[Parts]) -> dict[str, float]:
+    """Mean length in characters, bullets and steps of both sides: do they grow alike in form?"""
+    metrics = {}
+    for name, side in (("teacher", teachers), ("student", students)):
+        measured = {
+            "length": [len(parts.render()) for parts in side],
+            "bullets": [num_bullets(parts.caption) for parts in side],
+            "steps": [num_steps(parts.think) for parts in side],
+        }
+        metrics |= {f"form/{name}_{what}": sum(v) / len(v) for what, v in measured.items()}
+    return metrics
 
 
 def rollout_records(

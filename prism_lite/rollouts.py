@@ -11,7 +11,7 @@ Shape letters: R rows (rollouts), B prompts, V vocabulary, F prompt tokens end t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,6 @@ from prism_lite.types import Group, Rollout, Sample
 
 MOST_ROWS = 512  # decoded side by side where nothing else limits them
 LEAVE_WHEN = 1 / 8  # finished share of the rows from which on they are dropped
-CHECK_EVERY = 4  # tokens between looks at which rows are finished: each look waits for the device
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,38 @@ def sample_groups(
     return [Group(sample, tuple(group)) for sample, group in zip(samples, rollouts, strict=True)]
 
 
+def sample_in_pieces(
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    *,
+    each: Callable[[Sequence[Sequence[Sample]], str], Iterable[Sequence[Sample]]],
+    doing: str,
+    group_size: int,
+    sampling: SamplingConfig,
+    system_prompt: str,
+    seed: tuple[object, ...],
+) -> list[Group]:
+    """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
+
+    Args:
+        each: goes through the pieces and shows `doing` (`RunFolder.each`).
+    """
+    size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
+    pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
+    return [
+        group
+        for piece in each(pieces, doing)
+        for group in sample_groups(
+            backbone,
+            piece,
+            group_size=group_size,
+            sampling=sampling,
+            system_prompt=system_prompt,
+            seed=seed,
+        )
+    ]
+
+
 def split_jobs(num_prompts: int, group_size: int, max_rows: int) -> list[list[Job]]:
     """Batches of at most `max_rows` rollouts; a group is parted only where it is larger than that."""
     batches: list[list[Job]] = []
@@ -101,8 +132,8 @@ def split_jobs(num_prompts: int, group_size: int, max_rows: int) -> list[list[Jo
 def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int:
     """Rows that decode side by side in 80 % of the memory that is free now; 512 at most.
 
-    A row needs its own keys and values up to the longest completion, twice while its buffer grows, and
-    four float32 rows of logits; a prompt's are counted with every row, as if groups were of one.
+    A row needs its own keys and values up to the longest completion, twice while finished rows leave,
+    and four float32 rows of logits; a prompt's are counted with every row, as if groups were of one.
     """
     if backbone.device.type != "cuda":
         return MOST_ROWS
@@ -181,13 +212,12 @@ def _decode(
         if step + 1 == max_tokens:
             break
         token_R = drawn.token_R
-        if step % CHECK_EVERY == CHECK_EVERY - 1:
-            kept = (~is_ended_R).nonzero()[:, 0]
-            if len(kept) == 0:
-                break
-            if len(row_R) - len(kept) >= LEAVE_WHEN * len(row_R):
-                cache.keep(kept.tolist())
-                row_R, token_R, is_ended_R = row_R[kept], token_R[kept], is_ended_R[kept]
+        kept = (~is_ended_R).nonzero()[:, 0]
+        if len(kept) == 0:
+            break
+        if len(row_R) - len(kept) >= LEAVE_WHEN * len(row_R):
+            cache.keep(kept.tolist())
+            row_R, token_R, is_ended_R = row_R[kept], token_R[kept], is_ended_R[kept]
         position_R = next_position_R[row_R] + step
         hidden_RD = run(
             decoder,

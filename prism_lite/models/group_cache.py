@@ -17,7 +17,6 @@ from torch import Tensor
 from prism_lite.models.attention import BIAS_ALIGNMENT, attend, merge
 
 GROWTH = 1.25  # a bucket's longest prompt is at most this many times its shortest
-FIRST_CAPACITY = 128  # own tokens a row has room for at first; doubled when full
 
 
 class Bucket:
@@ -91,16 +90,18 @@ class Bucket:
 
 
 class GroupCache:
-    """The buckets of all prompts and the rows' own keys and values."""
+    """The buckets of all prompts, and the rows' own keys and values in buffers of their full length.
+
+    The buffers are made whole at the start: what is planned for is what is taken, and nothing is copied
+    while a completion grows.
+    """
 
     def __init__(self, buckets: list[Bucket], max_tokens: int) -> None:
         self.buckets = buckets
-        self.max_tokens = max_tokens
         self.length = 0  # own tokens stored by every row
-        capacity = min(max_tokens, FIRST_CAPACITY)
         num_rows = sum(len(bucket.prompt_R) for bucket in buckets)
         self._own = [
-            (self._empty(keys, num_rows, capacity), self._empty(values, num_rows, capacity))
+            (self._empty(keys, num_rows, max_tokens), self._empty(values, num_rows, max_tokens))
             for keys, values in buckets[0].keys_values
         ]
 
@@ -113,9 +114,6 @@ class GroupCache:
     ) -> Tensor:
         """Store a layer's key and value of the present token and attend: [R, H * d]."""
         keys, values = self._own[layer]
-        if self.length == keys.shape[2]:
-            capacity = min(2 * self.length, self.max_tokens)
-            self._own[layer] = keys, values = self._copied(layer, None, capacity)
         keys[:, :, self.length] = k_RJd
         values[:, :, self.length] = v_RJd
         stop = self.length + 1
@@ -135,8 +133,8 @@ class GroupCache:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these (ascending)."""
         index = torch.tensor(rows, device=self._own[0][0].device)
-        for layer, (keys, _) in enumerate(self._own):
-            self._own[layer] = self._copied(layer, index, keys.shape[2])
+        for layer, buffers in enumerate(self._own):
+            self._own[layer] = (self._kept(buffers[0], index), self._kept(buffers[1], index))
         start, buckets = 0, []
         for bucket in self.buckets:
             until = start + len(bucket.prompt_R)
@@ -146,16 +144,10 @@ class GroupCache:
                 buckets.append(bucket)
         self.buckets = buckets
 
-    def _copied(self, layer: int, index: Tensor | None, capacity: int) -> tuple[Tensor, Tensor]:
-        """A layer's buffers with other rows or more room."""
-        copies = []
-        for old in self._own[layer]:
-            used = old[:, :, : self.length]
-            used = used if index is None else used[index]
-            new = self._empty(old, used.shape[0], capacity)
-            new[:, :, : self.length] = used
-            copies.append(new)
-        return copies[0], copies[1]
+    def _kept(self, old: Tensor, index: Tensor) -> Tensor:
+        new = self._empty(old, len(index), old.shape[2])
+        new[:, :, : self.length] = old[index, :, : self.length]
+        return new
 
 
 def bucket_prompts(lengths: Sequence[int]) -> list[list[int]]:

@@ -115,13 +115,22 @@ class VisionCache:
                 if store is not None:
                     store.save(names[key], _to_tensors(features))
         for key, features in found.items():
-            self._features[key] = features
-            self._num_bytes += features.num_bytes
+            self._remember(key, features)
+        return found
+
+    def put(self, picture: Picture, features: PictureFeatures) -> None:
+        """Keep features that were made elsewhere, for the tower as it is now."""
+        self._forget_other_towers(list(self._core.model.visual.parameters()))
+        self._remember(_key(picture), features)
+
+    def _remember(self, key: Key, features: PictureFeatures) -> None:
+        replaced = self._features.pop(key, None)
+        self._features[key] = features
+        self._num_bytes += features.num_bytes - (replaced.num_bytes if replaced else 0)
         while self._features and (
             len(self._features) > self._max_pictures or self._num_bytes > self._max_bytes
         ):
             self._num_bytes -= self._features.popitem(last=False)[1].num_bytes
-        return found
 
     def _forget_other_towers(self, parameters: Sequence[Tensor]) -> None:
         tower = tuple((id(p), p._version) for p in parameters)

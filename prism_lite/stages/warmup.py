@@ -16,7 +16,7 @@ from prism_lite.game import Judged, discriminator_step
 from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
-from prism_lite.rollouts import sample_groups
+from prism_lite.rollouts import sample_in_pieces
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_game
@@ -92,9 +92,11 @@ def student_pairs(context: Context) -> list[Pair]:
         context.run.console.print(f"warm-up on {len(task.warmup)} recorded pairs")
         return [(sample, _parts_of(sample, "student")) for sample in task.warmup]
     samples = task.align[: config.warmup.num_prompts]
-    groups = sample_groups(
+    groups = sample_in_pieces(
         context.backbone,
         samples,
+        each=context.run.each,
+        doing="sampling the SFT policy",
         group_size=1,
         sampling=config.sampling,
         system_prompt=task.system_prompt,
