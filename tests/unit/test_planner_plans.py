@@ -104,16 +104,15 @@ def test_unsloths_published_t4_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CARDS)
 def test_a_recipe_fits_its_card_and_says_how_tightly(name):
-    """All stages simulated: 10 % of the card to spare; the header's figures are within 5 %."""
+    """All stages simulated: 10 % of the card to spare; figures in its header hold within 5 %."""
     found = plan(load_recipe(name))
     assert found.fits, {stage: round(s.peak_gib, 2) for stage, s in found.stages.items()}
     header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
-    stated = dict(
-        re.findall(r"(\w+) ([\d.]+)", header.split("# predicted peak, GiB: ")[1].split("\n")[0])
-    )
-    assert {k: float(v) for k, v in stated.items()} == {
-        stage: pytest.approx(s.peak_gib, rel=0.05) for stage, s in found.stages.items()
-    }
+    for line in re.findall(r"# predicted peak, GiB: (.*)", header):
+        stated = {stage: float(gib) for stage, gib in re.findall(r"(\w+) ([\d.]+)", line)}
+        assert stated == {
+            stage: pytest.approx(s.peak_gib, rel=0.05) for stage, s in found.stages.items()
+        }
 
 
 def made_plan(config, gib: float) -> Plan:
