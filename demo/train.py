@@ -115,7 +115,8 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown, tick: gr.Timer) -> None
     with gr.Row():
         pictures = gr.Gallery(
             label="Pictures of these rollouts", columns=1, height=330,
-            elem_id="rollout-pictures", object_fit="contain", allow_preview=False, min_width=260, buttons=[], interactive=False,
+            elem_id="rollout-pictures", object_fit="contain", allow_preview=False,
+            min_width=260, buttons=[], interactive=False,
         )  # fmt: skip
         rollouts = gr.Dataframe(
             headers=["picture", "completion", "advantage", "finish"], interactive=False, wrap=True,
