@@ -69,16 +69,22 @@ def encode_pictures(
 ) -> list[PictureFeatures]:
     """Run the vision tower on pictures, all of them in one pass; differentiable in its weights."""
     device = core.device
-    inputs = []
-    for picture in pictures:
-        least, most = pixel_limits(picture, image_processor)
-        size = {"shortest_edge": least, "longest_edge": most}
-        inputs.append(image_processor(images=[picture.open()], size=size, return_tensors="pt"))
-    pixels = torch.cat([one["pixel_values"] for one in inputs])
-    grids = torch.cat([one["image_grid_thw"] for one in inputs])
+    inputs = pixel_inputs(image_processor, pictures)
+    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
     output = core.model.get_image_features(pixels.to(device), grids.to(device))
     levels = zip(*output.deepstack_features, strict=True)
     return [
         PictureFeatures(merged, tuple(deepstack))
         for merged, deepstack in zip(output.pooler_output, levels, strict=True)
     ]
+
+
+def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    """`pixel_values` and `image_grid_thw` of pictures, each within its own limits; empty without any."""
+    encoded = []
+    for picture in pictures:
+        least, most = pixel_limits(picture, image_processor)
+        size = {"shortest_edge": least, "longest_edge": most}
+        encoded.append(image_processor(images=[picture.open()], size=size, return_tensors="pt"))
+    names = ("pixel_values", "image_grid_thw") if encoded else ()
+    return {name: torch.cat([one[name] for one in encoded]) for name in names}
