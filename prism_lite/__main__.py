@@ -88,6 +88,9 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", default="tiny", metavar="NAME|FILE", help="default: tiny")
     command.add_argument("--out", metavar="DIR", help="run folder; default: runs/RECIPE")
     command.add_argument("--seed", type=int, help="default: the recipe's")
+    command.add_argument(
+        "--backend", choices=("auto", "transformers", "unsloth"), help="the loader"
+    )
     command.add_argument("--dry-run", action="store_true", help="print the settings and stop")
 
 
@@ -118,11 +121,16 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     if arguments.seed is not None:
         overrides = [*overrides, f"seed={arguments.seed}"]
+    if arguments.backend is not None:
+        overrides = [*overrides, f"model.backend={arguments.backend}"]
     config = load_recipe(arguments.recipe, overrides)
     if arguments.dry_run:
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
 
+    from prism_lite.models.backend import import_first
+
+    import_first(config.model)
     quiet_libraries()
     from rich.console import Console
 

@@ -10,9 +10,10 @@ import torch
 from transformers import TextStreamer
 
 from prism_lite.data.task import load_task
-from prism_lite.finished import last_stage, load_stage, read_run
+from prism_lite.finished import last_stage, load_stage
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.vision import pixel_inputs
+from prism_lite.recipe import read_run
 from prism_lite.types import Picture, Sample, Turn
 
 

@@ -24,7 +24,7 @@ from prism_lite.checkpoint import load_final
 from prism_lite.config import RunConfig
 from prism_lite.data.task import load_task
 from prism_lite.environment import PACKAGES, installed_version
-from prism_lite.finished import last_stage, load_stage, read_run
+from prism_lite.finished import last_stage, load_stage
 from prism_lite.merge import (
     MERGE_TOLERANCE,
     Distance,
@@ -37,7 +37,7 @@ from prism_lite.merge import (
 )
 from prism_lite.models.backbone import TRUNK, Backbone
 from prism_lite.pipeline import base_folder
-from prism_lite.recipe import to_dict
+from prism_lite.recipe import read_run, to_dict
 from prism_lite.rollouts import sample_groups
 
 NUM_CHECKED = 16  # held-out prompts, one completion each
@@ -256,6 +256,7 @@ Scores the caption (perception) and think + answer (reasoning) of a completion; 
 A reward function for TRL:
 
 ```python
+from prism_lite.recipe import read_run
 from prism_lite.reward_model import discriminator_reward
 reward = discriminator_reward(FOLDER)
 trainer = GRPOTrainer(..., reward_funcs=[reward])

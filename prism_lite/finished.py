@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from prism_lite.checkpoint import load_final
@@ -16,21 +15,9 @@ from prism_lite.data.task import TaskData, load_task, read_rows
 from prism_lite.evaluate import evaluate
 from prism_lite.models.backbone import Backbone, load_backbone
 from prism_lite.pipeline import POLICY_STAGES, base_folder, check_machine, read_prompts
-from prism_lite.recipe import parse_config
+from prism_lite.recipe import read_run
 from prism_lite.report import stage_line
 from prism_lite.rollouts import sample_groups
-
-
-def read_run(path: str | Path) -> RunConfig:
-    """The settings of a run folder.
-
-    Raises:
-        ValueError: the folder holds no run.
-    """
-    file = Path(path) / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"--run {path} holds no run: config.yaml is missing.")
-    return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 def last_stage(path: str | Path) -> str:

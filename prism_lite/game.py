@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from prism_lite.losses import bradley_terry_loss
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.discriminator import Discriminator, Scores
 from prism_lite.models.prompts import Prompt
-from prism_lite.optim import optimizer_step
+from prism_lite.optim import Optimizer, optimizer_step
 from prism_lite.parts import Parts
 
 
@@ -42,7 +41,7 @@ class GameScores:
 def discriminator_step(
     backbone: Backbone,
     discriminator: Discriminator,
-    optimizer: Any,
+    optimizer: Optimizer,
     judged: Sequence[Judged],
     config: DiscriminatorConfig,
     *,
@@ -74,13 +73,16 @@ def discriminator_step(
             share = sum(len(item.students) for item in chunk) / num_pairs
             teacher_P2, student_scores = _by_prompt(scores, chunk)
             loss, metrics = _loss(scores, teacher_P2, student_scores, config)
-            (share * loss).backward()
+            optimizer.backward(share * loss)
             teachers.append(teacher_P2.detach())
             students += [student.detach() for student in student_scores]
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + share * value
-    norm = optimizer_step(optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm)
-    return GameScores(torch.cat(teachers), tuple(students), totals | {"disc/grad_norm": norm})
+    stepped = optimizer_step(
+        optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
+    )
+    totals |= {f"disc/{name}": value for name, value in stepped.items()}
+    return GameScores(torch.cat(teachers), tuple(students), totals)
 
 
 def _by_prompt(scores: Scores, chunk: Sequence[Judged]) -> tuple[Tensor, list[Tensor]]:

@@ -61,7 +61,7 @@ def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import yaml
 
     _refuse_settings("eval", overrides)
-    quiet_libraries()
+    _prepare(arguments.run)
     from rich.console import Console
 
     from prism_lite.finished import evaluate_run
@@ -85,7 +85,7 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _refuse_settings("export", overrides)
     if arguments.gguf and not arguments.merge:
         raise ValueError("--gguf converts merged weights: give it with --merge.")
-    quiet_libraries()
+    _prepare(arguments.run)
     from prism_lite import export, publish
 
     if arguments.discriminator:
@@ -112,7 +112,7 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _refuse_settings("chat", overrides)
-    quiet_libraries()
+    _prepare(arguments.run)
     from prism_lite.chat import chat
 
     chat(
@@ -129,3 +129,12 @@ def _chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _refuse_settings(command: str, overrides: list[str]) -> None:
     if overrides:
         raise ValueError(f"{command} takes no settings, got {overrides[0]!r}: they are the run's.")
+
+
+def _prepare(run: str) -> None:
+    """What has to come before transformers is imported."""
+    from prism_lite.models.backend import import_first
+    from prism_lite.recipe import read_run
+
+    import_first(read_run(run).model)
+    quiet_libraries()

@@ -69,6 +69,7 @@ def run(
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
+    console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
     with open_run(Path(out), config, console) as folder:
         context = Context(config, folder, backbone, task)
@@ -130,7 +131,8 @@ def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Tas
     for number, stage in enumerate(stages):
         if (out / "stages" / stage / "final").is_dir():
             continue
-        _check_rows(stage, task)
+        if stage != "sft" or config.sft.steps:
+            _check_rows(stage, task)
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
                 raise ValueError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +16,13 @@ from prism_lite.logprobs import pack_logprobs
 from prism_lite.losses import PolicyLossConfig, kl_k3, policy_loss
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
-from prism_lite.optim import optimizer_step
+from prism_lite.optim import Optimizer, mean_of, optimizer_step
 from prism_lite.types import Group
 
 
 def update_policy(
     backbone: Backbone,
-    optimizer: Any,
+    optimizer: Optimizer,
     groups: Sequence[Group],
     advantage_R: Tensor,
     *,
@@ -75,17 +74,21 @@ def update_policy(
                     backbone, piece.pack, temperature
                 )
     totals: dict[str, float] = {}
+    stepped: list[dict[str, float]] = []
     for pieces in prepared:
         for piece in pieces:
-            metrics = _backward(backbone, piece, temperature, loss, kl_weight, num_tokens)
+            metrics = _backward(
+                backbone, optimizer, piece, temperature, loss, kl_weight, num_tokens
+            )
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value / num_minibatches
         if pieces:
             parameters = backbone.policy_parameters()
-            norm = optimizer_step(optimizer, parameters, learning_rate, optim.max_grad_norm)
-            totals["grad_norm"] = totals.get("grad_norm", 0.0) + norm / num_minibatches
+            stepped.append(
+                optimizer_step(optimizer, parameters, learning_rate, optim.max_grad_norm)
+            )
     num_trained = sum(tree.num_tokens for tree, _ in used)
-    return totals | {
+    return (totals | mean_of(stepped)) | {
         "learning_rate": learning_rate,
         "train_tokens_per_s": num_trained / (time.perf_counter() - started_s),
     }
@@ -126,6 +129,7 @@ def _logprobs_without_grad(backbone: Backbone, pack: Pack, temperature: float) -
 
 def _backward(
     backbone: Backbone,
+    optimizer: Optimizer,
     piece: _Piece,
     temperature: float,
     config: PolicyLossConfig,
@@ -142,5 +146,5 @@ def _backward(
         kl = kl_k3(logprob_N, piece.reference_logprob_N).sum() / num_tokens
         loss = loss + kl_weight * kl
         metrics["kl"] = float(kl.detach())
-    loss.backward()
+    optimizer.backward(loss)
     return metrics | {"loss": float(loss.detach())}

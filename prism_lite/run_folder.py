@@ -51,6 +51,9 @@ MAY_CHANGE = frozenset(
         "model.max_pack_tokens",
         "model.max_cached_pictures",
         "model.gradient_checkpointing",
+        "model.offload_checkpoints",
+        "model.vision_on_cpu",
+        "model.embeddings_on_cpu",
         "model.min_gpu_gib",
         "sampling.max_rows",
     }

@@ -23,10 +23,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import LoraConfig, ModelConfig
+from prism_lite.models.backend import choose_backend, load_with_unsloth
+from prism_lite.models.float16 import keep_residual_in_float32
 from prism_lite.models.packing import Pack, forward_pack
+from prism_lite.models.placement import enable_checkpointing, keep_embeddings_on_cpu
 from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
 from prism_lite.models.vision import VisionCache
+from prism_lite.precision import Precision, card_of, choose_precision
 from prism_lite.types import Sample
 
 Role = Literal["policy", "reference", "discriminator"]
@@ -46,15 +50,27 @@ class Backbone:
         core: the `Qwen3VLForConditionalGeneration`; adapters are injected into it.
         peft: the PEFT wrapper that owns the adapters.
         processor: tokenizer and picture processor.
+        precision: number types, and whether losses are scaled.
+        loader: a sentence about who loaded it and why.
         end_id: the token that ends a completion, also the discriminator's sentinel.
         suppressed_ids: tokens that sampling never draws.
     """
 
-    def __init__(self, core: Any, processor: Any, model: ModelConfig, lora: LoraConfig) -> None:
+    def __init__(
+        self,
+        core: Any,
+        processor: Any,
+        model: ModelConfig,
+        lora: LoraConfig,
+        precision: Precision,
+        loader: str,
+    ) -> None:
         core.requires_grad_(False)
         core.eval()
         core.config.use_cache = False
         self.config = model
+        self.precision = precision
+        self.loader = loader
         self.core = core
         self.processor = processor
         self.tokenizer = processor.tokenizer
@@ -67,11 +83,14 @@ class Backbone:
         pictures = self.tokenizer.convert_tokens_to_ids(list(SUPPRESSED_TOKENS))
         self.suppressed_ids: list[int] = sorted({*pictures, self.pad_id, *unused})
         self.vision = VisionCache(
-            core, processor.image_processor, max_pictures=model.max_cached_pictures
+            core,
+            processor.image_processor,
+            max_pictures=model.max_cached_pictures,
+            on_cpu=model.vision_on_cpu,
         )
         self._prompts: OrderedDict[tuple[str, str], Prompt] = OrderedDict()
         if model.gradient_checkpointing:
-            core.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(core, offload=model.offload_checkpoints)
 
     @property
     def device(self) -> torch.device:
@@ -185,24 +204,14 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         ValueError: the path does not hold a Qwen3-VL.
         RuntimeError: the machine lacks what the recipe needs.
     """
-    quantisation = None
-    compute_dtype = compute_dtype_of(model)
-    if model.quantization == "nf4":
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype,
-            llm_int8_skip_modules=SKIP_QUANTISATION,
-        )
+    card = card_of(model)
+    precision = choose_precision(model, card)
+    backend, loader = choose_backend(model, card)
     try:
-        core = AutoModelForImageTextToText.from_pretrained(
-            path,
-            quantization_config=quantisation,
-            dtype=compute_dtype,
-            attn_implementation=model.attention,
-            device_map={"": device_of(model)},
-        )
+        if backend == "unsloth":
+            core = load_with_unsloth(path, model, precision, seed=seed)
+        else:
+            core = _load_with_transformers(path, model, precision)
         processor = load_processor(path)
     except OSError as error:
         raise ValueError(
@@ -221,21 +230,35 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
     _prepare_cpu_quantisation(core)
     use_linear_patch_embedding(core)
     torch.manual_seed(seed)  # PEFT initialises LoRA A from the global generator
-    return Backbone(core, processor, model, lora)
+    if model.float32_vision:
+        core.model.visual.float()
+    if precision.float32_residual:
+        keep_residual_in_float32(core, precision.compute_dtype)
+    if model.embeddings_on_cpu:
+        keep_embeddings_on_cpu(core)
+    return Backbone(core, processor, model, lora, precision, loader)
 
 
-def device_of(model: ModelConfig) -> str:
-    """ "cuda:0" where there is a GPU and the settings do not ask for the CPU."""
-    return "cuda:0" if torch.cuda.is_available() and model.device != "cpu" else "cpu"
-
-
-def compute_dtype_of(model: ModelConfig) -> torch.dtype:
-    """Float type of activations: float32 on the CPU, else bfloat16 (sm80 on) or float16."""
-    if model.compute_dtype != "auto":
-        return getattr(torch, model.compute_dtype)
-    if device_of(model) == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+def _load_with_transformers(path: str, model: ModelConfig, precision: Precision) -> Any:
+    quantisation = None
+    if model.quantization == "nf4":
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=precision.compute_dtype,
+            llm_int8_skip_modules=SKIP_QUANTISATION,
+        )
+    return AutoModelForImageTextToText.from_pretrained(
+        path,
+        quantization_config=quantisation,
+        dtype=precision.compute_dtype,
+        attn_implementation={
+            "text_config": model.attention,
+            "vision_config": precision.vision_attention,
+        },
+        device_map={"": precision.device},
+    )
 
 
 def use_linear_patch_embedding(core: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lite.models.placement import move, vision_parts, visiting
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
 
@@ -33,13 +34,19 @@ class PictureFeatures:
 class VisionCache:
     """Features of the last `max_pictures` pictures, by picture id.
 
+    With `on_cpu` the tower waits in the CPU's memory between pictures.
+
     Correct only while the vision tower does not change; `features` asserts that it is frozen.
     """
 
-    def __init__(self, core: Any, image_processor: Any, *, max_pictures: int) -> None:
+    def __init__(
+        self, core: Any, image_processor: Any, *, max_pictures: int, on_cpu: bool = False
+    ) -> None:
         self._core = core
         self._image_processor = image_processor
         self._max_pictures = max_pictures
+        self._visitors = vision_parts(core) if on_cpu else []
+        move(self._visitors, "cpu")
         self._features: OrderedDict[str, PictureFeatures] = OrderedDict()
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
@@ -52,7 +59,7 @@ class VisionCache:
         unique = {picture.id: picture for picture in pictures}
         missing = [picture for id_, picture in unique.items() if id_ not in self._features]
         if missing:
-            with torch.no_grad():
+            with torch.no_grad(), visiting(self._visitors, self._core.device):
                 encoded = encode_pictures(self._core, self._image_processor, missing)
             for picture, features in zip(missing, encoded, strict=True):
                 self._features[picture.id] = features

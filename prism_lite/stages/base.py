@@ -56,10 +56,19 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
     try:
         train_tiny_base(config, task, unfinished)
-        os.replace(unfinished, folder)
+        _put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    """Rename; where another process has trained the same base meanwhile, its folder stays."""
+    try:
+        os.replace(unfinished, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def cache_folder() -> Path:

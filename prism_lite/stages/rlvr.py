@@ -36,7 +36,9 @@ def run_rlvr(context: Context) -> None:
     context.load_policy(config.start)
     if config.kl_weight > 0:
         backbone.freeze_copy(REFERENCE)
-    optimizer = make_optimizer(backbone.policy_parameters(), config.optim)
+    optimizer = make_optimizer(
+        backbone.policy_parameters(), config.optim, scales_loss=backbone.precision.scales_loss
+    )
     start = context.resume("rlvr", {"policy": optimizer})
 
     def trained() -> Trained:

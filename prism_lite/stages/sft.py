@@ -9,6 +9,7 @@ import time
 
 from prism_lite.checkpoint import Trained
 from prism_lite.logprobs import pack_logprobs
+from prism_lite.models.adapters import read_adapter
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.optim import learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.run_folder import peak_gib
@@ -17,15 +18,17 @@ from prism_lite.stages.context import Context
 
 
 def run_sft(context: Context) -> None:
-    """Train the policy on `task.sft` from the backbone as it is."""
+    """Train the policy on `task.sft`, from the backbone as it is or from `sft.start_from`."""
     config, backbone, run, task = (
         context.config.sft,
         context.backbone,
         context.run,
         context.task,
     )
+    if config.start_from is not None:
+        backbone.load_adapter_state(read_adapter(config.start_from, context.config.lora))
     parameters = backbone.policy_parameters()
-    optimizer = make_optimizer(parameters, config.optim)
+    optimizer = make_optimizer(parameters, config.optim, scales_loss=backbone.precision.scales_loss)
     start = context.resume("sft", {"policy": optimizer})
 
     def trained() -> Trained:
@@ -47,17 +50,17 @@ def run_sft(context: Context) -> None:
             pack = pack_trees(packed, pad_id=backbone.pad_id)
             logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
             pack_loss = -logprob_N.sum() / num_tokens
-            pack_loss.backward()
+            optimizer.backward(pack_loss)
             loss += float(pack_loss.detach())
         learning_rate = learning_rate_at(config.optim, step, config.steps)
-        norm = optimizer_step(optimizer, parameters, learning_rate, config.optim.max_grad_norm)
+        stepped = optimizer_step(optimizer, parameters, learning_rate, config.optim.max_grad_norm)
         step_time = time.perf_counter() - started_s
         run.log(
             "sft",
             step,
             {
                 "loss": loss,
-                "grad_norm": norm,
+                **stepped,
                 "learning_rate": learning_rate,
                 "num_tokens": num_tokens,
                 "step_time": step_time,

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
 from prism_lite import export, merge, publish
-from prism_lite.finished import evaluate_run, load_stage, read_run
+from prism_lite.finished import evaluate_run, load_stage
 from prism_lite.models.backbone import load_backbone
 from prism_lite.pipeline import base_folder
+from prism_lite.recipe import read_run
 from prism_lite.reward_model import discriminator_reward
 from tests.micro import fill_adapter, micro_recipe, quiet_console
 from tests.pipeline.test_command_line import check_refused, in_process
