@@ -1,4 +1,4 @@
-"""Does `pip install .[gpu]` resolve today? `make resolve-gpu` asks pip, installs nothing, lists versions."""
+"""Does `pip install .[gpu]` resolve today? `make resolve-gpu` asks pip and installs nothing."""
 
 from __future__ import annotations
 
