@@ -20,7 +20,6 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.models.backend import choose_backend, load_with_unsloth
@@ -29,14 +28,17 @@ from prism_lite.models.packing import Pack, forward_pack
 from prism_lite.models.placement import enable_checkpointing, keep_embeddings_on_cpu
 from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
+from prism_lite.models.transformers_loader import (
+    keep_cpu_weights_unpacked,
+    load_with_transformers,
+    use_linear_patch_embedding,
+)
 from prism_lite.models.vision import VisionCache
 from prism_lite.precision import Precision, card_of, choose_precision
 from prism_lite.types import Sample
 
 Role = Literal["policy", "reference", "discriminator"]
 POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
-# transformers 5 matches these anchored: a plain "visual" would not skip the tower.
-SKIP_QUANTISATION = [r"lm_head", r".*visual.*"]
 LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
 # Sampling one of these would break the replay of a completion: they stand for pictures.
@@ -211,7 +213,7 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         if backend == "unsloth":
             core = load_with_unsloth(path, model, precision, seed=seed)
         else:
-            core = _load_with_transformers(path, model, precision)
+            core = load_with_transformers(path, model, precision)
         processor = load_processor(path)
     except OSError as error:
         raise ValueError(
@@ -227,7 +229,7 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         "shortest_edge": model.min_pixels,
         "longest_edge": model.max_pixels,
     }
-    _prepare_cpu_quantisation(core)
+    keep_cpu_weights_unpacked(core)
     use_linear_patch_embedding(core)
     torch.manual_seed(seed)  # PEFT initialises LoRA A from the global generator
     if model.float32_vision:
@@ -237,50 +239,6 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
     if model.embeddings_on_cpu:
         keep_embeddings_on_cpu(core)
     return Backbone(core, processor, model, lora, precision, loader)
-
-
-def _load_with_transformers(path: str, model: ModelConfig, precision: Precision) -> Any:
-    quantisation = None
-    if model.quantization == "nf4":
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=precision.compute_dtype,
-            llm_int8_skip_modules=SKIP_QUANTISATION,
-        )
-    return AutoModelForImageTextToText.from_pretrained(
-        path,
-        quantization_config=quantisation,
-        dtype=precision.compute_dtype,
-        attn_implementation={
-            "text_config": model.attention,
-            "vision_config": precision.vision_attention,
-        },
-        device_map={"": precision.device},
-    )
-
-
-def use_linear_patch_embedding(core: Any) -> None:
-    """Replace the Conv3d patch embedding, whose kernel equals its stride, by the equal matmul.
-
-    The convolution is 10 to 50,000 times slower on some torch and card pairs.
-    """
-    embedding = core.model.visual.patch_embed
-    weight = embedding.proj.weight
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        patches = hidden_states.view(-1, weight[0].numel()).to(weight.dtype)
-        return nn.functional.linear(patches, weight.flatten(1), embedding.proj.bias)
-
-    embedding.forward = forward
-
-
-def _prepare_cpu_quantisation(core: nn.Module) -> None:
-    """Keep bitsandbytes from repacking weights for AVX512: its backward is then silently wrong."""
-    for module in core.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a Linear4bit
 
 
 def _peft_config(lora: LoraConfig) -> PeftLoraConfig:

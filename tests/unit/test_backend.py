@@ -16,8 +16,9 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import ModelConfig
 from prism_lite.models import backbone as backbone_module
-from prism_lite.models.backbone import SKIP_QUANTISATION, load_backbone
+from prism_lite.models.backbone import load_backbone
 from prism_lite.models.backend import choose_backend, known_to, load_with_unsloth
+from prism_lite.models.transformers_loader import SKIP_QUANTISATION
 from prism_lite.pipeline import base_folder
 from prism_lite.precision import Card, choose_precision
 from prism_lite.stages.context import Context
