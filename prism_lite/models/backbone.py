@@ -215,7 +215,7 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         else:
             core = load_with_transformers(path, model, precision)
         processor = load_processor(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # no such folder or id; not a model
         raise ValueError(
             f"model.name = {model.name!r}: cannot load it ({str(error).splitlines()[0]}). Give a hub id "
             "or a folder of a Qwen3-VL; a hub id needs network access once."
