@@ -78,11 +78,22 @@ def encode_pictures(
     device = core.device
     inputs = pixel_inputs(image_processor, pictures)
     pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-    output = core.model.get_image_features(pixels.to(device), grids.to(device))
-    levels = zip(*output.deepstack_features, strict=True)
+    return by_picture(core.model.get_image_features(pixels.to(device), grids.to(device)))
+
+
+def by_picture(output: Any) -> list[PictureFeatures]:
+    """The tower's output, picture by picture.
+
+    transformers 5.23 splits each DeepStack level like the merged features, 5.17 hands it over whole.
+    """
+    sizes = [len(merged) for merged in output.pooler_output]
+    levels = [
+        level.split(sizes) if isinstance(level, Tensor) else level
+        for level in output.deepstack_features
+    ]
     return [
         PictureFeatures(merged, tuple(deepstack))
-        for merged, deepstack in zip(output.pooler_output, levels, strict=True)
+        for merged, *deepstack in zip(output.pooler_output, *levels, strict=True)
     ]
 
 

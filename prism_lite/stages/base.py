@@ -31,7 +31,7 @@ from prism_lite.data.digits import DIGIT_PIXELS, HELDOUT_FROM, digit_images
 from prism_lite.models import processor, prompts, tiny
 from prism_lite.models.backbone import use_linear_patch_embedding
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
-from prism_lite.models.vision import PictureFeatures
+from prism_lite.models.vision import PictureFeatures, by_picture
 from prism_lite.types import Picture, Sample, Turn
 
 CORPUS_LESSONS = 3000  # the tokenizer's training text
@@ -203,12 +203,7 @@ def _strip_features(
     """Features of strips straight from the digits' arrays: the image processor is the slow part."""
     pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])
     grid = torch.tensor([[1, 2, 2 * len(strip)] for strip in strips])
-    output = model.model.get_image_features(pixels, grid)
-    levels = zip(*output.deepstack_features, strict=True)
-    return [
-        PictureFeatures(merged, tuple(level))
-        for merged, level in zip(output.pooler_output, levels, strict=True)
-    ]
+    return by_picture(model.model.get_image_features(pixels, grid))
 
 
 def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
