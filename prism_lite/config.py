@@ -90,7 +90,7 @@ class ModelConfig:
     backend: Literal["auto", "transformers", "unsloth"] = "auto"  # who loads it
     quantization: Literal["nf4", "none"] = "nf4"
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "parts", "mask", "flex"] = "auto"  # of packs: tree_attention.py
     device: Literal["auto", "cpu", "cuda"] = "auto"
     float32_vision: bool = False  # a 16-bit tower may overflow on some pictures; +0.8 GiB
     min_gpu_gib: NonNegativeFloat = 0.0  # recipes for a card name its size; 0 runs anywhere
@@ -99,7 +99,7 @@ class ModelConfig:
     vision_on_cpu: bool = False  # the tower visits the card while it encodes; -0.8 GiB
     embeddings_on_cpu: bool = False  # only where they are not tied to the head (8B); -1.2 GiB
     max_prompt_tokens: PositiveInt = 2048
-    max_pack_tokens: PositiveInt = 8192  # padded tokens of one forward with gradient
+    max_pack_tokens: PositiveInt = 8192  # tokens of one forward with gradient
     min_pixels: PositiveInt = 32 * 32
     max_pixels: PositiveInt = 512 * 512
     max_cached_pictures: PositiveInt = 8192
@@ -168,6 +168,9 @@ class DiscriminatorConfig:
     score_cap: PositiveFloat = 10.0  # c * tanh(s / c)
     score_penalty: NonNegativeFloat = 1e-3  # on the mean square of the scores
     balance_weight: NonNegativeFloat = 1e-2
+    prompt_cache_gib: NonNegativeFloat = (
+        0.5  # prompt states of the frozen trunk, kept on the device
+    )
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(2e-3))
 
 

@@ -116,7 +116,7 @@ def _pieces(
     pieces = []
     trees = [tree for tree, _ in minibatch]
     for pack_of_trees in split_trees(trees, backbone.config.max_pack_tokens) if trees else []:
-        pack = pack_trees(pack_of_trees, pad_id=backbone.pad_id)
+        pack = pack_trees(pack_of_trees)
         advantage_R = torch.tensor([next(advantages) for _ in range(pack.num_branches)])
         pieces.append((pack, advantage_R[pack.branch_N].to(backbone.device)))
     return pieces

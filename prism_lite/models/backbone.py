@@ -33,6 +33,7 @@ from prism_lite.models.transformers_loader import (
     load_with_transformers,
     use_linear_patch_embedding,
 )
+from prism_lite.models.tree_attention import Kind, choose_kind
 from prism_lite.models.vision import VisionCache
 from prism_lite.precision import Precision, card_of, choose_precision
 from prism_lite.types import Sample
@@ -74,6 +75,7 @@ class Backbone:
         self.precision = precision
         self.loader = loader
         self.core = core
+        self.attention: Kind = choose_kind(model.attention, core.device)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.peft: PeftModel = get_peft_model(core, _peft_config(lora), adapter_name=POLICY)
@@ -191,7 +193,9 @@ class Backbone:
         """hidden_FD of a pack under the active role (`forward_pack` in models/packing.py)."""
         pictures = [picture for prompt in pack.prompts for picture in prompt.pictures]
         features = self.vision.features(pictures)
-        return forward_pack(self.core, pack, features, checkpoint=checkpoint)
+        return forward_pack(
+            self.core, pack, features, attention=self.attention, checkpoint=checkpoint
+        )
 
     @property
     def head_weight(self) -> Tensor:

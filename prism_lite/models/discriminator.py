@@ -8,8 +8,11 @@ The likelihood features, mean and minimum token log-prob of the part under this 
 the picture in context, go into the head beside the hidden state: without them the discriminator
 learns the teacher's style and not what the picture shows (METHOD section 6).
 
-Shape letters: B trees, T tokens, F = B * T flat positions, N part tokens, K parts, D hidden, E
-experts, r rank.
+So those are computed once per prompt (prompt_cache.py), and a step forwards the parts' tokens only.
+No activation is kept below the first adapted layer: nothing there needs a gradient.
+
+Shape letters: B trees, F their tokens, N part tokens, M those of their bodies, R parts (branches),
+K completions, D hidden, E experts, r rank.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ from torch import Tensor, nn
 
 import triton_kernels as tk
 from prism_lite.config import DiscriminatorConfig
-from prism_lite.logprobs import pack_logprobs
 from prism_lite.losses import cap_scores
 from prism_lite.models.backbone import Backbone
-from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
+from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
+from prism_lite.models.prompt_cache import PromptStateCache
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import CAPTION, THINK, Parts
 from prism_lite.seeding import generator_for
@@ -88,6 +91,7 @@ class Discriminator(nn.Module):
         head = torch.tensor([*[0.0] * hidden_size, *start])
         self.perception_head = nn.Parameter(head.clone())
         self.reasoning_head = nn.Parameter(head.clone())
+        self.prompt_cache = PromptStateCache(int(config.prompt_cache_gib * 2**30))
         self.to(backbone.device)
 
     def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:
@@ -137,9 +141,10 @@ class Discriminator(nn.Module):
         self, backbone: Backbone, trees: Sequence[Tree]
     ) -> tuple[Tensor, list[tk.Routing]]:
         """Scores [R] of the branches (perception and reasoning by turns) and each layer's routing."""
-        pack = pack_trees(trees, pad_id=backbone.pad_id)
+        pack = pack_trees(trees, without_prompts=True)
+        states = self.prompt_cache.states(backbone, pack.prompts)
         with self._attached(backbone, pack) as routings:
-            hidden_FD = backbone.hidden_states(pack, checkpoint=False)  # hooks go before backward
+            hidden_FD = forward_branches(backbone.core, pack, states, attention=backbone.attention)
         feature_RD = hidden_FD[pack.last_R.to(hidden_FD.device)].float()
         if self.config.likelihood_features:
             likelihood_R2 = self._likelihood_features(backbone, pack, hidden_FD)
@@ -155,22 +160,22 @@ class Discriminator(nn.Module):
         The sentinel is left out, and so is the opening tag: a think that follows the prompt without
         its caption makes `<think>` the least likely token of every part, right or wrong.
         """
-        logprob_N = pack_logprobs(backbone.core, pack, hidden_FD)
-        branch_N = pack.branch_N
-        first_R = torch.zeros_like(pack.last_R).scatter_reduce(
-            0, branch_N, pack.own_N, "amin", include_self=False
+        device, num_opening = hidden_FD.device, self._num_opening_tokens(backbone)
+        body, start = [], 0
+        for number, length in enumerate(pack.branch_lengths):
+            body.append(torch.arange(start + num_opening[number % 2], start + length - 1))
+            start += length
+        branch_M = torch.arange(len(body)).repeat_interleave(torch.tensor([*map(len, body)]))
+        branch_M, body_M = branch_M.to(device), torch.cat(body)
+        logprob_M = tk.token_logprobs(
+            hidden_FD[pack.predictor_N[body_M].to(device)],
+            backbone.head_weight,
+            pack.target_N[body_M].to(device),
         )
-        num_opening_R = torch.tensor(self._num_opening_tokens(backbone)).repeat(len(first_R) // 2)
-        is_opening_N = pack.own_N < (first_R + num_opening_R)[branch_N]
-        is_sentinel_N = pack.own_N == pack.last_R[branch_N]
-        kept_N = (~is_opening_N & ~is_sentinel_N).to(logprob_N.device)
-        branch_N = branch_N.to(logprob_N.device)
-        zeros_R = logprob_N.new_zeros(pack.num_branches)
-        count_R = zeros_R.index_add(0, branch_N, kept_N.float())
-        mean_R = zeros_R.index_add(0, branch_N, logprob_N * kept_N) / count_R
-        min_R = zeros_R.scatter_reduce(
-            0, branch_N[kept_N], logprob_N[kept_N], "amin", include_self=False
-        )
+        zeros_R = logprob_M.new_zeros(pack.num_branches)
+        count_R = zeros_R.index_add(0, branch_M, torch.ones_like(logprob_M))
+        mean_R = zeros_R.index_add(0, branch_M, logprob_M) / count_R
+        min_R = zeros_R.scatter_reduce(0, branch_M, logprob_M, "amin", include_self=False)
         return torch.stack([mean_R, min_R], 1)
 
     def _num_opening_tokens(self, backbone: Backbone) -> tuple[int, int]:
@@ -184,7 +189,7 @@ class Discriminator(nn.Module):
     @contextmanager
     def _attached(self, backbone: Backbone, pack: Pack) -> Iterator[list[tk.Routing]]:
         """Hook the experts onto the last layers' MLPs for one forward; collect the routings."""
-        own_N = pack.own_N.to(backbone.device)
+        first = pack.layout.first_branch_token
         allowed_NE = self._allowed(pack).to(backbone.device)
         routings: list[tk.Routing] = []
         layers = backbone.core.model.language_model.layers[self.first_layer :]
@@ -192,13 +197,12 @@ class Discriminator(nn.Module):
         for layer, expert in zip(layers, self.experts, strict=True):
 
             def add_experts(
-                _module: Any, args: Any, output_BTD: Tensor, expert: Any = expert
+                _module: Any, args: Any, output_1FD: Tensor, expert: Any = expert
             ) -> Tensor:
-                x_ND = args[0].flatten(0, 1)[own_N]
-                delta_ND, routing = self._mix(expert, x_ND, allowed_NE)
+                delta_ND, routing = self._mix(expert, args[0][0, first:], allowed_NE)
                 routings.append(routing)
-                flat_FD = output_BTD.flatten(0, 1)
-                return flat_FD.index_add(0, own_N, delta_ND.to(flat_FD.dtype)).view_as(output_BTD)
+                changed_1ND = output_1FD[:, first:] + delta_ND.to(output_1FD.dtype)
+                return torch.cat([output_1FD[:, :first], changed_1ND], 1) if first else changed_1ND
 
             handles.append(layer.mlp.register_forward_hook(add_experts))
         try:

@@ -1,35 +1,41 @@
 """Shared-prefix trees: a prompt once, its continuations as branches, many trees in one forward.
 
-A tree is `[prompt | branch 0 | branch 1 | ...]`. Each branch token sees the prompt and its own branch;
-M-RoPE positions of every branch start right after the prompt. Log-probs and gradients equal those of
-the unpacked sequences (tests/unit/test_packing.py).
+A tree is a prompt with branches. Each branch token sees the prompt and its own branch; M-RoPE
+positions of every branch start right after the prompt. A pack is one row without padding: the prompts
+of all trees, then all branches, end to end. Log-probs and gradients equal those of the unpacked
+sequences (tests/unit/test_packing.py).
 
-Shape letters: B trees, T tokens of the longest tree, F = B * T flat positions, R branches of all trees,
-N branch tokens of all branches (branch after branch), P prompt tokens, C tokens of one branch, D hidden.
+Shape letters: B trees, F tokens of a pack, R branches of all trees, N branch tokens of all branches
+(branch after branch), P prompt tokens, C tokens of one branch, D hidden.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from prism_lite.models.attention import TreeLayout
 from prism_lite.models.prompts import Prompt
+from prism_lite.models.tree_attention import Kind, prepare
 from prism_lite.models.vision import PictureFeatures
 
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """One prompt and the token ids (each int64 [C], C >= 1) of its branches."""
+    """One prompt and the token ids (each int64 [C], C >= 1) of its branches, if it has any."""
 
     prompt: Prompt
     branches: tuple[Tensor, ...]
 
     def __post_init__(self) -> None:
-        assert self.branches and all(len(branch) for branch in self.branches)
+        assert all(len(branch) for branch in self.branches)
 
     @property
     def num_tokens(self) -> int:
@@ -37,32 +43,50 @@ class Tree:
 
 
 @dataclass(frozen=True, eq=False)
+class PromptStates:
+    """What the decoder keeps of a prompt: per layer keys and values [heads, P, d]; last hidden state.
+
+    Attributes:
+        last_D: of the prompt's last token, after the final norm.
+    """
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    last_D: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.keys_values)
+
+
+@dataclass(frozen=True, eq=False)
 class Pack:
     """Trees laid out for one forward; build it with `pack_trees`.
 
     Attributes:
-        prompts: the B prompts, one per row.
-        token_ids_BT: int64, right-padded.
-        position_ids_3BT: int64.
-        allowed_BTT: bool, True where query (dim 1) may attend to key (dim 2).
-        is_picture_BT: bool, True at visual tokens.
-        predictor_N: flat position whose hidden state predicts each branch token.
-        own_N: flat position of each branch token itself.
+        prompts: the B prompts.
+        token_ids_F: int64, all prompts, then all branches.
+        position_ids_3F: int64.
+        is_picture_F: bool, True at visual tokens.
+        layout: where prompts and branches lie.
+        predictor_N: row of the hidden states that predicts each branch token.
+        own_N: row of the hidden states of each branch token itself.
         target_N: the branch tokens.
         branch_N: index in 0..R-1 of the branch each token belongs to.
-        last_R: flat position of each branch's last token.
+        last_R: row of the hidden states of each branch's last token.
+        branch_lengths: tokens of each branch.
     """
 
     prompts: tuple[Prompt, ...]
-    token_ids_BT: Tensor
-    position_ids_3BT: Tensor
-    allowed_BTT: Tensor
-    is_picture_BT: Tensor
+    token_ids_F: Tensor
+    position_ids_3F: Tensor
+    is_picture_F: Tensor
+    layout: TreeLayout
     predictor_N: Tensor
     own_N: Tensor
     target_N: Tensor
     branch_N: Tensor
     last_R: Tensor
+    branch_lengths: tuple[int, ...]
 
     @property
     def num_branches(self) -> int:
@@ -72,7 +96,7 @@ class Pack:
 def split_trees(
     trees: Sequence[Tree], max_pack_tokens: int, *, branches_per_unit: int = 1
 ) -> list[list[Tree]]:
-    """Distribute trees over packs of at most `max_pack_tokens` padded tokens, in order.
+    """Distribute trees over packs of at most `max_pack_tokens` tokens, in order.
 
     A tree too large for one pack is split: its prompt is repeated with part of the branches each time.
 
@@ -83,13 +107,14 @@ def split_trees(
         ValueError: a prompt with a single unit of branches is already too large.
     """
     packs: list[list[Tree]] = []
-    pieces = (p for tree in trees for p in _split_tree(tree, max_pack_tokens, branches_per_unit))
-    for tree in pieces:
-        grown = [*packs[-1], tree] if packs else []
-        if grown and len(grown) * max(t.num_tokens for t in grown) <= max_pack_tokens:
-            packs[-1] = grown
-        else:
-            packs.append([tree])
+    num_tokens = 0
+    for tree in trees:
+        for piece in _split_tree(tree, max_pack_tokens, branches_per_unit):
+            if not packs or num_tokens + piece.num_tokens > max_pack_tokens:
+                packs.append([])
+                num_tokens = 0
+            packs[-1].append(piece)
+            num_tokens += piece.num_tokens
     return packs
 
 
@@ -112,97 +137,179 @@ def _split_tree(tree: Tree, max_pack_tokens: int, branches_per_unit: int) -> lis
     return [Tree(tree.prompt, tuple(piece)) for piece in pieces]
 
 
-def pack_trees(trees: Sequence[Tree], *, pad_id: int) -> Pack:
-    """Lay out trees as rows of one batch, padded on the right to the longest."""
-    num_rows, length = len(trees), max(tree.num_tokens for tree in trees)
-    token_ids_BT = torch.full((num_rows, length), pad_id)
-    position_ids_3BT = torch.zeros(3, num_rows, length, dtype=torch.long)
-    segment_BT = torch.full((num_rows, length), -1)  # 0 prompt, 1.. branches, -1 padding
-    is_picture_BT = torch.zeros(num_rows, length, dtype=torch.bool)
-    predictors, owns, branch_ids, lasts = [], [], [], []
-    for row, tree in enumerate(trees):
-        prompt, num_prompt = tree.prompt, len(tree.prompt)
-        token_ids_BT[row, :num_prompt] = prompt.token_ids_P
-        position_ids_3BT[:, row, :num_prompt] = prompt.position_ids_3P
-        segment_BT[row, :num_prompt] = 0
-        is_picture_BT[row, :num_prompt] = prompt.is_picture_P
-        start = num_prompt
-        for number, branch in enumerate(tree.branches, 1):
-            stop = start + len(branch)
-            token_ids_BT[row, start:stop] = branch
-            position_ids_3BT[:, row, start:stop] = prompt.next_position + torch.arange(len(branch))
-            segment_BT[row, start:stop] = number
-            own = row * length + torch.arange(start, stop)
-            predictor = own - 1
-            predictor[0] = row * length + num_prompt - 1
-            predictors.append(predictor)
-            owns.append(own)
-            branch_ids.append(torch.full((len(branch),), len(lasts)))
-            lasts.append(int(own[-1]))
-            start = stop
+def pack_trees(trees: Sequence[Tree], *, without_prompts: bool = False) -> Pack:
+    """Lay out trees for one forward.
+
+    Args:
+        without_prompts: leave the prompts out; their states come from elsewhere. The hidden states then
+            have a row for the last token of every prompt first (`forward_branches`).
+    """
+    prompts = tuple(tree.prompt for tree in trees)
+    prompt_lengths = [0 if without_prompts else len(prompt) for prompt in prompts]
+    branch_lengths = [len(branch) for tree in trees for branch in tree.branches]
+    prompt_spans = _spans(prompt_lengths, 0)
+    num_prompt_tokens = sum(prompt_lengths)
+    branch_spans = _spans([sum(map(len, tree.branches)) for tree in trees], num_prompt_tokens)
+    branches = [branch for tree in trees for branch in tree.branches]
+    kept = [] if without_prompts else prompts
+    offsets_C = [torch.arange(length) for length in branch_lengths]
+    starts = [tree.prompt.next_position for tree in trees for _ in tree.branches]
+    positions = [
+        (start + offset).expand(3, -1) for start, offset in zip(starts, offsets_C, strict=True)
+    ]
+    longest = max(branch_lengths, default=0)
+    cells = [number * longest + offset for number, offset in enumerate(offsets_C)]
+    first_row = len(trees) if without_prompts else num_prompt_tokens
+    num_branch_tokens = sum(branch_lengths)
+    own_N = first_row + torch.arange(num_branch_tokens)
+    length_R = torch.tensor(branch_lengths, dtype=torch.long)
+    last_R = first_row + length_R.cumsum(0) - 1
+    predictor_N = own_N - 1
+    last_prompt_rows = (
+        range(len(trees)) if without_prompts else [stop - 1 for _, stop in prompt_spans]
+    )
+    predictor_N[last_R - length_R + 1 - first_row] = torch.tensor(
+        [row for row, tree in zip(last_prompt_rows, trees, strict=True) for _ in tree.branches],
+        dtype=torch.long,
+    )
+    empty = torch.zeros(0, dtype=torch.long)
     return Pack(
-        prompts=tuple(tree.prompt for tree in trees),
-        token_ids_BT=token_ids_BT,
-        position_ids_3BT=position_ids_3BT,
-        allowed_BTT=_tree_mask(segment_BT),
-        is_picture_BT=is_picture_BT,
-        predictor_N=torch.cat(predictors),
-        own_N=torch.cat(owns),
-        target_N=torch.cat([branch for tree in trees for branch in tree.branches]),
-        branch_N=torch.cat(branch_ids),
-        last_R=torch.tensor(lasts),
+        prompts=prompts,
+        token_ids_F=torch.cat([*(prompt.token_ids_P for prompt in kept), *branches]),
+        position_ids_3F=torch.cat([*(prompt.position_ids_3P for prompt in kept), *positions], 1),
+        is_picture_F=torch.cat(
+            [
+                *(prompt.is_picture_P for prompt in kept),
+                torch.zeros(num_branch_tokens, dtype=torch.bool),
+            ]
+        ),
+        layout=TreeLayout(
+            prompts=prompt_spans,
+            branches=branch_spans,
+            grid_shape=(len(branches), longest),
+            cell_N=torch.cat([empty, *cells]),
+        ),
+        predictor_N=predictor_N,
+        own_N=own_N,
+        target_N=torch.cat([empty, *branches]),
+        branch_N=torch.arange(len(branches)).repeat_interleave(length_R),
+        last_R=last_R,
+        branch_lengths=tuple(branch_lengths),
     )
 
 
-def _tree_mask(segment_BT: Tensor) -> Tensor:
-    """Causal, within the prompt and the own branch. Padding sees itself: no row of softmax is empty."""
-    query, key = segment_BT[:, :, None], segment_BT[:, None, :]
-    num_tokens = segment_BT.shape[1]
-    causal = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
-    itself = torch.eye(num_tokens, dtype=torch.bool)
-    return (causal & (key >= 0) & ((key == 0) | (key == query)) & (query >= 0)) | itself
+def _spans(lengths: Sequence[int], start: int) -> tuple[tuple[int, int], ...]:
+    stops = list(itertools.accumulate(lengths, initial=start))
+    return tuple(itertools.pairwise(stops))
 
 
 def forward_pack(
-    core: Any, pack: Pack, features: Sequence[PictureFeatures], *, checkpoint: bool = True
+    core: Any,
+    pack: Pack,
+    features: Sequence[PictureFeatures],
+    *,
+    attention: Kind = "parts",
+    checkpoint: bool = True,
 ) -> Tensor:
     """Run the decoder over a pack.
 
     Args:
         core: the Qwen3-VL, whichever adapters are active.
-        pack: the layout.
+        pack: the layout, prompts included.
         features: of every picture of `pack.prompts`, in order.
+        attention: see tree_attention.py.
         checkpoint: False keeps all activations even where gradient checkpointing is on: the backward
             must not run the forward again once hooks have been taken off.
 
     Returns:
-        hidden_FD: final hidden states (after the last norm), flat over rows and positions.
+        hidden_FD: final hidden states (after the last norm), prompts first, then branches.
     """
-    device = core.device
     if core.model.language_model.gradient_checkpointing:
         # transformers checkpoints in training mode only; Qwen3-VL has no dropout to switch on
         core.train(checkpoint and torch.is_grad_enabled())
-    embeds_BTD = core.get_input_embeddings()(pack.token_ids_BT.to(device))
-    is_picture_BT = pack.is_picture_BT.to(device)
-    deepstack: list[Tensor] | None = None
-    if features:
-        merged = torch.cat([picture.merged_ND for picture in features])
-        embeds_BTD = embeds_BTD.masked_scatter(
-            is_picture_BT[..., None].expand_as(embeds_BTD), merged.to(embeds_BTD.dtype)
-        )
-        deepstack = [
-            torch.cat(level) for level in zip(*(f.deepstack_ND for f in features), strict=True)
-        ]
-    mask_B1TT = pack.allowed_BTT[:, None].to(device)
-    if core.config.text_config._attn_implementation == "eager":  # adds its mask to the logits
-        lowest = torch.finfo(embeds_BTD.dtype).min
-        mask_B1TT = torch.where(mask_B1TT, 0.0, lowest).to(embeds_BTD.dtype)
-    output = core.model.language_model(
-        inputs_embeds=embeds_BTD,
-        position_ids=pack.position_ids_3BT.to(device),
-        attention_mask=mask_B1TT,
-        visual_pos_masks=is_picture_BT if features else None,
-        deepstack_visual_embeds=deepstack,
-        use_cache=False,
+    return _run(core, pack, features, pack.layout, attention, None)
+
+
+def embed_pack(
+    core: Any, pack: Pack, features: Sequence[PictureFeatures]
+) -> tuple[Tensor, list[Tensor]]:
+    """Input embeddings [F, D], pictures in place, and the DeepStack levels of all visual tokens."""
+    embeds_FD = core.get_input_embeddings()(pack.token_ids_F.to(core.device))
+    if not features:
+        return embeds_FD, []
+    merged_ND = torch.cat([picture.merged_ND for picture in features]).to(embeds_FD.dtype)
+    is_picture_F1 = pack.is_picture_F.to(core.device)[:, None]
+    levels = zip(*(picture.deepstack_ND for picture in features), strict=True)
+    return (
+        embeds_FD.masked_scatter(is_picture_F1.expand_as(embeds_FD), merged_ND),
+        [torch.cat(level) for level in levels],
     )
-    return output.last_hidden_state.flatten(0, 1)
+
+
+def forward_branches(
+    core: Any, pack: Pack, states: Sequence[PromptStates], *, attention: Kind = "parts"
+) -> Tensor:
+    """Run the decoder over the branches of a pack made `without_prompts`.
+
+    The prompts' keys and values are constants: no gradient reaches them. Nothing is checkpointed.
+
+    Args:
+        states: of each tree's prompt, under the adapters that are active now.
+
+    Returns:
+        hidden states: first the last token of every prompt [B, D], then the branch tokens [N, D].
+    """
+    layers = zip(*(state.keys_values for state in states), strict=True)
+    layout = dataclasses.replace(pack.layout, prefix=tuple(layers))
+    core.train(False)
+    hidden_ND = _run(core, pack, [], layout, attention, None)
+    return torch.cat([torch.stack([state.last_D for state in states]), hidden_ND])
+
+
+@torch.no_grad()
+def prompt_states(
+    core: Any,
+    prompts: Sequence[Prompt],
+    features: Sequence[PictureFeatures],
+    *,
+    attention: Kind = "parts",
+) -> list[PromptStates]:
+    """Keys, values and last hidden state of prompts, in one forward under the active adapters."""
+    pack = pack_trees([Tree(prompt, ()) for prompt in prompts])
+    core.train(False)
+    cache: Any = DynamicCache()
+    hidden_FD = _run(core, pack, features, pack.layout, attention, cache)
+    layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+    return [
+        PromptStates(
+            tuple(
+                (keys[:, start:stop].clone(), values[:, start:stop].clone())
+                for keys, values in layers
+            ),
+            hidden_FD[stop - 1].clone(),
+        )
+        for start, stop in pack.layout.prompts
+    ]
+
+
+def _run(
+    core: Any,
+    pack: Pack,
+    features: Sequence[PictureFeatures],
+    layout: TreeLayout,
+    attention: Kind,
+    cache: Any,
+) -> Tensor:
+    embeds_FD, deepstack = embed_pack(core, pack, features)
+    device = core.device
+    layout = dataclasses.replace(layout, cell_N=layout.cell_N.to(device))
+    output = core.model.language_model(
+        inputs_embeds=embeds_FD[None],
+        position_ids=pack.position_ids_3F[:, None].to(device),
+        visual_pos_masks=pack.is_picture_F[None].to(device) if deepstack else None,
+        deepstack_visual_embeds=deepstack or None,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        tree_call=prepare(core, layout, attention),
+    )
+    return output.last_hidden_state[0]

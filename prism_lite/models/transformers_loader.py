@@ -30,7 +30,7 @@ def load_with_transformers(path: str, model: ModelConfig, precision: Precision) 
         quantization_config=quantisation,
         dtype=precision.compute_dtype,
         attn_implementation={
-            "text_config": model.attention,
+            "text_config": "sdpa",
             "vision_config": precision.vision_attention,
         },
         device_map={"": precision.device},

@@ -163,7 +163,7 @@ def _train_lessons(
             )
             for lesson in lessons
         ]
-        pack = pack_trees(trees, pad_id=tokenizer.pad_token_id)
+        pack = pack_trees(trees)
         strips = [lesson.picture for lesson in lessons if lesson.picture]
         hidden_FD = forward_pack(model, pack, _strip_features(model, strips, generator))
         logits_NV = model.lm_head(hidden_FD[pack.predictor_N])

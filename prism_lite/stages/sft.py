@@ -47,7 +47,7 @@ def run_sft(context: Context) -> None:
         num_tokens = sum(len(branch) for tree in trees for branch in tree.branches)
         loss = 0.0
         for packed in split_trees(trees, backbone.config.max_pack_tokens):
-            pack = pack_trees(packed, pad_id=backbone.pad_id)
+            pack = pack_trees(packed)
             logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
             pack_loss = -logprob_N.sum() / num_tokens
             optimizer.backward(pack_loss)

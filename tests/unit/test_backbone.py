@@ -63,7 +63,7 @@ def test_the_fresh_policy_is_exactly_the_base(backbone, task):
     tree = Tree(
         backbone.prompt(sample, task.system_prompt), (backbone.tokenize(sample.demonstration),)
     )
-    pack = pack_trees([tree], pad_id=backbone.pad_id)
+    pack = pack_trees([tree])
     with torch.no_grad():
         fresh = backbone.hidden_states(pack)
         with backbone.role("reference"):

@@ -21,11 +21,11 @@ def pack_of(backbone, discriminator, task):
             prompts_of(backbone, task, 2), ((TEACHER, *STUDENTS), (STUDENTS[1],)), strict=True
         )
     ]
-    return pack_trees(trees, pad_id=backbone.pad_id)
+    return pack_trees(trees)
 
 
 def is_completion(pack) -> torch.Tensor:
-    is_own_F = torch.zeros(pack.token_ids_BT.numel(), dtype=torch.bool)
+    is_own_F = torch.zeros(len(pack.token_ids_F), dtype=torch.bool)
     is_own_F[pack.own_N] = True
     return is_own_F
 
@@ -145,7 +145,7 @@ def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
                 assert backbone.end_id not in branch[:-1].tolist()
                 assert len(branch) <= config.max_part_tokens
     pack = pack_of(backbone, discriminator, task)
-    assert set(pack.token_ids_BT.flatten()[pack.last_R].tolist()) == {backbone.end_id}
+    assert set(pack.token_ids_F[pack.last_R].tolist()) == {backbone.end_id}
 
 
 def test_reasoning_is_scored_without_the_caption_unless_asked(backbone):

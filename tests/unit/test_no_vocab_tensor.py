@@ -91,7 +91,7 @@ def sft_pack(backbone, task):
         )
         for sample in task.sft[:12]
     ]
-    pack = pack_trees(trees, pad_id=backbone.pad_id)
+    pack = pack_trees(trees)
     return pack, len(pack.target_N)
 
 

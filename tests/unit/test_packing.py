@@ -13,6 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from prism_lite.logprobs import pack_logprobs
 from prism_lite.models.packing import Tree, pack_trees, split_trees
+from prism_lite.models.tree_attention import choose_kind, tree_mask
 from prism_lite.types import Picture, Sample, Turn
 
 SYSTEM = "Reply with caption, think and answer."
@@ -96,7 +97,7 @@ def packed_by_plain_head(backbone, trees: list[Tree], max_pack_tokens: int) -> t
     """Packed hidden states, and a plain log-softmax so that float64 stays float64."""
     found = []
     for part in split_trees(trees, max_pack_tokens):
-        pack = pack_trees(part, pad_id=backbone.pad_id)
+        pack = pack_trees(part)
         hidden_ND = backbone.hidden_states(pack)[pack.predictor_N]
         logprob_NV = (hidden_ND @ backbone.head_weight.T).log_softmax(-1)
         found.append(logprob_NV.gather(-1, pack.target_N[:, None])[:, 0])
@@ -138,7 +139,7 @@ def test_packed_logprobs_and_gradients_equal_unpacked_ones_in_float64(
 def test_pack_logprobs_equal_unpacked_ones_in_float32(random_backbone, temperature):
     backbone = random_backbone
     trees = trees_of(backbone)
-    pack = pack_trees(trees, pad_id=backbone.pad_id)
+    pack = pack_trees(trees)
     hidden_FD = backbone.hidden_states(pack)
     found_N = pack_logprobs(backbone.core, pack, hidden_FD, temperature=temperature)
     if temperature == 1.0:
@@ -158,22 +159,60 @@ def test_nf4_pack_equals_unpacked(make_backbone):
     """The quantised forward is the one that trains; its rounding is the same on both sides."""
     backbone = make_backbone(tiny__steps=0)
     trees = trees_of(backbone)
-    pack = pack_trees(trees, pad_id=backbone.pad_id)
+    pack = pack_trees(trees)
     with torch.no_grad():
         found_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
         expected_N = all_unpacked(backbone, trees)
     torch.testing.assert_close(found_N, expected_N, rtol=0, atol=1e-5)
 
 
-def test_eager_and_sdpa_attention_agree(make_backbone):
-    logprobs = []
-    for attention in ("sdpa", "eager"):
-        backbone = make_backbone(
-            tiny__steps=0, model__quantization="none", model__attention=attention
-        )
-        with torch.no_grad():
-            logprobs.append(packed_by_plain_head(backbone, trees_of(backbone), 4096))
-    torch.testing.assert_close(logprobs[0], logprobs[1], rtol=0, atol=1e-5)
+def test_kinds_of_attention_agree(random_backbone):
+    """The parts merged, one bool mask, and FlexAttention's rule in its eager form (no backward)."""
+    logprobs, grads = {}, {}
+    for kind in ("mask", "parts"):
+        random_backbone.attention = kind
+        logprobs[kind] = packed_by_plain_head(random_backbone, trees_of(random_backbone), 4096)
+        grads[kind] = gradients(random_backbone, logprobs[kind])
+    random_backbone.attention = "flex"
+    with torch.no_grad():
+        logprobs["flex"] = packed_by_plain_head(random_backbone, trees_of(random_backbone), 4096)
+    for kind in ("parts", "flex"):
+        torch.testing.assert_close(logprobs[kind], logprobs["mask"], rtol=0, atol=1e-5)
+    for parts, masked in zip(grads["parts"], grads["mask"], strict=True):
+        torch.testing.assert_close(parts, masked, rtol=1e-4, atol=1e-5)
+
+
+def test_flex_is_refused_where_its_kernels_do_not_run():
+    with pytest.raises(ValueError, match=r"capability 8\.0"):
+        choose_kind("flex", torch.device("cpu"))
+    assert choose_kind("auto", torch.device("cpu")) == "parts"
+
+
+def test_the_mask_is_the_rule_written_as_loops(random_backbone):
+    pack = pack_trees(trees_of(random_backbone))
+    mask = tree_mask(pack.layout, "cpu")
+    owner = {}  # position -> (tree, branch or None)
+    branch = 0
+    position = 0
+    trees = trees_of(random_backbone)
+    for number, tree in enumerate(trees):
+        for _ in range(len(tree.prompt)):
+            owner[position] = (number, None)
+            position += 1
+    for number, tree in enumerate(trees):
+        for tokens in tree.branches:
+            for _ in tokens:
+                owner[position] = (number, branch)
+                position += 1
+            branch += 1
+    for query in range(position):
+        for key in range(position):
+            seen = (
+                key <= query
+                and owner[key][0] == owner[query][0]
+                and owner[key][1] in (None, owner[query][1])
+            )
+            assert bool(mask[query, key]) == seen
 
 
 def test_gradient_checkpointing_runs_the_layers_again_in_the_backward(make_backbone):
@@ -214,10 +253,7 @@ def test_a_branch_does_not_see_its_siblings(random_backbone):
     prompt = backbone.prompt(mixed_samples()[1], SYSTEM)
     first, second, third = branches_of([5, 6, 4], seed=0)
     changed = branches_of([6], seed=9)[0]
-    packs = [
-        pack_trees([Tree(prompt, (first, middle, third))], pad_id=backbone.pad_id)
-        for middle in (second, changed)
-    ]
+    packs = [pack_trees([Tree(prompt, (first, middle, third))]) for middle in (second, changed)]
     with torch.no_grad():
         before_FD, after_FD = (backbone.hidden_states(pack) for pack in packs)
     is_changed_F = torch.zeros(len(before_FD), dtype=torch.bool)
@@ -231,7 +267,7 @@ def test_split_trees_keeps_every_branch_once_within_the_limit(random_backbone, m
     trees = trees_of(random_backbone)
     packs = split_trees(trees, max_pack_tokens)
     for pack in packs:
-        assert len(pack) * max(tree.num_tokens for tree in pack) <= max_pack_tokens
+        assert sum(tree.num_tokens for tree in pack) <= max_pack_tokens
     found = [(tree.prompt.id, b.tolist()) for pack in packs for tree in pack for b in tree.branches]
     assert found == [(tree.prompt.id, b.tolist()) for tree in trees for b in tree.branches]
 

@@ -127,7 +127,7 @@ def test_sampling_logprobs_equal_teacher_forced_ones(backbone, task, temperature
     ):
         branches = tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts)
         prompt = backbone.prompt(group.sample, task.system_prompt)
-        pack = pack_trees([Tree(prompt, branches)], pad_id=backbone.pad_id)
+        pack = pack_trees([Tree(prompt, branches)])
         with torch.no_grad():
             hidden_ND = backbone.hidden_states(pack)[pack.predictor_N]
             logits_NV = hidden_ND @ backbone.head_weight.T
