@@ -64,7 +64,7 @@ def trained_logprobs(backbone: Backbone, spoken: Sequence[Spoken]) -> list[Tenso
     result = []
     for item in spoken:
         tree = Tree(item.prompt, (torch.tensor(item.token_ids),))
-        pack = pack_trees([tree], pad_id=backbone.pad_id)
+        pack = pack_trees([tree])
         hidden_FD = backbone.hidden_states(pack)
         result.append(pack_logprobs(backbone.core, pack, hidden_FD).cpu())
     return result

@@ -21,7 +21,7 @@ def gradient(backbone, task) -> torch.Tensor:
         Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
         for s in task.sft[:8]
     ]
-    pack = pack_trees(trees, pad_id=backbone.pad_id)
+    pack = pack_trees(trees)
     (-pack_logprobs(backbone.core, pack, backbone.hidden_states(pack)).mean()).backward()
     return torch.cat([p.grad.flatten() for p in backbone.policy_parameters()])
 

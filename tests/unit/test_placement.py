@@ -18,7 +18,7 @@ def gradients(backbone, task) -> dict[str, torch.Tensor]:
         Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
         for s in task.sft[:3]
     ]
-    pack = pack_trees(trees, pad_id=backbone.pad_id)
+    pack = pack_trees(trees)
     (-pack_logprobs(backbone.core, pack, backbone.hidden_states(pack)).mean()).backward()
     found = {n: p.grad for n, p in backbone.core.named_parameters() if p.grad is not None}
     for parameter in backbone.policy_parameters():

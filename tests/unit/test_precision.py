@@ -82,7 +82,7 @@ def sft_pack(backbone, task, num=2):
         Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
         for s in task.sft[:num]
     ]
-    return pack_trees(trees, pad_id=backbone.pad_id)
+    return pack_trees(trees)
 
 
 def loss_of(backbone, pack):
