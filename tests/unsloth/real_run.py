@@ -50,6 +50,7 @@ def main(backend_name: str, out: str) -> None:
     if backend_name == "unsloth":
         pretend_to_have_a_card()
     import torch
+    from bitsandbytes.nn import Linear4bit
 
     from prism_lite import export, pipeline
     from prism_lite.finished import load_stage
@@ -65,7 +66,7 @@ def main(backend_name: str, out: str) -> None:
     before = set(os.listdir("."))
     results = pipeline.run(config, out, console=console)
     backbone = load_stage(out, config, "rlvr")
-    linears = [n for n, m in backbone.core.named_modules() if type(m).__name__ == "Linear4bit"]
+    linears = [n for n, m in backbone.core.named_modules() if type(m) is Linear4bit]
     record = export.export_merged(out, f"{out}-merged", bound=10.0, console=console)
     facts = {
         "printed": console.file.getvalue(),

@@ -46,7 +46,7 @@ def test_every_stage_trains_through_the_real_unsloth(tmp_path):
     assert real["stages"] == ["align", "base", "rlvr", "sft"]
     assert real["num_nf4_linears"] == plain["num_nf4_linears"] == 14
     assert real["nf4_in_vision"] == plain["nf4_in_vision"] == 0
-    assert real["new_files_here"] == ["unsloth"], "only the run folder: no generated code beside it"
+    assert real["new_files_here"] == ["unsloth", "unsloth-merged"], "generated code beside the run"
     exact = real["merged_against_base_and_adapter"]
     assert exact["largest"] <= exact["tolerance"]
     losses = {}
