@@ -30,7 +30,7 @@ check: setup
 	$(BIN)/pytest
 
 demo: setup
-	@echo "The Gradio demo is not there yet."
+	$(BIN)/prism-lite demo
 
 bench: setup
 	$(BIN)/python -m tests.bench

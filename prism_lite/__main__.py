@@ -7,12 +7,13 @@ on request (the same command resumes).
 from __future__ import annotations
 
 import argparse
+import linecache
 import shlex
 import sys
 from collections.abc import Sequence
 
-import prism_lite  # noqa: F401 - sets the thread settings before torch is imported
-from prism_lite import model_commands
+import prism_lite  # sets the thread settings before torch is imported
+from prism_lite import model_commands, plan_command
 from prism_lite.quiet import quiet_libraries
 
 STAGE_HELP = {
@@ -42,14 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_for_the_person(error: ValueError) -> bool:
     """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave.
 
-    One from inside another library is a fault of ours and keeps its traceback.
+    One from inside another library, or from a builtin (`zip(strict=True)`, `int("x")`), is a fault of
+    ours and keeps its traceback.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(
-        ("prism_lite.", "__main__")
-    )
+    if trace is None:
+        return False
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    is_raised_here = not line or line.lstrip().startswith("raise")
+    return is_raised_here and module.startswith(("prism_lite.", "demo.", "__main__"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,8 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
     check.set_defaults(handler=_data_check)
+    plan_command.add_command(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
+    demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
+    demo.add_argument(
+        "--run", metavar="DIR", help="default: the newest of runs/, or a recorded one"
+    )
+    demo.add_argument("--share", action="store_true", help="public link with a password")
+    demo.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    demo.set_defaults(handler=_demo)
     return parser
 
 
@@ -143,8 +156,9 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     try:
         results = pipeline.run(config, out, stages=stages, console=console)
     except (Stopped, KeyboardInterrupt) as stop:
+        happened = str(stop) or "interrupted"
         console.print(
-            f"{stop or 'interrupted'}; resume with: {shlex.join(['prism-lite', *_argv()])}"
+            f"{happened}; resume with: {shlex.join(['prism-lite', *_argv()])}", soft_wrap=True
         )
         return 3
     if results.get("stages"):
@@ -177,6 +191,33 @@ def _doctor(_arguments: argparse.Namespace, _overrides: list[str]) -> int:
     from prism_lite import machine
 
     print(machine.describe())
+    return 0
+
+
+def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from pathlib import Path
+
+    if overrides:
+        raise ValueError(
+            f"demo takes no settings, got {overrides[0]!r}: they are those of the run."
+        )
+    repository = Path(prism_lite.__file__).parent.parent
+    if not (repository / "demo" / "app.py").is_file():
+        raise ValueError(
+            "the demo is part of the repository, not of the installed package: clone the repository and "
+            "run `make demo` there."
+        )
+    sys.path.insert(0, str(repository))
+    try:
+        from demo.app import launch
+        from demo.folder import open_home
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "psutil"):
+            raise
+        raise ValueError(
+            f"the demo needs {error.name}: pip install 'prism-lite[demo]', or run `make demo`."
+        ) from error
+    launch(open_home(arguments.run, is_shared=arguments.share), port=arguments.port)
     return 0
 
 

@@ -25,10 +25,12 @@ NUM_KEPT = 2
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stage trains: tensors by name (adapter, discriminator) and optimizers by name."""
+    """What a stage trains: tensors by name (adapter, discriminator) and optimizers by name; and what
+    else it remembers, as JSON-able values by name (the replay buffer)."""
 
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     optimizers: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(stage_folder: Path, step: int, trained: Trained, *, fingerprint: str) -> Path:
@@ -68,11 +70,12 @@ def load_final(stage_folder: Path) -> dict[str, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Restored:
-    """A loaded checkpoint: steps done, tensors and optimizer states by name."""
+    """A loaded checkpoint: steps done, tensors, optimizer states and values by name."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     optimizers: dict[str, Any]
+    values: dict[str, Any]
 
 
 def load_latest(stage_folder: Path, *, fingerprint: str) -> tuple[Restored | None, list[str]]:
@@ -94,7 +97,11 @@ def load_latest(stage_folder: Path, *, fingerprint: str) -> tuple[Restored | Non
             )
             for path in sorted(folder.glob("*.optimizer.pt"))
         }
-        return Restored(state["step"], _load_tensors(folder), optimizers), refused
+        values = {
+            path.name.removesuffix(".value.json"): json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(folder.glob("*.value.json"))
+        }
+        return Restored(state["step"], _load_tensors(folder), optimizers, values), refused
     return None, refused
 
 
@@ -117,6 +124,8 @@ def _write_folder(target: Path, trained: Trained, state: dict[str, Any]) -> None
         save_file(contiguous, temporary / f"{name}.safetensors")
     for name, optimizer in trained.optimizers.items():
         torch.save(optimizer.state_dict(), temporary / f"{name}.optimizer.pt")
+    for name, value in trained.values.items():
+        (temporary / f"{name}.value.json").write_text(json.dumps(value), encoding="utf-8")
     hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
     write_text(temporary / "state.json", json.dumps(state | {"files": hashes}, indent=1))
     for path in temporary.iterdir():

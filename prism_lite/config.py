@@ -16,6 +16,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 _FORBID_EXTRA: pydantic.ConfigDict = {"extra": "forbid"}
 
 
+# Policy losses, by TRL's names. METHOD's token mean is "dapo" here: a mean over the batch's tokens.
+PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
+# PRISM's six ways to combine alignment with verifiable rewards, see advantages.alignment_advantages.
+AlignMode = Literal["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]
+RewardScale = Literal["group", "batch", "none"]
+RewardCombination = Literal["sum_then_normalize", "normalize_then_sum"]
+KlKind = Literal["k1", "abs", "k2", "k3", "full"]
 Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
 
 
@@ -47,6 +54,9 @@ class DataConfig:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     task: Literal["digits", "files"] = "digits"
     train: str | None = None  # files: demonstrations, teacher completions and answers, by row
+    # files: recorded pairs of teacher and student for the warm-up; default: the SFT policy answers
+    # the prompts of `align`
+    warmup: str | None = None
     align: str | None = None  # files: rows with a teacher completion; default: those of `train`
     rlvr: str | None = None  # files: rows with an answer; default: those of `train`
     heldout: str | None = None  # files: evaluation rows; required for results
@@ -168,6 +178,7 @@ class DiscriminatorConfig:
     score_cap: PositiveFloat = 10.0  # c * tanh(s / c)
     score_penalty: NonNegativeFloat = 1e-3  # on the mean square of the scores
     balance_weight: NonNegativeFloat = 1e-2
+    grgc_weight: NonNegativeFloat = 0.0  # keeps a group's scores apart; 0.01 in the paper
     prompt_cache_gib: NonNegativeFloat = (
         0.5  # prompt states of the frozen trunk, kept on the device
     )
@@ -181,7 +192,7 @@ class WarmupConfig:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     steps: NonNegativeInt = 150
     pairs_per_step: PositiveInt = 24
-    num_prompts: PositiveInt = 768  # the student answers these once
+    num_prompts: PositiveInt = 768  # the student answers these once (not with data.warmup)
     mismatched_fraction: Share = 0.0  # of the negatives: teacher parts of another prompt
     num_probe: PositiveInt = 200  # held-out pairs of the grounding and artefact probes
     optim: OptimConfig = field(
@@ -191,16 +202,41 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Stage 3: the adversarial game. METHOD section 3."""
+    """Stage 3: the adversarial game, or what it is compared with. METHOD section 3."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
+    # dpo: the teacher over one frozen sample of the SFT policy (as SODA). sft: teacher data only.
+    # Both go without discriminator and warm-up, with prompts_per_step rows per step.
+    method: Literal["adversarial", "dpo", "sft"] = "adversarial"
     steps: NonNegativeInt = 30
     prompts_per_step: PositiveInt = 8
     group_size: PositiveInt = 8
     alpha: Share = 0.5  # weight of perception; reasoning has the rest
     malformed_penalty: NonNegativeFloat = 1.5
+    # The modes other than "align" need an answer in every row of data.align; their verifiable
+    # reward has the weights of rlvr. "rlvr" keeps the game on during RLVR.
+    mode: AlignMode = "align"
+    weight: NonNegativeFloat = 1.0  # of the discriminator's advantage, in those modes
+    wrong_penalty: NonNegativeFloat = 1.0  # in those modes that subtract one
+    length_debias: NonNegativeFloat = 0.0  # beta: a score less beta * log(1 + tokens of the part)
+    # Share of earlier rollouts in the discriminator's batch, against forgetting; 0.5 in RARO.
+    replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    replay_prompts: PositiveInt = 256  # whose rollouts are kept, in memory and in checkpoints
+    dpo_beta: PositiveFloat = 0.1
     panel_every: PositiveInt = 10  # steps between convergence panels on held-out pairs
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4))
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Where the LLM judge of RLVR is; used only where `rlvr.judge_weight` is above 0."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    base_url: str = ""  # OpenAI-compatible, up to and with "/v1"
+    model: str = ""  # the name that the endpoint knows
+    key_variable: str = "PRISM_JUDGE_API_KEY"  # environment variable with the key; unset: none sent
+    timeout_s: PositiveFloat = 30.0  # for one request
+    num_attempts: PositiveInt = 3  # tries per answer before it is an error
 
 
 @dataclass(frozen=True)
@@ -213,13 +249,32 @@ class RlvrConfig:
     prompts_per_step: PositiveInt = 8
     group_size: PositiveInt = 8
     num_minibatches: PositiveInt = 1  # optimizer steps per batch of rollouts
-    loss: Literal["grpo"] = "grpo"
-    clip_low: PositiveFloat = 0.2
+    # Official numbers of the algorithm (recipes/rlvr/NAME.yaml) for what the recipe does not set.
+    algorithm: Literal["grpo", "dapo", "gspo"] = "grpo"
+    loss: PolicyLoss = "dapo"
+    clip_low: PositiveFloat = 0.2  # the ratio's bounds are 1 - low and 1 + high (cispo: 1 + high)
     clip_high: PositiveFloat = 0.2
-    clip_dual: PositiveFloat = 3.0
-    kl_weight: NonNegativeFloat = 0.0
+    clip_dual: Annotated[float, Field(gt=1)] | None = 3.0  # bound of the ratio where A < 0
+    sapo_temperature_positive: PositiveFloat = 1.0
+    sapo_temperature_negative: PositiveFloat = 1.05
+    kl_weight: NonNegativeFloat = 0.0  # 0: no reference is held or run
+    kl_kind: KlKind = "k3"  # k1 in the loss has a gradient of mean zero: use it in the reward
+    kl_in: Literal["loss", "reward"] = "loss"  # the reward's is summed over a rollout's tokens
+    kl_reference: Literal["start", "base"] = "start"  # the stage's first policy, or no adapter
+    entropy_weight: NonNegativeFloat = 0.0  # bonus per nat of mean token entropy
     accuracy_weight: NonNegativeFloat = 0.8
     format_weight: NonNegativeFloat = 0.2
+    ocr_weight: NonNegativeFloat = 0.0  # edit similarity with the gold text
+    boxes_weight: NonNegativeFloat = 0.0  # IoU with the boxes in the gold answer
+    judge_weight: NonNegativeFloat = 0.0  # 1 where the verifier or an LLM accepts the answer
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    overlong_weight: NonNegativeFloat = 0.0  # of DAPO's soft penalty on long completions
+    overlong_buffer: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the limit it acts in
+    mask_truncated: bool = False  # rollouts cut at the limit take no part in the loss
+    scale: RewardScale = "group"  # deviation that advantages are divided by
+    combine: RewardCombination = "sum_then_normalize"  # or GDPO's normalize_then_sum
+    dynamic_sampling: bool = False  # replace groups without spread in accuracy by new ones
+    max_sampled_batches: PositiveInt = 10  # per step, with dynamic sampling; then it goes on
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(5e-4))
 
 

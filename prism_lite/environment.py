@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetens
 
 def data_fingerprints(data: DataConfig) -> dict[str, str]:
     """SHA-256 (16 hex digits) of each data file of the settings; hub ids have none."""
-    named = {"train": data.train, "align": data.align, "rlvr": data.rlvr, "heldout": data.heldout}
+    named = {name: getattr(data, name) for name in ("train", "warmup", "align", "rlvr", "heldout")}
     return {
         name: fingerprint_of(path) for name, path in named.items() if path and Path(path).is_file()
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prism_lite.config import RunConfig
@@ -15,12 +15,23 @@ from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
 from prism_lite.rewards.of_groups import group_accuracy
-from prism_lite.rollouts import sample_groups
+from prism_lite.rollouts import sample_in_pieces
 from prism_lite.types import Group
 
 
-def evaluate(backbone: Backbone, task: TaskData, config: RunConfig) -> dict[str, Any]:
+def evaluate(
+    backbone: Backbone,
+    task: TaskData,
+    config: RunConfig,
+    *,
+    each: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
+    stage: str = "",
+) -> dict[str, Any]:
     """Sample the held-out prompts at temperature 1 and greedily, under the active role.
+
+    Args:
+        each: goes through pieces of the work and shows what is being done (`RunFolder.each`).
+        stage: whose policy it is, for that line.
 
     Returns:
         accuracy, format_rate, caption_accuracy, think_validity (the last two where the task verifies
@@ -29,12 +40,28 @@ def evaluate(backbone: Backbone, task: TaskData, config: RunConfig) -> dict[str,
     """
     sampled = dataclasses.replace(config.sampling, temperature=1.0)
     greedy = dataclasses.replace(config.sampling, temperature=0.0)
-    settings = {"system_prompt": task.system_prompt, "seed": (config.seed, "evaluate")}
-    groups = sample_groups(
-        backbone, task.heldout, group_size=config.eval.num_samples, sampling=sampled, **settings
+    settings = {
+        "system_prompt": task.system_prompt,
+        "seed": (config.seed, "evaluate"),
+        "each": each,
+    }
+    groups = sample_in_pieces(
+        backbone,
+        task.heldout,
+        group_size=config.eval.num_samples,
+        sampling=sampled,
+        doing=f"evaluating {stage}, sampled",
+        **settings,
     )
     rates = _rates(groups, task)
-    greedy_groups = sample_groups(backbone, task.heldout, group_size=1, sampling=greedy, **settings)
+    greedy_groups = sample_in_pieces(
+        backbone,
+        task.heldout,
+        group_size=1,
+        sampling=greedy,
+        doing=f"evaluating {stage}, greedy",
+        **settings,
+    )
     rates |= {f"greedy_{name}": values for name, values in _rates(greedy_groups, task).items()}
     lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
     return {

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from prism_lite.config import DiscriminatorConfig
-from prism_lite.losses import bradley_terry_loss
+from prism_lite.losses import bradley_terry_loss, rank_spread_penalty
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.discriminator import Discriminator, Scores
 from prism_lite.models.prompts import Prompt
 from prism_lite.optim import Optimizer, optimizer_step
 from prism_lite.parts import Parts
+from prism_lite.records import form_metrics
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,12 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class GameScores:
-    """Detached scores, per channel: teacher_PC and students as lists of [num students, 2]."""
+    """Detached scores of both channels (perception, reasoning), and the step's metrics.
+
+    Attributes:
+        teacher_P2: float32 [P, 2].
+        students: per prompt, float32 [students, 2].
+    """
 
     teacher_P2: Tensor
     students: tuple[Tensor, ...]
@@ -47,14 +53,17 @@ def discriminator_step(
     *,
     learning_rate: float,
     max_grad_norm: float,
+    replayed: Sequence[Judged] = (),
 ) -> GameScores:
     """One forward gives the policy's reward (detached) and the discriminator's loss (attached).
 
     Loss: Bradley-Terry of teacher against each student of the same prompt, both channels, plus the
-    penalty on the mean square of the scores and the load-balance loss. METHOD section 2.
+    penalty on the mean square of the scores, the load-balance loss and, where it is on, GRGC's
+    penalty. METHOD sections 2 and 6.
 
     Args:
         judged: prompts with at least one well-formed student each.
+        replayed: earlier students, in the loss only: no score or metric is of them.
 
     Returns:
         The scores before the step, and the metrics of the convergence panel. Without a judged prompt
@@ -62,27 +71,41 @@ def discriminator_step(
     """
     if not judged:
         return GameScores(torch.zeros(0, 2), (), {})
-    num_pairs = sum(len(item.students) for item in judged)
+    num_judged = _num_pairs(judged)
+    num_pairs = num_judged + _num_pairs(replayed)
+    max_pack_tokens = backbone.config.max_pack_tokens
+    chunks = [(chunk, True) for chunk in _chunks(judged, max_pack_tokens)]
+    if replayed:
+        chunks += [(chunk, False) for chunk in _chunks(replayed, max_pack_tokens)]
     teachers, students = [], []
     totals: dict[str, float] = {}
     with backbone.role("discriminator"):
-        for chunk in _chunks(judged, backbone.config.max_pack_tokens):
+        for chunk, is_judged in chunks:
             scores = discriminator.score(
                 backbone, [(item.prompt, (item.teacher, *item.students)) for item in chunk]
             )
-            share = sum(len(item.students) for item in chunk) / num_pairs
             teacher_P2, student_scores = _by_prompt(scores, chunk)
             loss, metrics = _loss(scores, teacher_P2, student_scores, config)
-            optimizer.backward(share * loss)
+            optimizer.backward(_num_pairs(chunk) / num_pairs * loss)
+            if not is_judged:
+                continue
             teachers.append(teacher_P2.detach())
             students += [student.detach() for student in student_scores]
             for name, value in metrics.items():
+                share = _num_pairs(chunk) / num_judged
                 totals[name] = totals.get(name, 0.0) + share * value
     stepped = optimizer_step(
         optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
     )
+    totals |= form_metrics(
+        [item.teacher for item in judged], [parts for item in judged for parts in item.students]
+    )
     totals |= {f"disc/{name}": value for name, value in stepped.items()}
     return GameScores(torch.cat(teachers), tuple(students), totals)
+
+
+def _num_pairs(judged: Sequence[Judged]) -> int:
+    return sum(len(item.students) for item in judged)
 
 
 def _by_prompt(scores: Scores, chunk: Sequence[Judged]) -> tuple[Tensor, list[Tensor]]:
@@ -110,9 +133,13 @@ def _loss(
         + config.score_penalty * all_scores.square().mean()
         + config.balance_weight * scores.balance_loss
     )
+    grgc = _mean_rank_penalty(students) if config.grgc_weight > 0 else None
+    if grgc is not None:
+        loss = loss + config.grgc_weight * grgc
     margin_K2 = (opposite_K2 - student_K2).detach()
     metrics = {
         "disc/loss": float(loss.detach()),
+        **({} if grgc is None else {"disc/grgc": float(grgc.detach())}),
         "disc/balance_loss": float(scores.balance_loss.detach()),
         "disc/router_entropy": float(scores.router_entropy),
     }
@@ -127,6 +154,19 @@ def _loss(
     for expert, share in enumerate(scores.load_E.tolist()):
         metrics[f"disc/expert_load_{expert}"] = share
     return loss, metrics
+
+
+def _mean_rank_penalty(students: Sequence[Tensor]) -> Tensor | None:
+    """GRGC's penalty, both channels together, a mean over the groups of several by their size."""
+    groups = [student_G2 for student_G2 in students if len(student_G2) > 1]
+    if not groups:
+        return None
+    penalties = [
+        len(student_G2) * rank_spread_penalty(student_G2[:, channel])
+        for student_G2 in groups
+        for channel in (0, 1)
+    ]
+    return torch.stack(penalties).sum() / sum(map(len, groups))
 
 
 def _chunks(judged: Sequence[Judged], max_pack_tokens: int) -> list[list[Judged]]:

@@ -53,6 +53,17 @@ class Malformed:
     reason: str
 
 
+def num_bullets(caption: str) -> int:
+    """Bullet points of a caption: its lines that begin with a bullet, or all lines where none does."""
+    lines = [line.strip() for line in caption.splitlines() if line.strip()]
+    return sum(line.startswith(("-", "*", "\u2022")) for line in lines) or len(lines)
+
+
+def num_steps(think: str) -> int:
+    """Steps of a think, roughly: pieces between line ends, sentence ends, commas and semicolons."""
+    return sum(bool(piece.strip()) for piece in re.split(r"[\n,;]|[.!?](?:\s|$)", think))
+
+
 def parse(text: str) -> Parts | Malformed:
     """Split a completion into its parts, or say what is wrong with it.
 

@@ -23,19 +23,27 @@ from prism_lite.evaluate import evaluate
 from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
 from prism_lite.run_folder import RunFolder, check_folder, open_run, peak_gib
 from prism_lite.stages.align import run_align
+from prism_lite.stages.align_dpo import run_dpo
+from prism_lite.stages.align_sft import run_teacher_sft
 from prism_lite.stages.base import tiny_base
 from prism_lite.stages.context import Context
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_sft
 from prism_lite.stages.warmup import run_warmup
 
+ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
+    "adversarial": run_align,
+    "dpo": run_dpo,
+    "sft": run_teacher_sft,
+}
 STAGES: dict[str, Callable[[Context], None]] = {
     "sft": run_sft,
     "warmup": run_warmup,
-    "align": run_align,
+    "align": lambda context: ALIGN_METHODS[context.config.align.method](context),
     "rlvr": run_rlvr,
 }
 POLICY_STAGES = ("sft", "align", "rlvr")
+PICTURES_AT_ONCE = 256  # of the embedded task's small ones, through the vision tower
 
 
 def run(
@@ -50,7 +58,8 @@ def run(
     Args:
         config: from `load_recipe`.
         out: run folder; made, or taken up again when it holds a run with the same settings.
-        stages: a part of the pipeline; the stages before it must be finished in this folder.
+        stages: a part of the pipeline; the stages before it must be finished in this folder. All
+            stages: without the warm-up where alignment has no discriminator.
 
     Returns:
         The content of results.json.
@@ -60,6 +69,8 @@ def run(
         Stopped: asked to stop; saved.
     """
     console = console or Console()
+    if tuple(stages) == tuple(STAGES) and config.align.method != "adversarial":
+        stages = [stage for stage in stages if stage != "warmup"]
     check_machine(config)
     check_folder(Path(out), config)
     check_same_data(Path(out), config.data)
@@ -125,7 +136,7 @@ def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Tas
     needs = {
         "sft": (),
         "warmup": ("sft",),
-        "align": ("sft", "warmup"),
+        "align": ("sft", "warmup") if config.align.method == "adversarial" else ("sft",),
         "rlvr": (config.rlvr.start,),
     }
     for number, stage in enumerate(stages):
@@ -133,6 +144,8 @@ def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Tas
             continue
         if stage != "sft" or config.sft.steps:
             _check_rows(stage, task)
+        if stage == "align" and config.align.mode != "align":
+            _check_answers(config, task)
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
                 raise ValueError(
@@ -153,6 +166,16 @@ def _check_rows(stage: str, task: TaskData) -> None:
             f"stage {stage} has no rows: none of the data has a {needed}. Set {key}, or run the "
             "other stages by name (prism-lite sft, ...)."
         )
+
+
+def _check_answers(config: RunConfig, task: TaskData) -> None:
+    for sample in task.align:
+        if not (sample.answer or "").strip():
+            raise ValueError(
+                f"{sample.source or sample.id}: no answer to verify, and align.mode = "
+                f"{config.align.mode} verifies each rollout. Give every row of data.align an answer, "
+                "or set align.mode=align."
+            )
 
 
 @contextmanager
@@ -195,8 +218,11 @@ def read_prompts(
         console.print(f"skipped {len(bad)} rows, the first: {next(iter(bad.values()))}")
         task = without_samples(task, bad.keys())
     if config.data.task == "digits":
-        with console.status(f"encoding the pictures of {len(samples)} prompts"):
-            encode_samples(backbone, list(samples.values()), task.system_prompt)
+        kept = list(samples.values())
+        starts = range(0, len(kept), PICTURES_AT_ONCE)
+        for start in track(starts, "encoding pictures", console=console, transient=True):
+            piece = kept[start : start + PICTURES_AT_ONCE]
+            encode_samples(backbone, piece, task.system_prompt)
     return task
 
 
@@ -205,8 +231,9 @@ def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
     if not context.task.heldout:
         folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
         return
-    with folder.console.status(f"evaluating {stage} on {len(context.task.heldout)} prompts"):
-        figures = evaluate(context.backbone, context.task, context.config)
+    figures = evaluate(
+        context.backbone, context.task, context.config, each=folder.each, stage=stage
+    )
     results = folder.results() or {
         "task": context.config.data.task,
         "n": len(context.task.heldout),
@@ -240,7 +267,8 @@ def _write_exports(context: Context) -> None:
     if finished:
         context.load_policy(finished[-1])
         context.backbone.save_policy(str(folder.path / "policy"))
-    judged = [stage for stage in ("warmup", "align") if folder.is_done(stage)]
+    game = ("warmup", "align") if context.config.align.method == "adversarial" else ("warmup",)
+    judged = [stage for stage in game if folder.is_done(stage)]
     if judged:
         tensors = folder.load_final(judged[-1])["discriminator"]
         report.save_discriminator(

@@ -9,6 +9,7 @@ Shape letters: K completions, X features, Q pairs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -64,6 +65,9 @@ def grounding_probe(
 ) -> dict[str, float]:
     """Share of held-out pairs whose clean part scores above its corrupted copy, per channel.
 
+    Where the reasoning channel sees the caption, its pairs have the clean one on both sides: the slip
+    in the reasoning must be what it finds.
+
     Without a pair nothing was measured: an empty mapping.
     """
     if not probe:
@@ -72,6 +76,12 @@ def grounding_probe(
         (backbone.prompt(pair.sample, system_prompt), pair.clean, pair.corrupted) for pair in probe
     ]
     perception, reasoning = first_wins(pair_scores(backbone, discriminator, pairs))
+    if discriminator.config.reasoning_sees_caption:
+        slipped = [
+            (prompt, clean, dataclasses.replace(corrupted, caption=clean.caption))
+            for prompt, clean, corrupted in pairs
+        ]
+        _, reasoning = first_wins(pair_scores(backbone, discriminator, slipped))
     return {"disc/grounding_perception": perception, "disc/grounding_reasoning": reasoning}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pydantic
 import yaml
 
-from prism_lite.config import RunConfig
+from prism_lite.config import RlvrConfig, RunConfig
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -68,13 +68,20 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """
     try:
         # Over the defaults: a recipe that sets only a stage's learning rate keeps its schedule.
-        config = pydantic.TypeAdapter(RunConfig).validate_python(
-            _merged(to_dict(RunConfig()), values)
-        )
+        defaults = _merged(to_dict(RunConfig()), {"rlvr": _algorithm_settings(values)})
+        config = pydantic.TypeAdapter(RunConfig).validate_python(_merged(defaults, values))
     except pydantic.ValidationError as error:
         raise ValueError(_first_problem(error)) from None
     _check_across_fields(config)
     return config
+
+
+def _algorithm_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `rlvr.algorithm` sets; an unknown one sets nothing and fails the check of values."""
+    rlvr = values.get("rlvr")
+    name = rlvr.get("algorithm") if isinstance(rlvr, Mapping) else None
+    path = RECIPES / "rlvr" / f"{name or RlvrConfig.algorithm}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,6 +196,22 @@ def _check_across_fields(config: RunConfig) -> None:
         raise ValueError(
             "sampling.temperature = 0: all rollouts of a group would be the same. Expected more than "
             "0; evaluation samples greedily by itself."
+        )
+    rlvr = config.rlvr
+    if rlvr.judge_weight > 0 and not (rlvr.judge.base_url and rlvr.judge.model):
+        raise ValueError(
+            "rlvr.judge_weight is above 0, and the judge is not named: set rlvr.judge.base_url (like "
+            "http://localhost:8000/v1) and rlvr.judge.model."
+        )
+    if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
+        raise ValueError(
+            f"rlvr.combine = normalize_then_sum standardises each reward in its group by itself: it "
+            f"has no use for rlvr.scale = {rlvr.scale!r}. Leave rlvr.scale at group."
+        )
+    if config.align.method != "adversarial" and config.align.mode != "align":
+        raise ValueError(
+            f"align.mode = {config.align.mode} combines the discriminator's scores with rewards, and "
+            f"align.method = {config.align.method} has no discriminator. Set one of them back."
         )
     for stage, group_size in (("align", config.align.group_size), ("rlvr", config.rlvr.group_size)):
         if group_size < 2:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from prism_lite.advantages import SPREAD_FLOOR
-from prism_lite.parts import Parts
+from prism_lite.parts import Parts, num_bullets, num_steps
 from prism_lite.types import Group
 
 
@@ -23,30 +23,61 @@ def rollout_metrics(groups: Sequence[Group], *, generated_s: float) -> dict[str,
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = [len(rollout.token_ids) for rollout in rollouts]
+    terminated = [len(rollout.token_ids) for rollout in rollouts if rollout.finish == "end"]
     surprise = -sum(float(rollout.sampling_logprob_C.sum()) for rollout in rollouts)
     return {
         "num_tokens": sum(lengths),
         "completions/mean_length": sum(lengths) / len(lengths),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
-        "completions/clipped_ratio": sum(r.finish == "length" for r in rollouts) / len(rollouts),
+        "completions/clipped_ratio": (len(rollouts) - len(terminated)) / len(rollouts),
+        **_terminated_metrics(terminated),
         "malformed_rate": sum(not r.is_well_formed for r in rollouts) / len(rollouts),
         "entropy": surprise / sum(lengths),
         "gen_tokens_per_s": sum(lengths) / generated_s,
     }
 
 
+def _terminated_metrics(lengths: Sequence[int]) -> dict[str, float]:
+    """Lengths of the completions that ended by themselves; nothing where none did."""
+    if not lengths:
+        return {}
+    return {
+        "completions/mean_terminated_length": sum(lengths) / len(lengths),
+        "completions/min_terminated_length": min(lengths),
+        "completions/max_terminated_length": max(lengths),
+    }
+
+
 def reward_metrics(
     reward_R: Tensor, rewards: Mapping[str, Tensor], *, group_size: int
 ) -> dict[str, float]:
-    """Mean reward, its spread within groups, and how many groups have none."""
+    """Mean reward, its spread within groups, how many groups have none; each reward's mean and std
+    over the batch. Deviations are the population's."""
     deviation_P = reward_R.view(-1, group_size).std(1, correction=0)
     return {
         "reward": float(reward_R.mean()),
         "reward_std": float(deviation_P.mean()),
         "frac_reward_zero_std": float((deviation_P < SPREAD_FLOOR).float().mean()),
         **{f"rewards/{name}/mean": float(value_R.mean()) for name, value_R in rewards.items()},
+        **{
+            f"rewards/{name}/std": float(value_R.std(correction=0))
+            for name, value_R in rewards.items()
+        },
     }
+
+
+def form_metrics(teachers: Sequence[Parts], students: Sequence[Parts]) -> dict[str, float]:
+    """Mean length in characters, bullets and steps of both sides: do they grow alike in form?"""
+    metrics = {}
+    for name, side in (("teacher", teachers), ("student", students)):
+        measured = {
+            "length": [len(parts.render()) for parts in side],
+            "bullets": [num_bullets(parts.caption) for parts in side],
+            "steps": [num_steps(parts.think) for parts in side],
+        }
+        metrics |= {f"form/{name}_{what}": sum(v) / len(v) for what, v in measured.items()}
+    return metrics
 
 
 def rollout_records(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prism_lite.checkpoint import write_text
 from prism_lite.config import DiscriminatorConfig
+from prism_lite.models.transformers_loader import SKIP_QUANTISATION
 from prism_lite.run_folder import RunFolder
 
 COLUMNS = (
@@ -147,7 +148,7 @@ def _plot_results(folder: RunFolder, plt: Any) -> None:
     shown = [stage for stage in STAGE_ORDER if stage in stages]
     if not shown:
         return
-    figure, axis = plt.subplots(figsize=(6, 3.5))
+    figure, axis = plt.subplots(figsize=(7.5, 3.5))
     names = [(name, title) for name, title in COLUMNS if name in stages[shown[0]]]
     for i, (name, title) in enumerate(names):
         x = [position + 0.08 * (i - len(names) / 2) for position in range(len(shown))]
@@ -158,7 +159,9 @@ def _plot_results(folder: RunFolder, plt: Any) -> None:
     axis.set_xticks(range(len(shown)), shown)
     axis.set_ylim(0, 1.02)
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=7)
+    axis.legend(
+        fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )  # beside, never over, a point
     figure.tight_layout()
     figure.savefig(folder.path / "plots" / "results.png", dpi=110)
     plt.close(figure)
@@ -194,16 +197,37 @@ RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 | packages | {", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)} |
 | data | {environment["data"] or config.data.task} |
 
-Use the policy with plain PEFT:
+{_usage(folder, environment["compute_dtype"])}"""
+    write_text(folder.path / "README.md", text)
+
+
+def _usage(folder: RunFolder, compute_dtype: str) -> str:
+    """How to load policy/ without prism_lite, on the base it was trained on and as it was held."""
+    adapter = folder.path / "policy" / "adapter_config.json"
+    if not adapter.is_file():
+        return "No policy has been trained yet.\n"
+    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    nf4 = folder.config.model.quantization == "nf4"
+    quantisation = f"""nf4 = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.{compute_dtype}, llm_int8_skip_modules={SKIP_QUANTISATION},
+)
+"""
+    return f"""Use the policy with plain PEFT, on the base it was trained on:
 
 ```python
+import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
-base = AutoModelForImageTextToText.from_pretrained(BASE)  # the folder or hub id it was trained on
+from transformers import AutoModelForImageTextToText{", BitsAndBytesConfig" if nf4 else ""}
+{quantisation if nf4 else ""}base = AutoModelForImageTextToText.from_pretrained(
+    {base!r}, dtype=torch.{compute_dtype}{", quantization_config=nf4" if nf4 else ""}
+)
 policy = PeftModel.from_pretrained(base, "policy")
 ```
+
+On a CPU with AVX512-BF16 bitsandbytes rounds activations to bfloat16 in evaluation; for the very
+answers of `prism-lite eval` set `support_avx512bf16_for_cpu = False` on each of its linears.
 """
-    write_text(folder.path / "README.md", text)
 
 
 def save_discriminator(

@@ -8,7 +8,7 @@ Shape letters: R rows (rollouts), V vocabulary, S cached positions, C completion
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,38 @@ def sample_groups(
     return [
         Group(sample, tuple(rollouts[i * group_size : (i + 1) * group_size]))
         for i, sample in enumerate(samples)
+    ]
+
+
+def sample_in_pieces(
+    backbone: Backbone,
+    samples: Sequence[Sample],
+    *,
+    each: Callable[[Sequence[Sequence[Sample]], str], Iterable[Sequence[Sample]]],
+    doing: str,
+    group_size: int,
+    sampling: SamplingConfig,
+    system_prompt: str,
+    seed: tuple[object, ...],
+) -> list[Group]:
+    """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
+
+    Args:
+        each: goes through the pieces and shows `doing` (`RunFolder.each`).
+    """
+    size = max(1, sampling.max_rows // group_size)
+    pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
+    return [
+        group
+        for piece in each(pieces, doing)
+        for group in sample_groups(
+            backbone,
+            piece,
+            group_size=group_size,
+            sampling=sampling,
+            system_prompt=system_prompt,
+            seed=seed,
+        )
     ]
 
 

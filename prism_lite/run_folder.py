@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -28,6 +28,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    track,
 )
 
 from prism_lite.checkpoint import (
@@ -42,6 +43,7 @@ from prism_lite.checkpoint import (
 from prism_lite.config import RunConfig
 from prism_lite.recipe import to_dict
 
+T = TypeVar("T")
 PAUSE_POLL_S = 0.5
 # They decide how work is laid out in memory and time, not what is computed: a run that ran out of
 # memory goes on with smaller ones.
@@ -139,6 +141,17 @@ class RunFolder:
                     saved = done
                 if stop:
                     raise Stopped(f"stopped in stage {stage} after step {saved} of {num_steps}")
+
+    def each(self, items: Sequence[T], doing: str) -> Iterator[T]:
+        """Go through items with a progress bar; a wish to stop or pause is obeyed in between.
+
+        Raises:
+            Stopped: when asked to stop. Nothing is saved of what was done with these items.
+        """
+        for item in track(items, doing, console=self.console, transient=True):
+            if self._asked_to_stop():
+                raise Stopped(f"stopped while {doing}")
+            yield item
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Append a line to metrics.jsonl. What was not measured is left out, never filled in."""

@@ -130,8 +130,9 @@ def _check(hidden: Tensor, weight: Tensor, token_ids: Tensor, temperature: float
             f"weight {describe(weight)} requires grad, but the head is frozen: no gradient flows "
             "to it. Call weight.requires_grad_(False) or pass weight.detach()"
         )
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
+    is_number = isinstance(temperature, int | float)
+    if not (is_number and math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, got {temperature!r}")
     if weight.shape[0] == 0:
         raise ValueError(f"weight must have at least one row (V >= 1), got {describe(weight)}")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from triton_kernels._checks import FLOAT_DTYPES, check_tensor
+from triton_kernels._checks import FLOAT_DTYPES, check_tensor, describe
 from triton_kernels._dispatch import choose_backend
 from triton_kernels._gemm import gemm_dtype, no_autocast
 
@@ -105,7 +105,7 @@ def lora_experts(x: Tensor, A: Tensor, B: Tensor, weights: Tensor, *, scale: flo
         (no second derivative). On the CPU the products are made in float32.
 
     Raises:
-        ValueError: a wrong shape, dtype or device.
+        ValueError: a wrong shape, dtype or device, no expert, or a scale that is no number.
 
     Source: LoRA (arXiv 2106.09685); concatenating the experts is our choice.
     """
@@ -113,6 +113,10 @@ def lora_experts(x: Tensor, A: Tensor, B: Tensor, weights: Tensor, *, scale: flo
     on = ("x", x)
     check_tensor("A", A, {"E": None, "r": None, "D": x.shape[1]}, FLOAT_DTYPES, like=on)
     num_experts, rank, _ = A.shape
+    if num_experts == 0 or rank == 0:
+        raise ValueError(f"A must have at least one expert of rank 1 or more, got {describe(A)}")
     check_tensor("B", B, {"E": num_experts, "N": None, "r": rank}, FLOAT_DTYPES, like=on)
     check_tensor("weights", weights, {"T": x.shape[0], "E": num_experts}, FLOAT_DTYPES, like=on)
+    if not isinstance(scale, int | float):
+        raise ValueError(f"scale must be a number, got {scale!r}")
     return _LoraExperts.apply(x, A, B, weights, scale)

@@ -117,10 +117,10 @@ def route_topk(logits: Tensor, top_k: int, *, allowed: Tensor | None = None) -> 
     """
     check_tensor("logits", logits, {"T": None, "E": None}, FLOAT_DTYPES)
     num_tokens, num_experts = logits.shape
-    if not 1 <= top_k <= num_experts:
+    if not (isinstance(top_k, int) and 1 <= top_k <= num_experts):
         raise ValueError(
-            f"top_k must lie in 1..{num_experts}, the number of experts E of logits "
-            f"{describe(logits)}, got {top_k}"
+            f"top_k must be an integer in 1..{num_experts}, the number of experts E of logits "
+            f"{describe(logits)}, got {top_k!r}"
         )
     if allowed is not None:
         dims: dict[str, int | None] = {"T": num_tokens, "E": num_experts}

@@ -1,16 +1,12 @@
 """The embedded task: strips of real handwritten digits with questions about them.
 
-Pictures: the 1,797 handwritten digits of UCI's optical recognition set (E. Alpaydin and C. Kaynak,
-    1998,
-CC BY 4.0; the 8 x 8 ones that scikit-learn ships), in `digits.npz` in their original order. That
-order keeps the thirteen writers together: each block starts with 0..9 three times over. Training
-    pictures
+Pictures: the 1,797 handwritten digits of UCI's optical recognition set (E. Alpaydin, C. Kaynak, 1998,
+CC BY 4.0; the 8 x 8 ones that scikit-learn ships), in `digits.npz` in their original order. That order
+keeps the thirteen writers together: each block starts with 0..9 three times over. Training pictures
 come from the first ten writers, held-out ones from the last three.
 
-Three sources of completions: `demonstration` is what a public data set would hold, with slips of
-    reading
-and of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified
-exactly.
+Two sources of completions: `demonstration` is what a public data set would hold, with slips of reading
+and of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified exactly.
 """
 
 from __future__ import annotations
@@ -86,8 +82,7 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
 def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
     """The same parts with one digit misread in the caption and one step slipped in the reasoning.
 
-    The grounding probe compares each corrupted part with its clean original; wording stays the
-    same.
+    The grounding probe compares each corrupted part with its clean original; the wording stays.
     """
     facts: DigitsFacts = sample.facts
     caption_style = _style_of(

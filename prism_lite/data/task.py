@@ -37,6 +37,7 @@ class TaskData:
         probe: held-out pairs for the grounding probe.
         system_prompt: in front of every prompt without one of its own.
         verify: judges caption, think and answer apart, where the task can; else None.
+        warmup: rows with a recorded student beside the teacher; empty where none were given.
     """
 
     sft: tuple[Sample, ...]
@@ -46,6 +47,7 @@ class TaskData:
     probe: tuple[ProbePair, ...]
     system_prompt: str
     verify: Callable[[Sample, Parts], Verdict] | None
+    warmup: tuple[Sample, ...] = ()
 
 
 def load_task(config: RunConfig) -> TaskData:
@@ -59,7 +61,7 @@ def load_task(config: RunConfig) -> TaskData:
 
 def all_samples(task: TaskData) -> Iterator[Sample]:
     """Every sample of a task; one that several stages read comes several times."""
-    yield from (*task.sft, *task.align, *task.rlvr, *task.heldout)
+    yield from (*task.sft, *task.warmup, *task.align, *task.rlvr, *task.heldout)
     yield from (pair.sample for pair in task.probe)
 
 
@@ -76,6 +78,7 @@ def without_samples(task: TaskData, bad: Collection[tuple[str, str]]) -> TaskDat
         rlvr=tuple(filter(is_good, task.rlvr)),
         heldout=tuple(filter(is_good, task.heldout)),
         probe=tuple(pair for pair in task.probe if is_good(pair.sample)),
+        warmup=tuple(filter(is_good, task.warmup)),
     )
 
 
@@ -116,6 +119,7 @@ def _files(config: RunConfig) -> TaskData:
     if data.train is None:
         raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
     sft = read_rows(config, data.train, "sft")
+    warmup = read_rows(config, data.warmup, "warmup") if data.warmup else ()
     align = read_rows(config, data.align or data.train, "align")
     rlvr = read_rows(config, data.rlvr or data.train, "rlvr")
     heldout = read_rows(config, data.heldout, "eval") if data.heldout else ()
@@ -129,6 +133,7 @@ def _files(config: RunConfig) -> TaskData:
         probe=_mismatched_probe(judged),
         system_prompt=_system_prompt(config),
         verify=None,
+        warmup=warmup,
     )
 
 
@@ -141,7 +146,7 @@ def read_rows(config: RunConfig, path: str, stage: Stage) -> tuple[Sample, ...]:
     opened = load_samples(
         path, columns=data.columns or None, image_root=data.image_root, on_bad_row=data.on_bad_row
     )
-    needed = {"sft": "demonstration", "align": "teacher"}.get(stage, "answer")
+    needed = {"sft": "demonstration", "warmup": "student", "align": "teacher"}.get(stage, "answer")
     samples = tuple(
         sample
         for sample in clean_samples(opened, CheckRules(stage=stage, rows_of_other_stages=True))
@@ -149,7 +154,13 @@ def read_rows(config: RunConfig, path: str, stage: Stage) -> tuple[Sample, ...]:
     )
     if opened.skipped:
         print(f"{path}: skipped {opened.skipped.total()} bad rows ({dict(opened.skipped)})")
-    own = {"sft": data.train, "align": data.align, "rlvr": data.rlvr, "eval": data.heldout}[stage]
+    own = {
+        "sft": data.train,
+        "warmup": data.warmup,
+        "align": data.align,
+        "rlvr": data.rlvr,
+        "eval": data.heldout,
+    }[stage]
     if not samples and own is not None:
         raise ValueError(
             f"{path}: no row has a {needed}, which stage {stage} needs. Detected format: "

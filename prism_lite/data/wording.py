@@ -1,10 +1,9 @@
 """The digits task in words: questions, ways to say a caption and a think, slips, exact verifiers.
 
-Every wording is rendered by one function from the digits it states, so a verifier needs no grammar:
-a caption is right when it is one of the wordings of the true digits; a think is valid when it is
-one of the wordings of the right steps for the digits that *its own caption* states. Perception and
-reasoning are thus verified apart. A slip is the same rendering from wrong digits or with one wrong
-step.
+Every wording is rendered by one function from the digits it states, so a verifier needs no grammar: a
+caption is right when it is one of the wordings of the true digits; a think is valid when it is one of
+the wordings of the right steps for the digits that *its own caption* states. Perception and reasoning
+are thus verified apart. A slip is the same rendering from wrong digits or with one wrong step.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ NUM_CAPTION_STYLES = 3
 NUM_THINK_STYLES = 2
 # Digits that look alike at 8 x 8: where a reader slips, it slips to one of these.
 LOOKALIKES = dict(enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857")))
+_PLACES = "abcdef"
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
@@ -53,21 +53,22 @@ class Verdict:
 
 
 def caption_text(digits: tuple[int, ...], style: int) -> str:
-    """One way of saying which digits the picture shows, as bullet points."""
+    """One way of saying which digits the picture shows, as bullet points.
+
+    Each digit stands behind the letter of its place, a to f, so that a tiny model knows where to look.
+    """
+    placed = [f"{place}{digit}" for place, digit in zip(_PLACES, digits, strict=False)]
     if style == 0:
-        return f"- digits: {','.join(map(str, digits))}"
+        return f"- digits: {','.join(placed)}"
     if style == 1:
-        return (
-            f"- {_NUMBER_WORDS[len(digits)]} digits\n- left to right {','.join(map(str, digits))}"
-        )
-    return f"- the row {'-'.join(map(str, digits))}"
+        return f"- {_NUMBER_WORDS[len(digits)]} digits\n- left to right {','.join(placed)}"
+    return f"- the row {'-'.join(placed)}"
 
 
 def steps(digits: tuple[int, ...], facts: DigitsFacts) -> list[int]:
     """The numbers that the reasoning passes through, the last one being the result.
 
-    sum: running totals; largest and smallest: running extreme; difference: largest, smallest,
-        result;
+    sum: running totals; largest and smallest: running extreme; difference: largest, smallest, result;
     count: running count of digits above the pivot; compare: first, last, 1 or 0.
     """
     if facts.kind == "difference":
@@ -173,8 +174,7 @@ def verify(facts: DigitsFacts, parts: Parts) -> Verdict:
         parts: the parts of a well-formed completion.
 
     Returns:
-        caption: states the true digits. think: right steps for the digits that the caption states,
-            and
+        caption: states the true digits. think: right steps for the digits that the caption states, and
         the answer part is their result. answer: equals the gold answer.
     """
     stated = _stated_digits(parts.caption)

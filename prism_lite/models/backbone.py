@@ -153,6 +153,12 @@ class Backbone:
         set_peft_model_state_dict(self.peft, dict(state), adapter_name=adapter)
         self._activate(POLICY)
 
+    def drop_adapter(self, adapter: str) -> None:
+        """Forget an adapter other than the policy, if it is there."""
+        if adapter in self.peft.peft_config:
+            self.peft.delete_adapter(adapter)
+            self._activate(POLICY)
+
     def freeze_copy(self, adapter: str) -> None:
         """Keep the policy's present weights as a frozen adapter (the trunk, or the reference)."""
         self.load_adapter_state(self.adapter_state(POLICY), adapter)

@@ -12,10 +12,10 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from prism_lite import parts
+from prism_lite.config import JudgeConfig
 from prism_lite.rewards.compare import compare_answers
 from prism_lite.rewards.format import completion_text
 
@@ -26,25 +26,6 @@ JUDGE_PROMPT = (
     "Reply with one word: yes or no."
 )
 _REPLY = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """Where the judge is.
-
-    Attributes:
-        base_url: up to and with "/v1"; "/chat/completions" is added.
-        model: name that the endpoint knows.
-        key_variable: environment variable with the key; an unset one sends no key (local servers).
-        timeout_s: for one request, in seconds.
-        num_attempts: tries per answer before it is an error.
-    """
-
-    base_url: str
-    model: str
-    key_variable: str = "PRISM_JUDGE_API_KEY"
-    timeout_s: float = 30.0
-    num_attempts: int = 3
 
 
 Post = Callable[[str, dict[str, Any], dict[str, str], float], dict[str, Any]]
@@ -58,7 +39,7 @@ def post_json(url: str, body: dict[str, Any], headers: dict[str, str], timeout_s
 
 
 def ask_judge(
-    question: str, predicted: str, gold: str, settings: JudgeSettings, *, post: Post = post_json
+    question: str, predicted: str, gold: str, settings: JudgeConfig, *, post: Post = post_json
 ) -> bool:
     """Whether the judge says yes.
 
@@ -68,7 +49,7 @@ def ask_judge(
     """
     if not settings.base_url.startswith(("http://", "https://")):
         raise ValueError(
-            f"judge base_url {settings.base_url!r} is no http address; give it like "
+            f"rlvr.judge.base_url {settings.base_url!r} is no http address; give it like "
             "http://localhost:8000/v1."
         )
     headers, body = _request(question, predicted, gold, settings)
@@ -97,13 +78,13 @@ def ask_judge(
         problem = f"the reply {str(text)[:60]!r} is neither yes nor no"
     raise RuntimeError(
         f"the judge {settings.model} at {settings.base_url} gave no verdict in "
-        f"{settings.num_attempts} tries ({problem}). Start it, mend reward.judge, or remove the "
-        "judge reward."
+        f"{settings.num_attempts} tries ({problem}). Start it, mend rlvr.judge, or set "
+        "rlvr.judge_weight to 0."
     )
 
 
 def _request(
-    question: str, predicted: str, gold: str, settings: JudgeSettings
+    question: str, predicted: str, gold: str, settings: JudgeConfig
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Headers, with the key if there is one, and body."""
     headers = {"Content-Type": "application/json"}
@@ -129,7 +110,7 @@ def judge_reward(
     completions: list[str | list[dict[str, Any]]],
     *,
     answer: list[str | None],
-    settings: JudgeSettings,
+    settings: JudgeConfig,
     post: Post = post_json,
     **columns: Any,
 ) -> list[float | None]:

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prism_lite.config import RlvrConfig
 from prism_lite.rewards.accuracy import accuracy_reward
+from prism_lite.rewards.boxes import iou_reward
+from prism_lite.rewards.judge import judge_reward
+from prism_lite.rewards.ocr import ocr_reward
 from prism_lite.types import Group
 
 
@@ -35,6 +39,28 @@ def group_accuracy(group: Group) -> list[float]:
         assert mark is not None  # there is a gold answer
         result.append(mark if rollout.is_well_formed else 0.0)
     return result
+
+
+def further_rewards(groups: Sequence[Group], config: RlvrConfig) -> dict[str, Tensor]:
+    """Those of ocr, boxes and judge that have a weight, by name, float32 [R]; 0 where malformed.
+
+    Raises:
+        ValueError: a gold answer holds no box, where boxes are rewarded.
+        RuntimeError: the judge gave no verdict.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    samples = [group.sample for group in groups for _ in group.rollouts]
+    questions, texts = [sample.question for sample in samples], [r.text for r in rollouts]
+    answers = [sample.answer for sample in samples]
+    marks: dict[str, list[float | None]] = {}
+    if config.ocr_weight > 0:
+        marks["ocr"] = ocr_reward(questions, list(texts), answer=answers)
+    if config.boxes_weight > 0:
+        marks["boxes"] = iou_reward(questions, list(texts), boxes=answers)
+    if config.judge_weight > 0:
+        marks["judge"] = judge_reward(questions, list(texts), answer=answers, settings=config.judge)
+    is_well_formed_R = torch.tensor([rollout.is_well_formed for rollout in rollouts])
+    return {name: torch.tensor(values) * is_well_formed_R for name, values in marks.items()}
 
 
 def verifiable_rewards(groups: Sequence[Group]) -> dict[str, Tensor]:

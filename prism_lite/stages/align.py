@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from random import Random
 
 import torch
 from torch import Tensor
 
-from prism_lite.advantages import alignment_advantages
+from prism_lite.advantages import Verified, alignment_advantages, debias_length, weighted_sum
 from prism_lite.checkpoint import Trained
 from prism_lite.game import GameScores, Judged, discriminator_step
 from prism_lite.losses import PolicyLossConfig
@@ -21,11 +22,15 @@ from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.policy import update_policy
 from prism_lite.probes import GROUNDED, first_wins, grounding_probe, pair_scores
-from prism_lite.records import rollout_metrics, rollout_records
+from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
+from prism_lite.rewards.of_groups import verifiable_rewards
 from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import peak_gib
-from prism_lite.seeding import batch_at
+from prism_lite.seeding import batch_at, seed_of
+from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
+from prism_lite.stages.draws import reward_weights
+from prism_lite.stages.replay import Replay, students_of
 from prism_lite.stages.warmup import teacher_parts
 from prism_lite.types import Group
 
@@ -51,14 +56,19 @@ def run_align(context: Context) -> None:
             list(discriminator.parameters()), disc_config.optim, scales_loss=scales_loss
         ),
     }
-    start = context.resume("align", optimizers, discriminator)
+    replay = Replay(task.align, num_prompts=config.replay_prompts)
+    start = context.resume("align", optimizers, discriminator, replay)
     if start == 0:
         _check_grounding(context, discriminator)
+    alarms = Alarms(run, "align")
 
     def tensors() -> dict[str, dict[str, Tensor]]:
         return {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
 
-    for step in run.steps("align", start, config.steps, lambda: Trained(tensors(), optimizers)):
+    def trained() -> Trained:
+        return Trained(tensors(), optimizers, {"replay": replay.state()})
+
+    for step in run.steps("align", start, config.steps, trained):
         started_s = time.perf_counter()
         # 1. sample G completions of each prompt from the current policy; split into parts
         groups = sample_groups(
@@ -79,16 +89,25 @@ def run_align(context: Context) -> None:
             disc_config,
             learning_rate=learning_rate_at(disc_config.optim, step, config.steps),
             max_grad_norm=disc_config.optim.max_grad_norm,
+            replayed=_replayed(context, replay, step),
         )
+        if config.replay_fraction > 0:
+            replay.add(groups)
         # 3. advantage: z-score per channel over the well-formed, penalty for the rest, centred
         perception_R, reasoning_R, well_formed_R = _per_rollout(groups, game)
+        rewards = verifiable_rewards(groups) if config.mode != "align" else {}
+        verified = _verified(context, rewards) if rewards else None
         advantage_R = alignment_advantages(
-            perception_R,
-            reasoning_R,
+            _debiased(context, groups, perception_R, "perception"),
+            _debiased(context, groups, reasoning_R, "reasoning"),
             group_size=config.group_size,
             well_formed_R=well_formed_R,
             alpha=config.alpha,
             malformed_penalty=config.malformed_penalty,
+            mode=config.mode,
+            verified=verified,
+            weight=config.weight,
+            wrong_penalty=config.wrong_penalty,
         )
         # 4. policy-gradient step
         metrics = update_policy(
@@ -103,12 +122,16 @@ def run_align(context: Context) -> None:
             loss=PolicyLossConfig(),
         )
         metrics |= game.metrics | rollout_metrics(groups, generated_s=generated_s)
+        if verified is not None:
+            metrics |= reward_metrics(verified.reward_R, rewards, group_size=config.group_size)
+        seen = [*alarms.of_rollouts(groups), *of_game(game, score_cap=disc_config.score_cap)]
+        metrics |= alarms.ring(seen, step)
         if step % config.panel_every == 0 or step + 1 == config.steps:
             metrics |= _panel(context, discriminator, step)
         times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
         run.log("align", step, metrics | times)
         scores = {"perception_score": perception_R, "reasoning_score": reasoning_R}
-        run.write_rollouts("align", step, rollout_records(groups, advantage_R, scores, {}))
+        run.write_rollouts("align", step, rollout_records(groups, advantage_R, scores, rewards))
     run.save_final("align", tensors())
 
 
@@ -116,11 +139,7 @@ def _judge(context: Context, groups: Sequence[Group]) -> list[Judged]:
     """Teacher and well-formed students of each prompt that has any."""
     judged = []
     for group in groups:
-        students = tuple(
-            rollout.parts
-            for rollout in group.rollouts
-            if rollout.is_well_formed and isinstance(rollout.parts, Parts)
-        )
+        students = students_of(group)
         if students:
             prompt = context.backbone.prompt(group.sample, context.task.system_prompt)
             judged.append(Judged(prompt, teacher_parts(group.sample), students))
@@ -134,6 +153,37 @@ def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Ten
     if game.students:
         score_R2[well_formed_R] = torch.cat(game.students).float().cpu()
     return score_R2[:, 0], score_R2[:, 1], well_formed_R
+
+
+def _replayed(context: Context, replay: Replay, step: int) -> list[Judged]:
+    """Earlier students for the discriminator's batch, `replay_fraction` of it in prompts."""
+    config, task = context.config.align, context.task
+    count = round(config.prompts_per_step * config.replay_fraction / (1 - config.replay_fraction))
+    rng = Random(seed_of(context.config.seed, "align", step, "replay"))
+    return [
+        Judged(context.backbone.prompt(sample, task.system_prompt), teacher_parts(sample), students)
+        for sample, students in replay.draw(count, rng)
+    ]
+
+
+def _debiased(context: Context, groups: Sequence[Group], score_R: Tensor, part: str) -> Tensor:
+    """The scores, less what the part's length alone may have earned where that is asked for."""
+    beta = context.config.align.length_debias
+    if beta == 0:
+        return score_R
+    num_tokens = [
+        len(context.backbone.tokenize(getattr(rollout.parts, part), end=False))
+        if isinstance(rollout.parts, Parts)
+        else 0
+        for group in groups
+        for rollout in group.rollouts
+    ]
+    return debias_length(score_R, num_tokens, beta)
+
+
+def _verified(context: Context, rewards: dict[str, Tensor]) -> Verified:
+    reward_R = weighted_sum(rewards, reward_weights(context.config.rlvr))
+    return Verified(reward_R, rewards["accuracy"] < 0.5)
 
 
 def _check_grounding(context: Context, discriminator) -> None:

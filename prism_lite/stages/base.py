@@ -10,6 +10,7 @@ Shape letters: S digits of all strips, N reply tokens, D hidden size.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from rich.progress import Progress
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from prism_lite.config import DigitsConfig, TinyConfig
 from prism_lite.data import digits, digits_base, wording
@@ -32,10 +34,15 @@ from prism_lite.models import processor, prompts, tiny
 from prism_lite.models.backbone import use_linear_patch_embedding
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.vision import PictureFeatures, by_picture
+from prism_lite.muon import Muon
 from prism_lite.types import Picture, Sample, Turn
 
 CORPUS_LESSONS = 3000  # the tokenizer's training text
 SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
+# The patches' embedding sums 1,536 pixels that rise and fall together: at the common rate it outgrew the
+# position embedding a hundredfold, the tower could not tell places apart, and order was read by luck.
+PATCH_RATE = 1 / 30
+POSITION_STD = 0.5
 EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
 
 
@@ -48,27 +55,27 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     Args:
         cache: where cached models lie; default `$PRISM_LITE_CACHE` or `~/.cache/prism_lite`.
     """
-    cache = cache or cache_folder()
-    folder = cache / f"tiny-{_fingerprint(config, task)}"
+    folder = tiny_base_folder(config, task, cache=cache)
     if folder.exists():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=cache))
-    try:
-        train_tiny_base(config, task, unfinished)
-        _put_in_place(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs started together: one trains, the other waits for it and takes the same base.
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
+        try:
+            train_tiny_base(config, task, unfinished)
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _put_in_place(unfinished: Path, folder: Path) -> None:
-    """Rename; where another process has trained the same base meanwhile, its folder stays."""
-    try:
-        os.replace(unfinished, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
+    """Where the base of these settings lies once it is trained; it may not be there yet."""
+    return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
 def cache_folder() -> Path:
@@ -77,15 +84,22 @@ def cache_folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "prism_lite"
 
 
+def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny base, learned from lessons; the same settings give the same one."""
+    return tiny.build_tokenizer(_corpus(task), config.vocab_size)
+
+
 def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
     """Train the tiny base and write model, tokenizer and processor to `folder`."""
-    tokenizer = tiny.build_tokenizer(_corpus(task), config.vocab_size)
+    tokenizer = tiny_tokenizer(config, task)
     model = tiny.build_model(config, tokenizer)
     use_linear_patch_embedding(model)
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
+        model.model.visual.pos_embed.weight.mul_(POSITION_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
-    with Progress(transient=True) as progress:
+    with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
+        torch.manual_seed(config.seed)  # the place head's start comes from the global generator
         _train_vision(model, tokenizer, config, task, generator, progress)
         _train_lessons(model, tokenizer, config, task, generator, progress)
     model.save_pretrained(folder)
@@ -104,10 +118,14 @@ def _train_vision(
     digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
     names_10D = model.get_input_embeddings().weight.detach()[digit_ids]
     place_head = nn.Linear(config.hidden_size, task.max_digits)
-    parameters = [*model.model.visual.parameters(), *place_head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.05)
+    named = dict(model.model.visual.named_parameters())
+    patches = [p for name, p in named.items() if "patch_embed" in name]
+    others = [p for name, p in named.items() if "patch_embed" not in name]
+    others += place_head.parameters()
+    parameters = [*patches, *others]
+    optimizer = torch.optim.AdamW([{"params": patches}, {"params": others}], weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 3e-3, total_steps=max(config.vision_steps, 1)
+        optimizer, [3e-3 * PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
     )
     _, labels = digit_images()
     rng = Random(f"vision {config.seed}")
@@ -135,14 +153,20 @@ def _train_lessons(
     generator: torch.Generator,
     progress: Progress,
 ) -> None:
-    """Next-token loss on the replies; Muon for the decoder's and tower's matrices, AdamW else."""
+    """Next-token loss on the replies; Muon for the decoder's matrices, AdamW for the rest."""
     model.train()
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
-    others = [p for name, p in named.items() if not (p.ndim == 2 and "layers" in name)]
+    patches = [p for name, p in named.items() if "patch_embed" in name]
+    chosen = {id(p) for p in (*matrices, *patches)}
+    rate = config.learning_rate
+    groups = [
+        {"params": [p for p in named.values() if id(p) not in chosen], "lr": rate},
+        {"params": patches, "lr": PATCH_RATE * rate},
+    ]
     optimizers = [
-        torch.optim.Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
+        Muon(matrices, lr=10 * rate, weight_decay=0.01),
+        torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99)),
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _trapezoid(s, max(config.steps, 1)))
@@ -198,7 +222,7 @@ def _lesson_prompt(model: Any, image_processor: Any, lesson: digits_base.Lesson)
 
 
 def _strip_features(
-    model: Any, strips: list[tuple[int, ...]], generator: torch.Generator
+    model: Any, strips: list[tuple[int, ...]], generator: torch.Generator | None
 ) -> list[PictureFeatures]:
     """Features of strips straight from the digits' arrays: the image processor is the slow part."""
     pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])

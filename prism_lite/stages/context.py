@@ -11,6 +11,7 @@ from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import POLICY, TRUNK, Backbone
 from prism_lite.models.discriminator import Discriminator
 from prism_lite.run_folder import RunFolder
+from prism_lite.stages.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Context:
         stage: str,
         optimizers: Mapping[str, Any],
         discriminator: Discriminator | None = None,
+        replay: Replay | None = None,
     ) -> int:
-        """Load the stage's newest good checkpoint into model and optimizers.
+        """Load the stage's newest good checkpoint into model, optimizers and replay buffer.
 
         Returns:
             Steps already done; 0 without a checkpoint.
@@ -62,4 +64,6 @@ class Context:
             discriminator.load_state_dict(restored.tensors["discriminator"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(restored.optimizers[name])
+        if replay is not None:
+            replay.load(restored.values["replay"])
         return restored.step

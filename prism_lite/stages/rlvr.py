@@ -1,4 +1,4 @@
-"""Stage 4, RLVR: GRPO on verifiable rewards, from the aligned policy (or SFT's). METHOD section 4.
+"""Stage 4, RLVR: verifiable rewards, from the aligned policy (or SFT's). METHOD section 4.
 
 Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 """
@@ -7,78 +7,137 @@ from __future__ import annotations
 
 import time
 
+import torch
 from torch import Tensor
 
-from prism_lite.advantages import reward_advantages
+from prism_lite.advantages import reward_advantages, weighted_sum
 from prism_lite.checkpoint import Trained
 from prism_lite.config import RlvrConfig
 from prism_lite.losses import PolicyLossConfig
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.optim import learning_rate_at, make_optimizer
-from prism_lite.policy import update_policy
+from prism_lite.policy import rollout_kl, update_policy
 from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.rewards.of_groups import verifiable_rewards
-from prism_lite.rollouts import sample_groups
+from prism_lite.rewards.guards import zero_spread_groups
 from prism_lite.run_folder import peak_gib
-from prism_lite.seeding import batch_at
+from prism_lite.stages.alarms import Alarms
 from prism_lite.stages.context import Context
+from prism_lite.stages.draws import Draw, draw_groups, reward_weights
 
 
 def run_rlvr(context: Context) -> None:
     """Reinforce right answers in the right format, from the aligned policy."""
-    config, backbone, run, task = (
-        context.config.rlvr,
-        context.backbone,
-        context.run,
-        context.task,
-    )
-    seed, sampling = context.config.seed, context.config.sampling
+    config, backbone, run = context.config.rlvr, context.backbone, context.run
     context.load_policy(config.start)
-    if config.kl_weight > 0:
+    backbone.drop_adapter(REFERENCE)
+    if config.kl_weight > 0 and config.kl_reference == "start":
         backbone.freeze_copy(REFERENCE)
     optimizer = make_optimizer(
         backbone.policy_parameters(), config.optim, scales_loss=backbone.precision.scales_loss
     )
     start = context.resume("rlvr", {"policy": optimizer})
+    run.console.print(_about_updates(config))
+    alarms, has_run_out = Alarms(run, "rlvr"), False
 
     def trained() -> Trained:
         return Trained({"policy": backbone.adapter_state()}, {"policy": optimizer})
 
     for step in run.steps("rlvr", start, config.steps, trained):
         started_s = time.perf_counter()
-        groups = sample_groups(
-            backbone,
-            batch_at(task.rlvr, step, config.prompts_per_step, seed, "rlvr"),
-            group_size=config.group_size,
-            sampling=sampling,
-            system_prompt=task.system_prompt,
-            seed=(seed, "rlvr", step),
-        )
+        # 1. sample groups, verify them; with dynamic sampling replace those that teach nothing
+        draw = draw_groups(context, step)
         generated_s = time.perf_counter() - started_s
-        rewards = verifiable_rewards(groups)
-        reward_R = weigh(rewards, config)
-        advantage_R = reward_advantages(reward_R, group_size=config.group_size)
-        metrics = update_policy(
+        if draw.ran_out and not has_run_out:
+            has_run_out = True
+            run.console.print(_about_running_out(draw, config, step))
+        # 2. advantages of the groups that are kept
+        reward_R = weighted_sum(draw.rewards, reward_weights(config))
+        advantage_R, metrics = _advantages(context, draw)
+        # 3. policy-gradient step
+        metrics |= update_policy(
             backbone,
             optimizer,
-            groups,
-            advantage_R,
-            system_prompt=task.system_prompt,
-            temperature=sampling.temperature,
+            draw.kept,
+            advantage_R[draw.is_kept_R],
+            system_prompt=context.task.system_prompt,
+            temperature=context.config.sampling.temperature,
             optim=config.optim,
             learning_rate=learning_rate_at(config.optim, step, config.steps),
-            loss=PolicyLossConfig(config.clip_low, config.clip_high, config.clip_dual),
+            loss=policy_loss_config(config, context.config.sampling.max_completion_tokens),
             num_minibatches=config.num_minibatches,
-            kl_weight=config.kl_weight,
+            mask_truncated=config.mask_truncated,
         )
-        metrics |= rollout_metrics(groups, generated_s=generated_s)
-        metrics |= reward_metrics(reward_R, rewards, group_size=config.group_size)
+        metrics = rollout_metrics(draw.groups, generated_s=generated_s) | metrics | draw.metrics
+        metrics |= reward_metrics(reward_R, draw.rewards, group_size=config.group_size)
+        spread = zero_spread_groups(reward_R.tolist(), group_size=config.group_size)
+        metrics |= alarms.ring([*alarms.of_rollouts(draw.groups), spread], step)
         times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
         run.log("rlvr", step, metrics | times)
-        run.write_rollouts("rlvr", step, rollout_records(groups, advantage_R, {}, rewards))
+        records = rollout_records(draw.groups, advantage_R, {}, draw.rewards)
+        run.write_rollouts("rlvr", step, records)
     run.save_final("rlvr", {"policy": backbone.adapter_state()})
 
 
-def weigh(rewards: dict[str, Tensor], config: RlvrConfig) -> Tensor:
-    """accuracy_weight * accuracy + format_weight * format, float32 [R]."""
-    return config.accuracy_weight * rewards["accuracy"] + config.format_weight * rewards["format"]
+def policy_loss_config(config: RlvrConfig, max_completion_tokens: int) -> PolicyLossConfig:
+    """What `losses.policy_loss` needs of these settings."""
+    return PolicyLossConfig(
+        kind=config.loss,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        clip_dual=config.clip_dual,
+        sapo_temperature_positive=config.sapo_temperature_positive,
+        sapo_temperature_negative=config.sapo_temperature_negative,
+        max_completion_tokens=max_completion_tokens,
+        kl_weight=config.kl_weight if config.kl_in == "loss" else 0.0,
+        kl_kind=config.kl_kind,
+        entropy_weight=config.entropy_weight,
+    )
+
+
+def _advantages(context: Context, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+    """Of every rollout, 0 where its group was filtered; and the KL's metric if it is a reward."""
+    config, is_kept_R = context.config.rlvr, draw.is_kept_R
+    rewards = {name: value_R[is_kept_R] for name, value_R in draw.rewards.items()}
+    weights, metrics = reward_weights(config), {}
+    if config.kl_in == "reward" and config.kl_weight > 0 and draw.kept:
+        kl_R = rollout_kl(
+            context.backbone,
+            draw.kept,
+            config.kl_kind,
+            system_prompt=context.task.system_prompt,
+            temperature=context.config.sampling.temperature,
+        )
+        rewards, weights = rewards | {"kl": -kl_R}, weights | {"kl": config.kl_weight}
+        num_tokens = sum(len(r.token_ids) for group in draw.kept for r in group.rollouts)
+        metrics["kl"] = float(kl_R.sum()) / num_tokens
+    advantage_R = torch.zeros(len(is_kept_R))
+    advantage_R[is_kept_R] = reward_advantages(
+        rewards,
+        weights,
+        group_size=config.group_size,
+        scale=config.scale,
+        combine=config.combine,
+    )
+    return advantage_R, metrics
+
+
+def _about_updates(config: RlvrConfig) -> str:
+    if config.num_minibatches == 1:
+        return (
+            f"rlvr: {config.loss} loss, one optimizer step per batch: the ratio is 1, clipping never "
+            "acts, and no old log-probs are computed"
+        )
+    return (
+        f"rlvr: {config.loss} loss, {config.num_minibatches} optimizer steps per batch: old "
+        "log-probs are computed once per batch, before the first"
+    )
+
+
+def _about_running_out(draw: Draw, config: RlvrConfig, step: int) -> str:
+    kept, filtered = int(draw.is_kept_P.sum()), int((~draw.is_kept_P).sum())
+    return (
+        f"[yellow]rlvr step {step}: dynamic sampling drew {len(draw.groups)} groups (at most "
+        f"rlvr.max_sampled_batches = {config.max_sampled_batches} batches), left out {filtered} that "
+        f"were all right or all wrong, and goes on with {kept} instead of "
+        f"{config.prompts_per_step}; metrics: dynamic_sampling/* (said once)[/]"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from random import Random
+from typing import Literal
 
 from prism_lite import parts
 from prism_lite.checkpoint import Trained
@@ -15,10 +16,15 @@ from prism_lite.game import Judged, discriminator_step
 from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
-from prism_lite.rollouts import sample_groups
+from prism_lite.rollouts import sample_in_pieces
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at, seed_of
+from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
+from prism_lite.types import Sample
+
+MAX_ARTEFACT_PAIRS = 4000  # more would not change the probe's figure
+Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
 
 
 def run_warmup(context: Context) -> None:
@@ -39,13 +45,19 @@ def run_warmup(context: Context) -> None:
     start = context.resume("warmup", {"discriminator": optimizer}, discriminator)
     pairs = student_pairs(context)
     probe = {"disc/artefact_auc": _report_artefacts(context, pairs)}
+    alarms = Alarms(run, "warmup")
 
     def trained() -> Trained:
         return Trained({"discriminator": discriminator.state_dict()}, {"discriminator": optimizer})
 
     for step in run.steps("warmup", start, config.steps, trained):
         started_s = time.perf_counter()
-        batch = batch_at(pairs, step, config.pairs_per_step, context.config.seed, "warmup")
+        batch = [
+            Judged(backbone.prompt(sample, task.system_prompt), teacher_parts(sample), (student,))
+            for sample, student in batch_at(
+                pairs, step, config.pairs_per_step, context.config.seed, "warmup"
+            )
+        ]
         batch = _with_mismatched(batch, config.mismatched_fraction, context.config.seed, step)
         learning_rate = learning_rate_at(config.optim, step, config.steps)
         scores = discriminator_step(
@@ -57,8 +69,10 @@ def run_warmup(context: Context) -> None:
             learning_rate=learning_rate,
             max_grad_norm=config.optim.max_grad_norm,
         )
+        cap = context.config.discriminator.score_cap
+        metrics = scores.metrics | alarms.ring(of_game(scores, score_cap=cap), step)
         times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
-        run.log("warmup", step, scores.metrics | {"learning_rate": learning_rate} | times)
+        run.log("warmup", step, metrics | {"learning_rate": learning_rate} | times)
     probe |= grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
     run.log("warmup", config.steps, probe)
     run.console.print(
@@ -71,17 +85,22 @@ def run_warmup(context: Context) -> None:
     run.save_final("warmup", {"discriminator": discriminator.state_dict()})
 
 
-def student_pairs(context: Context) -> list[Judged]:
-    """One SFT sample for each of `warmup.num_prompts` alignment prompts, beside the teacher's.
+def student_pairs(context: Context) -> list[Pair]:
+    """The recorded pairs, or one SFT sample for each of `warmup.num_prompts` alignment prompts.
 
     Raises:
-        ValueError: a teacher completion is malformed, or the policy gives no well-formed completion.
+        ValueError: a completion of the data is malformed, or the policy gives no well-formed one.
     """
     config, task = context.config, context.task
+    if task.warmup:
+        context.run.console.print(f"warm-up on {len(task.warmup)} recorded pairs")
+        return [(sample, _parts_of(sample, "student")) for sample in task.warmup]
     samples = task.align[: config.warmup.num_prompts]
-    groups = sample_groups(
+    groups = sample_in_pieces(
         context.backbone,
         samples,
+        each=context.run.each,
+        doing="sampling the SFT policy",
         group_size=1,
         sampling=config.sampling,
         system_prompt=task.system_prompt,
@@ -91,8 +110,8 @@ def student_pairs(context: Context) -> list[Judged]:
     for group in groups:
         rollout = group.rollouts[0]
         if rollout.is_well_formed and isinstance(rollout.parts, Parts):
-            prompt = context.backbone.prompt(group.sample, task.system_prompt)
-            pairs.append(Judged(prompt, teacher_parts(group.sample), (rollout.parts,)))
+            teacher_parts(group.sample)  # a malformed one is named before the first step
+            pairs.append((group.sample, rollout.parts))
     if len(pairs) < 4:
         raise ValueError(
             f"only {len(pairs)} of {len(samples)} samples of the SFT policy are well-formed: train "
@@ -101,17 +120,21 @@ def student_pairs(context: Context) -> list[Judged]:
     return pairs
 
 
-def teacher_parts(sample) -> Parts:
+def teacher_parts(sample: Sample) -> Parts:
     """The teacher's parts of a row.
 
     Raises:
         ValueError: there is no teacher completion, or it is malformed; names the row.
     """
-    found = parts.parse(sample.teacher or "")
+    return _parts_of(sample, "teacher")
+
+
+def _parts_of(sample: Sample, side: Literal["teacher", "student"]) -> Parts:
+    found = parts.parse(getattr(sample, side) or "")
     if isinstance(found, Parts):
         return found
     raise ValueError(
-        f"{sample.source or sample.id}: the teacher completion is malformed ({found.reason}). "
+        f"{sample.source or sample.id}: the {side} completion is malformed ({found.reason}). "
         "Expected <caption>..</caption><think>..</think><answer>..</answer>."
     )
 
@@ -127,10 +150,11 @@ def _with_mismatched(batch: list[Judged], fraction: float, seed: int, step: int)
     return result
 
 
-def _report_artefacts(context: Context, pairs: list[Judged]) -> float:
+def _report_artefacts(context: Context, pairs: list[Pair]) -> float:
+    judged = pairs[:MAX_ARTEFACT_PAIRS]
     auc = artefact_auc(
-        [pair.teacher.render() for pair in pairs],
-        [pair.students[0].render() for pair in pairs],
+        [teacher_parts(sample).render() for sample, _ in judged],
+        [student.render() for _, student in judged],
     )
     context.run.console.print(f"artefact probe (0.5: form gives nothing away): AUC {auc:.2f}")
     if auc > ARTEFACT_WARNING:

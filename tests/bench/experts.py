@@ -29,10 +29,10 @@ def step(package, x: Tensor, logits: Tensor, A: Tensor, B: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def best_s(actions: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+def best_s(actions: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, float]:
     """The actions in turn; the least time of each."""
     best = dict.fromkeys(actions, math.inf)
-    for _ in range(repeats + 2):
+    for _ in range(num_rounds + 2):  # two to warm up
         for name, action in actions.items():
             started = time.perf_counter()
             action()
@@ -40,7 +40,7 @@ def best_s(actions: dict[str, Callable[[], None]], repeats: int) -> dict[str, fl
     return best
 
 
-def main(device: str, repeats: int) -> None:
+def main(device: str, num_rounds: int) -> None:
     print("\nroute_topk + lora_experts, forward + backward\n")
     print("| tokens | width | experts x rank | ours ms | one expert at a time ms | ratio |")
     print("|---|---|---|---|---|---|")
@@ -54,7 +54,7 @@ def main(device: str, repeats: int) -> None:
             name: lambda package=package, inputs=inputs: step(package, *inputs)
             for name, package in (("ours", tk), ("loop", reference))
         }
-        best = best_s(actions, repeats)
+        best = best_s(actions, num_rounds)
         print(
             f"| {num_tokens} | {width} | {num_experts} x {rank} | {best['ours'] * 1e3:.1f} "
             f"| {best['loop'] * 1e3:.1f} | {best['ours'] / best['loop']:.2f} |"

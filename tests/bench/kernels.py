@@ -2,12 +2,15 @@
 
     python -m tests.bench kernels                              both shapes below
     python -m tests.bench kernels --shape 1024x2560x151936     tokens x width x vocabulary
+    python -m tests.bench kernels --dtype bfloat16             head and hidden states in 16 bit
 
-Times are taken in one process, the ways in turn, best of `--repeats`: on a busy machine only such
-ratios mean anything. Peak memory is taken in a fresh process for each way, as growth of the
-resident set (CPU) or of the allocator's peak (CUDA) over what inputs and head occupy. "products" is
-the time in units of the plain product hidden @ head^T, measured beside it: the floor is 1 for the
-forward pass and 2 with the backward pass, whatever the hardware; "of roofline" is floor / products.
+Times are taken in one process, the ways in turn, one round to warm up and `--rounds` that count.
+Ratios are medians of the rounds' own ratios: on a busy machine only such pairs mean anything, and
+processor time more than elapsed time. Peak memory is taken in a fresh process for each way, as
+growth of the resident set (CPU) or of the allocator's peak (CUDA) over what inputs and head occupy.
+"products" is the time in units of the plain product hidden @ head^T, measured beside it: the floor
+is 1 for the forward pass and 2 with the backward pass, whatever the hardware; "of roofline" is
+floor / products.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import importlib.util
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +34,7 @@ import triton_kernels as tk
 from tests.bench import experts
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+Key = tuple[str, str]  # way, mode
 SHAPES = ["1024x2560x151936", "2000x128x500"]
 LEAST_S = 4.0  # small shapes are repeated for so long: other programs disturb
 NAIVE, PRODUCT = "naive [T, V]", ("product", "forward")
@@ -70,7 +75,7 @@ def liger(hidden: Tensor, head: Tensor, ids: Tensor) -> Tensor:
     return loss(hidden[None], head, ids[None], mask, advantage)[0]
 
 
-def ways(device: str) -> dict[str, Way]:
+def make_ways(device: str) -> dict[str, Way]:
     found: dict[str, Way] = {"ours": ours, NAIVE: naive}
     if device == "cuda":
         found["ours without kernels"] = ours_in_torch
@@ -81,11 +86,16 @@ def ways(device: str) -> dict[str, Way]:
     return found
 
 
-def make_inputs(shape: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def default_dtype(device: str) -> str:
+    """What the pipeline computes in on this machine."""
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def make_inputs(shape: str, dtype_name: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
     num_tokens, width, vocabulary = (int(size) for size in shape.split("x"))
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        dtype = torch.bfloat16
+    dtype = getattr(torch, dtype_name)
     generator = torch.Generator(device).manual_seed(0)
     hidden = torch.empty(num_tokens, width, dtype=dtype, device=device).normal_(generator=generator)
     head = torch.empty(vocabulary, width, dtype=dtype, device=device)
@@ -120,28 +130,26 @@ def resident_bytes(field: str) -> int:
     raise RuntimeError(f"the system does not report {field}")
 
 
-def measure_memory(name: str, mode: str, shape: str, device: str) -> int:
+def measure_memory(name: str, mode: str, shape: str, dtype: str, device: str) -> int:
     """Peak growth in bytes; call in a fresh process."""
-    inputs = make_inputs(shape, device)
-    run(ways(device)[name], mode, make_inputs("8x8x16", device))  # imports and pools
+    way = make_ways(device)[name]
+    inputs = make_inputs(shape, dtype, device)
+    run(way, mode, make_inputs("8x8x16", dtype, device))  # imports and pools
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        run(ways(device)[name], mode, inputs)
+        run(way, mode, inputs)
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from now
     before = resident_bytes("VmRSS")
-    run(ways(device)[name], mode, inputs)
+    run(way, mode, inputs)
     return resident_bytes("VmHWM") - before
 
 
-def memory_in_fresh_process(name: str, mode: str, shape: str, device: str) -> int | None:
+def memory_in_fresh_process(name: str, mode: str, *where: str) -> int | None:
     command = [sys.executable, "-m", "tests.bench.kernels", "--child"]
     child = subprocess.run(
-        [*command, json.dumps([name, mode, shape, device])],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, json.dumps([name, mode, *where])], capture_output=True, text=True, check=False
     )
     if child.returncode != 0:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
@@ -150,40 +158,45 @@ def memory_in_fresh_process(name: str, mode: str, shape: str, device: str) -> in
     return int(child.stdout.split()[-1])
 
 
-def measure(shape: str, device: str, repeats: int) -> list[dict[str, Any]]:
+def measure_times(
+    keys: list[Key], inputs: tuple[Tensor, Tensor, Tensor], num_rounds: int
+) -> list[dict[Key, tuple[float, float]]]:
+    """Elapsed and processor seconds of each (way, mode), by round."""
+    ways = {**make_ways(inputs[0].device.type), PRODUCT[0]: product}
+    rounds: list[dict[Key, tuple[float, float]]] = []
+    started = time.perf_counter()
+    while len(rounds) <= num_rounds or time.perf_counter() - started < LEAST_S:
+        rounds.append({key: seconds(lambda k=key: run(ways[k[0]], k[1], inputs)) for key in keys})
+    return rounds[1:]  # the first warmed up
+
+
+def measure(shape: str, dtype: str, device: str, num_rounds: int) -> list[dict[str, Any]]:
     """One row for each way and mode that runs."""
-    memory: dict[tuple[str, str], int] = {}
-    for name in ways(device):
-        for mode in MODES:
-            peak_bytes = memory_in_fresh_process(name, mode, shape, device)
+    memory: dict[Key, int] = {}
+    for mode in MODES:
+        for name in make_ways(device):
+            peak_bytes = memory_in_fresh_process(name, mode, shape, dtype, device)
             if peak_bytes is not None:
                 memory[name, mode] = peak_bytes
-    inputs = make_inputs(shape, device)
-    best_s = dict.fromkeys([*memory, PRODUCT], (math.inf, math.inf))
-    started, rounds = time.perf_counter(), 0
-    while rounds <= repeats or time.perf_counter() - started < LEAST_S:  # one more to warm up
-        rounds += 1
-        for key in best_s:
-            way = product if key == PRODUCT else ways(device)[key[0]]
-            took_s = seconds(lambda w=way, m=key[1]: run(w, m, inputs))
-            best_s[key] = (min(best_s[key][0], took_s[0]), min(best_s[key][1], took_s[1]))
-    rows = []
-    for name, mode in memory:
-        (wall_s, cpu_s), baseline = best_s[name, mode], (NAIVE, mode)
-        rows.append(
-            {
-                "mode": mode,
-                "way": name,
-                "seconds": wall_s,
-                "of_naive": wall_s / best_s[baseline][0],
-                "cpu_of_naive": cpu_s / best_s[baseline][1],
-                "products": wall_s / best_s[PRODUCT][0],
-                "roofline": MODES[mode] * best_s[PRODUCT][0] / wall_s,
-                "peak_bytes": memory[name, mode],
-                "memory_of_naive": memory[name, mode] / max(memory[baseline], 1),
-            }
-        )
-    return sorted(rows, key=lambda row: list(MODES).index(row["mode"]))
+    rounds = measure_times([PRODUCT, *memory], make_inputs(shape, dtype, device), num_rounds)
+
+    def ratio(key: Key, to: Key, clock: int = 0) -> float:
+        return statistics.median(times[key][clock] / times[to][clock] for times in rounds)
+
+    return [
+        {
+            "mode": key[1],
+            "way": key[0],
+            "seconds": statistics.median(times[key][0] for times in rounds),
+            "of_naive": ratio(key, (NAIVE, key[1])),
+            "cpu_of_naive": ratio(key, (NAIVE, key[1]), clock=1),
+            "products": ratio(key, PRODUCT),
+            "roofline": MODES[key[1]] * ratio(PRODUCT, key),
+            "peak_bytes": peak_bytes,
+            "memory_of_naive": peak_bytes / max(memory[NAIVE, key[1]], 1),
+        }
+        for key, peak_bytes in memory.items()
+    ]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -208,7 +221,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench kernels")
     parser.add_argument("--shape", action="append", help="tokens x width x vocabulary, like 9x8x7")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
@@ -218,10 +232,11 @@ def main(arguments: list[str]) -> None:
     for device in devices:
         for shape in options.shape or SHAPES:
             name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-            print(f"\ntoken_logprobs, tokens x width x vocabulary = {shape}, {name}\n")
-            show(measure(shape, device, options.repeats))
+            dtype = options.dtype or default_dtype(device)
+            print(f"\ntoken_logprobs, tokens x width x vocabulary = {shape}, {dtype}, {name}\n")
+            show(measure(shape, dtype, device, options.rounds))
         if not options.shape:
-            experts.main(device, repeats=5)
+            experts.main(device, num_rounds=5)
     if "cuda" not in devices:
         print("\nGPU: not measured")
 

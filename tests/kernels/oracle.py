@@ -3,7 +3,9 @@
 Every bound is first-order rounding analysis (Higham, Accuracy and Stability, chapter 3): a sum of n
 terms computed with unit roundoff u errs by at most gamma(n) * sum |terms|, and each later step
 multiplies the error that it receives by the derivative of that step. gamma(n) is the probabilistic
-8 * sqrt(n) * u of Higham and Mary (2019): the worst case n * u is never met and would hide bugs.
+8 * sqrt(n) * u of Higham and Mary (2019), for roundings that are independent, as those of random
+terms are: the worst case n * u is then never met and would hide bugs. (Equal terms do come near it:
+`test_float16_gradients_do_not_underflow` keeps its sum short instead.)
 """
 
 from typing import NamedTuple

@@ -50,6 +50,7 @@ def lora_arguments(**changes: Any) -> dict[str, Any]:
         ({"token_ids": torch.tensor([0, -1, 2])}, r"token_ids .* 0\.\.9 .* from -1 to 2"),
         ({"temperature": 0.0}, r"temperature must be a finite number above 0, got 0.0"),
         ({"temperature": float("nan")}, r"temperature must be .* got nan"),
+        ({"temperature": "hot"}, r"temperature must be a finite number above 0, got 'hot'"),
     ],
 )
 def test_token_logprobs_names_the_mistake(changes: dict[str, Any], message: str) -> None:
@@ -63,14 +64,22 @@ def test_token_logprobs_names_the_mistake(changes: dict[str, Any], message: str)
     [
         (torch.randn(3), 1, None, r"logits must have shape \[T, E\], got \[3\]"),
         (torch.ones(3, 4, dtype=torch.int64), 1, None, r"logits must be one of float32"),
-        (torch.randn(3, 4), 5, None, r"top_k must lie in 1\.\.4.* \[3, 4\].* got 5"),
-        (torch.randn(3, 4), 0, None, r"top_k must lie in 1\.\.4.* got 0"),
+        (torch.randn(3, 4), 5, None, r"top_k must be an integer in 1\.\.4.* \[3, 4\].* got 5"),
+        (torch.randn(3, 4), 0, None, r"top_k must be an integer in 1\.\.4.* got 0"),
+        (torch.randn(3, 4), 1.5, None, r"top_k must be an integer in 1\.\.4.* got 1\.5"),
+        (torch.randn(3, 0), 1, None, r"top_k must be an integer in 1\.\.0.* \[3, 0\]"),
         (torch.randn(3, 4), 1, torch.ones(3, 4), r"allowed must be one of bool, got .*float32"),
         (
             torch.randn(3, 4),
             1,
             torch.ones(4, dtype=torch.bool),
             r"allowed must have shape \[T=3, E=4\], got \[4\]",
+        ),
+        (
+            torch.randn(3, 4),
+            1,
+            torch.ones(3, 4, dtype=torch.bool, device="meta"),
+            r"allowed must be on the device of logits \(cpu\), got \[3, 4\] torch.bool on meta",
         ),
     ],
 )
@@ -84,10 +93,13 @@ def test_route_topk_names_the_mistake(logits, top_k, allowed, message) -> None:
     [
         ({"x": torch.randn(3, 4).to(torch.float64)}, r"x must be one of .*float64"),
         ({"A": torch.randn(2, 5, 3)}, r"A must have shape \[E, r, D=4\], got \[2, 5, 3\]"),
+        ({"A": torch.randn(0, 5, 4)}, r"A must have at least one expert of rank 1.* \[0, 5, 4\]"),
+        ({"A": torch.randn(2, 0, 4)}, r"A must have at least one expert of rank 1.* \[2, 0, 4\]"),
         ({"B": torch.randn(2, 5, 6)}, r"B must have shape \[E=2, N, r=5\], got \[2, 5, 6\]"),
         ({"weights": torch.rand(3, 3)}, r"weights must have shape \[T=3, E=2\], got \[3, 3\]"),
         ({"weights": torch.ones(3, 2, dtype=torch.bool)}, r"weights must be one of .*bool"),
         ({"A": torch.randn(2, 5, 4, device="meta")}, r"A must be on the device of x \(cpu\)"),
+        ({"scale": "1"}, r"scale must be a number, got '1'"),
     ],
 )
 def test_lora_experts_names_the_mistake(changes: dict[str, Any], message: str) -> None:
@@ -167,22 +179,23 @@ def test_fake_tensors_plan_memory_without_a_card(wish, dtype, monkeypatch) -> No
     if wish == "triton":
         pytest.importorskip("triton")
     monkeypatch.setenv("PRISM_KERNELS", wish)
-    num_tokens, vocabulary = 8192, 151_936
+    vocabulary = 151_936
+    num_tokens = 8192 if wish == "triton" else 2048  # the torch path: 52 chunks, not 297
     with FakeTensorMode(), Allocations() as seen:
         run_everything(num_tokens, vocabulary, dtype)
     weights = vocabulary * 64 * dtype.itemsize
     assert not seen.with_size(vocabulary, at_least=num_tokens * vocabulary)
-    assert seen.peak_bytes < weights + 900 * 2**20  # a full float32 [T, vocab] has 4.6 GiB
+    assert seen.peak_bytes < weights + 0.2 * (4 * num_tokens * vocabulary)
 
 
 def test_real_tensors_stay_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU path's extra memory: one 16 MiB chunk, two with entropy, and a few [T, D]."""
+    """The CPU path's extra memory: one 24 MiB chunk, two with entropy, and a few [T, D]."""
     monkeypatch.setenv("PRISM_KERNELS", "torch")
-    hidden, head = torch.randn(1024, 64, requires_grad=True), torch.randn(20_000, 64)
+    hidden, head = torch.randn(1024, 64, requires_grad=True), torch.randn(30_000, 64)
     ids = torch.zeros(1024, dtype=torch.int64)
     with Allocations() as seen:
         tk.token_logprobs(hidden, head, ids).sum().backward()
     tokens_bytes = 1024 * 64 * 4
-    assert 16 * 2**20 <= seen.largest_bytes <= 17 * 2**20
-    assert seen.peak_bytes < 17 * 2**20 + 6 * tokens_bytes
-    assert not seen.with_size(20_000, at_least=1024 * 20_000)
+    assert 20 * 2**20 <= seen.largest_bytes <= 24 * 2**20
+    assert seen.peak_bytes < 24 * 2**20 + 6 * tokens_bytes
+    assert not seen.with_size(30_000, at_least=1024 * 30_000)

@@ -13,7 +13,6 @@ from prism_lite import chat, parts
 from prism_lite.finished import evaluate_run, heldout_task, load_stage
 from prism_lite.rewards.of_groups import group_accuracy
 from prism_lite.rollouts import sample_groups
-from prism_lite.stages import base
 from prism_lite.types import Group, Rollout
 from tests.micro import quiet_console
 from tests.pipeline.test_command_line import check_refused, in_process
@@ -180,14 +179,3 @@ def test_chat_about_a_picture_that_is_not_there(micro_run, tmp_path):
     _, folder, _, _ = micro_run
     done = in_process("chat", "--run", folder, tmp_path / "no.png", "What is it?")
     check_refused(done, "no.png")
-
-
-def test_a_base_that_another_process_trained_meanwhile_stays(tmp_path):
-    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
-    for folder in (mine, theirs):
-        folder.mkdir()
-        (folder / "model").write_text(folder.name)
-    base._put_in_place(mine, theirs)
-    assert (theirs / "model").read_text() == "theirs"
-    with pytest.raises(OSError):
-        base._put_in_place(mine, tmp_path / "missing" / "parent")

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from prism_lite import machine
+from prism_lite import machine, pipeline
 from prism_lite.__main__ import main
 from prism_lite.recipe import recipe_names, to_dict
 from tests.micro import micro_recipe
@@ -271,6 +271,25 @@ def test_a_fault_inside_a_library_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(machine, "describe", lambda: json.loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
         in_process("doctor")
+
+
+def test_a_fault_of_a_builtin_in_our_code_keeps_its_traceback(monkeypatch):
+    code = compile("def describe(): return int('x')", machine.__file__, "exec")
+    names = {"__name__": "prism_lite.machine"}
+    exec(code, names)
+    monkeypatch.setattr(machine, "describe", names["describe"])
+    with pytest.raises(ValueError, match="invalid literal"):
+        in_process("doctor")
+
+
+def test_an_interrupt_outside_the_stages_says_so_and_how_to_resume(recipe, tmp_path, monkeypatch):
+    def interrupt(*_arguments, **_named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run", interrupt)
+    done = in_process("run", "--recipe", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 3
+    assert done.stdout.startswith("interrupted; resume with: prism-lite ")
 
 
 def test_out_that_cannot_be_made(recipe, tmp_path):

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from prism_lite.models.backbone import load_backbone
-from prism_lite.pipeline import base_folder
-from prism_lite.run_folder import open_run, read_jsonl
+from prism_lite.run_folder import read_jsonl
 from prism_lite.stages.align import run_align
-from prism_lite.stages.context import Context
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.warmup import run_warmup
-from tests.micro import micro_recipe, quiet_console
-
-
-@pytest.fixture
-def play(micro_run, task, tmp_path):
-    """`play(stage_function, **overrides)` runs one stage behind those of the micro run."""
-    _, finished, _, _ = micro_run
-
-    def run(stage, **overrides):
-        config = micro_recipe(**overrides)
-        folder = tmp_path / "game"
-        with open_run(folder, config, quiet_console()) as opened:
-            for name in ("sft", "warmup", "align"):
-                if not stage.__name__.endswith(name):
-                    source = finished / "stages" / name / "final"
-                    shutil.copytree(source, folder / "stages" / name / "final")
-            backbone = load_backbone(config.model, config.lora, base_folder(config), seed=0)
-            stage(Context(config, opened, backbone, task))
-        return config, folder, read_jsonl(folder / "metrics.jsonl")
-
-    return run
+from tests.micro import micro_recipe
 
 
 def test_alignment_survives_steps_in_which_everything_is_malformed(play):

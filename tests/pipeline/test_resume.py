@@ -335,6 +335,16 @@ def test_stop_at_the_last_step_of_a_stage_saves_it(tmp_path):
         assert torch.equal(restored.tensors["policy"]["weight"], torch.arange(3.0))
 
 
+def test_a_stop_is_obeyed_between_two_pieces_of_an_evaluation(tmp_path):
+    with open_run(tmp_path / "r", micro_recipe(), quiet_console()) as run:
+        done = []
+        with pytest.raises(Stopped, match="while evaluating"):
+            for piece in run.each([1, 2, 3], "evaluating sft"):
+                done.append(piece)
+                run.request_stop()
+        assert done == [1]
+
+
 def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next_one(tmp_path):
     with open_run(tmp_path / "r", micro_recipe(), quiet_console()) as run:
         run.log("sft", 0, {"loss": 1.0})

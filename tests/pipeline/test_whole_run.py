@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
 
 from prism_lite import pipeline
 from prism_lite.config import SamplingConfig
@@ -80,6 +79,11 @@ def test_each_step_is_logged_once_with_the_agreed_names(micro_run):
         for name in ("pair_accuracy", "margin", "score_teacher", "score_student")
         for channel in ("perception", "reasoning")
     } | {"disc/router_entropy"}
+    game |= {
+        f"form/{side}_{what}"
+        for side in ("teacher", "student")
+        for what in ("length", "bullets", "steps")
+    }
     game |= {f"disc/expert_load_{k}" for k in range(config.discriminator.num_experts)}
     rewards = {"reward", "reward_std", "frac_reward_zero_std"}
     rewards |= {"rewards/accuracy/mean", "rewards/format/mean"}
@@ -147,21 +151,22 @@ def test_each_stage_trains_from_the_one_before(micro_run):
     assert all(torch.equal(exported[k], played[k]) for k in played)
 
 
-def greedy_by_plain_peft(config, folder, samples, system_prompt):
-    """transformers and PEFT alone, as a person would use the adapter elsewhere.
+def greedy_by_plain_peft(config, folder, samples, system_prompt, monkeypatch):
+    """transformers and PEFT alone, by the lines that the run's card gives.
 
-    In float32, as the run computed: on a CPU with AVX512-BF16 bitsandbytes repacks the weights in
-    evaluation and rounds activations to bfloat16 (logits move by 0.05), which can flip a near-tie.
+    As the card says: on a CPU with AVX512-BF16 bitsandbytes repacks the weights in evaluation and
+    rounds activations to bfloat16 (logits move by 0.05), which can flip a near-tie.
     """
     base = pipeline.base_folder(config)
-    quantised = load_backbone(config.model, config.lora, base, seed=0).core.config
-    model = AutoModelForImageTextToText.from_pretrained(
-        base, quantization_config=quantised.quantization_config, dtype=torch.float32
-    )
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "prism_lite" not in code.replace(base, "")
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(folder)
+    exec(code, names)
+    model = names["policy"].eval()
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    model = PeftModel.from_pretrained(model, folder / "policy").eval()
     processor = load_processor(base)
     answers = []
     for sample in samples:
@@ -180,7 +185,7 @@ def greedy_by_plain_peft(config, folder, samples, system_prompt):
     return answers
 
 
-def test_plain_peft_gives_the_same_greedy_answers(micro_run):
+def test_plain_peft_gives_the_same_greedy_answers(micro_run, monkeypatch):
     config, folder, _, _ = micro_run
     task = load_task(config)
     samples = list(task.heldout)
@@ -197,7 +202,8 @@ def test_plain_peft_gives_the_same_greedy_answers(micro_run):
         seed=("greedy",),
     )
     expected = [group.rollouts[0].text for group in groups]
-    assert greedy_by_plain_peft(config, folder, samples, task.system_prompt) == expected
+    found = greedy_by_plain_peft(config, folder, samples, task.system_prompt, monkeypatch)
+    assert found == expected
 
 
 def test_a_finished_run_is_not_done_again(micro_run, tmp_path):

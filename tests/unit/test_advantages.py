@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from prism_lite.advantages import alignment_advantages, group_zscore, reward_advantages
+from prism_lite.advantages import (
+    Verified,
+    alignment_advantages,
+    debias_length,
+    group_zscore,
+    reward_advantages,
+)
+
+
+def of_one_reward(reward_R: torch.Tensor, *, group_size: int, scale="group") -> torch.Tensor:
+    return reward_advantages({"r": reward_R}, {"r": 1.0}, group_size=group_size, scale=scale)
 
 
 def naive_alignment(perception, reasoning, well_formed, group_size, alpha, penalty):
@@ -111,9 +121,10 @@ def test_a_group_without_spread_gives_zeros():
     flat_R = torch.full((4,), 0.3)
     every = torch.ones(4, dtype=torch.bool)
     assert not alignment_advantages(flat_R, flat_R, group_size=4, well_formed_R=every).any()
-    assert not reward_advantages(torch.tensor([1.0, 1, 1, 1]), group_size=4).any()
+    assert not of_one_reward(torch.tensor([1.0, 1, 1, 1]), group_size=4).any()
     # 0.1 three times does not average to exactly 0.1: rounding must not become a z-score of 1
-    assert not reward_advantages(torch.full((3,), 0.1), group_size=3).any()
+    for scale in ("group", "batch", "none"):
+        assert not of_one_reward(torch.full((3,), 0.1), group_size=3, scale=scale).any()
 
 
 def test_a_flat_channel_does_not_silence_the_other():
@@ -140,7 +151,7 @@ def test_a_single_well_formed_rollout_stands_above_the_malformed():
 
 def test_groups_do_not_mix():
     first, second = torch.tensor([0.0, 1.0]), torch.tensor([100.0, 300.0])
-    found_R = reward_advantages(torch.cat([first, second]), group_size=2)
+    found_R = of_one_reward(torch.cat([first, second]), group_size=2)
     torch.testing.assert_close(found_R, torch.tensor([-1.0, 1.0, -1.0, 1.0]), rtol=0, atol=1e-5)
 
 
@@ -149,7 +160,7 @@ def test_a_score_that_is_not_finite_is_an_error(bad):
     bad_R, good_R = torch.tensor([0.0, bad, 1.0]), torch.tensor([0.0, 1.0, 2.0])
     every = torch.ones(3, dtype=torch.bool)
     with pytest.raises(ValueError, match="not finite"):
-        reward_advantages(bad_R, group_size=3)
+        of_one_reward(bad_R, group_size=3)
     for scores in ((bad_R, good_R), (good_R, bad_R)):
         with pytest.raises(ValueError, match="not finite"):
             alignment_advantages(*scores, group_size=3, well_formed_R=every)
@@ -157,7 +168,7 @@ def test_a_score_that_is_not_finite_is_an_error(bad):
 
 def test_rows_must_form_whole_groups():
     with pytest.raises(ValueError, match="7 rollouts"):
-        reward_advantages(torch.zeros(7), group_size=3)
+        of_one_reward(torch.zeros(7), group_size=3)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
@@ -171,3 +182,125 @@ def test_alpha_must_be_a_weight(alpha):
             well_formed_R=torch.ones(2, dtype=torch.bool),
             alpha=alpha,
         )
+
+
+def zscores(values):
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    return [(v - mean) / deviation if deviation > 1e-6 else 0.0 for v in values]
+
+
+def naive_mode(mode, aligned, malformed, wrong, reward, c, p_f, p_w):
+    """One group by the six formulas of METHOD section 3, rollout by rollout."""
+    rows = range(len(aligned))
+    gate = [(1 - malformed[i]) * (1 - wrong[i]) for i in rows]
+    penalty = [p_w * wrong[i] + p_f * malformed[i] for i in rows]
+    if mode == "align":
+        values = [aligned[i] - p_f * malformed[i] for i in rows]
+    elif mode == "acc_gate":
+        values = [c * aligned[i] - penalty[i] for i in rows]
+    elif mode == "gated":
+        values = [c * aligned[i] * gate[i] - penalty[i] for i in rows]
+    elif mode == "rlvr":
+        z = zscores(reward)
+        values = [z[i] + c * aligned[i] * gate[i] for i in rows]
+    elif mode == "rlvr_v2":
+        z = zscores([reward[i] - penalty[i] for i in rows])
+        values = [z[i] + c * aligned[i] * gate[i] for i in rows]
+    else:
+        z = zscores(
+            [(1 - malformed[i]) * (reward[i] - p_w * wrong[i]) - p_f * malformed[i] for i in rows]
+        )
+        values = [z[i] + c * aligned[i] * (1 - malformed[i]) * (1 - 2 * wrong[i]) for i in rows]
+    mean = sum(values) / len(values)
+    return [value - mean for value in values]
+
+
+@pytest.mark.parametrize("mode", ["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_mode_equals_its_formula(mode, seed):
+    generator = torch.Generator().manual_seed(seed)
+    perception_R, reasoning_R = torch.randn(2, 24, generator=generator)
+    well_formed_R = torch.rand(24, generator=generator) > 0.25
+    correct_R = well_formed_R & (torch.rand(24, generator=generator) > 0.5)
+    reward_R = 0.8 * correct_R.float() + 0.2 * well_formed_R.float()
+    found_R = alignment_advantages(
+        perception_R,
+        reasoning_R,
+        group_size=8,
+        well_formed_R=well_formed_R,
+        alpha=0.3,
+        malformed_penalty=1.5,
+        mode=mode,
+        verified=Verified(reward_R, ~correct_R),
+        weight=0.7,
+        wrong_penalty=0.4,
+    )
+    parts = [
+        group_zscore(score_R, group_size=8, counted_R=well_formed_R)
+        for score_R in (perception_R, reasoning_R)
+    ]
+    aligned = (0.3 * parts[0] + 0.7 * parts[1]).tolist()
+    malformed, wrong = (~well_formed_R).float().tolist(), (~correct_R).float().tolist()
+    expected = [
+        value
+        for start in (0, 8, 16)
+        for value in naive_mode(
+            mode,
+            *(
+                values[start : start + 8]
+                for values in (aligned, malformed, wrong, reward_R.tolist())
+            ),
+            0.7,
+            1.5,
+            0.4,
+        )
+    ]
+    torch.testing.assert_close(found_R, torch.tensor(expected), rtol=0, atol=3e-6)
+    assert 0 < int(correct_R.sum()) < int(well_formed_R.sum()) < 24
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_scale_of_advantages(scale):
+    generator = torch.Generator().manual_seed(3)
+    reward_R = torch.randn(12, generator=generator, dtype=torch.float64)
+    found_R = of_one_reward(reward_R, group_size=4, scale=scale)
+    centred = [v - sum(g) / 4 for g in reward_R.view(3, 4).tolist() for v in g]
+    if scale == "group":
+        expected = [z for g in reward_R.view(3, 4).tolist() for z in zscores(g)]
+    elif scale == "batch":
+        values = reward_R.tolist()
+        mean = sum(values) / 12
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / 12)
+        expected = [v / deviation for v in centred]
+    else:
+        expected = centred
+    torch.testing.assert_close(found_R, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_gdpo_standardises_each_reward_before_the_sum():
+    """The rare large format difference no longer drowns accuracy: both get a say of their weight."""
+    generator = torch.Generator().manual_seed(4)
+    accuracy_R = torch.rand(12, generator=generator, dtype=torch.float64).round()
+    other_R = 100 * torch.randn(12, generator=generator, dtype=torch.float64)
+    other_R[4:8] = 7.0  # no spread in one group
+    found_R = reward_advantages(
+        {"accuracy": accuracy_R, "other": other_R},
+        {"accuracy": 0.8, "other": 0.2},
+        group_size=4,
+        combine="normalize_then_sum",
+    )
+    sums = []
+    for start in (0, 4, 8):
+        a = zscores(accuracy_R[start : start + 4].tolist())
+        b = zscores(other_R[start : start + 4].tolist())
+        sums += [0.8 * x + 0.2 * y for x, y in zip(a, b, strict=True)]
+    deviation = math.sqrt(sum(v * v for v in sums) / 12)  # their mean is 0
+    expected = torch.tensor([v / deviation for v in sums], dtype=torch.float64)
+    torch.testing.assert_close(found_R, expected)
+
+
+def test_length_debias_takes_back_the_logarithm_of_the_length():
+    found_K = debias_length(torch.tensor([2.0, 2.0, 0.0]), [0, 99, 9], 0.5)
+    expected = [2.0, 2.0 - 0.5 * math.log(100), -0.5 * math.log(10)]
+    torch.testing.assert_close(found_K, torch.tensor(expected))

@@ -174,3 +174,67 @@ def test_a_temperature_of_zero_is_refused_for_training():
 def test_an_override_that_is_no_yaml_names_itself():
     with pytest.raises(ValueError, match=r"override 'data\.train=\{a'"):
         load_recipe("tiny", ["data.train={a"])
+
+
+# METHOD section 4's table, written out a second time on purpose.
+OFFICIAL = {
+    "grpo": {"loss": "dapo", "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0},
+    "dapo": {
+        "loss": "dapo",
+        "clip_low": 0.2,
+        "clip_high": 0.28,
+        "clip_dual": 10.0,
+        "dynamic_sampling": True,
+        "overlong_weight": 1.0,
+    },
+    "gspo": {"loss": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "clip_dual": None},
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("recipe", ["tiny", "t4-2b"])
+def test_an_algorithm_carries_the_official_numbers(name, recipe):
+    common = {
+        "accuracy_weight": 0.8,
+        "format_weight": 0.2,
+        "kl_weight": 0.0,
+        "scale": "group",
+        "dynamic_sampling": False,
+        "overlong_weight": 0.0,
+    }
+    found = load_recipe(recipe, {"rlvr.algorithm": name, "data.train": "x"}).rlvr
+    for key, value in (common | OFFICIAL[name]).items():
+        assert getattr(found, key) == value, key
+
+
+def test_an_algorithm_fills_only_what_the_recipe_leaves_open():
+    found = load_recipe("tiny", {"rlvr.algorithm": "gspo", "rlvr.clip_high": 0.5}).rlvr
+    assert (found.loss, found.clip_low, found.clip_high) == ("gspo", 3e-4, 0.5)
+    assert (
+        parse_config(to_dict(load_recipe("tiny", {"rlvr.algorithm": "dapo"}))).rlvr.clip_dual == 10
+    )
+
+
+def test_the_default_is_grpo():
+    assert load_recipe("tiny") == load_recipe("tiny", {"rlvr.algorithm": "grpo"})
+
+
+def test_algorithms_are_no_recipes():
+    assert not set(OFFICIAL) & set(recipe_names())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rlvr.algorithm": "ppo"}, "algorithm"),
+        ({"rlvr.loss": "ppo"}, "loss"),
+        ({"rlvr.clip_dual": 0.9}, "clip_dual"),
+        ({"align.replay_fraction": 1.0}, "replay_fraction"),
+        ({"align.method": "dpo", "align.mode": "rlvr"}, "align.mode = rlvr"),
+        ({"rlvr.judge_weight": 0.5, "rlvr.judge.model": "m"}, r"rlvr\.judge\.base_url"),
+        ({"rlvr.combine": "normalize_then_sum", "rlvr.scale": "none"}, "rlvr.combine"),
+    ],
+)
+def test_policy_settings_that_make_no_sense_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("tiny", overrides)

@@ -7,15 +7,34 @@ import math
 import pytest
 import torch
 
+from prism_lite import full_kl
+from prism_lite.full_kl import vocabulary_kl
 from prism_lite.losses import (
+    BatchSize,
+    LossInputs,
     PolicyLossConfig,
     bradley_terry_loss,
     cap_scores,
-    kl_k3,
+    dpo_loss,
     policy_loss,
+    rank_spread_penalty,
+    token_kl,
 )
 
 CONFIG = PolicyLossConfig(clip_low=0.2, clip_high=0.28, clip_dual=3.0)
+
+
+def token_loss(policy, old, advantage, config, *, num_tokens):
+    """Each token a rollout of its own: one advantage a token."""
+    inputs = LossInputs(
+        policy_logprob_N=policy,
+        old_logprob_N=old,
+        advantage_R=advantage,
+        rollout_N=torch.arange(len(advantage)),
+        is_counted_R=torch.ones(len(advantage), dtype=torch.bool),
+        size=BatchSize(num_tokens, num_tokens, len(advantage)),
+    )
+    return policy_loss(inputs, config)
 
 
 def naive_policy_loss(policy, old, advantage, config, num_tokens):
@@ -44,7 +63,7 @@ def random_case(seed: int):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_policy_loss_equals_the_naive_loop(seed):
     policy, old, advantage = random_case(seed)
-    loss, metrics = policy_loss(policy, old, advantage, CONFIG, num_tokens=75)
+    loss, metrics = token_loss(policy, old, advantage, CONFIG, num_tokens=75)
     expected, low, high = naive_policy_loss(
         policy.tolist(), old.tolist(), advantage.tolist(), CONFIG, 75
     )
@@ -60,7 +79,7 @@ def test_policy_loss_gradient_equals_finite_differences():
     policy.requires_grad_()
 
     def loss_of(value):
-        return policy_loss(value, old, advantage, CONFIG, num_tokens=60)[0]
+        return token_loss(value, old, advantage, CONFIG, num_tokens=60)[0]
 
     assert torch.autograd.gradcheck(loss_of, policy, eps=1e-7, atol=1e-6)
 
@@ -81,7 +100,7 @@ def test_policy_loss_gradient_equals_finite_differences():
 def test_each_region_of_the_clip(ratio, advantage, expected_loss, has_gradient):
     policy_N = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
     advantage_N = torch.tensor([advantage], dtype=torch.float64)
-    loss, _ = policy_loss(policy_N, torch.zeros(1), advantage_N, CONFIG, num_tokens=1)
+    loss, _ = token_loss(policy_N, torch.zeros(1), advantage_N, CONFIG, num_tokens=1)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(expected_loss, rel=1e-6)
     assert (float(policy_N.grad.abs()) > 0) == has_gradient
@@ -91,7 +110,7 @@ def test_with_own_logprobs_the_gradient_is_plain_policy_gradient():
     """Ratio 1 without old log-probs: d loss / d logprob = -A / num_tokens, nothing clipped."""
     policy, _, advantage = random_case(4)
     policy.requires_grad_()
-    loss, metrics = policy_loss(policy, policy.detach(), advantage, CONFIG, num_tokens=100)
+    loss, metrics = token_loss(policy, policy.detach(), advantage, CONFIG, num_tokens=100)
     loss.backward()
     torch.testing.assert_close(policy.grad, -advantage / 100)
     assert float(loss.detach()) == pytest.approx(float(-advantage.sum() / 100))
@@ -100,9 +119,9 @@ def test_with_own_logprobs_the_gradient_is_plain_policy_gradient():
 
 def test_parts_of_a_batch_add_up_to_the_batch():
     policy, old, advantage = random_case(5)
-    whole, metrics = policy_loss(policy, old, advantage, CONFIG, num_tokens=60)
+    whole, metrics = token_loss(policy, old, advantage, CONFIG, num_tokens=60)
     parts = [
-        policy_loss(policy[a:b], old[a:b], advantage[a:b], CONFIG, num_tokens=60)
+        token_loss(policy[a:b], old[a:b], advantage[a:b], CONFIG, num_tokens=60)
         for a, b in ((0, 13), (13, 50), (50, 60))
     ]
     assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole), rel=1e-12)
@@ -110,16 +129,51 @@ def test_parts_of_a_batch_add_up_to_the_batch():
         assert sum(found[name] for _, found in parts) == pytest.approx(value)
 
 
-def test_kl_k3_is_unbiased_and_never_negative():
-    """Its mean under the policy is the exact KL divergence of two small distributions."""
+@pytest.mark.parametrize("kind", ["k1", "abs", "k2", "k3"])
+def test_token_kl_equals_the_formula(kind):
+    policy, reference, _ = random_case(6)
+    found = token_kl(policy, reference, kind).tolist()
+    for value, p, q in zip(found, policy.tolist(), reference.tolist(), strict=True):
+        d = p - q
+        expected = {"k1": d, "abs": abs(d), "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[kind]
+        assert value == pytest.approx(expected, rel=1e-12)
+    assert not token_kl(policy, policy, kind).any()
+
+
+def test_k1_and_k3_are_unbiased_and_k3_never_negative():
+    """Their mean under the policy is the exact KL divergence of two small distributions."""
     generator = torch.Generator().manual_seed(0)
     policy = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(0)
     reference = torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(0)
-    estimate = kl_k3(policy, reference)
     exact = (policy.exp() * (policy - reference)).sum()
-    assert bool((estimate >= 0).all())
-    assert float((policy.exp() * estimate).sum()) == pytest.approx(float(exact), rel=1e-12)
-    assert not kl_k3(policy, policy).any()
+    for kind in ("k1", "k3"):
+        estimate = token_kl(policy, reference, kind)
+        assert float((policy.exp() * estimate).sum()) == pytest.approx(float(exact), rel=1e-12)
+    assert bool((token_kl(policy, reference, "k3") >= 0).all())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [5, 10**6])
+def test_vocabulary_kl_and_its_gradient_equal_the_plain_one(temperature, chunk, monkeypatch):
+    monkeypatch.setitem(full_kl.CHUNK_ELEMENTS, "cpu", chunk * 23)
+    generator = torch.Generator().manual_seed(1)
+    hidden, reference, weight = (
+        torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (11, 11, 23)
+    )
+    weigh_N = torch.randn(11, generator=generator, dtype=torch.float64)
+    ours, plain = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    found = vocabulary_kl(ours.float(), reference.float(), weight.float(), temperature=temperature)
+    log_p, log_q = ((x @ weight.T / temperature).log_softmax(-1) for x in (plain, reference))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    (found * weigh_N).sum().backward()
+    (expected * weigh_N).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        again = vocabulary_kl(
+            hidden.float(), reference.float(), weight.float(), temperature=temperature
+        )
+    torch.testing.assert_close(again, found.detach())
 
 
 def test_bradley_terry_equals_the_naive_loop():
@@ -163,3 +217,29 @@ def test_cap_scores_has_a_gradient_at_saturation(raw):
     # float32 tanh near 1 has an absolute error of one unit in the last place, 6e-8
     assert float(score.grad) == pytest.approx(expected, rel=1e-2, abs=2e-7)
     assert float(score.grad) > 0
+
+
+def test_rank_spread_penalty_by_hand_and_its_minimum():
+    """Two scores: quantiles of 1/4 and 3/4 are -0.67449 and 0.67449."""
+    score = torch.tensor([5.0, 3.0], dtype=torch.float64)
+    assert float(rank_spread_penalty(score)) == pytest.approx((1 - 0.6744897501960817) ** 2)
+    quantiles = torch.special.ndtri((torch.arange(6, dtype=torch.float64) + 0.5) / 6)
+    assert float(rank_spread_penalty(quantiles.flip(0) + 40)) == pytest.approx(0, abs=1e-20)
+    collapsed = torch.tensor([1.0, 1.1, 1.2], requires_grad=True)
+    rank_spread_penalty(collapsed).backward()
+    assert collapsed.grad is not None
+    assert collapsed.grad[0] > 0 > collapsed.grad[2], "descent must push the scores apart"
+
+
+def test_dpo_loss_equals_the_formula():
+    policy = torch.tensor([[-3.0, -5.0], [-9.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([[-4.0, -4.0], [-8.0, -3.0]], dtype=torch.float64)
+    loss_K, reward_K2 = dpo_loss(policy, reference, 0.5)
+    margins = [0.5 * ((-3 + 4) - (-5 + 4)), 0.5 * ((-9 + 8) - (-2 + 3))]
+    expected = [-math.log(1 / (1 + math.exp(-m))) for m in margins]
+    assert loss_K.tolist() == pytest.approx(expected)
+    assert (reward_K2[:, 0] - reward_K2[:, 1]).tolist() == pytest.approx(margins)
+    loss_K.sum().backward()
+    slope = [-0.5 / (1 + math.exp(m)) for m in margins]
+    torch.testing.assert_close(policy.grad[:, 0], torch.tensor(slope, dtype=torch.float64))
+    torch.testing.assert_close(policy.grad[:, 1], -policy.grad[:, 0])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from prism_lite.config import OptimConfig, SamplingConfig
 from prism_lite.game import Judged, discriminator_step
@@ -21,32 +19,12 @@ from prism_lite.optim import make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.policy import update_policy
 from prism_lite.rollouts import sample_groups
+from tests.kernels.watch import Allocations
 from tests.micro import fill_adapter, micro_recipe
 
 VOCAB = 120_000
-TEACHER = Parts("- digits: 3,7", "first 3,last 7,so no", "no")
-STUDENT = Parts("- the row 3-1", "first 3,last 1,so yes", "yes")
-
-
-class LargestTensor(TorchDispatchMode):
-    """The number of elements of the largest tensor that appears, frozen weights left out."""
-
-    def __init__(self, known: set[int]) -> None:
-        super().__init__()
-        self.known = known
-        self.elements = 0
-        self.shape: torch.Size | None = None
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if (
-                isinstance(leaf, torch.Tensor)
-                and leaf.untyped_storage().data_ptr() not in self.known
-                and leaf.numel() > self.elements
-            ):
-                self.elements, self.shape = leaf.numel(), leaf.shape
-        return result
+TEACHER = Parts("- digits: a3,b7", "first 3,last 7,so no", "no")
+STUDENT = Parts("- the row a3-b1", "first 3,last 1,so yes", "yes")
 
 
 @pytest.fixture
@@ -63,24 +41,25 @@ def wide(make_backbone):
     return backbone
 
 
-def watch(backbone) -> LargestTensor:
-    known = {p.untyped_storage().data_ptr() for p in backbone.core.parameters()}
-    return LargestTensor(known)
+def largest(seen: Allocations) -> tuple[int, tuple[int, ...]]:
+    """Elements and shape of the largest tensor that was made (weights were there before)."""
+    _, shape, _ = max(seen.tensors, key=lambda row: row[2])
+    return torch.Size(shape).numel(), shape
 
 
-def check(seen: LargestTensor, num_tokens: int) -> None:
-    assert seen.elements > 0
+def check(seen: Allocations, num_tokens: int) -> None:
+    elements, shape = largest(seen)
     limit = num_tokens * VOCAB
-    assert seen.elements < limit / 2, f"{tuple(seen.shape or ())} appeared, T x V is {limit}"
+    assert 0 < elements < limit / 2, f"{shape} appeared, T x V is {limit}"
 
 
 def test_the_watch_sees_a_whole_logits_tensor(wide, task):
     """The test of the test: the naive way is caught."""
     pack, num_tokens = sft_pack(wide, task)
-    with watch(wide) as seen:
+    with Allocations() as seen:
         hidden_FD = wide.hidden_states(pack)
         (hidden_FD[pack.predictor_N] @ wide.head_weight.T).log_softmax(-1).sum().backward()
-    assert seen.elements >= num_tokens * VOCAB
+    assert largest(seen)[0] >= num_tokens * VOCAB
 
 
 def sft_pack(backbone, task):
@@ -97,12 +76,13 @@ def sft_pack(backbone, task):
 
 def test_sft_step(wide, task):
     pack, num_tokens = sft_pack(wide, task)
-    with watch(wide) as seen:
+    with Allocations() as seen:
         pack_logprobs(wide.core, pack, wide.hidden_states(pack)).sum().backward()
     check(seen, num_tokens)
 
 
-def test_policy_update(wide, task):
+@pytest.mark.parametrize("kl_kind", ["k3", "full"])
+def test_policy_update(wide, task, kl_kind):
     config = micro_recipe()
     groups = sample_groups(
         wide,
@@ -114,7 +94,7 @@ def test_policy_update(wide, task):
     )
     num_tokens = sum(len(r.token_ids) for group in groups for r in group.rollouts)
     optimizer = make_optimizer(wide.policy_parameters(), OptimConfig())
-    with watch(wide) as seen:
+    with Allocations() as seen:
         update_policy(
             wide,
             optimizer,
@@ -124,9 +104,8 @@ def test_policy_update(wide, task):
             temperature=1.0,
             optim=config.rlvr.optim,
             learning_rate=1e-4,
-            loss=PolicyLossConfig(),
+            loss=PolicyLossConfig(kl_weight=0.1, kl_kind=kl_kind, entropy_weight=0.01),
             num_minibatches=2,
-            kl_weight=0.1,
         )
     check(seen, num_tokens // 2)
 
@@ -140,7 +119,7 @@ def test_discriminator_step(wide, task):
         for sample in task.align[:2]
     ]
     num_tokens = 8 * sum(len(wide.tokenize(text)) for text in (TEACHER.caption, TEACHER.think))
-    with watch(wide) as seen:
+    with Allocations() as seen:
         discriminator_step(
             wide, discriminator, optimizer, judged, config, learning_rate=1e-3, max_grad_norm=1.0
         )

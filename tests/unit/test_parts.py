@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from prism_lite.parts import PART_NAMES, SYSTEM_PROMPT, TAGS, Malformed, Parts, parse
+from prism_lite.parts import (
+    PART_NAMES,
+    SYSTEM_PROMPT,
+    TAGS,
+    Malformed,
+    Parts,
+    num_bullets,
+    num_steps,
+    parse,
+)
 
 C, T, A = "<caption>c</caption>", "<think>t</think>", "<answer>a</answer>"
 
@@ -74,3 +83,10 @@ def test_render_and_parse_are_inverse():
 def test_the_system_prompt_names_every_tag():
     assert all(tag in SYSTEM_PROMPT for tag in TAGS)
     assert PART_NAMES == ("caption", "think", "answer")
+
+
+def test_bullets_and_steps_by_hand():
+    assert num_bullets("- a row\n- left to right 3,5\n  more of it") == 2
+    assert num_bullets("one line\n\nanother") == 2
+    assert num_steps("3+5=8,8+2=10") == 2
+    assert num_steps("First 3.5 is read. Then 2;\nso 1.75.") == 3

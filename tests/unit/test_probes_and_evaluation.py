@@ -169,3 +169,22 @@ def test_evaluation_counts_what_was_sampled(backbone, task):
 def test_without_held_out_pairs_nothing_is_measured(backbone, task):
     discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
     assert grounding_probe(backbone, discriminator, (), task.system_prompt) == {}
+
+
+def test_the_probe_of_a_reasoning_that_sees_the_caption_differs_in_the_reasoning_only(
+    backbone, task, monkeypatch
+):
+    """Else the misread caption would give the corrupted reasoning away."""
+    config = micro_recipe(discriminator__reasoning_sees_caption=True).discriminator
+    discriminator = Discriminator(backbone, config, seed=0)
+    seen = []
+
+    def look(_backbone, _discriminator, pairs):
+        seen.append(pairs)
+        return torch.zeros(len(pairs), 2, 2)
+
+    monkeypatch.setattr("prism_lite.probes.pair_scores", look)
+    grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
+    perception, reasoning = seen
+    assert all(a.caption != b.caption for _, a, b in perception)
+    assert all(a.caption == b.caption and a.think != b.think for _, a, b in reasoning)

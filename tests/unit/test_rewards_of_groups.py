@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from prism_lite import parts
-from prism_lite.rewards.of_groups import group_accuracy, verifiable_rewards
+from prism_lite.config import JudgeConfig, RlvrConfig
+from prism_lite.rewards import of_groups
+from prism_lite.rewards.judge import judge_reward
+from prism_lite.rewards.of_groups import further_rewards, group_accuracy, verifiable_rewards
 from prism_lite.types import Group, Rollout, Sample, Turn
 
 GOOD = "<caption>two digits</caption><think>3 and 7</think><answer>{}</answer>"
@@ -35,3 +40,30 @@ def test_each_rollout_has_its_reward_in_order():
 def test_a_row_without_an_answer_is_named(answer):
     with pytest.raises(ValueError, match="a: no answer to verify"):
         group_accuracy(group(answer, rollout(GOOD.format(7))))
+
+
+def test_further_rewards_only_where_they_have_a_weight(monkeypatch):
+    asked = []
+
+    def post(url, body, headers, timeout_s):
+        asked.append(body["messages"][0]["content"])
+        return {"choices": [{"message": {"content": "yes"}}]}
+
+    monkeypatch.setattr(of_groups, "judge_reward", functools.partial(judge_reward, post=post))
+    box = group(
+        "[0, 0, 10, 10]",
+        rollout(GOOD.format("[0, 0, 10, 5]")),
+        rollout(GOOD.format("[0, 0, 10, 10]")),
+        rollout(GOOD.format("[0, 0, 10, 10]"), "length"),
+    )
+    assert further_rewards([box], RlvrConfig()) == {}
+    found = further_rewards([box], RlvrConfig(boxes_weight=1.0))
+    assert found["boxes"].tolist() == pytest.approx([0.5, 1, 0])
+    text = group(
+        "abcd", rollout(GOOD.format("abxd")), rollout(GOOD.format("abcd")), rollout("abcd")
+    )
+    settings = JudgeConfig("http://localhost:1/v1", "small")
+    found = further_rewards([text], RlvrConfig(ocr_weight=1.0, judge_weight=1.0, judge=settings))
+    assert found["ocr"].tolist() == pytest.approx([0.75, 1, 0])
+    assert found["judge"].tolist() == [1, 1, 0]
+    assert len(asked) == 1, "only what the verifier does not accept costs a request"

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from prism_lite.config import JudgeConfig
 from prism_lite.rewards import guards
 from prism_lite.rewards.boxes import boxes_score, iou, iou_reward, parse_boxes
-from prism_lite.rewards.judge import JudgeSettings, ask_judge, judge_reward
+from prism_lite.rewards.judge import ask_judge, judge_reward
 from prism_lite.rewards.ocr import edit_distance, edit_similarity, ocr_reward
 
 
@@ -99,7 +100,7 @@ class TestOcr:
 
 
 class TestJudge:
-    SETTINGS = JudgeSettings("http://localhost:1/v1", "small", key_variable="TEST_JUDGE_KEY")
+    SETTINGS = JudgeConfig("http://localhost:1/v1", "small", key_variable="TEST_JUDGE_KEY")
 
     @staticmethod
     def _post(*replies, seen=None):
@@ -139,7 +140,7 @@ class TestJudge:
 
     def test_address_must_be_http(self):
         with pytest.raises(ValueError, match="no http address"):
-            ask_judge("q?", "a", "b", JudgeSettings("file:///etc", "m"))
+            ask_judge("q?", "a", "b", JudgeConfig("file:///etc", "m"))
 
     def test_verifier_goes_first(self):
         completions = [_completion("1,234"), _completion("sofa"), "malformed", _completion("x")]

@@ -1,12 +1,13 @@
-"""The tests in this folder run every operation, through whichever path this process can run.
+"""The tests in this folder run every operation, through every path that this process can run.
 
-- On a GPU: the kernels.
+- On the CPU: the torch path.
 - With TRITON_INTERPRET=1: the kernels, in Triton's interpreter. The variable must be set before
   anybody imports triton, so `test_kernel_runs.py` starts a process of its own for that.
-- Otherwise: the torch path.
+- On a GPU, where there is one: the kernels; each test a second time, marked `gpu`.
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -23,17 +24,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
+DEVICES: list[Any] = ["cpu"]
+if torch.cuda.is_available() and not IS_INTERPRETED:
+    DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(autouse=True)
-def path(monkeypatch: pytest.MonkeyPatch) -> str:
+def path(device: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The implementation under test."""
-    name = "triton" if IS_INTERPRETED or torch.cuda.is_available() else "torch"
+    name = "triton" if IS_INTERPRETED or device == "cuda" else "torch"
     monkeypatch.setenv("PRISM_KERNELS", name)
     return name
-
-
-@pytest.fixture
-def device() -> str:
-    return "cpu" if IS_INTERPRETED or not torch.cuda.is_available() else "cuda"
 
 
 @pytest.fixture

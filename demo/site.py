@@ -1,0 +1,71 @@
+"""What every tab is given, and how an error becomes a sentence on the page."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from demo import folder
+from demo.folder import Home
+from demo.jobs import Jobs
+from demo.live import Models
+
+
+@dataclass(frozen=True)
+class Site:
+    """The app's folders, training processes and models."""
+
+    home: Home
+    jobs: Jobs
+    models: Models = field(default_factory=Models)
+
+    def path(self, run_id: str) -> Path:
+        """The folder of a run that a visitor chose.
+
+        Raises:
+            ValueError: no such run.
+        """
+        return folder.run_path(self.home, run_id)
+
+    def demand_idle_gpu(self) -> None:
+        """Refuse to ask a model while a training holds the card.
+
+        Raises:
+            ValueError: it does.
+        """
+        import torch
+
+        job = self.jobs.current()
+        if job is not None and torch.cuda.is_available():
+            raise ValueError(
+                f"{job.run!r} is training on the GPU: stop it, or wait for it, before asking a model."
+            )
+
+
+def in_words(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler whose ValueErrors, which are sentences for a person, are shown on the page."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def generate(*arguments: Any) -> Any:
+            try:
+                yield from handler(*arguments)
+            except ValueError as error:
+                raise gr.Error(str(error), duration=15, print_exception=False) from error
+
+        return generate
+
+    @functools.wraps(handler)
+    def call(*arguments: Any) -> Any:
+        try:
+            return handler(*arguments)
+        except ValueError as error:
+            raise gr.Error(str(error), duration=15, print_exception=False) from error
+
+    return call

@@ -1,0 +1,68 @@
+"""The guards of `rewards/guards.py` at work: which ones a stage's step rings, and who hears it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from prism_lite.game import GameScores
+from prism_lite.rewards import guards
+from prism_lite.rewards.guards import Alarm
+from prism_lite.run_folder import RunFolder
+from prism_lite.types import Group
+
+
+class Alarms:
+    """The alarms of one stage: in the metrics whenever they ring, on the console the first time.
+
+    Attributes:
+        usual_num_tokens: mean completion length at the stage's first step, None before it.
+    """
+
+    def __init__(self, run: RunFolder, stage: str) -> None:
+        self._console = run.console
+        self._stage = stage
+        self._rung: set[str] = set()
+        lengths = (line.get("completions/mean_length") for line in run.metrics(stage))
+        self.usual_num_tokens = next((length for length in lengths if length is not None), None)
+
+    def ring(self, alarms: Iterable[Alarm | None], step: int) -> dict[str, float]:
+        """`alarms/NAME`, the value that crossed its limit, of those that ring at this step."""
+        metrics = {}
+        for alarm in alarms:
+            if alarm is None:
+                continue
+            metrics[f"alarms/{alarm.name}"] = alarm.value
+            if alarm.name not in self._rung:
+                self._rung.add(alarm.name)
+                self._console.print(
+                    f"[bold red]alarm {alarm.name} in {self._stage} step {step}:[/] "
+                    f"{alarm.message} (said once; metrics: alarms/{alarm.name})",
+                    highlight=False,
+                )
+        return metrics
+
+    def of_rollouts(self, groups: Sequence[Group]) -> list[Alarm | None]:
+        """Length collapse, loops, answers inside think."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        lengths = [len(rollout.token_ids) for rollout in rollouts]
+        texts = [rollout.text for rollout in rollouts]
+        if self.usual_num_tokens is None:
+            self.usual_num_tokens = sum(lengths) / len(lengths)
+        return [
+            guards.length_collapse(lengths, usual_num_tokens=self.usual_num_tokens),
+            guards.repeated_text(texts),
+            guards.answers_inside_think(texts),
+        ]
+
+
+def of_game(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
+    """Scores at their cap, and a discriminator that wins every pair."""
+    teachers: list[float] = []
+    students: list[float] = []
+    for teacher_2, student_K2 in zip(game.teacher_P2, game.students, strict=True):
+        students += student_K2.flatten().tolist()
+        teachers += teacher_2.expand_as(student_K2).flatten().tolist()
+    return [
+        guards.discriminator_saturation([*teachers, *students], cap=score_cap),
+        guards.discriminator_too_strong(teachers, students),
+    ]

@@ -1,0 +1,73 @@
+"""Helpers of the browser tests; as a program, pictures of every tab: light, dark and phone.
+
+python -m tests.demo.screens OUT [RUN]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE = (390, 844)
+MODES = {"light": (1280, 860), "dark": (1280, 860), "phone": PHONE}
+
+
+def find_chromium() -> str | None:
+    """Debian's Chromium, or another one on the path."""
+    return next(
+        (found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None
+    )
+
+
+def open_tab(page: Any, name: str) -> None:
+    """Choose a tab; on a phone the last ones are behind a menu."""
+    tab = page.get_by_role("tab", name=name, exact=True)
+    if tab.is_visible():
+        tab.click()
+        return
+    page.locator(".overflow-menu > button").first.click()
+    page.locator(".overflow-dropdown button", has_text=name).click()
+
+
+def take(out: Path, run: str | None, wait_s: float) -> None:
+    """One picture of each tab in each mode."""
+    from playwright.sync_api import sync_playwright
+
+    from demo.app import launch
+    from demo.folder import open_home
+
+    out.mkdir(parents=True, exist_ok=True)
+    home = open_home(run, root=out / "no-runs")
+    app, url, _ = launch(home, is_open=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
+        for mode, (width, height) in MODES.items():
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.goto(f"{url}?__theme={'dark' if mode == 'dark' else 'light'}")
+            page.wait_for_selector("#compare-note .note")
+            for tab in ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory"):
+                open_tab(page, tab)
+                page.wait_for_timeout(int(1000 * wait_s))
+                page.screenshot(path=out / f"{tab.lower()}-{mode}.png", full_page=True)
+        browser.close()
+    app.close(verbose=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("run", nargs="?", help="default: the recorded sample")
+    parser.add_argument("--wait", type=float, default=3.0, help="seconds before each picture")
+    arguments = parser.parse_args()
+    take(arguments.out, arguments.run, arguments.wait)

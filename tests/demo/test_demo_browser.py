@@ -1,0 +1,263 @@
+"""The app in a real browser: what a person sees, on a desk and on a phone, and what must not happen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import folder
+from tests.demo.screens import ARGUMENTS, PHONE, find_chromium, open_tab
+
+pytestmark = pytest.mark.browser
+HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
+TABS = ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """`visit(url, width=390)` opens a page as a visitor of its own; requests elsewhere fail the test."""
+    contexts, elsewhere = [], []
+
+    def open_page(url: str, *, width: int = 1280, height: int = 860) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((url.partition("?")[0], "data:", "blob:"))
+                else elsewhere.append(request.url)
+            ),
+        )
+        page.goto(url)
+        page.wait_for_selector("#badge .badge")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not elsewhere, f"requests to other hosts: {elsewhere[:3]}"
+
+
+def text_of(page: Any, selector: str) -> str:
+    return page.locator(selector).inner_text()
+
+
+def test_every_tab_of_the_sample_shows_something(
+    visit: Callable[..., Any], sample_url: str
+) -> None:
+    page = visit(sample_url)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    assert "RECORDED RUN" in text_of(page, "#badge")
+    page.wait_for_selector("#marks-rlvr .mark")
+    assert "<caption>" in text_of(page, "#answer-base")
+    open_tab(page, "Discriminator")
+    page.wait_for_selector("#heat-perception .token")
+    page.locator("#advantage-bars canvas, #advantage-bars svg").first.wait_for()
+    open_tab(page, "Train")
+    page.wait_for_selector("#stepper .step.done")
+    for panel in ("sft_loss", "pair_accuracy", "rewards", "peak"):
+        page.locator(f"#plot-{panel} canvas, #plot-{panel} svg.marks").first.wait_for()
+    open_tab(page, "Rewards")
+    page.wait_for_selector("#reward-figures .figure")
+    figures = [b.inner_text() for b in page.locator("#reward-figures .figure b").all()]
+    assert figures[0] == figures[1]  # bars and log
+    open_tab(page, "Data")
+    page.wait_for_selector("#data-gallery img")
+    assert "2,048 rows" in text_of(page, "#data-count")
+    open_tab(page, "Memory")
+    page.wait_for_selector("#memory-figures .figure")
+    assert not errors
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_a_phone_is_never_scrolled_sideways(
+    visit: Callable[..., Any], sample_url: str, tab: str
+) -> None:
+    page = visit(sample_url, width=PHONE[0], height=PHONE[1])
+    page.wait_for_selector("#marks-rlvr .mark")
+    open_tab(page, tab)
+    page.wait_for_timeout(800)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+
+
+def test_everything_asked_for_is_reached_by_keyboard(
+    visit: Callable[..., Any], sample_url: str
+) -> None:
+    page = visit(sample_url)
+    page.wait_for_selector("#marks-rlvr .mark")
+    reached: set[str] = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "(() => { const e = document.activeElement; const h = e.closest('[id]:not(input)');"
+                " return (e.getAttribute('role') || e.tagName) + ' ' + (h ? h.id : ''); })()"
+            )
+        )
+    found = " ".join(reached)
+    for name in ("run", "source", "examples", "example", "ask"):
+        assert any(part == name for part in found.split()), (name, sorted(reached))
+    assert any(item.startswith("tab ") for item in reached)
+
+
+def test_numbers_explain_themselves_on_focus(visit: Callable[..., Any], sample_url: str) -> None:
+    page = visit(sample_url)
+    open_tab(page, "Train")
+    page.wait_for_selector("#train-figures .figure")
+    figure = page.locator("#train-figures .figure").first
+    figure.focus()
+    shown = figure.evaluate("e => getComputedStyle(e, '::after').content")
+    assert "step" in shown
+
+
+@pytest.fixture(scope="module")
+def hostile_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recording with completions that attack: markup, and 20,000 tokens."""
+    run = tmp_path_factory.mktemp("hostile") / "run"
+    shutil.copytree(folder.SAMPLE_RUN, run)
+    file = run / "demo" / "compare.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        long = "seven " * 20_000 if line["stage"] == "rlvr" else ""
+        line["completion"] = f"<caption>{HOSTILE}{long}</caption><think>{HOSTILE}"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for path in (run / "rollouts").glob("*.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            record["completion"] = HOSTILE
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return run
+
+
+def test_hostile_and_endless_completions_are_only_text(
+    visit: Callable[..., Any], hostile_home: Path
+) -> None:
+    from demo.app import launch
+    from demo.folder import open_home
+
+    app, url, _ = launch(open_home(str(hostile_home)), is_open=False)
+    try:
+        page = visit(url)
+        page.wait_for_selector("#marks-rlvr .mark")
+        assert HOSTILE in text_of(page, "#answer-base")
+        assert "characters]" in text_of(page, "#answer-rlvr")
+        for tab in TABS[1:5]:
+            open_tab(page, tab)
+            page.wait_for_timeout(700)
+        open_tab(page, "Rewards")
+        page.wait_for_selector("#reward-text .textfield")
+        assert page.evaluate("window.pwned") is None
+    finally:
+        app.close(verbose=False)
+
+
+def test_an_own_drawing_is_answered(visit: Callable[..., Any], live_url: str) -> None:
+    page = visit(live_url)
+    page.wait_for_selector("#badge .badge-tiny", timeout=60_000)
+    page.get_by_label("Own drawing").check()
+    canvas = page.locator("#pad canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(800)
+    box = canvas.bounding_box()
+
+    def stroke(*points: tuple[float, float]) -> None:
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=8)
+        page.mouse.up()
+
+    stroke((0.25, 0.3), (0.25, 0.75))
+    stroke((0.6, 0.3), (0.75, 0.3), (0.65, 0.75))
+    page.locator("#truth input, #truth textarea").first.fill("1 7")
+    page.wait_for_timeout(500)
+    page.locator("#question input").first.click()
+    page.get_by_role("option", name="Is the first digit greater than the last?").click()
+    page.locator("#ask").click()
+    page.wait_for_selector("#marks-rlvr .mark")
+    assert "Gold answer: no" in text_of(page, "#compare-note")
+    assert page.locator("#seen img").count() == 1
+
+
+def test_reload_and_a_second_tab_show_the_training_that_runs(
+    visit: Callable[..., Any], live_home: Path, live_url: str
+) -> None:
+    """A stand-in trains (the real one is tested in test_demo_training.py); pages only read the disk."""
+    from tests.demo.test_demo_folder import STAND_IN
+
+    program = live_home.parent.parent / "stand_in.py"
+    program.write_text(STAND_IN)
+    import sys
+
+    from demo.jobs import Jobs
+
+    jobs = Jobs(live_home.parent, program=(sys.executable, str(program)))
+    jobs.start("drawn", [])
+    try:
+        time.sleep(1)
+        pages = [visit(live_url), visit(live_url)]
+        for page in pages:
+            choose_run(page, "drawn")
+            open_tab(page, "Train")
+            page.wait_for_function(
+                "document.querySelector('#train-status').innerText.includes('process')"
+            )
+        pages[0].reload()
+        pages[0].wait_for_selector("#badge .badge")
+        choose_run(pages[0], "drawn")
+        assert "TRAINING" in text_of(pages[0], "#badge").upper()
+        open_tab(pages[0], "Train")
+        pages[0].locator("#pause").click()
+        for page in pages:  # the other tab sees it within a tick or two
+            page.wait_for_function(
+                "document.querySelector('#train-status').innerText.includes('Paused')"
+            )
+        pages[1].locator("#stop").click()
+        assert jobs.wait(10)
+        pages[0].wait_for_function(
+            "!document.querySelector('#train-status').innerText.includes('Paused')"
+        )
+    finally:
+        job = jobs.current()
+        if job is not None:
+            import os
+            import signal
+
+            os.kill(job.pid, signal.SIGKILL)
+
+
+def choose_run(page: Any, name: str) -> None:
+    page.locator("#run input").click()
+    page.get_by_role("option", name=name, exact=True).click()
+    page.wait_for_timeout(300)
+
+
+def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:
+    page = visit(f"{sample_url}?__theme=dark")
+    assert page.evaluate("document.body.classList.contains('dark')")
+    page.wait_for_selector("#marks-rlvr .mark")
+    colour = page.locator(".note").first.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert max(int(v) for v in colour.strip("rgb()").split(",")[:3]) < 80

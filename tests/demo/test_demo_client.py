@@ -1,0 +1,218 @@
+"""The served app through gradio_client: what a page gets, and what it must not get."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from demo import folder
+from demo.folder import SAMPLE_ID
+
+EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
+QUESTION = "What is the sum of the digits?"
+
+
+def compare(client: Client, run: str, example: int, **changed: Any) -> list[Any]:
+    asked: dict[str, Any] = {
+        "source": EXAMPLE, "question": None, "truth": "", "seed": 0, "how": "most likely",
+        "pad": None, "upload": None,
+    } | changed  # fmt: skip
+    job = client.submit(
+        run, asked["source"], example, asked["question"], asked["truth"], asked["seed"],
+        asked["how"], asked["pad"], asked["upload"], api_name="/compare",
+    )  # fmt: skip
+    return list(job.result())
+
+
+def completions(found: list[Any]) -> list[str]:
+    """The four completions: they follow picture and note, marks between them."""
+    return ["".join(span["token"] for span in found[i] or []) for i in (2, 4, 6, 8)]
+
+
+@pytest.fixture(scope="module")
+def sample(sample_url: str) -> Client:
+    return Client(sample_url, verbose=False)
+
+
+def test_the_sample_shows_its_recorded_completions(sample: Client) -> None:
+    lines = folder.read_lines(folder.SAMPLE_RUN / "demo" / "compare.jsonl")
+    found = compare(sample, SAMPLE_ID, 1)
+    expected = [
+        line["completion"]
+        for line in lines
+        if line["prompt_id"] == lines[0]["prompt_id"] and line["temperature"] == 0
+    ]
+    assert completions(found) == expected and len(expected) == 4
+
+
+def test_the_sample_cannot_answer_a_drawing_and_says_so(sample: Client) -> None:
+    with pytest.raises(AppError, match="need the run's model"):
+        compare(sample, SAMPLE_ID, 1, source=DRAWING, question=QUESTION)
+
+
+@pytest.mark.parametrize("run", ["..", "/etc", "../../demo/sample_run"])
+def test_a_run_that_is_not_listed_is_refused(sample: Client, run: str) -> None:
+    with pytest.raises(AppError):
+        compare(sample, run, 1)
+
+
+@pytest.mark.parametrize("example", [0, 99, "../1", None])
+def test_an_example_that_is_not_listed_is_refused(sample: Client, example: Any) -> None:
+    with pytest.raises(AppError):
+        compare(sample, SAMPLE_ID, example)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "demo/app.py", "pyproject.toml"])
+def test_files_of_the_machine_are_not_served(sample_url: str, path: str) -> None:
+    target = path if path.startswith("/") else str(Path(__file__).parents[2] / path)
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{sample_url}gradio_api/file={target}", timeout=10)
+    assert refusal.value.code in (403, 404)
+
+
+def test_every_answer_forbids_other_hosts(sample_url: str) -> None:
+    with urllib.request.urlopen(sample_url, timeout=10) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+
+
+def test_an_upload_too_large_is_refused(sample: Client, tmp_path: Path) -> None:
+    big = tmp_path / "big.jsonl"
+    big.write_bytes(b"x" * (11 * 2**20))
+    with pytest.raises(Exception, match=r"(?i)size|large|413"):
+        sample.predict(handle_file(str(big)), "any stage", api_name="/check")
+
+
+def test_an_upload_of_the_wrong_type_is_refused(sample: Client, tmp_path: Path) -> None:
+    wrong = tmp_path / "program.exe"
+    wrong.write_bytes(b"MZ")
+    with pytest.raises(AppError, match=r"(?i)type|expected"):
+        sample.predict(handle_file(str(wrong)), "any stage", api_name="/check")
+
+
+def test_an_uploaded_file_is_checked_row_by_row(sample: Client, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"question": "What?", "answer": "3"}, {"question": "", "answer": "4"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary, first, findings = sample.predict(
+        handle_file(str(file)), "any stage", api_name="/check"
+    )
+    assert "2 rows read" in summary and "What?" in first
+    assert [row[0] for row in findings["data"]] == [2]
+
+
+def test_a_corrupt_data_file_is_a_finding(sample: Client, tmp_path: Path) -> None:
+    file = tmp_path / "torn.parquet"
+    file.write_bytes(b"PAR1 torn")
+    summary, _, findings = sample.predict(handle_file(str(file)), "any stage", api_name="/check")
+    assert "not readable" in summary and len(findings["data"]) == 1
+
+
+def wait_for_model(client: Client, run: str) -> list[Any]:
+    """A first live answer; the model loads with the page's first tick, which no client sends."""
+    end_s = time.monotonic() + 60
+    while True:
+        found = compare(client, run, 1)
+        if "Live" in found[1]:
+            return found
+        assert time.monotonic() < end_s, found[1]
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def live(live_url: str) -> Client:
+    client = Client(live_url, verbose=False)
+    wait_for_model(client, "micro")
+    return client
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another(live: Client) -> None:
+    first, again, other = (
+        completions(compare(live, "micro", 1, how="sampled at temperature 1", seed=seed))
+        for seed in (3, 3, 4)
+    )
+    assert all(first) and first == again and first != other
+
+
+def test_live_answers_are_those_of_the_library(live: Client, live_home: Path) -> None:
+    """Greedy text of two stages equals plain sampling from the saved adapters."""
+    import dataclasses
+
+    from demo import rows
+    from prism_lite.checkpoint import load_final
+    from prism_lite.models.backbone import load_backbone
+    from prism_lite.pipeline import base_folder
+    from prism_lite.recipe import parse_config
+    from prism_lite.rollouts import sample_groups
+
+    config = parse_config(folder.read_config(live_home))
+    task = rows.task_of(live_home)
+    backbone = load_backbone(config.model, config.lora, base_folder(config), seed=config.seed)
+    expected = []
+    for stage in ("base", "rlvr"):
+        if stage != "base":
+            final = load_final(live_home / "stages" / stage)
+            backbone.load_adapter_state(final["policy"])
+        (group,) = sample_groups(
+            backbone,
+            task.heldout[:1],
+            group_size=1,
+            sampling=dataclasses.replace(config.sampling, temperature=0.0),
+            system_prompt=task.system_prompt,
+            seed=("any",),
+        )
+        expected.append(group.rollouts[0].text)
+    found = completions(compare(live, "micro", 1))
+    assert [found[0], found[3]] == expected
+
+
+def test_an_own_picture_is_answered_and_marked(live: Client, tmp_path: Path) -> None:
+    sheet = Image.new("RGB", (400, 200), "white")
+    for left in (80, 260):
+        sheet.paste("black", (left, 40, left + 20, 160))
+    path = tmp_path / "two-ones.png"
+    sheet.save(path)
+    question = "Is the first digit greater than the last?"
+    found = compare(
+        live, "micro", 1, source=UPLOAD, question=question, truth="1 1",
+        upload=handle_file(str(path)),
+    )  # fmt: skip
+    assert all(completions(found)) and "Gold answer: no" in found[1]
+
+
+def test_a_corrupt_picture_is_refused_in_words(live: Client, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    with pytest.raises(AppError, match="cannot be read"):
+        compare(live, "micro", 1, source=UPLOAD, question=QUESTION, upload=handle_file(str(torn)))
+
+
+def test_two_users_are_answered_one_after_the_other(live: Client, live_url: str) -> None:
+    other = Client(live_url, verbose=False)
+    arguments = ("micro", EXAMPLE, 2, None, "", 0, "most likely", None, None)
+    jobs = [client.submit(*arguments, api_name="/compare") for client in (live, other)]
+    first, second = (completions(list(job.result())) for job in jobs)
+    assert first == second and all(first)
+
+
+def test_a_shared_app_asks_for_a_password_and_has_no_training(tmp_path: Path) -> None:
+    from demo.app import build_app
+    from demo.folder import open_home
+    from demo.jobs import Jobs
+    from demo.site import Site
+
+    home = open_home(None, root=tmp_path, is_shared=True)
+    page = build_app(Site(home, Jobs(home.root)))
+    names = {fn.api_name for fn in page.fns.values()}
+    assert "compare" in names and not names & {"start", "check"}
+    labels = {getattr(block, "label", "") for block in page.blocks.values()}
+    assert "Compare" in labels and not labels & {"Train", "Memory"}

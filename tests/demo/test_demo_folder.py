@@ -1,0 +1,232 @@
+"""Reading run folders, and the training process with a stand-in for the training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from demo import folder, jobs, rows
+from demo.folder import SAMPLE_ID, Home
+from demo.jobs import Jobs
+
+# Behaves as `prism-lite run`: a line a step, obeys control.json, goes on where it was.
+STAND_IN = """
+import json, pathlib, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]); out.mkdir(exist_ok=True)
+(out / "config.yaml").write_text(
+    "sft: {steps: 400}\\nwarmup: {steps: 0}\\nalign: {steps: 0}\\nrlvr: {steps: 0}\\n"
+    "data: {task: digits}\\n")
+(out / "control.json").unlink(missing_ok=True)
+metrics = out / "metrics.jsonl"
+step = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+print("from step", step, flush=True)
+def command():
+    try: return json.loads((out / "control.json").read_text()).get("command")
+    except (OSError, ValueError): return None
+while step < 400:
+    with metrics.open("a") as f: f.write(json.dumps({"stage": "sft", "step": step, "loss": 1}) + "\\n")
+    step += 1
+    time.sleep(0.02)
+    while command() == "pause": time.sleep(0.02)
+    if command() == "stop": sys.exit(3)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> tuple[str, ...]:
+    program = tmp_path / "stand_in.py"
+    program.write_text(STAND_IN)
+    return (sys.executable, str(program))
+
+
+@pytest.fixture
+def training(tmp_path: Path, stand_in: tuple[str, ...]):
+    found = Jobs(tmp_path / "runs", program=stand_in)
+    yield found
+    job = found.current()
+    if job is not None:
+        os.kill(job.pid, signal.SIGKILL)
+        assert found.wait(5)
+
+
+def steps_of(path: Path) -> int:
+    file = path / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    end_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end_s, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_pause_stands_still_resume_goes_on_stop_ends(training: Jobs) -> None:
+    run = training.root / "a"
+    training.start("a", [])
+    until(lambda: steps_of(run) > 3)
+    training.pause("a")
+    time.sleep(0.2)
+    held = steps_of(run)
+    time.sleep(0.3)
+    assert steps_of(run) == held
+    training.resume("a")
+    until(lambda: steps_of(run) > held)
+    training.stop("a")
+    assert training.wait(5)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(len(steps)))
+
+
+def test_a_second_start_is_refused_also_by_another_web_process(
+    training: Jobs, stand_in: tuple[str, ...]
+) -> None:
+    job = training.start("a", [])
+    with pytest.raises(ValueError, match=rf"'a' is training already \(process {job.pid}\)"):
+        training.start("b", [])
+    with pytest.raises(ValueError, match="training already"):
+        Jobs(training.root, program=stand_in).start("b", [])
+
+
+def test_a_killed_web_process_loses_nothing(training: Jobs, stand_in: tuple[str, ...]) -> None:
+    """Another process starts the training and is killed; this one finds it, holds it and ends it."""
+    code = (
+        "import sys, time; from pathlib import Path; from demo.jobs import Jobs\n"
+        f"Jobs(Path({str(training.root)!r}), program={stand_in!r}).start('a', [])\n"
+        "print('started', flush=True); time.sleep(60)"
+    )
+    web = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert web.stdout is not None and web.stdout.readline() == "started\n"
+    until(lambda: steps_of(training.root / "a") > 0)
+    web.kill()
+    web.wait()
+    job = training.current()
+    assert job is not None and job.run == "a"
+    before = steps_of(training.root / "a")
+    until(lambda: steps_of(training.root / "a") > before)
+    training.stop("a")
+    assert training.wait(5)
+
+
+def test_a_killed_training_leaves_a_stale_lock_and_resumes(training: Jobs) -> None:
+    run = training.root / "a"
+    first = training.start("a", [])
+    until(lambda: steps_of(run) > 3)
+    os.kill(first.pid, signal.SIGKILL)
+    assert training.wait(5)
+    assert (training.root / jobs.LOCK).exists() and training.current() is None
+    held = steps_of(run)
+    assert "last checkpoint" in training.resume("a")
+    until(lambda: steps_of(run) > held)
+    assert f"from step {held}" in training.log_tail("a")
+
+
+def test_a_process_id_used_again_is_not_the_training(training: Jobs) -> None:
+    training.root.mkdir()
+    lock = {"run": "a", "pid": os.getpid(), "created_s": 1.0, "command": ""}
+    (training.root / jobs.LOCK).write_text(json.dumps(lock))
+    assert training.current() is None
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "/tmp/x", "A b", "a/b", "x" * 41, "-x"])
+def test_names_that_are_no_names_are_refused(training: Jobs, name: str) -> None:
+    with pytest.raises(ValueError, match="run name"):
+        training.start(name, [])
+
+
+def test_what_is_not_training_cannot_be_paused(training: Jobs) -> None:
+    with pytest.raises(ValueError, match="not training"):
+        training.pause("a")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    for name in ("old", "new"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("seed: 0\n")
+    os.utime(tmp_path / "runs" / "old" / "config.yaml", (1, 1))
+    return folder.open_home(None, root=tmp_path / "runs")
+
+
+def test_the_newest_run_comes_first_and_the_sample_last(home: Home) -> None:
+    assert home.first == "new"
+    assert folder.run_ids(home) == ["new", "old", SAMPLE_ID]
+
+
+def test_without_runs_the_sample_is_shown(tmp_path: Path) -> None:
+    home = folder.open_home(None, root=tmp_path / "none")
+    assert folder.run_ids(home) == [SAMPLE_ID] and home.first == SAMPLE_ID
+
+
+@pytest.mark.parametrize("name", ["..", "../runs/new", "/etc", "new/../old", "", "."])
+def test_no_path_is_a_run(home: Home, name: str) -> None:
+    with pytest.raises(ValueError, match="there is no run"):
+        folder.run_path(home, name)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        folder.open_home(str(tmp_path))
+
+
+def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"stage": "sft", "step": 0}\n{"stage": "sft", "st')
+    assert folder.read_metrics(tmp_path) == [{"stage": "sft", "step": 0}]
+    file.write_text('{"stage": "sft", "step": 0}\n{"stage": "sft", "step": 1}\n')
+    assert len(folder.read_metrics(tmp_path, "sft")) == 2
+
+
+def test_the_sample_run_is_small_whole_and_without_weights() -> None:
+    files = [path for path in folder.SAMPLE_RUN.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    assert not [p for p in files if p.suffix in (".safetensors", ".pt", ".bin")]
+    config = yaml.safe_load((folder.SAMPLE_RUN / "config.yaml").read_text())
+    for stage in folder.TRAINED_STAGES:
+        steps = [line["step"] for line in folder.read_metrics(folder.SAMPLE_RUN, stage)]
+        num = config[stage]["steps"]
+        assert steps[:num] == list(range(num)) and set(steps[num:]) <= {num}  # warm-up's last probe
+    assert folder.is_finished(folder.SAMPLE_RUN)
+
+
+def test_every_recorded_prompt_is_in_the_data_of_its_run() -> None:
+    kept = [
+        *folder.read_lines(folder.SAMPLE_RUN / "demo" / "compare.jsonl"),
+        *folder.read_lines(folder.SAMPLE_RUN / "demo" / "groups.jsonl"),
+        *(
+            record
+            for stage in ("align", "rlvr")
+            for step in folder.rollout_steps(folder.SAMPLE_RUN, stage)
+            for record in folder.read_rollouts(folder.SAMPLE_RUN, stage, step)
+        ),
+    ]
+    assert kept
+    for record in kept:
+        sample = rows.sample_by_id(folder.SAMPLE_RUN, record["prompt_id"])
+        assert sample is not None
+        assert [p.id for p in sample.pictures] == record.get(
+            "picture_ids", [p.id for p in sample.pictures]
+        )
+
+
+def test_recorded_groups_are_in_order_of_advantage_and_shares_add_up() -> None:
+    for group in folder.read_lines(folder.SAMPLE_RUN / "demo" / "groups.jsonl"):
+        assert [row["who"] for row in group["rows"]].count("teacher") == 1
+        assert group["rows"][0]["who"] == "teacher"
+        advantages = [row["advantage"] for row in group["rows"][1:]]
+        assert advantages == sorted(advantages, reverse=True)
+        assert abs(sum(advantages)) < 1e-3
+        for row in group["rows"]:
+            for part in row.get("routing", {}).values():
+                for weights_TE in part["weights"]:
+                    assert len(weights_TE) == len(part["tokens"])
+                    for weights_E in weights_TE:
+                        assert abs(sum(weights_E) - 1) < 5e-3

@@ -1,0 +1,73 @@
+"""The routing that the demo shows is the discriminator's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo import rows
+from demo.live import Model
+from demo.routing import part_routing, part_tokens
+from prism_lite.parts import Parts, parse
+
+
+@pytest.fixture(scope="module")
+def model(live_home: Path) -> Model:
+    return Model(live_home)
+
+
+def test_load_and_entropy_are_those_that_the_discriminator_reports(model: Model) -> None:
+    """Scores.load_E and router_entropy are computed inside `score`; ours come from the outside."""
+    backbone, discriminator = model.backbone, model._loaded_discriminator()
+    for sample in model.task.align[:3]:
+        parts = parse(sample.teacher or "")
+        assert isinstance(parts, Parts)
+        prompt = backbone.prompt(sample, model.task.system_prompt)
+        with torch.no_grad(), backbone.role("discriminator"):
+            scores = discriminator.score(backbone, [(prompt, [parts])])
+            found = part_routing(backbone, discriminator, prompt, parts)
+        halves = (found["perception"]["weights"], found["reasoning"]["weights"])
+        weights_LTE = torch.cat([torch.tensor(half) for half in halves], dim=1)
+        assert weights_LTE.sum(-1) == pytest.approx(1, abs=5e-3)
+        assigned_LTE = (weights_LTE > 0).float()
+        load_E = (assigned_LTE.sum(1) / assigned_LTE.sum((1, 2))[:, None]).mean(0)
+        # a weight below the rounding of the record may count as unassigned
+        torch.testing.assert_close(load_E, scores.load_E.cpu(), atol=0.02, rtol=0)
+        entropy = torch.special.entr(weights_LTE).sum(-1).mean()
+        assert float(entropy) == pytest.approx(float(scores.router_entropy), abs=5e-3)
+
+
+def test_grouped_experts_stay_in_their_half(model: Model) -> None:
+    record = model.group(model.task.align[0], "sft", group_size=3, seed=0)
+    for row in record["rows"]:
+        for part, is_own in (("perception", slice(None, 2)), ("reasoning", slice(2, None))):
+            for weights_TE in row.get("routing", {}).get(part, {}).get("weights", []):
+                own = torch.tensor(weights_TE)[:, is_own].sum(-1)
+                assert own == pytest.approx(1, abs=5e-3)
+
+
+def test_tokens_of_a_part_spell_its_text(model: Model) -> None:
+    parts = parse(model.task.align[0].teacher or "")
+    assert isinstance(parts, Parts)
+    perception_T, reasoning_T = part_tokens(model.backbone, model._loaded_discriminator(), parts)
+    decode = model.backbone.tokenizer.decode
+    assert decode(perception_T[:-1]) == parts.perception
+    assert decode(reasoning_T[:-1]) == parts.reasoning
+    assert perception_T[-1] == reasoning_T[-1] == model.backbone.end_id
+
+
+def test_a_group_is_the_same_twice_and_has_its_teacher(model: Model, live_home: Path) -> None:
+    sample = rows.task_of(live_home).align[1]
+    first, again = (model.group(sample, "rlvr", group_size=4, seed=7) for _ in range(2))
+    assert first == again
+    assert [row["who"] for row in first["rows"]].count("teacher") == 1
+    assert len(first["rows"]) == 5
+    assert first["rows"][0]["completion"] == parse(sample.teacher or "").render()  # type: ignore
+
+
+@pytest.mark.parametrize("size", [0, 1, 17, 1000])
+def test_group_sizes_are_limited(model: Model, size: int) -> None:
+    with pytest.raises(ValueError, match="group size"):
+        model.group(model.task.align[0], "sft", group_size=size, seed=0)

@@ -1,0 +1,39 @@
+"""`play`: one stage on top of the finished stages of the micro run."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from prism_lite.models.backbone import load_backbone
+from prism_lite.pipeline import base_folder
+from prism_lite.run_folder import open_run, read_jsonl
+from prism_lite.stages.context import Context
+from tests.micro import micro_recipe, quiet_console
+
+
+@pytest.fixture
+def play(micro_run, task, tmp_path):
+    """`play(stage_function, **overrides)` runs one stage behind those of the micro run.
+
+    Returns the settings, the run folder and its metrics; `play.text` is what was printed.
+    """
+    _, finished, _, _ = micro_run
+
+    def run(stage, **overrides):
+        config, console = micro_recipe(**overrides), quiet_console()
+        folder = tmp_path / "game"
+        shutil.rmtree(folder, ignore_errors=True)
+        own = {"run_rlvr": "rlvr", "run_warmup": "warmup"}.get(stage.__name__, "align")
+        with open_run(folder, config, console) as opened:
+            for name in ("sft", "warmup", "align"):
+                if name != own:
+                    source = finished / "stages" / name / "final"
+                    shutil.copytree(source, folder / "stages" / name / "final")
+            backbone = load_backbone(config.model, config.lora, base_folder(config), seed=0)
+            stage(Context(config, opened, backbone, task))
+        run.text = " ".join(console.file.getvalue().split())  # lines are wrapped
+        return config, folder, read_jsonl(folder / "metrics.jsonl")
+
+    return run

@@ -1,0 +1,124 @@
+"""The tiny base: its optimizer, and that a training can be repeated."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from prism_lite.muon import Muon, orthogonalise
+from prism_lite.stages import base
+from tests.micro import micro_recipe
+
+
+def weights(*shapes: tuple[int, int]) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in shapes]
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_orthogonalise_keeps_the_singular_vectors(shape):
+    """Against the SVD: the same vectors, values brought near one."""
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(3, *shape, generator=generator)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    found = left.mT @ orthogonalise(matrix) @ right.mT  # diagonal if the vectors are the same
+    diagonal = found.diagonal(dim1=1, dim2=2)
+    off = found - torch.diag_embed(diagonal)
+    assert off.abs().max() < 1e-3
+    clear = values > 0.1 * values.max()
+    assert diagonal[clear].min() > 0.6 and diagonal[clear].max() < 1.3
+
+
+def test_muon_takes_the_steps_of_torch_within_bfloat16():
+    """torch iterates in bfloat16 (eight bits): updates of about 1 agree to a few per cent."""
+    shapes = ((12, 32), (32, 12), (12, 32), (8, 8))
+    ours, theirs = weights(*shapes), weights(*shapes)
+    before = [p.detach().clone() for p in ours]
+    optimizers = (
+        Muon(ours, 0.02, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1),
+    )
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b, start in zip(ours, theirs, before, strict=True):
+        moved = (b - start).norm()
+        assert (a - b).norm() < 0.03 * moved
+
+
+def test_a_matrix_without_gradient_stays():
+    (parameter,) = weights((4, 6))
+    before = parameter.detach().clone()
+    Muon([parameter], 0.1, weight_decay=0.1).step()
+    assert torch.equal(parameter, before)
+
+
+def test_training_the_base_again_gives_the_same_bytes(tmp_path, micro_cache):
+    """Whatever the global generator holds: it once started a head of the vision schooling."""
+    config = micro_recipe(tiny__steps=3, tiny__vision_steps=3)
+    found = []
+    for number in range(2):
+        torch.manual_seed(100 + number)
+        folder = tmp_path / str(number)
+        base.train_tiny_base(config.tiny, config.data.digits, folder)
+        found.append((folder / "model.safetensors").read_bytes())
+        assert torch.initial_seed() == 100 + number, "the caller's generator is not touched"
+    assert found[0] == found[1]
+    other = micro_recipe(tiny__steps=3, tiny__vision_steps=3, tiny__seed=1)
+    base.train_tiny_base(other.tiny, other.data.digits, tmp_path / "other")
+    first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("0", "other"))
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+
+
+def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
+    """The second waits for the first; both get the same folder."""
+    trained = []
+
+    def train(_config, _task, folder):
+        trained.append(folder)
+        started.wait(5)
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(base, "train_tiny_base", train)
+    config = micro_recipe()
+    started = threading.Event()
+    folders = []
+    threads = [
+        threading.Thread(
+            target=lambda: folders.append(
+                base.tiny_base(config.tiny, config.data.digits, cache=tmp_path)
+            )
+        )
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    started.set()
+    for thread in threads:
+        thread.join()
+    assert len(trained) == 1
+    assert folders[0] == folders[1]
+    assert [p.name for p in folders[0].iterdir()] == ["model.safetensors"]
+
+
+def test_the_tower_tells_places_apart(tmp_path):
+    """The position embedding must not drown in the patches': the order of digits depends on it."""
+    config = micro_recipe(tiny__steps=1, tiny__vision_steps=30)
+    base.train_tiny_base(config.tiny, config.data.digits, tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    tower = model.model.visual
+    with torch.no_grad():
+        patches = tower.patch_embed(base.strip_pixels((5, 7), None))
+        first, second = (
+            base._strip_features(model, [strip], None)[0].merged_ND for strip in ((5, 7), (7, 5))
+        )
+    assert tower.pos_embed.weight.std() > 0.2 * patches.std()
+    assert (first[0] - second[1]).norm() > 0.1 * first[0].norm()  # picture 5, left and right
