@@ -43,14 +43,14 @@ gpu-check: setup
 # The real Unsloth on the CPU, in an environment of its own (about 1.5 GB).
 UNSLOTH_VENV := .venv-unsloth
 UNSLOTH_BIN := $(UNSLOTH_VENV)/bin
-UNSLOTH_SET := --constraint tests/unsloth/constraints.txt
+UNSLOTH_SET := --constraint tests/real_unsloth/constraints.txt
 test-unsloth: $(UNSLOTH_VENV)/.installed
-	PYTHONPATH=$(CURDIR) $(UNSLOTH_BIN)/pytest tests/unsloth tests/unit/test_backend.py
+	PYTHONPATH=$(CURDIR) $(UNSLOTH_BIN)/pytest tests/real_unsloth tests/unit/test_backend.py
 
-$(UNSLOTH_VENV)/.installed: tests/unsloth/constraints.txt
+$(UNSLOTH_VENV)/.installed: tests/real_unsloth/constraints.txt
 	test -x $(UNSLOTH_BIN)/pip || $(PYTHON) -m venv $(UNSLOTH_VENV)
 	$(UNSLOTH_BIN)/pip install --quiet $(UNSLOTH_SET) torch triton
-	$(UNSLOTH_BIN)/pip install --quiet $(UNSLOTH_SET) --requirement tests/unsloth/requirements.txt
+	$(UNSLOTH_BIN)/pip install --quiet $(UNSLOTH_SET) --requirement tests/real_unsloth/requirements.txt
 	$(UNSLOTH_BIN)/pip install --quiet $(UNSLOTH_SET) --no-deps unsloth unsloth_zoo
 	@touch $@
 

@@ -118,7 +118,7 @@ def _files(config: RunConfig) -> TaskData:
     data = config.data
     if data.train is None:
         raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
-    sft = read_rows(config, data.train, "sft")
+    sft = read_rows(config, data.train, "sft") if config.sft.steps else ()
     warmup = read_rows(config, data.warmup, "warmup") if data.warmup else ()
     align = read_rows(config, data.align or data.train, "align")
     rlvr = read_rows(config, data.rlvr or data.train, "rlvr")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 def run(backend: str, folder: Path) -> dict:
     out = folder / backend
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "tests" / "unsloth" / "real_run.py", backend, out],
+        [sys.executable, REPOSITORY / "tests" / "real_unsloth" / "real_run.py", backend, out],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PRISM_LITE_CACHE": str(folder / "bases")},
         capture_output=True,
