@@ -22,6 +22,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from torch import Tensor, nn
 
 from prism_lite.config import LoraConfig, ModelConfig
+from prism_lite.environment import cache_folder
 from prism_lite.models.backend import choose_backend, load_with_unsloth
 from prism_lite.models.float16 import keep_residual_in_float32
 from prism_lite.models.packing import Pack, forward_pack
@@ -90,6 +91,9 @@ class Backbone:
             core,
             processor.image_processor,
             max_pictures=model.max_cached_pictures,
+            max_bytes=int(model.picture_cache_gib * 2**30),
+            disk=cache_folder() / "pictures",
+            disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
         self._prompts: OrderedDict[tuple[str, str], Prompt] = OrderedDict()

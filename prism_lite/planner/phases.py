@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -30,6 +32,7 @@ from prism_lite.planner.tracker import Tracker, watch_layers, watch_tower
 from prism_lite.planner.workload import PhaseName, Stage, Workload, sampling_batch
 from prism_lite.policy import update_policy
 from prism_lite.rollouts import sample_groups
+from prism_lite.sampling import Drawn
 from prism_lite.stages.rlvr import policy_loss_config
 from prism_lite.stages.sft import sft_step
 
@@ -152,8 +155,10 @@ def fill_caches(
         levels = [torch.zeros(shape[1:], dtype=backbone.core.dtype) for _ in range(shape[0])]
         tracker.seed(levels, "pictures")
         features = PictureFeatures(levels[0], tuple(levels[1:]))
-        backbone.vision._features[own.pictures[0].id] = features
-    num_others = max(0, workload.num_cached_pictures - num_own)
+        backbone.vision.put(own.pictures[0], features)
+    size = math.prod(shape) * backbone.core.dtype.itemsize
+    most = int(workload.config.model.picture_cache_gib * 2**30) // size
+    num_others = max(0, min(workload.num_cached_pictures, most) - num_own)
     room = torch.empty((num_others, *shape), dtype=backbone.core.dtype)
     tracker.seed([room], "pictures")
     if memory.discriminator is None:
@@ -228,7 +233,8 @@ def _sample(
             backbone,
             workload.samples(num_prompts),
             group_size=group_size,
-            sampling=config.sampling,
+            # dense weights are a CPU's way
+            sampling=dataclasses.replace(config.sampling, dense_weights="never"),
             system_prompt="",
             seed=("plan",),
         )
@@ -237,16 +243,16 @@ def _sample(
 @contextlib.contextmanager
 def scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[None]:
     """All rows draw the same token, and end together at draw `num_draws`; each draw is a mark."""
-    original: Callable[..., tuple[Tensor, Tensor]] = rollouts.draw_tokens
+    original: Callable[..., Drawn] = rollouts.draw_tokens
     count = 0
 
-    def draw(logits_RV: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def draw(logits_RV: Tensor, *args: Any, **kwargs: Any) -> Drawn:
         nonlocal count
         count += 1
         tracker.mark(("draw", count))
-        token_R, logprob_R = original(logits_RV, *args, **kwargs)
+        drawn = original(logits_RV, *args, **kwargs)
         token = end_id if count >= num_draws else 0
-        return torch.full(token_R.shape, token), logprob_R
+        return drawn._replace(token_R=torch.full(drawn.token_R.shape, token))
 
     rollouts.draw_tokens = draw
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prism_lite.config import RunConfig
 from prism_lite.planner.planning import Plan, plan_phase, with_settings
 from prism_lite.planner.workload import PhaseName, Stage
+from prism_lite.rollouts import MOST_ROWS
 
 Part = tuple[Stage, PhaseName]
 
@@ -66,7 +67,7 @@ _PIXELS = _Knob(
 )
 _ROWS = _Knob(
     "sampling.max_rows",
-    lambda config: config.sampling.max_rows,
+    lambda config: config.sampling.max_rows or MOST_ROWS,
     lambda config, value: with_settings(config, sampling__max_rows=value),
     (("warmup", "sample"), ("align", "sample")),
 )

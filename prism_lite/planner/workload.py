@@ -19,6 +19,7 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Malformed, Parts
+from prism_lite.rollouts import MOST_ROWS
 from prism_lite.types import Group, Picture, Rollout, Sample, Turn
 
 CELL = 32  # a visual token is 32 x 32 pixels
@@ -176,8 +177,9 @@ class Workload:
 
 def sampling_batch(config: RunConfig, stage: Stage) -> tuple[int, int]:
     """Rollouts per prompt and prompts decoded side by side."""
+    max_rows = config.sampling.max_rows or MOST_ROWS
     if stage == "warmup":
-        return 1, min(config.warmup.num_prompts, config.sampling.max_rows)
+        return 1, min(config.warmup.num_prompts, max_rows)
     settings = config.align if stage == "align" else config.rlvr
-    at_once = max(1, config.sampling.max_rows // settings.group_size)
+    at_once = max(1, max_rows // settings.group_size)
     return settings.group_size, min(settings.prompts_per_step, at_once)

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerFast
 from prism_lite.config import DigitsConfig, TinyConfig
 from prism_lite.data import digits, digits_base, wording
 from prism_lite.data.digits import DIGIT_PIXELS, HELDOUT_FROM, digit_images
+from prism_lite.environment import cache_folder
 from prism_lite.models import processor, prompts, tiny
 from prism_lite.models.backbone import use_linear_patch_embedding
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
@@ -76,12 +77,6 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
 def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
     """Where the base of these settings lies once it is trained; it may not be there yet."""
     return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
-
-
-def cache_folder() -> Path:
-    """Where trained tiny bases are kept between runs."""
-    named = os.environ.get("PRISM_LITE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "prism_lite"
 
 
 def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenizerFast:
