@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 import prism_lite  # sets the thread settings before torch is imported
+from prism_lite import plan_command
 
 STAGE_HELP = {
     "sft": "stage 1 alone: imitation of the demonstrations",
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
     check.set_defaults(handler=_data_check)
+    plan_command.add_command(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
     demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")

@@ -107,7 +107,9 @@ class ModelConfig:
     max_pack_tokens: PositiveInt = 8192  # tokens of one forward with gradient
     min_pixels: PositiveInt = 32 * 32
     max_pixels: PositiveInt = 512 * 512
-    max_cached_pictures: PositiveInt = 8192
+    max_cached_pictures: PositiveInt = 8192  # features of this many pictures stay on the device,
+    picture_cache_gib: PositiveFloat = 1.0  # up to this size,
+    picture_disk_gib: NonNegativeFloat = 0.0  # and of more on disk (in the cache folder); 0: none
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,12 @@ class SamplingConfig:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     temperature: NonNegativeFloat = 1.0  # evaluation uses 1 and 0 (greedy) whatever this is
     max_completion_tokens: PositiveInt = 64
-    max_rows: PositiveInt = 512  # rollouts decoded side by side
+    top_k: NonNegativeInt = 0  # 0: no limit
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Share = 0.0  # tokens below this share of the likeliest are not drawn
+    max_rows: NonNegativeInt = 0  # rollouts decoded side by side; 0: what memory allows, up to 512
+    # Dequantised, merged weights while sampling: auto is on a CPU with memory to spare.
+    dense_weights: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,12 @@ from prism_lite.checkpoint import write_text
 from prism_lite.config import DataConfig, RunConfig
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
+
+
+def cache_folder() -> Path:
+    """Where trained tiny bases and picture features are kept between runs."""
+    named = os.environ.get("PRISM_LITE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "prism_lite"
 
 
 def data_fingerprints(data: DataConfig) -> dict[str, str]:

@@ -1,26 +1,44 @@
 """Sampling groups of completions: each prompt is encoded once, its rows decode side by side.
 
-Rows of all prompts decode together; a finished row leaves the batch. Every rollout draws from its
-own random numbers, fixed before decoding starts, so it does not depend on its neighbours.
+A prompt's keys and values are kept once and shared by its rows (models/group_cache.py); rows of all
+prompts decode together, whatever the prompts' lengths, and finished rows leave the batch. Every rollout
+draws from its own random numbers, fixed before decoding starts, so its tokens do not depend on its
+neighbours. (Its logits do in the last float32 digits: other batch shapes sum in another order.)
 
-Shape letters: R rows (rollouts), V vocabulary, S cached positions, C completion tokens.
+Shape letters: R rows (rollouts), B prompts, V vocabulary, F prompt tokens end to end, C completion tokens.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from prism_lite import parts
 from prism_lite.config import SamplingConfig
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.decoder import LeanDecoder, dense_bytes, lean_decoder, run
+from prism_lite.models.group_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
+from prism_lite.models.prefill import prefill
 from prism_lite.models.prompts import Prompt
+from prism_lite.sampling import draw_tokens
 from prism_lite.seeding import generator_for
 from prism_lite.types import Group, Rollout, Sample
+
+MOST_ROWS = 512  # decoded side by side where nothing else limits them
+LEAVE_WHEN = 1 / 8  # finished share of the rows from which on they are dropped
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rollouts `first` to `first + count - 1` of one prompt."""
+
+    prompt: int
+    first: int
+    count: int
 
 
 def sample_groups(
@@ -36,33 +54,32 @@ def sample_groups(
 
     Args:
         samples: the prompts, one group each.
-        sampling: temperature (0 is greedy), longest completion, rows decoded side by side.
+        sampling: temperature (0 is greedy), truncation, longest completion, rows decoded side by side.
         seed: names the draw; with the prompt's id and the rollout's number it fixes each rollout.
 
     Returns:
-        One Group per sample, in order.
+        One Group per sample, in order. Sampling log-probs and entropies are those of the distribution
+        drawn from (`sampling.draw_tokens` says which where it is cut).
     """
     prompts = [backbone.prompt(sample, system_prompt) for sample in samples]
-    prompts_at_once = max(1, sampling.max_rows // group_size)
-    rollouts: list[Rollout] = []
-    for start in range(0, len(prompts), prompts_at_once):
-        chunk = prompts[start : start + prompts_at_once]
-        uniform_RC = torch.stack(
+    backbone.core.eval()
+    dense = holds_dense_weights(backbone, sampling)
+    decoder = lean_decoder(backbone.core, dense=dense)
+    max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
+    rollouts: list[list[Rollout]] = [[] for _ in prompts]
+    for jobs in split_jobs(len(prompts), group_size, max_rows):
+        chunk = [prompts[job.prompt] for job in jobs]
+        uniforms = [
             [
-                torch.rand(
-                    sampling.max_completion_tokens,
-                    generator=generator_for(*seed, prompt.id, number),
-                    dtype=torch.float64,
-                )
-                for prompt in chunk
-                for number in range(group_size)
+                _uniform(sampling, *seed, prompt.id, number)
+                for number in range(job.first, job.first + job.count)
             ]
-        )
-        rollouts += _decode(backbone, chunk, group_size, sampling.temperature, uniform_RC)
-    return [
-        Group(sample, tuple(rollouts[i * group_size : (i + 1) * group_size]))
-        for i, sample in enumerate(samples)
-    ]
+            for job, prompt in zip(jobs, chunk, strict=True)
+        ]
+        found = _decode(backbone, decoder, chunk, uniforms, sampling)
+        for job, group in zip(jobs, found, strict=True):
+            rollouts[job.prompt] += group
+    return [Group(sample, tuple(group)) for sample, group in zip(samples, rollouts, strict=True)]
 
 
 def sample_in_pieces(
@@ -81,7 +98,7 @@ def sample_in_pieces(
     Args:
         each: goes through the pieces and shows `doing` (`RunFolder.each`).
     """
-    size = max(1, sampling.max_rows // group_size)
+    size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
     pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
     return [
         group
@@ -97,140 +114,147 @@ def sample_in_pieces(
     ]
 
 
+def split_jobs(num_prompts: int, group_size: int, max_rows: int) -> list[list[Job]]:
+    """Batches of at most `max_rows` rollouts; a group is parted only where it is larger than that."""
+    batches: list[list[Job]] = []
+    room = 0
+    for prompt in range(num_prompts):
+        for first in range(0, group_size, max_rows):
+            count = min(max_rows, group_size - first)
+            if count > room:
+                batches.append([])
+                room = max_rows
+            batches[-1].append(Job(prompt, first, count))
+            room -= count
+    return batches
+
+
+def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int:
+    """Rows that decode side by side in 80 % of the memory that is free now; 512 at most.
+
+    A row needs its own keys and values up to the longest completion, twice while finished rows leave,
+    and four float32 rows of logits; a prompt's are counted with every row, as if groups were of one.
+    """
+    if backbone.device.type != "cuda":
+        return MOST_ROWS
+    text = backbone.core.config.text_config
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    token_bytes *= backbone.core.dtype.itemsize
+    longest = max(map(len, prompts), default=0)
+    row_bytes = token_bytes * (2 * sampling.max_completion_tokens + longest)
+    row_bytes += 4 * 4 * text.vocab_size
+    free, _ = torch.cuda.mem_get_info(backbone.device)
+    free += torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(
+        backbone.device
+    )
+    return max(1, min(MOST_ROWS, int(0.8 * free / row_bytes)))
+
+
+def holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
+    """Whether sampling keeps dequantised, merged weights: where set, or on a CPU with memory to spare."""
+    if sampling.dense_weights != "auto":
+        return sampling.dense_weights == "always"
+    if backbone.device.type != "cpu":
+        return False
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return dense_bytes(backbone.core) < free / 2
+
+
+def _uniform(sampling: SamplingConfig, *name: object) -> Tensor:
+    """A rollout's random numbers, float64 [C]."""
+    return torch.rand(
+        sampling.max_completion_tokens, generator=generator_for(*name), dtype=torch.float64
+    )
+
+
 @torch.no_grad()  # not inference_mode: cached picture features are used in training too
 def _decode(
     backbone: Backbone,
+    decoder: LeanDecoder,
     prompts: Sequence[Prompt],
-    group_size: int,
-    temperature: float,
-    uniform_RC: Tensor,
-) -> list[Rollout]:
-    device = backbone.device
-    backbone.core.eval()  # training mode with checkpointing would switch the cache off
-    num_rows, max_tokens = uniform_RC.shape
-    uniform_RC = uniform_RC.to(device)
-    logits_RV, cache, mask_RS = _prefill(backbone, prompts)
-    logits_RV = logits_RV.repeat_interleave(group_size, 0)
-    mask_RS = mask_RS.repeat_interleave(group_size, 0)
-    cache.batch_repeat_interleave(group_size)
-    next_position_R = torch.tensor([prompt.next_position for prompt in prompts], device=device)
-    next_position_R = next_position_R.repeat_interleave(group_size)
+    uniforms: Sequence[Sequence[Tensor]],
+    sampling: SamplingConfig,
+) -> list[list[Rollout]]:
+    """Rollouts of each prompt, one per row of random numbers."""
+    device, max_tokens = backbone.device, sampling.max_completion_tokens
+    embedding = backbone.core.get_input_embeddings()
+    logits_BV, layers, spans = prefill(backbone, decoder, prompts)
+    order, buckets = [], []
+    for members in bucket_prompts([len(prompt) for prompt in prompts]):
+        padded = pad_prompts(layers, [spans[prompt] for prompt in members])
+        lengths = [len(prompts[prompt]) for prompt in members]
+        buckets.append(Bucket(padded, lengths, [len(uniforms[prompt]) for prompt in members]))
+        order += [prompt for prompt in members for _ in uniforms[prompt]]
+    del layers
+    cache = GroupCache(buckets, max_tokens)
+    prompt_R = torch.tensor(order, device=device)
+    in_order = dict.fromkeys(order)  # each prompt once
+    uniform_RC = torch.stack([row for prompt in in_order for row in uniforms[prompt]]).to(device)
+    next_position_R = torch.tensor([prompts[p].next_position for p in order], device=device)
+    num_positions = max(prompt.next_position for prompt in prompts) + max_tokens
+    cos_Ld, sin_Ld = _rotary(decoder, num_positions, embedding.weight)
+    logits_RV = logits_BV[prompt_R]
 
-    token_RC = torch.full((num_rows, max_tokens), backbone.pad_id, device=device)
+    num_rows = len(order)
+    token_RC = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
     logprob_RC = torch.zeros(num_rows, max_tokens, device=device)
-    length_R = torch.full((num_rows,), max_tokens, device=device)
-    row_R = torch.arange(num_rows, device=device)  # rows still decoding
+    entropy_RC = torch.zeros(num_rows, max_tokens, device=device)
+    row_R = torch.arange(num_rows, device=device)  # rows still in the batch
+    is_ended_R = torch.zeros(num_rows, dtype=torch.bool, device=device)
+    suppressed = torch.tensor(backbone.suppressed_ids, device=device)
     for step in range(max_tokens):
-        token_R, logprob_R = draw_tokens(
-            logits_RV, uniform_RC[row_R, step], temperature, backbone.suppressed_ids
-        )
-        token_RC[row_R, step], logprob_RC[row_R, step] = token_R, logprob_R
-        is_ended_R = token_R == backbone.end_id
-        length_R[row_R[is_ended_R]] = step + 1
-        if is_ended_R.any():
-            kept = (~is_ended_R).nonzero()[:, 0]
-            row_R, token_R, mask_RS = row_R[kept], token_R[kept], mask_RS[kept]
-            if len(row_R) and step + 1 < max_tokens:
-                cache.batch_select_indices(kept)
-        if not len(row_R) or step + 1 == max_tokens:
+        logits_RV.index_fill_(1, suppressed, -torch.inf)
+        drawn = draw_tokens(logits_RV, uniform_RC[row_R, step], sampling)
+        token_RC[row_R, step] = drawn.token_R
+        logprob_RC[row_R, step] = drawn.logprob_R
+        entropy_RC[row_R, step] = drawn.entropy_R
+        is_ended_R |= drawn.token_R == backbone.end_id
+        if step + 1 == max_tokens:
             break
-        mask_RS = torch.cat([mask_RS, mask_RS.new_ones(len(row_R), 1)], 1)
+        token_R = drawn.token_R
+        kept = (~is_ended_R).nonzero()[:, 0]
+        if len(kept) == 0:
+            break
+        if len(row_R) - len(kept) >= LEAVE_WHEN * len(row_R):
+            cache.keep(kept.tolist())
+            row_R, token_R, is_ended_R = row_R[kept], token_R[kept], is_ended_R[kept]
         position_R = next_position_R[row_R] + step
-        hidden_R1D = backbone.core.model.language_model(
-            input_ids=token_R[:, None],
-            position_ids=position_R[None, :, None].expand(3, -1, 1),
-            attention_mask=mask_RS,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        logits_RV = backbone.core.lm_head(hidden_R1D[:, 0])
-    return [
-        _rollout(backbone, tokens[:length], logprobs[:length].clone())
-        for tokens, logprobs, length in zip(
-            token_RC.tolist(), logprob_RC.cpu(), length_R.tolist(), strict=True
+        hidden_RD = run(
+            decoder,
+            embedding(token_R),
+            cos_Ld[position_R][:, None],
+            sin_Ld[position_R][:, None],
+            lambda layer, q, k, v: cache.attend(layer, q, k, v, decoder.scale),
         )
-    ]
+        cache.length += 1
+        logits_RV = backbone.core.lm_head(hidden_RD)
+    rows = zip(token_RC.tolist(), logprob_RC.cpu(), entropy_RC.cpu(), strict=True)
+    groups: list[list[Rollout]] = [[] for _ in prompts]
+    for prompt, row in zip(order, rows, strict=True):
+        groups[prompt].append(_rollout(backbone, *row))
+    return groups
 
 
-def _prefill(backbone: Backbone, prompts: Sequence[Prompt]) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Encode prompts of different lengths together, padded on the left.
-
-    Returns:
-        next-token logits [R, V], the cache, and its attention mask [R, S], a row per prompt.
-    """
-    device, core = backbone.device, backbone.core
-    length = max(len(prompt) for prompt in prompts)
-    token_ids = torch.full((len(prompts), length), backbone.pad_id)
-    mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    positions = torch.zeros(3, len(prompts), length, dtype=torch.long)
-    is_picture = torch.zeros(len(prompts), length, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        start = length - len(prompt)
-        token_ids[row, start:] = prompt.token_ids_P
-        mask[row, start:] = 1
-        positions[:, row, start:] = prompt.position_ids_3P
-        is_picture[row, start:] = prompt.is_picture_P
-    token_ids, mask, is_picture = (t.to(device) for t in (token_ids, mask, is_picture))
-    features = backbone.vision.features([p for prompt in prompts for p in prompt.pictures])
-    visual: dict[str, Any] = {}
-    embeds = core.get_input_embeddings()(token_ids)
-    if features:
-        merged = torch.cat([picture.merged_ND for picture in features]).to(embeds.dtype)
-        embeds = embeds.masked_scatter(is_picture[..., None].expand_as(embeds), merged)
-        levels = zip(*(picture.deepstack_ND for picture in features), strict=True)
-        visual = {
-            "visual_pos_masks": is_picture,
-            "deepstack_visual_embeds": [torch.cat(level) for level in levels],
-        }
-    cache = DynamicCache(config=core.config.text_config)
-    output = core.model.language_model(
-        inputs_embeds=embeds,
-        position_ids=positions.to(device),
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
-        **visual,
-    )
-    return core.lm_head(output.last_hidden_state[:, -1]), cache, mask
+def _rotary(decoder: LeanDecoder, num_positions: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [L, d] of the positions 0 .. L - 1, the same on all three axes."""
+    position_ids = torch.arange(num_positions, device=like.device).expand(3, 1, -1)
+    cos_1Ld, sin_1Ld = decoder.rotary(like, position_ids)
+    return cos_1Ld[0], sin_1Ld[0]
 
 
-def draw_tokens(
-    logits_RV: Tensor, uniform_R: Tensor, temperature: float, suppressed_ids: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """One token per row by inverting the distribution function at a given uniform number.
-
-    Args:
-        logits_RV: next-token logits.
-        uniform_R: float64 in [0, 1), one per row.
-        temperature: 0 takes the most likely token.
-        suppressed_ids: never drawn.
-
-    Returns:
-        token_R: int64. logprob_R: float32, under the distribution drawn from; for greedy rows the
-        log-prob at temperature 1.
-    """
-    logits_RV = logits_RV.float()
-    if suppressed_ids:
-        logits_RV = logits_RV.clone()
-        logits_RV[:, list(suppressed_ids)] = -torch.inf
-    logprob_RV = (logits_RV / (temperature or 1.0)).log_softmax(-1)
-    if temperature == 0:
-        token_R = logprob_RV.argmax(-1)
-    else:
-        cumulative_RV = logprob_RV.double().exp().cumsum(-1)
-        threshold_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
-        # right=True skips tokens of probability zero, whose cumulative value equals their left one
-        token_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
-    return token_R, logprob_RV.gather(-1, token_R[:, None])[:, 0]
-
-
-def _rollout(backbone: Backbone, token_ids: list[int], logprob_C: Tensor) -> Rollout:
-    is_ended = token_ids[-1] == backbone.end_id
+def _rollout(
+    backbone: Backbone, token_ids: list[int], logprob_C: Tensor, entropy_C: Tensor
+) -> Rollout:
+    """A row up to its end token, or whole."""
+    is_ended = backbone.end_id in token_ids
+    length = token_ids.index(backbone.end_id) + 1 if is_ended else len(token_ids)
+    token_ids = token_ids[:length]
     text = backbone.tokenizer.decode(token_ids[:-1] if is_ended else token_ids)
     return Rollout(
         token_ids=tuple(token_ids),
         text=text,
         parts=parts.parse(text),
         finish="end" if is_ended else "length",
-        sampling_logprob_C=logprob_C,
+        sampling_logprob_C=logprob_C[:length].clone(),
+        sampling_entropy_C=entropy_C[:length].clone(),
     )

@@ -52,9 +52,14 @@ MAY_CHANGE = frozenset(
         "save_every",
         "model.max_pack_tokens",
         "model.max_cached_pictures",
+        "model.picture_cache_gib",
+        "model.picture_disk_gib",
+        "model.attention",
         "model.gradient_checkpointing",
         "model.min_gpu_gib",
         "sampling.max_rows",
+        "sampling.dense_weights",
+        "discriminator.prompt_cache_gib",
     }
 )
 

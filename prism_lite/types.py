@@ -126,6 +126,7 @@ class Rollout:
         finish: "end" (the model stopped) or "length" (cut at the limit).
         sampling_logprob_C: float32 [C], natural log, of the sampled tokens under the distribution
             they were drawn from.
+        sampling_entropy_C: float32 [C], nats, of those distributions.
     """
 
     token_ids: tuple[int, ...]
@@ -133,6 +134,7 @@ class Rollout:
     parts: Parts | Malformed
     finish: FinishReason
     sampling_logprob_C: Tensor = field(repr=False)
+    sampling_entropy_C: Tensor | None = field(default=None, repr=False)
 
     @property
     def is_well_formed(self) -> bool:

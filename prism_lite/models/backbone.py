@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import LoraConfig, ModelConfig
+from prism_lite.environment import cache_folder
 from prism_lite.models.packing import Pack, forward_pack
 from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
@@ -69,7 +70,12 @@ class Backbone:
         pictures = self.tokenizer.convert_tokens_to_ids(list(SUPPRESSED_TOKENS))
         self.suppressed_ids: list[int] = sorted({*pictures, self.pad_id, *unused})
         self.vision = VisionCache(
-            core, processor.image_processor, max_pictures=model.max_cached_pictures
+            core,
+            processor.image_processor,
+            max_pictures=model.max_cached_pictures,
+            max_bytes=int(model.picture_cache_gib * 2**30),
+            disk=cache_folder() / "pictures",
+            disk_bytes=int(model.picture_disk_gib * 2**30),
         )
         self._prompts: OrderedDict[tuple[str, str], Prompt] = OrderedDict()
         if model.gradient_checkpointing:

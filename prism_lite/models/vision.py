@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prism_lite.models.picture_store import PictureStore, picture_name, tower_name
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
+
+Key = tuple[str, int | None, int | None]  # a picture's id and its own pixel limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,39 +33,130 @@ class PictureFeatures:
     merged_ND: Tensor
     deepstack_ND: tuple[Tensor, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        return self.merged_ND.nbytes + sum(level.nbytes for level in self.deepstack_ND)
+
 
 class VisionCache:
-    """Features of the last `max_pictures` pictures, by picture id.
+    """Features of the latest pictures in memory, and of many more on disk where a folder is given.
 
-    Correct only while the vision tower does not change; `features` asserts that it is frozen.
+    It holds for one state of the vision tower: when its weights change, everything in memory is dropped
+    and the disk is read under another name. A tower that is trained is not cached at all.
     """
 
-    def __init__(self, core: Any, image_processor: Any, *, max_pictures: int) -> None:
+    def __init__(
+        self,
+        core: Any,
+        image_processor: Any,
+        *,
+        max_pictures: int,
+        max_bytes: int = 2**62,
+        disk: Path | None = None,
+        disk_bytes: int = 0,
+    ) -> None:
+        """
+        Args:
+            disk: folder for files, used while `disk_bytes` is above 0.
+        """
         self._core = core
         self._image_processor = image_processor
         self._max_pictures = max_pictures
-        self._features: OrderedDict[str, PictureFeatures] = OrderedDict()
+        self._max_bytes = max_bytes
+        self._disk = disk if disk_bytes > 0 else None
+        self._disk_bytes = disk_bytes
+        self._features: OrderedDict[Key, PictureFeatures] = OrderedDict()
+        self._num_bytes = 0
+        self._tower: tuple[tuple[int, int], ...] = ()
+        self._store: PictureStore | None = None
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
         """Features of each picture, in order; misses go through the tower together.
 
         Raises:
             ValueError: a picture cannot be read.
+            RuntimeError: a file of the disk cache is damaged.
         """
-        assert not any(p.requires_grad for p in self._core.model.visual.parameters())
-        unique = {picture.id: picture for picture in pictures}
-        missing = [picture for id_, picture in unique.items() if id_ not in self._features]
-        if missing:
+        parameters = list(self._core.model.visual.parameters())
+        if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+            return encode_pictures(self._core, self._image_processor, pictures) if pictures else []
+        self._forget_other_towers(parameters)
+        unique = {_key(picture): picture for picture in pictures}
+        found = {key: self._features[key] for key in unique if key in self._features}
+        for key in found:
+            self._features.move_to_end(key)
+        missing = {key: picture for key, picture in unique.items() if key not in found}
+        found |= self._encode(missing)
+        return [found[_key(picture)] for picture in pictures]
+
+    def _encode(self, missing: dict[Key, Picture]) -> dict[Key, PictureFeatures]:
+        """Features of pictures that memory lacks: from disk, or from the tower; kept in both."""
+        found: dict[Key, PictureFeatures] = {}
+        store = None if self._disk is None else self._open_store(self._disk)
+        names = {}
+        if store is not None:
+            names = {key: picture_name(p, self._image_processor) for key, p in missing.items()}
+            for key, name in names.items():
+                tensors = store.load(name, self._core.device)
+                if tensors is not None:
+                    found[key] = _from_tensors(tensors)
+        left = [key for key in missing if key not in found]
+        if left:
+            pictures = [missing[key] for key in left]
             with torch.no_grad():
-                encoded = encode_pictures(self._core, self._image_processor, missing)
-            for picture, features in zip(missing, encoded, strict=True):
-                self._features[picture.id] = features
-        wanted = [self._features[picture.id] for picture in pictures]
-        for id_ in unique:
-            self._features.move_to_end(id_)
-        while len(self._features) > self._max_pictures:
-            self._features.popitem(last=False)
-        return wanted
+                encoded = encode_pictures(self._core, self._image_processor, pictures)
+            # each by itself: a slice of the whole would keep the whole in memory
+            encoded = [
+                PictureFeatures(f.merged_ND.clone(), tuple(x.clone() for x in f.deepstack_ND))
+                for f in encoded
+            ]
+            for key, features in zip(left, encoded, strict=True):
+                found[key] = features
+                if store is not None:
+                    store.save(names[key], _to_tensors(features))
+        for key, features in found.items():
+            self._remember(key, features)
+        return found
+
+    def put(self, picture: Picture, features: PictureFeatures) -> None:
+        """Keep features that were made elsewhere, for the tower as it is now."""
+        self._forget_other_towers(list(self._core.model.visual.parameters()))
+        self._remember(_key(picture), features)
+
+    def _remember(self, key: Key, features: PictureFeatures) -> None:
+        replaced = self._features.pop(key, None)
+        self._features[key] = features
+        self._num_bytes += features.num_bytes - (replaced.num_bytes if replaced else 0)
+        while self._features and (
+            len(self._features) > self._max_pictures or self._num_bytes > self._max_bytes
+        ):
+            self._num_bytes -= self._features.popitem(last=False)[1].num_bytes
+
+    def _forget_other_towers(self, parameters: Sequence[Tensor]) -> None:
+        tower = tuple((id(p), p._version) for p in parameters)
+        if tower != self._tower:
+            self._features.clear()
+            self._num_bytes, self._tower, self._store = 0, tower, None
+
+    def _open_store(self, folder: Path) -> PictureStore:
+        if self._store is None:
+            name = tower_name(self._core.model.visual, self._image_processor)
+            self._store = PictureStore(folder / name, self._disk_bytes)
+        return self._store
+
+
+def _key(picture: Picture) -> Key:
+    return picture.id, picture.min_pixels, picture.max_pixels
+
+
+def _to_tensors(features: PictureFeatures) -> dict[str, Tensor]:
+    levels = {f"deepstack.{i}": level for i, level in enumerate(features.deepstack_ND)}
+    return {"merged": features.merged_ND, **levels}
+
+
+def _from_tensors(tensors: dict[str, Tensor]) -> PictureFeatures:
+    levels = tuple(tensors[f"deepstack.{i}"] for i in range(len(tensors) - 1))
+    return PictureFeatures(tensors["merged"], levels)
 
 
 def encode_pictures(

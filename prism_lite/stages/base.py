@@ -25,10 +25,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from rich.progress import Progress
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from prism_lite.config import DigitsConfig, TinyConfig
 from prism_lite.data import digits, digits_base, wording
 from prism_lite.data.digits import DIGIT_PIXELS, HELDOUT_FROM, digit_images
+from prism_lite.environment import cache_folder
 from prism_lite.models import processor, prompts, tiny
 from prism_lite.models.backbone import use_linear_patch_embedding
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
@@ -73,15 +75,14 @@ def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | No
     return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
-def cache_folder() -> Path:
-    """Where trained tiny bases are kept between runs."""
-    named = os.environ.get("PRISM_LITE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "prism_lite"
+def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny base, learned from lessons; the same settings give the same one."""
+    return tiny.build_tokenizer(_corpus(task), config.vocab_size)
 
 
 def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
     """Train the tiny base and write model, tokenizer and processor to `folder`."""
-    tokenizer = tiny.build_tokenizer(_corpus(task), config.vocab_size)
+    tokenizer = tiny_tokenizer(config, task)
     model = tiny.build_model(config, tokenizer)
     use_linear_patch_embedding(model)
     with torch.no_grad():

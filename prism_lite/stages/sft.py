@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from prism_lite.checkpoint import Trained
 from prism_lite.config import OptimConfig
 from prism_lite.logprobs import pack_logprobs
+from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.optim import learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.run_folder import peak_gib
@@ -45,8 +47,7 @@ def imitate(
 ) -> None:
     """Train the policy as it is on completions: mean negative log-prob of their tokens."""
     backbone, run, task = context.backbone, context.run, context.task
-    parameters = backbone.policy_parameters()
-    optimizer = make_optimizer(parameters, optim)
+    optimizer = make_optimizer(backbone.policy_parameters(), optim)
     start = context.resume(stage, {"policy": optimizer})
 
     def trained() -> Trained:
@@ -62,28 +63,49 @@ def imitate(
             )
             for sample in samples
         ]
-        num_tokens = sum(len(branch) for tree in trees for branch in tree.branches)
-        loss = 0.0
-        for packed in split_trees(trees, backbone.config.max_pack_tokens):
-            pack = pack_trees(packed)
-            logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
-            pack_loss = -logprob_N.sum() / num_tokens
-            pack_loss.backward()
-            loss += float(pack_loss.detach())
         learning_rate = learning_rate_at(optim, step, num_steps)
-        norm = optimizer_step(optimizer, parameters, learning_rate, optim.max_grad_norm)
+        metrics = sft_step(
+            backbone,
+            optimizer,
+            trees,
+            learning_rate=learning_rate,
+            max_grad_norm=optim.max_grad_norm,
+        )
         step_time = time.perf_counter() - started_s
         run.log(
             stage,
             step,
-            {
-                "loss": loss,
-                "grad_norm": norm,
+            metrics
+            | {
                 "learning_rate": learning_rate,
-                "num_tokens": num_tokens,
                 "step_time": step_time,
                 "train_tokens_per_s": sum(tree.num_tokens for tree in trees) / step_time,
                 "mem/peak_gib": peak_gib(),
             },
         )
     run.save_final(stage, {"policy": backbone.adapter_state()})
+
+
+def sft_step(
+    backbone: Backbone,
+    optimizer: Any,
+    trees: Sequence[Tree],
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+) -> dict[str, float]:
+    """One optimizer step on completions: mean negative log-prob of their tokens, over packs.
+
+    Returns:
+        loss, grad_norm, num_tokens (of the completions).
+    """
+    num_tokens = sum(len(branch) for tree in trees for branch in tree.branches)
+    loss = 0.0
+    for packed in split_trees(trees, backbone.config.max_pack_tokens):
+        pack = pack_trees(packed)
+        logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+        pack_loss = -logprob_N.sum() / num_tokens
+        pack_loss.backward()
+        loss += float(pack_loss.detach())
+    norm = optimizer_step(optimizer, backbone.policy_parameters(), learning_rate, max_grad_norm)
+    return {"loss": loss, "grad_norm": norm, "num_tokens": num_tokens}

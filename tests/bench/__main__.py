@@ -7,7 +7,7 @@ to the part that is named.
 import importlib
 import sys
 
-PARTS = ("kernels",)
+PARTS = ("kernels", "engine")
 
 
 def main(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from prism_lite.config import SamplingConfig
 from prism_lite.models.backbone import SUPPRESSED_TOKENS
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.rollouts import draw_tokens, sample_groups
+from prism_lite.rollouts import rows_that_fit, sample_groups, split_jobs
 from tests.micro import fill_adapter
 
 GREEDY = SamplingConfig(temperature=0.0, max_completion_tokens=24)
@@ -100,9 +100,10 @@ def test_a_rollout_does_not_depend_on_order_number_or_chunks(backbone, task):
     )
     reversed_ = sample_many(backbone, task, samples[::-1], group_size=4)
     assert tokens_of(reversed_) == [whole[sample.id] for sample in samples[::-1]]
-    in_chunks = dataclasses.replace(WARM, max_rows=5)  # one prompt at a time
-    chunked = sample_many(backbone, task, samples, group_size=4, sampling=in_chunks)
-    assert tokens_of(chunked) == list(whole.values())
+    for max_rows in (5, 3):  # one prompt at a time; groups themselves in two parts
+        in_chunks = dataclasses.replace(WARM, max_rows=max_rows)
+        chunked = sample_many(backbone, task, samples, group_size=4, sampling=in_chunks)
+        assert tokens_of(chunked) == list(whole.values())
     fewer = sample_many(backbone, task, samples, group_size=2)
     assert tokens_of(fewer) == [rollouts[:2] for rollouts in whole.values()]
 
@@ -138,56 +139,10 @@ def test_sampling_logprobs_equal_teacher_forced_ones(backbone, task, temperature
         assert found_N.dtype == torch.float32
         # cached keys and the packed forward sum in different orders
         torch.testing.assert_close(found_N, expected_N, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_draw_tokens_follows_the_distribution(temperature):
-    """Chi-square with 6 degrees of freedom; 22.46 is its 99.9 % quantile (the draw is seeded)."""
-    logits_V = torch.tensor([0.3, -1.0, 2.0, 0.0, 5.0, 1.0, -0.5, 0.9])
-    suppressed, num_draws = [4], 20_000
-    probability_V = logits_V.clone().double()
-    probability_V[suppressed] = -torch.inf
-    probability_V = (probability_V / temperature).softmax(0)
-    uniform_R = torch.rand(
-        num_draws, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
-    )
-    token_R, logprob_R = draw_tokens(
-        logits_V.expand(num_draws, -1), uniform_R, temperature, suppressed
-    )
-    count_V = torch.bincount(token_R, minlength=8).double()
-    assert count_V[4] == 0
-    kept = [v for v in range(8) if v not in suppressed]
-    expected = num_draws * probability_V[kept]
-    statistic = ((count_V[kept] - expected).square() / expected).sum()
-    assert statistic < 22.46
-    torch.testing.assert_close(logprob_R.double(), probability_V.log()[token_R], rtol=0, atol=1e-6)
-
-
-def test_draw_tokens_at_the_edges_of_the_unit_interval():
-    """0 must not draw an impossible first token, nearly 1 must not run past the last one."""
-    logits_RV = torch.tensor([[0.0, 1.0, 1.0, 0.0]]).expand(2, -1)
-    almost_one = 1 - 2.0**-53
-    uniform_R = torch.tensor([0.0, almost_one], dtype=torch.float64)
-    token_R, logprob_R = draw_tokens(logits_RV, uniform_R, 1.0, [0, 3])
-    assert token_R.tolist() == [1, 2]
-    torch.testing.assert_close(logprob_R, torch.full((2,), 0.5).log(), rtol=0, atol=1e-6)
-
-
-def test_draw_tokens_survives_a_large_vocabulary_and_the_last_uniform_number():
-    generator = torch.Generator().manual_seed(0)
-    logits_RV = torch.randn(4, 5000, generator=generator)
-    uniform_R = torch.full((4,), 1 - 2.0**-53, dtype=torch.float64)
-    token_R, logprob_R = draw_tokens(logits_RV, uniform_R, 1.0, [])
-    assert bool((token_R < 5000).all())
-    assert bool(logprob_R.isfinite().all())
-
-
-def test_greedy_draw_takes_the_likeliest_allowed_token():
-    logits_RV = torch.tensor([[0.0, 9.0, 1.0], [2.0, 9.0, 1.0]])
-    token_R, logprob_R = draw_tokens(logits_RV, torch.zeros(2, dtype=torch.float64), 0.0, [1])
-    assert token_R.tolist() == [2, 0]
-    expected_R = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).log_softmax(-1).amax(-1)
-    torch.testing.assert_close(logprob_R, expected_R, rtol=0, atol=1e-6)
+        entropy_N = torch.special.entr(expected_NV.exp()).sum(-1)
+        entropies = [rollout.sampling_entropy_C for rollout in group.rollouts]
+        found_N = torch.cat([entropy_C for entropy_C in entropies if entropy_C is not None])
+        torch.testing.assert_close(found_N, entropy_N, rtol=0, atol=1e-4)
 
 
 def test_suppressed_tokens_are_never_sampled(make_backbone, task):
@@ -243,3 +198,55 @@ def test_a_completion_cut_behind_its_last_tag_is_not_well_formed(backbone, task)
     assert cut.finish == "length"
     assert isinstance(cut.parts, Parts)
     assert not cut.is_well_formed
+
+
+def test_modules_and_dense_weights_draw_the_same_tokens(backbone, task):
+    """Also beyond the first capacity of the rows' buffers: 140 tokens, ends suppressed."""
+    fill_adapter(backbone)
+    samples = different_prompts(task)[:2]
+    backbone.suppressed_ids = [*backbone.suppressed_ids, backbone.end_id]
+    found = []
+    for dense in ("always", "never"):
+        sampling = SamplingConfig(max_completion_tokens=140, dense_weights=dense)
+        groups = sample_many(backbone, task, samples, group_size=2, sampling=sampling)
+        assert all(
+            r.finish == "length" and len(r.token_ids) == 140 for g in groups for r in g.rollouts
+        )
+        found.append(tokens_of(groups))
+    assert found[0] == found[1]
+
+
+def test_top_k_one_is_greedy(backbone, task):
+    samples = different_prompts(task)
+    cut = dataclasses.replace(GREEDY, temperature=1.0, top_k=1)
+    greedy = tokens_of(sample_many(backbone, task, samples, sampling=GREEDY))
+    groups = sample_many(backbone, task, samples, sampling=cut)
+    assert tokens_of(groups) == greedy
+    for group in groups:  # nothing else could have been drawn
+        assert not group.rollouts[0].sampling_logprob_C.any()
+
+
+def test_jobs_hold_every_rollout_once_within_the_limit():
+    for num_prompts, group_size, max_rows in ((3, 4, 8), (5, 3, 3), (2, 7, 3), (4, 1, 2)):
+        batches = split_jobs(num_prompts, group_size, max_rows)
+        assert all(sum(job.count for job in batch) <= max_rows for batch in batches)
+        found = [
+            (job.prompt, number)
+            for batch in batches
+            for job in batch
+            for number in range(job.first, job.first + job.count)
+        ]
+        assert found == [(p, g) for p in range(num_prompts) for g in range(group_size)]
+
+
+def test_rows_follow_the_free_memory_of_a_card(backbone, task, monkeypatch):
+    prompts = [backbone.prompt(sample, task.system_prompt) for sample in task.heldout[:2]]
+    assert rows_that_fit(backbone, prompts, WARM) == 512  # a CPU
+    text = backbone.core.config.text_config
+    token_bytes = 4 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    row_bytes = token_bytes * (2 * 24 + max(map(len, prompts))) + 16 * text.vocab_size
+    monkeypatch.setattr(type(backbone), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100 * row_bytes, 0))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 50 * row_bytes)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 25 * row_bytes)
+    assert rows_that_fit(backbone, prompts, WARM) == 100

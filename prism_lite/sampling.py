@@ -1,0 +1,111 @@
+"""Drawing tokens from logits: truncation, one draw per row by a given uniform number, what to remember.
+
+Shape letters: R rows, V vocabulary, B blocks of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from prism_lite.config import SamplingConfig
+
+BLOCK = 512  # tokens of the vocabulary summed before the draw looks inside
+LOWEST = -200.0  # log-weight below which a float32 weight is exactly zero
+
+
+class Drawn(NamedTuple):
+    """One token per row.
+
+    Fields:
+        token_R: int64.
+        logprob_R: float32, natural log, of the drawn token under the distribution it was drawn from.
+        entropy_R: float32, nats, of that distribution.
+    """
+
+    token_R: Tensor
+    logprob_R: Tensor
+    entropy_R: Tensor
+
+
+def draw_tokens(logits_RV: Tensor, uniform_R: Tensor, sampling: SamplingConfig) -> Drawn:
+    """One token per row by inverting the distribution function at a given uniform number.
+
+    The distribution is softmax(logits / temperature), cut by top_k, top_p and min_p in this order (as
+    transformers does) and normalised again; log-prob and entropy are those of that cut distribution.
+    Greedy rows (temperature 0) take the likeliest token and report the uncut distribution at
+    temperature 1.
+
+    Args:
+        logits_RV: -inf at tokens that must not be drawn.
+        uniform_R: float64 in [0, 1).
+    """
+    logits_RV = logits_RV.float()
+    if sampling.temperature > 0:
+        logits_RV = truncate(logits_RV / sampling.temperature, sampling)
+    log_weight_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)).clamp_(min=LOWEST)
+    weight_RV = log_weight_RV.exp()
+    block_RB = _block_sums(weight_RV)
+    cumulative_RB = block_RB.cumsum(-1)
+    total_R1 = cumulative_RB[:, -1:]
+    if sampling.temperature == 0:
+        token_R = logits_RV.argmax(-1)
+    else:
+        threshold_R1 = uniform_R[:, None] * total_R1
+        found_R1 = _invert(cumulative_RB, threshold_R1)
+        before_R1 = (cumulative_RB - block_RB).gather(-1, found_R1)
+        inside_R1 = (threshold_R1 - before_R1).clamp(min=0)  # rounding must not go below
+        inside_RB = _block(weight_RV, found_R1).double().cumsum(-1)
+        token_R = (found_R1 * BLOCK + _invert(inside_RB, inside_R1))[:, 0]
+    log_total_R = total_R1[:, 0].log()
+    mean_R = torch.bmm(weight_RV[:, None], log_weight_RV[:, :, None])[:, 0, 0] / total_R1[:, 0]
+    logprob_R = log_weight_RV.gather(-1, token_R[:, None])[:, 0] - log_total_R
+    return Drawn(token_R, logprob_R.float(), (log_total_R - mean_R).float())
+
+
+def truncate(logits_RV: Tensor, sampling: SamplingConfig) -> Tensor:
+    """-inf outside the top_k likeliest, the top_p nucleus and above min_p times the likeliest."""
+    no_ids: Any = None  # the warpers take the tokens so far and do not look at them
+    warpers: list[Any] = []
+    if sampling.top_k > 0:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+    for warper in warpers:
+        logits_RV = warper(no_ids, logits_RV)
+    return logits_RV
+
+
+def _block_sums(weight_RV: Tensor) -> Tensor:
+    """float64 [R, B]: sums of blocks of neighbouring tokens, so that no float64 [R, V] is needed."""
+    num_whole = weight_RV.shape[1] // BLOCK * BLOCK
+    sums = weight_RV[:, :num_whole].unflatten(1, (num_whole // BLOCK, BLOCK)).sum(-1)
+    if num_whole < weight_RV.shape[1]:
+        sums = torch.cat([sums, weight_RV[:, num_whole:].sum(-1, keepdim=True)], 1)
+    return sums.double()
+
+
+def _block(weight_RV: Tensor, block_R1: Tensor) -> Tensor:
+    """The weights of one block per row, zeros beyond the vocabulary."""
+    index_RB = block_R1 * BLOCK + torch.arange(BLOCK, device=weight_RV.device)
+    last = weight_RV.shape[1] - 1
+    return weight_RV.gather(-1, index_RB.clamp(max=last)) * (index_RB <= last)
+
+
+def _invert(cumulative_RB: Tensor, threshold_R1: Tensor) -> Tensor:
+    """First place whose cumulative weight exceeds the threshold, never one of weight zero.
+
+    Rounding may put the threshold at the very end: then the last place with any weight.
+    """
+    found_R1 = torch.searchsorted(cumulative_RB, threshold_R1, right=True)
+    last_R1 = (cumulative_RB < cumulative_RB[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(found_R1, last_R1)
