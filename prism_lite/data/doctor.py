@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prism_lite.data.doctor_rules import CheckRules, defects_of, prompt_key, row_key
+from prism_lite.data.first_places import FirstPlaces
 from prism_lite.data.formats import SampleFile, load_samples, render_sample
 from prism_lite.data.formats_base import FileError, RawRow, RowError
 from prism_lite.types import Sample
@@ -133,8 +134,7 @@ def examine(
     Raises:
         FileError: the file is broken from here on.
     """
-    seen_rows: dict[bytes, str] = {}
-    seen_ids: dict[str, str] = {}
+    rows, ids = FirstPlaces(), FirstPlaces()
     for row, sample in opened.rows():
         if isinstance(sample, RowError):
             yield row, None, [Finding(sample.kind, row.number, str(sample))]
@@ -143,12 +143,12 @@ def examine(
             Finding(kind, row.number, f"{row.place}: {message}")
             for kind, message in defects_of(sample, rules)
         ]
-        earlier = seen_rows.setdefault(row_key(sample), row.place)
+        earlier = rows.first(row_key(sample), row.place)
         if earlier != row.place:
             message = f"{row.place}: the same as {earlier}; drop one of the two."
             found.append(Finding("duplicate_row", row.number, message))
         elif sample.id != str(row.number):
-            first = seen_ids.setdefault(sample.id, row.place)
+            first = ids.first(sample.id.encode("utf-8", "surrogatepass"), row.place)
             if first != row.place:
                 message = f"{row.place}: id {sample.id!r} is that of {first}; ids must differ."
                 found.append(Finding("duplicate_id", row.number, message))
