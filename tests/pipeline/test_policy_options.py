@@ -185,8 +185,8 @@ def has_moved(folder) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_stage_trains_with_every_loss(play, kind):
+@pytest.mark.parametrize("kind", ["dr_grpo", "gspo", "sapo"])  # each by its own way of a mean
+def test_the_stage_trains_with_the_loss(play, kind):
     _, folder, lines = play(
         run_rlvr,
         rlvr__loss=kind,
