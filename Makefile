@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup run test check demo bench clean
+.PHONY: setup run test check demo bench gpu-check test-unsloth resolve-gpu clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -35,5 +35,28 @@ demo: setup
 bench: setup
 	$(BIN)/python -m tests.bench
 
+# On a machine with an NVIDIA card: its tests, benchmarks and a few real steps of every stage, as a JSON file.
+# RECIPE=t4-2b measures that recipe's model too.
+gpu-check: setup
+	$(BIN)/python -m tests.gpu_check $(if $(RECIPE),--recipe $(RECIPE))
+
+# The real Unsloth on the CPU, in an environment of its own (about 1.5 GB).
+UNSLOTH_VENV := .venv-unsloth
+UNSLOTH_BIN := $(UNSLOTH_VENV)/bin
+UNSLOTH_SET := --constraint tests/real_unsloth/constraints.txt
+test-unsloth: $(UNSLOTH_VENV)/.installed
+	PYTHONPATH=$(CURDIR) $(UNSLOTH_BIN)/pytest tests/real_unsloth tests/unit/test_backend.py
+
+$(UNSLOTH_VENV)/.installed: tests/real_unsloth/constraints.txt
+	test -x $(UNSLOTH_BIN)/pip || $(PYTHON) -m venv $(UNSLOTH_VENV)
+	$(UNSLOTH_BIN)/pip install --quiet $(UNSLOTH_SET) torch triton
+	$(UNSLOTH_BIN)/pip install --quiet $(UNSLOTH_SET) --requirement tests/real_unsloth/requirements.txt
+	$(UNSLOTH_BIN)/pip install --quiet $(UNSLOTH_SET) --no-deps unsloth unsloth_zoo
+	@touch $@
+
+# Asks pip whether the GPU set resolves today; installs nothing.
+resolve-gpu: setup
+	$(BIN)/python -m tests.resolve_gpu
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(UNSLOTH_VENV) build dist *.egg-info

@@ -12,7 +12,7 @@ from PIL import Image
 from demo import drawing, folder, rows, view
 from demo.folder import POLICY_STAGES, STAGE_TITLES
 from demo.live import Model, sample_for
-from demo.marks import mark
+from demo.marks import Marks, mark
 from demo.site import Site, in_words
 from prism_lite.data import wording
 from prism_lite.types import Sample
@@ -282,7 +282,7 @@ def _recorded(
         if line is None:
             found += [None, ""]
             continue
-        marks = mark(line["completion"], line["finish_reason"], sample)
+        marks = Marks(**line["marks"])  # by the verifiers of the time of recording
         found += [
             view.part_spans(line["completion"]),
             view.marks_line(marks, num_tokens=line["num_tokens"], seconds=None, note="recorded"),

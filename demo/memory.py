@@ -1,7 +1,12 @@
-"""Tab Memory: what a run's stages held at their peak, against the card."""
+"""Tab Memory: what a recipe will hold on a card (predicted), and what a run's stages held (measured)."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +15,76 @@ import pandas as pd
 
 from demo import curves, folder, view
 from demo.folder import STAGE_TITLES, TRAINED_STAGES
+from demo.jobs import REPOSITORY
 from demo.site import Site, in_words
+from prism_lite.recipe import recipe_names
+
+PLAN_LIMIT_S = 600
+BAR_ORDER = [*(STAGE_TITLES[stage] for stage in TRAINED_STAGES), "room on the card"]
+SPARE = 0.1  # of the card, as `prism-lite plan` demands
+CARDS = {
+    "that of the recipe": None,
+    "RTX 3060, 12 GiB": 12,
+    "T4, 15 GiB": 15,
+    "RTX 4090, 24 GiB": 24,
+    "RTX 5090, 32 GiB": 32,
+    "A100, 80 GiB": 80,
+}
+CATEGORY_COLORS = {
+    "weights": "#0072B2",
+    "adapters": "#56B4E9",
+    "optimizer": "#009E73",
+    "gradients": "#E69F00",
+    "activations": "#D55E00",
+    "kv_cache": "#CC79A7",
+    "logits": "#8A8A8A",
+    "pictures": "#AA5593",
+}
 
 
 def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
     """Lay out the tab and wire it."""
+    gr.HTML("<h3>Predicted: will it fit?</h3>")
+    with gr.Row():
+        recipe = gr.Dropdown(recipe_names(), value="tiny", label="Preset", min_width=150)
+        card = gr.Dropdown(
+            list(CARDS), value=next(iter(CARDS)), label="Card", elem_id="card", min_width=150
+        )
+        button = gr.Button("Simulate its steps", variant="primary", elem_id="plan", min_width=160)
+    verdict = gr.HTML(
+        view.note(
+            "Every stage's real step is simulated at full size, without a GPU; it takes from seconds to a "
+            "few minutes. On a command line: prism-lite plan --recipe NAME --card GIB."
+        ),
+        elem_id="plan-verdict",
+    )
+    bars = gr.BarPlot(
+        None,
+        x="stage",
+        y="GiB",
+        color="what",
+        title="Predicted peaks (GiB)",
+        color_title=" ",
+        color_map=CATEGORY_COLORS | {"room": curves.GREY},
+        show_label=False,
+        sort=BAR_ORDER,
+        height=300,
+        elem_id="plan-bars",
+        buttons=[],
+    )
+    gr.HTML("<h3>Measured in this run</h3>")
     numbers = gr.HTML(elem_id="memory-figures", elem_classes="figures-host")
     plot = gr.BarPlot(
         None,
         x="stage",
         y="GiB",
         color="what",
-        title="Measured peak of each stage (GiB)",
+        title="Measured peaks (GiB)",
+        color_title=" ",
         color_map={"measured": curves.BLUE},
         show_label=False,
-        sort=None,
-        height=260,
+        sort=BAR_ORDER,
+        height=240,
         elem_id="memory-bars",
         buttons=[],
     )
@@ -38,7 +97,7 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
             return (
                 "",
                 None,
-                view.note("No peak yet: every stage logs its own from the first step on."),
+                view.note("No peak yet: each stage logs its own from its first step on."),
             )
         frame = pd.DataFrame(
             [(STAGE_TITLES[s], gib, "measured") for s, gib in peaks.items()],
@@ -50,11 +109,82 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         ]
         return view.figures(items), frame, view.note(_what_is_measured(path))
 
+    def simulate(chosen: str, card_name: str) -> tuple[str, pd.DataFrame]:
+        found = run_plan(chosen, CARDS.get(card_name))
+        return plan_verdict(found), plan_frame(found)
+
     for event in (page.load, run.change):
         event(
             in_words(show), [run], [numbers, plot, message],
             queue=False, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
+    button.click(
+        in_words(simulate), [recipe, card], [verdict, bars], api_name="plan", concurrency_limit=1
+    )
+
+
+def run_plan(recipe: str, card_gib: int | None) -> Mapping[str, Any]:
+    """`prism-lite plan --json` in a process of its own: the web process loads no model.
+
+    Raises:
+        ValueError: no such preset, or the plan's own sentence.
+    """
+    if recipe not in recipe_names():
+        raise ValueError(f"preset {recipe!r}: choose one of {', '.join(recipe_names())}.")
+    command = [sys.executable, "-m", "prism_lite", "plan", "--recipe", recipe, "--json"]
+    command += ["--card", str(card_gib)] if card_gib else []
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PLAN_LIMIT_S,
+            env=os.environ | {"PYTHONPATH": path},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(
+            f"the simulation took more than {PLAN_LIMIT_S} s: run `prism-lite plan` in a terminal."
+        ) from error
+    if done.returncode:
+        last = (done.stderr.strip() or "no output").splitlines()[-1]
+        raise ValueError(f"the plan of {recipe} failed: {last}")
+    return json.loads(done.stdout)
+
+
+def plan_frame(found: Mapping[str, Any]) -> pd.DataFrame:
+    """GiB by stage and item; where there is a card, a last bar as high as what may be used of it."""
+    points = [
+        (STAGE_TITLES.get(stage, stage), gib, category)
+        for stage, figures in found["stages"].items()
+        for category, gib in figures["by_category"].items()
+        if gib > 0
+    ]
+    if found["card_gib"]:
+        points.append(("room on the card", found["card_gib"] * (1 - SPARE), "room"))
+    return pd.DataFrame(points, columns=["stage", "GiB", "what"])
+
+
+def plan_verdict(found: Mapping[str, Any]) -> str:
+    """Whether it fits, and what to lower if not."""
+    stage, peak = max(
+        ((stage, figures["peak_gib"]) for stage, figures in found["stages"].items()),
+        key=lambda item: item[1],
+    )
+    if not found["card_gib"]:
+        return view.note(
+            f"Predicted, not measured: tensors of at most {peak:.2f} GiB ({STAGE_TITLES[stage]}), beside "
+            "Python and its libraries."
+        )
+    room = found["card_gib"] * (1 - SPARE)
+    text = (
+        f"Predicted, not measured: {peak:.2f} of {found['card_gib']:g} GiB ({STAGE_TITLES[stage]}); "
+        f"{room:.2f} GiB leave 10 % to spare."
+    )
+    if peak <= room:
+        return view.note(f"Fits. {text}", kind="good")
+    return view.note(
+        f"Does not fit. {text} Lower model.max_pack_tokens, sampling.max_rows or the group size; "
+        "prism-lite plan says by how much.",
+        kind="warn",
+    )
 
 
 def measured_peaks(path: Path) -> dict[str, float]:

@@ -12,11 +12,14 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from demo import folder
 from demo.live import Model
+from demo.marks import mark
+from demo.rows import sample_line
 
 NUM_PROMPTS = 6
 NUM_GROUPS = 4
@@ -51,6 +54,7 @@ def record(run: Path, out: Path) -> None:
     model = Model(run)
     _write_lines(out / "demo" / "compare.jsonl", _completions(model))
     _write_lines(out / "demo" / "groups.jsonl", _groups(model))
+    _write_lines(out / "demo" / "samples.jsonl", _samples(model, out))
     about = {
         "how": "python -m demo.record RUN OUT, after `prism-lite run` with the settings in config.yaml",
         "when": time.strftime("%Y-%m-%d"),
@@ -60,6 +64,7 @@ def record(run: Path, out: Path) -> None:
         "left_out": "all weights and checkpoints, plots, the other rollouts",
         "demo/compare.jsonl": f"{NUM_PROMPTS} held-out prompts, every stage: most likely tokens with "
         f"seed 0, and temperature 1 with seeds {', '.join(map(str, SEEDS))}",
+        "demo/samples.jsonl": "question, picture, gold answer and teacher of every prompt named here",
         "demo/groups.jsonl": f"{NUM_GROUPS} alignment prompts, {GROUP_SIZE} completions of the aligned "
         "policy each, scored and routed by the discriminator alignment ended with; weights to 3 digits",
     }
@@ -82,12 +87,23 @@ def _completions(model: Model) -> Iterable[dict[str, Any]]:
                     "completion": last.text,
                     "finish_reason": last.finish_reason,
                     "num_tokens": last.num_tokens,
+                    "marks": asdict(mark(last.text, last.finish_reason, sample)),
                 }
 
 
 def _groups(model: Model) -> Iterable[dict[str, Any]]:
     for sample in _of_each_kind(model.task.align)[:NUM_GROUPS]:
         yield model.group(sample, "align", group_size=GROUP_SIZE, seed=0)
+
+
+def _samples(model: Model, out: Path) -> Iterable[dict[str, Any]]:
+    """Question, picture, gold answer and teacher of every prompt that the recording names."""
+    files = [*(out / "rollouts").glob("*.jsonl"), out / "demo" / "compare.jsonl"]
+    files.append(out / "demo" / "groups.jsonl")
+    named = {line["prompt_id"] for file in files for line in folder.read_lines(file)}
+    for sample in (*model.task.align, *model.task.rlvr, *model.task.heldout):
+        if sample.id in named:
+            yield sample_line(sample)
 
 
 def _of_each_kind(samples: Any) -> list[Any]:

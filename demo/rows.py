@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from demo import folder
 from prism_lite.data.wording import DigitsFacts
@@ -82,9 +82,46 @@ def samples_of(path: Path, source: str) -> Sequence[Sample]:
 
 
 def sample_by_id(path: Path, prompt_id: str) -> Sample | None:
-    """The sample of a rollout record, or None where the data has it no more."""
+    """The sample of a rollout record, or None where the data has it no more.
+
+    A recording carries its own: the task's wordings may have changed since.
+    """
+    for line in folder.read_lines(path / "demo" / "samples.jsonl"):
+        if line["id"] == prompt_id:
+            return recorded_sample(line)
     task_of(path)
     return _by_id(path, (path / "config.yaml").stat().st_mtime_ns).get(prompt_id)
+
+
+def sample_line(sample: Sample) -> dict[str, Any]:
+    """What a recording keeps of a digits sample; pictures are named by their digits' indices."""
+    return {
+        "id": sample.id,
+        "question": sample.question,
+        "picture_ids": [picture.id for picture in sample.pictures],
+        "answer": sample.answer,
+        "teacher": sample.teacher,
+    }
+
+
+def recorded_sample(line: Mapping[str, Any]) -> Sample:
+    """The sample of such a line; without facts, so its marks must be recorded too."""
+    from prism_lite.data.digits import strip_image
+    from prism_lite.types import Picture, Turn
+
+    pictures = tuple(
+        Picture(name, strip_image(tuple(map(int, name.split("-")[1:]))))
+        for name in line["picture_ids"]
+    )
+    turns = (Turn("user", line["question"]),)
+    return Sample(
+        line["id"],
+        turns,
+        pictures,
+        answer=line["answer"],
+        teacher=line["teacher"],
+        source="recording",
+    )
 
 
 @functools.lru_cache(maxsize=HELD_RUNS)

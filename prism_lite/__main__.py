@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 import prism_lite  # sets the thread settings before torch is imported
-from prism_lite import plan_command
+from prism_lite import model_commands, plan_command
+from prism_lite.quiet import quiet_libraries
 
 STAGE_HELP = {
     "sft": "stage 1 alone: imitation of the demonstrations",
@@ -71,11 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(stage, help=text)
         _common(command)
         command.set_defaults(handler=_run, stages=(stage,))
-    evaluate = commands.add_parser("eval", help="held-out figures of a finished stage")
-    evaluate.add_argument("--run", required=True, metavar="DIR", help="a run folder")
-    evaluate.add_argument("--stage", default="rlvr", choices=("base", "sft", "align", "rlvr"))
-    evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N completions")
-    evaluate.set_defaults(handler=_eval)
+    model_commands.add_commands(commands)
     data = commands.add_parser("data", help="data check PATH: every defect, before training")
     check = data.add_subparsers(required=True, metavar="check").add_parser("check")
     check.add_argument("path", help="file, folder or hub id")
@@ -104,6 +101,9 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", default="tiny", metavar="NAME|FILE", help="default: tiny")
     command.add_argument("--out", metavar="DIR", help="run folder; default: runs/RECIPE")
     command.add_argument("--seed", type=int, help="default: the recipe's")
+    command.add_argument(
+        "--backend", choices=("auto", "transformers", "unsloth"), help="the loader"
+    )
     command.add_argument("--dry-run", action="store_true", help="print the settings and stop")
 
 
@@ -134,12 +134,17 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     if arguments.seed is not None:
         overrides = [*overrides, f"seed={arguments.seed}"]
+    if arguments.backend is not None:
+        overrides = [*overrides, f"model.backend={arguments.backend}"]
     config = load_recipe(arguments.recipe, overrides)
     if arguments.dry_run:
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
 
-    _quiet_libraries()
+    from prism_lite.models.backend import import_first
+
+    import_first(config.model)
+    quiet_libraries()
     from rich.console import Console
 
     from prism_lite import pipeline, report
@@ -162,21 +167,6 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    if overrides:
-        raise ValueError("eval takes no settings: they are those of the run.")
-
-    _quiet_libraries()
-    from rich.console import Console
-
-    from prism_lite import pipeline
-
-    pipeline.evaluate_run(
-        arguments.run, arguments.stage, num_shown=arguments.show, console=Console()
-    )
-    return 0
-
-
 def _data_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import yaml
 
@@ -195,22 +185,6 @@ def _data_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
         rules=CheckRules(stage=arguments.stage),
         image_root=arguments.image_root,
     )
-
-
-def _quiet_libraries() -> None:
-    """Before torch is imported: our own progress and warnings are enough."""
-    import logging
-    import os
-    import warnings
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    # bitsandbytes suggests an optional package at import; NF4 on the CPU works without it
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
 
 
 def _doctor(_arguments: argparse.Namespace, _overrides: list[str]) -> int:

@@ -97,12 +97,17 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     name: str = "tiny"  # "tiny", a hub id, or a folder of a Qwen3-VL
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"  # who loads it
     quantization: Literal["nf4", "none"] = "nf4"
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "parts", "mask", "flex"] = "auto"  # of packs: tree_attention.py
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    float32_vision: bool = False  # a 16-bit tower may overflow on some pictures; +0.8 GiB
     min_gpu_gib: NonNegativeFloat = 0.0  # recipes for a card name its size; 0 runs anywhere
     gradient_checkpointing: bool = False
+    offload_checkpoints: bool = False  # their inputs wait in the CPU's memory
+    vision_on_cpu: bool = False  # the tower visits the card while it encodes; -0.8 GiB
+    embeddings_on_cpu: bool = False  # only where they are not tied to the head (8B); -1.2 GiB
     max_prompt_tokens: PositiveInt = 2048
     max_pack_tokens: PositiveInt = 8192  # tokens of one forward with gradient
     min_pixels: PositiveInt = 32 * 32
@@ -131,7 +136,7 @@ class OptimConfig:
     warmup_ratio: Share = 0.0
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    name: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    name: Literal["auto", "adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,8 @@ class SftConfig:
     """Stage 1: imitation of the public demonstrations."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
-    steps: NonNegativeInt = 100
+    start_from: str | None = None  # a PEFT folder or hub id; default: a fresh adapter
+    steps: NonNegativeInt = 100  # 0 skips it: the model, or start_from, is the SFT policy
     batch_size: PositiveInt = 32  # per step; accumulated over packs of model.max_pack_tokens
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(2e-3, schedule="cosine", warmup_ratio=0.1)

@@ -64,7 +64,7 @@ def write_environment(folder: Path, config: RunConfig, core: Any) -> None:
     path = folder / "env.json"
     now: dict[str, Any] = {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name(core.device) if core.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "compute_dtype": str(core.dtype).removeprefix("torch."),
@@ -90,7 +90,8 @@ def fingerprint_of(path: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, or None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

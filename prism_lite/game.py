@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from prism_lite.losses import bradley_terry_loss, rank_spread_penalty
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.discriminator import Discriminator, Scores
 from prism_lite.models.prompts import Prompt
-from prism_lite.optim import optimizer_step
+from prism_lite.optim import Optimizer, optimizer_step
 from prism_lite.parts import Parts
 from prism_lite.records import form_metrics
 
@@ -48,7 +47,7 @@ class GameScores:
 def discriminator_step(
     backbone: Backbone,
     discriminator: Discriminator,
-    optimizer: Any,
+    optimizer: Optimizer,
     judged: Sequence[Judged],
     config: DiscriminatorConfig,
     *,
@@ -87,7 +86,7 @@ def discriminator_step(
             )
             teacher_P2, student_scores = _by_prompt(scores, chunk)
             loss, metrics = _loss(scores, teacher_P2, student_scores, config)
-            (_num_pairs(chunk) / num_pairs * loss).backward()
+            optimizer.backward(_num_pairs(chunk) / num_pairs * loss)
             if not is_judged:
                 continue
             teachers.append(teacher_P2.detach())
@@ -95,11 +94,14 @@ def discriminator_step(
             for name, value in metrics.items():
                 share = _num_pairs(chunk) / num_judged
                 totals[name] = totals.get(name, 0.0) + share * value
-    norm = optimizer_step(optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm)
+    stepped = optimizer_step(
+        optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
+    )
     totals |= form_metrics(
         [item.teacher for item in judged], [parts for item in judged for parts in item.students]
     )
-    return GameScores(torch.cat(teachers), tuple(students), totals | {"disc/grad_norm": norm})
+    totals |= {f"disc/{name}": value for name, value in stepped.items()}
+    return GameScores(torch.cat(teachers), tuple(students), totals)
 
 
 def _num_pairs(judged: Sequence[Judged]) -> int:

@@ -17,6 +17,10 @@ def describe() -> str:
     """Python, packages, device and memory, as lines of text for a bug report."""
     import torch
 
+    from prism_lite.config import ModelConfig
+    from prism_lite.models.backend import choose_backend
+    from prism_lite.precision import card_of, choose_precision
+
     lines = [f"python        {sys.version.split()[0]} on {platform.platform()}"]
     for name in PACKAGES:
         found = importlib.util.find_spec(name) is not None
@@ -30,6 +34,9 @@ def describe() -> str:
             )
     else:
         lines.append("gpu           none that torch can use: recipes for a card will refuse")
+    model = ModelConfig()
+    lines.append(f"precision     {choose_precision(model, card_of(model)).reason}")
+    lines.append(f"model         {choose_backend(model, card_of(model))[1]}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines.append(f"cpu           {os.cpu_count()} cores, {memory:.1f} GiB memory")
     lines.append(f"threads       {torch.get_num_threads()}, spin {_spin()}")

@@ -1,26 +1,84 @@
-"""Optimizers and their schedules; the learning rate is a function of the step alone."""
+"""Optimizers, their schedules and the loss scaler; the learning rate is a function of the step alone.
+
+In float16 small gradients would become zero: `Optimizer.backward` multiplies the loss up, and a step
+whose gradients overflowed is skipped and the factor halved. Everywhere else the scaler does nothing.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prism_lite.config import OptimConfig
 
+GROWTH_INTERVAL = 200  # good steps before the scale is doubled; runs are a few hundred steps long
+LEAST_SCALE = 1.0  # an overflow without any scaling is the model's, not the scaler's
+SCALER = "loss_scaler"  # its key beside the optimizer's own state
 
-def make_optimizer(parameters: Sequence[nn.Parameter], config: OptimConfig) -> Any:
-    """AdamW, in 32 bit or through bitsandbytes in 8 bit."""
+
+class Optimizer:
+    """An optimizer with its loss scaler: make it with `make_optimizer`.
+
+    Attributes:
+        inner: the torch or bitsandbytes optimizer.
+        scaler: does nothing where losses are not scaled.
+    """
+
+    def __init__(self, inner: Any, scaler: torch.amp.GradScaler) -> None:
+        self.inner = inner
+        self.scaler = scaler
+
+    def backward(self, loss: Tensor) -> None:
+        """Propagate a loss; gradients add up until `optimizer_step`."""
+        self.scaler.scale(loss).backward()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, and the scaler's beside it."""
+        state = self.inner.state_dict()
+        return state | {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state from `state_dict`.
+
+        Raises:
+            ValueError: it was saved with a scaler and this one has none, or the other way round.
+        """
+        inner = {name: value for name, value in state.items() if name != SCALER}
+        if (SCALER in state) != self.scaler.is_enabled():
+            raise ValueError(
+                "the checkpoint was written with another float type: give model.compute_dtype as it was."
+            )
+        self.inner.load_state_dict(inner)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state[SCALER])
+
+
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], config: OptimConfig, *, scales_loss: bool = False
+) -> Optimizer:
+    """AdamW, in 32 bit or through bitsandbytes in 8 bit; "auto" is paged 8 bit on a card.
+
+    Args:
+        scales_loss: from `Precision`.
+    """
     rate, decay = config.learning_rate, config.weight_decay
-    if config.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-    import bitsandbytes as bnb
+    device = parameters[0].device.type
+    name = config.name
+    if name == "auto":
+        name = "paged_adamw8bit" if device == "cuda" else "adamw"
+    if name == "adamw":
+        inner: Any = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    else:
+        import bitsandbytes as bnb
 
-    kinds = {"adamw8bit": bnb.optim.AdamW8bit, "paged_adamw8bit": bnb.optim.PagedAdamW8bit}
-    return kinds[config.name](parameters, lr=rate, weight_decay=decay)
+        kinds = {"adamw8bit": bnb.optim.AdamW8bit, "paged_adamw8bit": bnb.optim.PagedAdamW8bit}
+        inner = kinds[name](parameters, lr=rate, weight_decay=decay)
+    scaler = torch.amp.GradScaler(device, enabled=scales_loss, growth_interval=GROWTH_INTERVAL)
+    return Optimizer(inner, scaler)
 
 
 def learning_rate_at(config: OptimConfig, step: int, num_steps: int) -> float:
@@ -39,24 +97,45 @@ def learning_rate_at(config: OptimConfig, step: int, num_steps: int) -> float:
 
 
 def optimizer_step(
-    optimizer: Any, parameters: Sequence[nn.Parameter], learning_rate: float, max_grad_norm: float
-) -> float:
-    """Clip, step, clear.
+    optimizer: Optimizer,
+    parameters: Sequence[nn.Parameter],
+    learning_rate: float,
+    max_grad_norm: float,
+) -> dict[str, float]:
+    """Unscale, clip, step, clear.
 
     Returns:
-        The gradient's norm before clipping.
+        grad_norm, before clipping. With a scaler also loss_scale; where its gradients overflowed,
+        skipped_steps = 1 and no norm: nothing was changed but the scale.
 
     Raises:
-        RuntimeError: the gradient is not finite; nothing was changed.
+        RuntimeError: the gradient is not finite, and not for the scale; nothing was changed.
     """
+    inner, scaler = optimizer.inner, optimizer.scaler
+    scale = scaler.get_scale()
+    scaler.unscale_(inner)
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not math.isfinite(norm):
+    is_finite = math.isfinite(norm)
+    if not is_finite and scale <= LEAST_SCALE:
         raise RuntimeError(
             f"the gradient's norm is {norm}: the step was not taken. Lower the learning rate, or "
             "look for a broken row in the last batch (rollouts/ of the run folder)."
         )
-    for group in optimizer.param_groups:
+    for group in inner.param_groups:
         group["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+    if is_finite:
+        scaler.step(inner)
+    scaler.update()
+    inner.zero_grad(set_to_none=True)
+    metrics = {"grad_norm": norm} if is_finite else {"skipped_steps": 1.0}
+    return metrics | ({"loss_scale": scale} if scaler.is_enabled() else {})
+
+
+def mean_of(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of several steps' metrics, each over the steps that have it; skipped_steps is a sum."""
+    names = dict.fromkeys(name for step in steps for name in step)
+    found = {name: [step[name] for step in steps if name in step] for name in names}
+    return {
+        name: sum(values) if name == "skipped_steps" else sum(values) / len(values)
+        for name, values in found.items()
+    }

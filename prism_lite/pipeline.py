@@ -5,7 +5,6 @@ A finished stage is never done again; an unfinished one goes on from its last ch
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,19 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import track
 
 from prism_lite import report
-from prism_lite.checkpoint import load_final
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData, all_samples, load_task, without_samples
 from prism_lite.environment import check_same_data, write_environment
 from prism_lite.evaluate import evaluate
 from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
-from prism_lite.recipe import parse_config
-from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import RunFolder, check_folder, open_run, peak_gib
 from prism_lite.stages.align import run_align
 from prism_lite.stages.align_dpo import run_dpo
@@ -85,7 +80,8 @@ def run(
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
-    task = _read_prompts(config, backbone, task, console)
+    console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
+    task = read_prompts(config, backbone, task, console)
     with open_run(Path(out), config, console) as folder:
         context = Context(config, folder, backbone, task)
         write_environment(folder.path, config, backbone.core)
@@ -146,7 +142,8 @@ def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Tas
     for number, stage in enumerate(stages):
         if (out / "stages" / stage / "final").is_dir():
             continue
-        _check_rows(stage, task)
+        if stage != "sft" or config.sft.steps:
+            _check_rows(stage, task)
         if stage == "align" and config.align.mode != "align":
             _check_answers(config, task)
         for earlier in needs[stage]:
@@ -181,39 +178,6 @@ def _check_answers(config: RunConfig, task: TaskData) -> None:
             )
 
 
-def evaluate_run(path: str | Path, stage: str, *, num_shown: int, console: Console) -> None:
-    """Evaluate a finished stage of a run again and print its figures; writes nothing.
-
-    Args:
-        num_shown: how many greedy completions to print beside their questions.
-
-    Raises:
-        ValueError: no such run, or the stage is not finished.
-    """
-    path = Path(path)
-    if not (path / "config.yaml").is_file():
-        raise ValueError(f"--run {path} holds no run: config.yaml is missing.")
-    config = parse_config(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-    check_machine(config)
-    task = load_task(config)
-    tensors = load_final(path / "stages" / stage) if stage != "base" else None
-    backbone = load_backbone(config.model, config.lora, base_folder(config), seed=config.seed)
-    if tensors is not None:
-        backbone.load_adapter_state(tensors["policy"])
-    console.print(report.stage_line(stage, evaluate(backbone, task, config)))
-    shown = sample_groups(
-        backbone,
-        task.heldout[:num_shown],
-        group_size=1,
-        sampling=dataclasses.replace(config.sampling, temperature=0.0),
-        system_prompt=task.system_prompt,
-        seed=("show",),
-    )
-    for group in shown:
-        console.print(f"\n{group.sample.question} gold: {group.sample.answer}", markup=False)
-        console.print(group.rollouts[0].text, markup=False)
-
-
 @contextmanager
 def _memory_advice(config: RunConfig, stage: str) -> Iterator[None]:
     """Out of memory: say which settings help."""
@@ -229,7 +193,7 @@ def _memory_advice(config: RunConfig, stage: str) -> Iterator[None]:
         ) from error
 
 
-def _read_prompts(
+def read_prompts(
     config: RunConfig, backbone: Backbone, task: TaskData, console: Console
 ) -> TaskData:
     """Tokenise every prompt once before training, so that a bad row cannot stop a stage midway.
@@ -307,4 +271,6 @@ def _write_exports(context: Context) -> None:
     judged = [stage for stage in game if folder.is_done(stage)]
     if judged:
         tensors = folder.load_final(judged[-1])["discriminator"]
-        report.write_discriminator(folder, tensors)
+        report.save_discriminator(
+            folder.path / "discriminator", tensors, context.config.discriminator
+        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +18,13 @@ from prism_lite.full_kl import vocabulary_kl
 from prism_lite.losses import BatchSize, LossInputs, PolicyLossConfig, policy_loss, token_kl
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
-from prism_lite.optim import optimizer_step
+from prism_lite.optim import Optimizer, mean_of, optimizer_step
 from prism_lite.types import Group, Rollout
 
 
 def update_policy(
     backbone: Backbone,
-    optimizer: Any,
+    optimizer: Optimizer,
     groups: Sequence[Group],
     advantage_R: Tensor,
     *,
@@ -89,17 +88,19 @@ def update_policy(
                 logprob_N, hidden_ND = _states_without_grad(backbone, piece.pack, temperature)
                 piece.reference = hidden_ND if loss.kl_kind == "full" else logprob_N
     totals: dict[str, float] = {}
+    stepped: list[dict[str, float]] = []
     for pieces in prepared:
         for piece in pieces:
-            metrics = _backward(backbone, piece, temperature, loss)
+            metrics = _backward(backbone, optimizer, piece, temperature, loss)
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value / num_minibatches
         if pieces:
             parameters = backbone.policy_parameters()
-            norm = optimizer_step(optimizer, parameters, learning_rate, optim.max_grad_norm)
-            totals["grad_norm"] = totals.get("grad_norm", 0.0) + norm / num_minibatches
+            stepped.append(
+                optimizer_step(optimizer, parameters, learning_rate, optim.max_grad_norm)
+            )
     num_trained = sum(group.tree.num_tokens for group in used)
-    return totals | {
+    return (totals | mean_of(stepped)) | {
         "learning_rate": learning_rate,
         "num_optimizer_steps": sum(map(bool, prepared)),
         "train_tokens_per_s": num_trained / (time.perf_counter() - started_s),
@@ -215,7 +216,11 @@ def _states_without_grad(
 
 
 def _backward(
-    backbone: Backbone, piece: _Piece, temperature: float, config: PolicyLossConfig
+    backbone: Backbone,
+    optimizer: Optimizer,
+    piece: _Piece,
+    temperature: float,
+    config: PolicyLossConfig,
 ) -> dict[str, float]:
     hidden_ND = _predicting_states(backbone, piece.pack)
     target_N = piece.pack.target_N.to(hidden_ND.device)
@@ -242,5 +247,5 @@ def _backward(
         entropy_N=entropy_N,
     )
     loss, metrics = policy_loss(inputs, config)
-    loss.backward()
+    optimizer.backward(loss)
     return metrics | {"loss": float(loss.detach())}

@@ -95,6 +95,18 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
+def read_run(path: str | Path) -> RunConfig:
+    """The settings of a run folder.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    file = Path(path) / "config.yaml"
+    if not file.is_file():
+        raise ValueError(f"--run {path} holds no run: config.yaml is missing.")
+    return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain nested values, as written to config.yaml."""
     return pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prism_lite.checkpoint import write_text
-from prism_lite.models.backbone import SKIP_QUANTISATION
-from prism_lite.recipe import to_dict
+from prism_lite.config import DiscriminatorConfig
+from prism_lite.models.transformers_loader import SKIP_QUANTISATION
 from prism_lite.run_folder import RunFolder
 
 COLUMNS = (
@@ -228,9 +230,10 @@ answers of `prism-lite eval` set `support_avx512bf16_for_cpu = False` on each of
 """
 
 
-def write_discriminator(folder: RunFolder, tensors: Mapping[str, Tensor]) -> None:
-    """discriminator/: safetensors and config.json."""
-    target = folder.path / "discriminator"
-    target.mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, target / "discriminator.safetensors")
-    write_text(target / "config.json", to_json(to_dict(folder.config)["discriminator"]))
+def save_discriminator(
+    folder: Path, tensors: Mapping[str, Tensor], config: DiscriminatorConfig
+) -> None:
+    """Safetensors and config.json of a discriminator."""
+    folder.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "discriminator.safetensors")
+    write_text(folder / "config.json", to_json(dataclasses.asdict(config)))

@@ -118,11 +118,11 @@ def _files(config: RunConfig) -> TaskData:
     data = config.data
     if data.train is None:
         raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
-    sft = _read(config, data.train, "sft")
-    warmup = _read(config, data.warmup, "warmup") if data.warmup else ()
-    align = _read(config, data.align or data.train, "align")
-    rlvr = _read(config, data.rlvr or data.train, "rlvr")
-    heldout = _read(config, data.heldout, "eval") if data.heldout else ()
+    sft = read_rows(config, data.train, "sft") if config.sft.steps else ()
+    warmup = read_rows(config, data.warmup, "warmup") if data.warmup else ()
+    align = read_rows(config, data.align or data.train, "align")
+    rlvr = read_rows(config, data.rlvr or data.train, "rlvr")
+    heldout = read_rows(config, data.heldout, "eval") if data.heldout else ()
     num_probe = min(config.warmup.num_probe, len(align) // 10)
     align, judged = align[: len(align) - num_probe], align[len(align) - num_probe :]
     return TaskData(
@@ -137,7 +137,7 @@ def _files(config: RunConfig) -> TaskData:
     )
 
 
-def _read(config: RunConfig, path: str, stage: Stage) -> tuple[Sample, ...]:
+def read_rows(config: RunConfig, path: str, stage: Stage) -> tuple[Sample, ...]:
     """The rows of a file that hold what a stage needs; rows meant for other stages are passed.
 
     A row that the stage would refuse (a malformed teacher, say) is an error or is skipped, now.

@@ -20,21 +20,27 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.environment import cache_folder
+from prism_lite.models.backend import choose_backend, load_with_unsloth
+from prism_lite.models.float16 import keep_residual_in_float32
 from prism_lite.models.packing import Pack, forward_pack
+from prism_lite.models.placement import enable_checkpointing, keep_embeddings_on_cpu
 from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
+from prism_lite.models.transformers_loader import (
+    keep_cpu_weights_unpacked,
+    load_with_transformers,
+    use_linear_patch_embedding,
+)
 from prism_lite.models.tree_attention import Kind, choose_kind
 from prism_lite.models.vision import VisionCache
+from prism_lite.precision import Precision, card_of, choose_precision
 from prism_lite.types import Sample
 
 Role = Literal["policy", "reference", "discriminator"]
 POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
-# transformers 5 matches these anchored: a plain "visual" would not skip the tower.
-SKIP_QUANTISATION = [r"lm_head", r".*visual.*"]
 LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
 # Sampling one of these would break the replay of a completion: they stand for pictures.
@@ -48,15 +54,27 @@ class Backbone:
         core: the `Qwen3VLForConditionalGeneration`; adapters are injected into it.
         peft: the PEFT wrapper that owns the adapters.
         processor: tokenizer and picture processor.
+        precision: number types, and whether losses are scaled.
+        loader: a sentence about who loaded it and why.
         end_id: the token that ends a completion, also the discriminator's sentinel.
         suppressed_ids: tokens that sampling never draws.
     """
 
-    def __init__(self, core: Any, processor: Any, model: ModelConfig, lora: LoraConfig) -> None:
+    def __init__(
+        self,
+        core: Any,
+        processor: Any,
+        model: ModelConfig,
+        lora: LoraConfig,
+        precision: Precision,
+        loader: str,
+    ) -> None:
         core.requires_grad_(False)
         core.eval()
         core.config.use_cache = False
         self.config = model
+        self.precision = precision
+        self.loader = loader
         self.core = core
         self.attention: Kind = choose_kind(model.attention, core.device)
         self.processor = processor
@@ -76,10 +94,11 @@ class Backbone:
             max_bytes=int(model.picture_cache_gib * 2**30),
             disk=cache_folder() / "pictures",
             disk_bytes=int(model.picture_disk_gib * 2**30),
+            on_cpu=model.vision_on_cpu,
         )
         self._prompts: OrderedDict[tuple[str, str], Prompt] = OrderedDict()
         if model.gradient_checkpointing:
-            core.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(core, offload=model.offload_checkpoints)
 
     @property
     def device(self) -> torch.device:
@@ -201,26 +220,16 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         ValueError: the path does not hold a Qwen3-VL.
         RuntimeError: the machine lacks what the recipe needs.
     """
-    quantisation = None
-    compute_dtype = compute_dtype_of(model)
-    if model.quantization == "nf4":
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype,
-            llm_int8_skip_modules=SKIP_QUANTISATION,
-        )
+    card = card_of(model)
+    precision = choose_precision(model, card)
+    backend, loader = choose_backend(model, card)
     try:
-        core = AutoModelForImageTextToText.from_pretrained(
-            path,
-            quantization_config=quantisation,
-            dtype=compute_dtype,
-            attn_implementation="sdpa",
-            device_map={"": device_of(model)},
-        )
+        if backend == "unsloth":
+            core = load_with_unsloth(path, model, precision, seed=seed)
+        else:
+            core = load_with_transformers(path, model, precision)
         processor = load_processor(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # no such folder or id; not a model
         raise ValueError(
             f"model.name = {model.name!r}: cannot load it ({str(error).splitlines()[0]}). Give a hub id "
             "or a folder of a Qwen3-VL; a hub id needs network access once."
@@ -234,46 +243,16 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         "shortest_edge": model.min_pixels,
         "longest_edge": model.max_pixels,
     }
-    _prepare_cpu_quantisation(core)
+    keep_cpu_weights_unpacked(core)
     use_linear_patch_embedding(core)
     torch.manual_seed(seed)  # PEFT initialises LoRA A from the global generator
-    return Backbone(core, processor, model, lora)
-
-
-def device_of(model: ModelConfig) -> str:
-    """ "cuda:0" where there is a GPU and the settings do not ask for the CPU."""
-    return "cuda:0" if torch.cuda.is_available() and model.device != "cpu" else "cpu"
-
-
-def compute_dtype_of(model: ModelConfig) -> torch.dtype:
-    """Float type of activations: float32 on the CPU, else bfloat16 (sm80 on) or float16."""
-    if model.compute_dtype != "auto":
-        return getattr(torch, model.compute_dtype)
-    if device_of(model) == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
-
-
-def use_linear_patch_embedding(core: Any) -> None:
-    """Replace the Conv3d patch embedding, whose kernel equals its stride, by the equal matmul.
-
-    The convolution is 10 to 50,000 times slower on some torch and card pairs.
-    """
-    embedding = core.model.visual.patch_embed
-    weight = embedding.proj.weight
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        patches = hidden_states.view(-1, weight[0].numel()).to(weight.dtype)
-        return nn.functional.linear(patches, weight.flatten(1), embedding.proj.bias)
-
-    embedding.forward = forward
-
-
-def _prepare_cpu_quantisation(core: nn.Module) -> None:
-    """Keep bitsandbytes from repacking weights for AVX512: its backward is then silently wrong."""
-    for module in core.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a Linear4bit
+    if model.float32_vision:
+        core.model.visual.float()
+    if precision.float32_residual:
+        keep_residual_in_float32(core, precision.compute_dtype)
+    if model.embeddings_on_cpu:
+        keep_embeddings_on_cpu(core)
+    return Backbone(core, processor, model, lora, precision, loader)
 
 
 def _peft_config(lora: LoraConfig) -> PeftLoraConfig:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prism_lite.models.picture_store import PictureStore, picture_name, tower_name
+from prism_lite.models.placement import move, vision_parts, visiting
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
 
@@ -54,10 +55,12 @@ class VisionCache:
         max_bytes: int = 2**62,
         disk: Path | None = None,
         disk_bytes: int = 0,
+        on_cpu: bool = False,
     ) -> None:
         """
         Args:
             disk: folder for files, used while `disk_bytes` is above 0.
+            on_cpu: the tower waits in the CPU's memory between pictures.
         """
         self._core = core
         self._image_processor = image_processor
@@ -69,6 +72,8 @@ class VisionCache:
         self._num_bytes = 0
         self._tower: tuple[tuple[int, int], ...] = ()
         self._store: PictureStore | None = None
+        self._visitors = vision_parts(core) if on_cpu else []
+        move(self._visitors, "cpu")
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
         """Features of each picture, in order; misses go through the tower together.
@@ -103,7 +108,7 @@ class VisionCache:
         left = [key for key in missing if key not in found]
         if left:
             pictures = [missing[key] for key in left]
-            with torch.no_grad():
+            with torch.no_grad(), visiting(self._visitors, self._core.device):
                 encoded = encode_pictures(self._core, self._image_processor, pictures)
             # each by itself: a slice of the whole would keep the whole in memory
             encoded = [
@@ -164,16 +169,33 @@ def encode_pictures(
 ) -> list[PictureFeatures]:
     """Run the vision tower on pictures, all of them in one pass; differentiable in its weights."""
     device = core.device
-    inputs = []
+    inputs = pixel_inputs(image_processor, pictures)
+    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
+    return by_picture(core.model.get_image_features(pixels.to(device), grids.to(device)))
+
+
+def by_picture(output: Any) -> list[PictureFeatures]:
+    """The tower's output, picture by picture.
+
+    transformers 5.23 splits each DeepStack level like the merged features, 5.17 hands it over whole.
+    """
+    sizes = [len(merged) for merged in output.pooler_output]
+    levels = [
+        level.split(sizes) if isinstance(level, Tensor) else level
+        for level in output.deepstack_features
+    ]
+    return [
+        PictureFeatures(merged, tuple(deepstack))
+        for merged, *deepstack in zip(output.pooler_output, *levels, strict=True)
+    ]
+
+
+def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    """`pixel_values` and `image_grid_thw` of pictures, each within its own limits; empty without any."""
+    encoded = []
     for picture in pictures:
         least, most = pixel_limits(picture, image_processor)
         size = {"shortest_edge": least, "longest_edge": most}
-        inputs.append(image_processor(images=[picture.open()], size=size, return_tensors="pt"))
-    pixels = torch.cat([one["pixel_values"] for one in inputs])
-    grids = torch.cat([one["image_grid_thw"] for one in inputs])
-    output = core.model.get_image_features(pixels.to(device), grids.to(device))
-    levels = zip(*output.deepstack_features, strict=True)
-    return [
-        PictureFeatures(merged, tuple(deepstack))
-        for merged, deepstack in zip(output.pooler_output, levels, strict=True)
-    ]
+        encoded.append(image_processor(images=[picture.open()], size=size, return_tensors="pt"))
+    names = ("pixel_values", "image_grid_thw") if encoded else ()
+    return {name: torch.cat([one[name] for one in encoded]) for name in names}

@@ -81,7 +81,7 @@ def build_memory(
         )
     if on_card:
         for optimizer in filter(None, (policy_optimizer, discriminator_optimizer)):
-            for group in optimizer.param_groups:
+            for group in optimizer.inner.param_groups:
                 if "foreach" in group:
                     group["foreach"] = True
     return Memory(policy_optimizer, discriminator, discriminator_optimizer)
@@ -125,7 +125,7 @@ def _fill_gradients(tracker: Tracker, parameters: list[nn.Parameter]) -> None:
 def _states_of(optimizer: Any) -> list[Tensor]:
     return [
         value
-        for state in optimizer.state.values()
+        for state in optimizer.inner.state.values()
         for value in state.values()
         if isinstance(value, Tensor)
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,10 @@ from prism_lite.models.backbone import (
     Backbone,
     use_linear_patch_embedding,
 )
+from prism_lite.models.float16 import keep_residual_in_float32
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
 from prism_lite.planner.architectures import Architecture
+from prism_lite.precision import choose_precision
 
 BLOCK, BLOCK_OF_SCALES = 64, 256  # weights per scale; scales per scale of the scales
 SPECIAL = {
@@ -164,7 +167,11 @@ def build_backbone(
         if config.model.quantization == "nf4":
             _quantise(core, dtype)
         use_linear_patch_embedding(core)
-        return Backbone(core, processor, config.model, config.lora)
+        planned = dataclasses.replace(config.model, compute_dtype=str(dtype).removeprefix("torch."))
+        precision = choose_precision(planned, None)
+        if precision.float32_residual:
+            keep_residual_in_float32(core, dtype)
+        return Backbone(core, processor, config.model, config.lora, precision, "simulated")
 
 
 def _quantise(core: Any, dtype: torch.dtype) -> None:

@@ -47,9 +47,14 @@ def run_align(context: Context) -> None:
     disc_config = context.config.discriminator
     discriminator = context.load_discriminator("warmup")
     context.load_policy("sft")
+    scales_loss = backbone.precision.scales_loss
     optimizers = {
-        "policy": make_optimizer(backbone.policy_parameters(), config.optim),
-        "discriminator": make_optimizer(list(discriminator.parameters()), disc_config.optim),
+        "policy": make_optimizer(
+            backbone.policy_parameters(), config.optim, scales_loss=scales_loss
+        ),
+        "discriminator": make_optimizer(
+            list(discriminator.parameters()), disc_config.optim, scales_loss=scales_loss
+        ),
     }
     replay = Replay(task.align, num_prompts=config.replay_prompts)
     start = context.resume("align", optimizers, discriminator, replay)

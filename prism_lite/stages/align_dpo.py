@@ -19,7 +19,7 @@ from prism_lite.logprobs import pack_logprobs
 from prism_lite.losses import dpo_loss
 from prism_lite.models.backbone import REFERENCE, Backbone
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
-from prism_lite.optim import learning_rate_at, make_optimizer, optimizer_step
+from prism_lite.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.rollouts import sample_groups
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at
@@ -44,7 +44,7 @@ def run_dpo(context: Context) -> None:
     backbone.freeze_copy(REFERENCE)
     pairs = static_pairs(context)
     parameters = backbone.policy_parameters()
-    optimizer = make_optimizer(parameters, config.optim)
+    optimizer = make_optimizer(parameters, config.optim, scales_loss=backbone.precision.scales_loss)
     start = context.resume("align", {"policy": optimizer})
 
     def trained() -> Trained:
@@ -57,13 +57,14 @@ def run_dpo(context: Context) -> None:
         metrics: dict[str, float] = {}
         for packed in split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2):
             pack = pack_trees(packed)
-            for name, value in _backward(backbone, pack, config.dpo_beta, len(trees)).items():
+            for name, value in _backward(
+                backbone, optimizer, pack, config.dpo_beta, len(trees)
+            ).items():
                 metrics[name] = metrics.get(name, 0.0) + value
         learning_rate = learning_rate_at(config.optim, step, config.steps)
-        norm = optimizer_step(optimizer, parameters, learning_rate, config.optim.max_grad_norm)
+        stepped = optimizer_step(optimizer, parameters, learning_rate, config.optim.max_grad_norm)
         step_time = time.perf_counter() - started_s
-        metrics |= {
-            "grad_norm": norm,
+        metrics |= stepped | {
             "learning_rate": learning_rate,
             "num_tokens": sum(len(branch) for tree in trees for branch in tree.branches),
             "step_time": step_time,
@@ -111,13 +112,15 @@ def _tree(context: Context, pair: Pair) -> Tree:
     return Tree(prompt, (pair.teacher, pair.student))
 
 
-def _backward(backbone: Backbone, pack: Pack, beta: float, num_pairs: int) -> dict[str, float]:
+def _backward(
+    backbone: Backbone, optimizer: Optimizer, pack: Pack, beta: float, num_pairs: int
+) -> dict[str, float]:
     """Propagate this pack's share of the loss; its share of the metrics, by TRL's names."""
     with torch.no_grad(), backbone.role("reference"):
         reference_K2 = _completion_logprobs(backbone, pack)
     loss_K, reward_K2 = dpo_loss(_completion_logprobs(backbone, pack), reference_K2, beta)
     loss = loss_K.sum() / num_pairs
-    loss.backward()
+    optimizer.backward(loss)
     margin_K = reward_K2[:, 0] - reward_K2[:, 1]
     return {
         "loss": float(loss.detach()),

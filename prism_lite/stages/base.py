@@ -34,16 +34,12 @@ from prism_lite.environment import cache_folder
 from prism_lite.models import processor, prompts, tiny
 from prism_lite.models.backbone import use_linear_patch_embedding
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
-from prism_lite.models.vision import PictureFeatures
+from prism_lite.models.vision import PictureFeatures, by_picture
 from prism_lite.muon import Muon
 from prism_lite.types import Picture, Sample, Turn
 
 CORPUS_LESSONS = 3000  # the tokenizer's training text
 SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
-# The patches' embedding sums 1,536 pixels that rise and fall together: at the common rate it outgrew the
-# position embedding a hundredfold, the tower could not tell places apart, and order was read by luck.
-PATCH_RATE = 1 / 30
-POSITION_STD = 0.5
 EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
 
 
@@ -91,7 +87,6 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
     use_linear_patch_embedding(model)
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
-        model.model.visual.pos_embed.weight.mul_(POSITION_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
         torch.manual_seed(config.seed)  # the place head's start comes from the global generator
@@ -113,14 +108,10 @@ def _train_vision(
     digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
     names_10D = model.get_input_embeddings().weight.detach()[digit_ids]
     place_head = nn.Linear(config.hidden_size, task.max_digits)
-    named = dict(model.model.visual.named_parameters())
-    patches = [p for name, p in named.items() if "patch_embed" in name]
-    others = [p for name, p in named.items() if "patch_embed" not in name]
-    others += place_head.parameters()
-    parameters = [*patches, *others]
-    optimizer = torch.optim.AdamW([{"params": patches}, {"params": others}], weight_decay=0.05)
+    parameters = [*model.model.visual.parameters(), *place_head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [3e-3 * PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
+        optimizer, 3e-3, total_steps=max(config.vision_steps, 1)
     )
     _, labels = digit_images()
     rng = Random(f"vision {config.seed}")
@@ -152,16 +143,10 @@ def _train_lessons(
     model.train()
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
-    patches = [p for name, p in named.items() if "patch_embed" in name]
-    chosen = {id(p) for p in (*matrices, *patches)}
-    rate = config.learning_rate
-    groups = [
-        {"params": [p for p in named.values() if id(p) not in chosen], "lr": rate},
-        {"params": patches, "lr": PATCH_RATE * rate},
-    ]
+    others = [p for name, p in named.items() if not (p.ndim == 2 and "layers" in name)]
     optimizers = [
-        Muon(matrices, lr=10 * rate, weight_decay=0.01),
-        torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99)),
+        Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _trapezoid(s, max(config.steps, 1)))
@@ -222,12 +207,7 @@ def _strip_features(
     """Features of strips straight from the digits' arrays: the image processor is the slow part."""
     pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])
     grid = torch.tensor([[1, 2, 2 * len(strip)] for strip in strips])
-    output = model.model.get_image_features(pixels, grid)
-    levels = zip(*output.deepstack_features, strict=True)
-    return [
-        PictureFeatures(merged, tuple(level))
-        for merged, level in zip(output.pooler_output, levels, strict=True)
-    ]
+    return by_picture(model.model.get_image_features(pixels, grid))
 
 
 def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

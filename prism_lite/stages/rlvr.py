@@ -32,7 +32,9 @@ def run_rlvr(context: Context) -> None:
     backbone.drop_adapter(REFERENCE)
     if config.kl_weight > 0 and config.kl_reference == "start":
         backbone.freeze_copy(REFERENCE)
-    optimizer = make_optimizer(backbone.policy_parameters(), config.optim)
+    optimizer = make_optimizer(
+        backbone.policy_parameters(), config.optim, scales_loss=backbone.precision.scales_loss
+    )
     start = context.resume("rlvr", {"policy": optimizer})
     run.console.print(_about_updates(config))
     alarms, has_run_out = Alarms(run, "rlvr"), False

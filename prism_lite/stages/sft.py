@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from prism_lite.checkpoint import Trained
 from prism_lite.config import OptimConfig
 from prism_lite.logprobs import pack_logprobs
+from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree, pack_trees, split_trees
-from prism_lite.optim import learning_rate_at, make_optimizer, optimizer_step
+from prism_lite.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
@@ -22,8 +22,11 @@ from prism_lite.types import Sample
 
 
 def run_sft(context: Context) -> None:
-    """Train the policy on `task.sft` from the backbone as it is."""
+    """Train the policy on `task.sft`, from the backbone as it is or from `sft.start_from`."""
     config = context.config.sft
+    if config.start_from is not None:
+        given = read_adapter(config.start_from, context.config.lora)
+        context.backbone.load_adapter_state(given)
     imitate(
         context,
         "sft",
@@ -47,7 +50,9 @@ def imitate(
 ) -> None:
     """Train the policy as it is on completions: mean negative log-prob of their tokens."""
     backbone, run, task = context.backbone, context.run, context.task
-    optimizer = make_optimizer(backbone.policy_parameters(), optim)
+    optimizer = make_optimizer(
+        backbone.policy_parameters(), optim, scales_loss=backbone.precision.scales_loss
+    )
     start = context.resume(stage, {"policy": optimizer})
 
     def trained() -> Trained:
@@ -88,7 +93,7 @@ def imitate(
 
 def sft_step(
     backbone: Backbone,
-    optimizer: Any,
+    optimizer: Optimizer,
     trees: Sequence[Tree],
     *,
     learning_rate: float,
@@ -97,7 +102,7 @@ def sft_step(
     """One optimizer step on completions: mean negative log-prob of their tokens, over packs.
 
     Returns:
-        loss, grad_norm, num_tokens (of the completions).
+        loss, num_tokens (of the completions), and what `optimizer_step` gives.
     """
     num_tokens = sum(len(branch) for tree in trees for branch in tree.branches)
     loss = 0.0
@@ -105,7 +110,7 @@ def sft_step(
         pack = pack_trees(packed)
         logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
         pack_loss = -logprob_N.sum() / num_tokens
-        pack_loss.backward()
+        optimizer.backward(pack_loss)
         loss += float(pack_loss.detach())
-    norm = optimizer_step(optimizer, backbone.policy_parameters(), learning_rate, max_grad_norm)
-    return {"loss": loss, "grad_norm": norm, "num_tokens": num_tokens}
+    stepped = optimizer_step(optimizer, backbone.policy_parameters(), learning_rate, max_grad_norm)
+    return {"loss": loss, **stepped, "num_tokens": num_tokens}

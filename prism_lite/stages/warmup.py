@@ -37,7 +37,11 @@ def run_warmup(context: Context) -> None:
     )
     discriminator = context.new_discriminator()
     context.load_policy("sft")
-    optimizer = make_optimizer(list(discriminator.parameters()), config.optim)
+    optimizer = make_optimizer(
+        list(discriminator.parameters()),
+        config.optim,
+        scales_loss=backbone.precision.scales_loss,
+    )
     start = context.resume("warmup", {"discriminator": optimizer}, discriminator)
     pairs = student_pairs(context)
     probe = {"disc/artefact_auc": _report_artefacts(context, pairs)}

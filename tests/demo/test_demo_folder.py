@@ -22,7 +22,7 @@ STAND_IN = """
 import json, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]); out.mkdir(exist_ok=True)
 (out / "config.yaml").write_text(
-    "sft: {steps: 400}\\nwarmup: {steps: 0}\\nalign: {steps: 0}\\nrlvr: {steps: 0}\\n"
+    "sft: {steps: 20000}\\nwarmup: {steps: 0}\\nalign: {steps: 0}\\nrlvr: {steps: 0}\\n"
     "data: {task: digits}\\n")
 (out / "control.json").unlink(missing_ok=True)
 metrics = out / "metrics.jsonl"
@@ -31,7 +31,7 @@ print("from step", step, flush=True)
 def command():
     try: return json.loads((out / "control.json").read_text()).get("command")
     except (OSError, ValueError): return None
-while step < 400:
+while step < 20000:
     with metrics.open("a") as f: f.write(json.dumps({"stage": "sft", "step": step, "loss": 1}) + "\\n")
     step += 1
     time.sleep(0.02)
@@ -197,7 +197,7 @@ def test_the_sample_run_is_small_whole_and_without_weights() -> None:
     assert folder.is_finished(folder.SAMPLE_RUN)
 
 
-def test_every_recorded_prompt_is_in_the_data_of_its_run() -> None:
+def test_the_recording_carries_every_prompt_that_it_names() -> None:
     kept = [
         *folder.read_lines(folder.SAMPLE_RUN / "demo" / "compare.jsonl"),
         *folder.read_lines(folder.SAMPLE_RUN / "demo" / "groups.jsonl"),
@@ -208,13 +208,16 @@ def test_every_recorded_prompt_is_in_the_data_of_its_run() -> None:
             for record in folder.read_rollouts(folder.SAMPLE_RUN, stage, step)
         ),
     ]
+    lines = {
+        line["id"]: line for line in folder.read_lines(folder.SAMPLE_RUN / "demo" / "samples.jsonl")
+    }
     assert kept
     for record in kept:
-        sample = rows.sample_by_id(folder.SAMPLE_RUN, record["prompt_id"])
-        assert sample is not None
-        assert [p.id for p in sample.pictures] == record.get(
-            "picture_ids", [p.id for p in sample.pictures]
-        )
+        line = lines[record["prompt_id"]]
+        assert record.get("picture_ids", line["picture_ids"]) == line["picture_ids"]
+    sample = rows.recorded_sample(line)
+    assert rows.sample_line(sample) == line
+    assert sample.pictures[0].open().size[1] == 32
 
 
 def test_recorded_groups_are_in_order_of_advantage_and_shares_add_up() -> None:

@@ -80,14 +80,23 @@ def test_our_html_escapes_whatever_is_put_into_it(made: str) -> None:
         assert not any(name.startswith("on") for name in attributes)
 
 
-def test_marks_say_which_part_is_wrong() -> None:
-    sample = facts_sample()
-    right = mark(WHOLE, "end", sample)
-    assert (right.is_well_formed, right.caption, right.think, right.answer) == (True,) * 4
-    misread = mark(WHOLE.replace("2,3", "2,4"), "end", sample)
-    assert (misread.caption, misread.think, misread.answer) == (False, False, True)
-    slip = mark(WHOLE.replace("2+3=5", "2+3=6").replace(">5<", ">6<"), "end", sample)
-    assert (slip.caption, slip.think, slip.answer) == (True, False, False)
+def written(seen: tuple[int, ...], path: list[int]) -> str:
+    return wording.compose(seen, DigitsFacts((2, 3), "sum"), path, 0, 0).render()
+
+
+@pytest.mark.parametrize(
+    ("text", "caption", "think", "answer"),
+    [
+        (written((2, 3), [2, 5]), True, True, True),
+        (written((2, 4), [2, 6]), False, True, False),  # misread, reasoned rightly
+        (written((2, 3), [2, 6]), True, False, False),  # read rightly, slipped
+        (written((2, 4), [2, 5]), False, False, True),  # two faults that cancel
+    ],
+)
+def test_marks_say_which_part_is_wrong(text: str, caption: bool, think: bool, answer: bool) -> None:
+    marks = mark(text, "end", facts_sample())
+    assert marks.is_well_formed
+    assert (marks.caption, marks.think, marks.answer) == (caption, think, answer)
 
 
 def test_marks_of_malformed_and_cut_completions() -> None:
@@ -193,3 +202,23 @@ def test_the_questions_of_the_task_are_the_ones_offered() -> None:
     from demo.compare import KIND_OF
 
     assert set(KIND_OF.values()) == set(wording.QUESTIONS)
+
+
+def test_the_plan_s_bars_are_its_figures() -> None:
+    from demo.memory import plan_frame, plan_verdict
+
+    found = {
+        "card_gib": 10,
+        "stages": {
+            "sft": {
+                "peak_gib": 8.0,
+                "by_category": {"weights": 5.0, "activations": 3.0, "logits": 0},
+            },
+            "rlvr": {"peak_gib": 9.5, "by_category": {"weights": 5.0, "kv_cache": 4.5}},
+        },
+    }
+    sums = plan_frame(found).groupby("stage").GiB.sum().to_dict()
+    assert sums == {"SFT": 8.0, "RLVR": 9.5, "room on the card": 9.0}
+    assert "Does not fit" in plan_verdict(found) and "Fits" in plan_verdict(
+        found | {"card_gib": 12}
+    )

@@ -246,10 +246,23 @@ def test_eval_gives_the_figures_of_the_run(micro_run):
     assert json.loads((folder / "results.json").read_text()) == results
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_unsloth_without_a_gpu_says_why_and_what_instead(recipe, tmp_path):
+    done = in_process(
+        "sft", "--recipe", recipe, "--out", tmp_path / "out", "--backend", "unsloth", "sft.steps=0"
+    )
+    assert done.returncode == 0, done.stderr
+    printed = " ".join(done.stdout.split())
+    assert (
+        "model.backend = unsloth cannot be: it needs an NVIDIA GPU and there is none here; loaded by "
+        "transformers + bitsandbytes instead"
+    ) in printed
+
+
 def test_doctor_names_device_and_packages():
     done = prism_lite("doctor")
     assert done.returncode == 0, done.stderr
-    for word in ("torch", "transformers", "bitsandbytes", "gpu", "cores"):
+    for word in ("torch", "transformers", "bitsandbytes", "gpu", "cores", "compute", "loaded by"):
         assert word in done.stdout
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGener
 from prism_lite import pipeline
 from prism_lite.models.backbone import TRUNK, load_backbone, use_linear_patch_embedding
 from prism_lite.models.packing import Tree, pack_trees
+from prism_lite.models.vision import by_picture
 from prism_lite.run_folder import open_run
 from prism_lite.stages.context import Context
 from tests.micro import fill_adapter, micro_recipe, quiet_console
@@ -172,3 +175,17 @@ def test_no_frozen_weight_changes_a_bit_in_a_whole_run(micro_cache, task, tmp_pa
     assert any(
         not torch.equal(v, fresh.adapter_state()[k]) for k, v in backbone.adapter_state().items()
     )
+
+
+def test_deepstack_levels_split_or_whole_give_the_same_features():
+    """transformers 5.23 splits them by picture, 5.17 does not."""
+    merged = (torch.randn(2, 8), torch.randn(3, 8))
+    whole = [torch.randn(5, 8), torch.randn(5, 8)]
+    split = [(level[:2], level[2:]) for level in whole]
+    for levels in (whole, split):
+        found = by_picture(SimpleNamespace(pooler_output=merged, deepstack_features=levels))
+        assert [len(features.deepstack_ND) for features in found] == [2, 2]
+        for number, features in enumerate(found):
+            assert torch.equal(features.merged_ND, merged[number])
+            for level, expected in zip(features.deepstack_ND, split, strict=True):
+                assert torch.equal(level, expected[number])

@@ -11,7 +11,7 @@ from prism_lite.config import OptimConfig
 from prism_lite.game import Judged, discriminator_step
 from prism_lite.models.backbone import POLICY
 from prism_lite.models.discriminator import Discriminator
-from prism_lite.optim import make_optimizer
+from prism_lite.optim import Optimizer, make_optimizer
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
 from tests.micro import fill_adapter
 
@@ -84,7 +84,10 @@ def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
     for limit in (8192, 160):
         backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=limit)
         discriminator = woken(backbone, config)
-        optimizer = torch.optim.SGD(discriminator.parameters(), lr=1.0)
+        optimizer = Optimizer(
+            torch.optim.SGD(discriminator.parameters(), lr=1.0),
+            torch.amp.GradScaler("cpu", enabled=False),
+        )
         before = [p.detach().clone() for p in discriminator.parameters()]
         game = discriminator_step(
             backbone, discriminator, optimizer, judged, config, learning_rate=1.0, max_grad_norm=1.0

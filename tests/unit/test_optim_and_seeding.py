@@ -38,10 +38,10 @@ def test_short_runs_have_a_finite_positive_first_rate(num_steps, warmup_ratio):
 def test_optimizer_step_clips_steps_and_clears():
     parameter = torch.nn.Parameter(torch.zeros(4))
     ours = make_optimizer([parameter], OptimConfig(0.1))
-    assert isinstance(ours, torch.optim.AdamW)
+    assert isinstance(ours.inner, torch.optim.AdamW)
     parameter.grad = torch.tensor([3.0, 4.0, 0.0, 0.0])
-    norm = optimizer_step(ours, [parameter], 0.01, 1.0)
-    assert norm == pytest.approx(5.0)
+    stepped = optimizer_step(ours, [parameter], 0.01, 1.0)
+    assert stepped == {"grad_norm": pytest.approx(5.0)}
     assert parameter.grad is None
     # AdamW's first step is the learning rate in the direction of each sign
     torch.testing.assert_close(
@@ -57,7 +57,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad):
     with pytest.raises(RuntimeError, match="not taken"):
         optimizer_step(optimizer, [parameter], 0.1, 1.0)
     assert torch.equal(parameter.detach(), torch.ones(2))
-    assert not optimizer.state
+    assert not optimizer.inner.state
 
 
 def test_seeds_are_the_same_on_every_machine():

@@ -1,0 +1,45 @@
+"""float16 without overflow: the residual stream in float32, everything between two additions in float16.
+
+Qwen models write values into the residual stream that float16 (largest 65,504) cannot hold, and bfloat16
+can. Each branch reads the stream through a norm, whose output is small: the norm computes in float32 and
+hands on float16; attention and MLP, with their matrix products and the KV cache, stay in float16; their
+output is added to a float32 stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def keep_residual_in_float32(core: Any, dtype: torch.dtype) -> None:
+    """Install the casts on a Qwen3-VL's decoder.
+
+    Args:
+        dtype: of what lies between the norms: torch.float16.
+    """
+    decoder = core.model.language_model
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(_stream_to_float32, with_kwargs=True)
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.register_forward_hook(_output_to(dtype))
+    decoder.norm.register_forward_hook(_output_to(dtype))
+    # The rotation follows the stream's type; queries and keys must have that of the values.
+    decoder.rotary_emb.register_forward_hook(_output_to(dtype))
+
+
+def _stream_to_float32(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args:
+        return (args[0].float(), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": kwargs["hidden_states"].float()}
+
+
+def _output_to(dtype: torch.dtype) -> Any:
+    def cast(_module: Any, _args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return output.to(dtype)
+        return tuple(part.to(dtype) for part in output)
+
+    return cast

@@ -1,0 +1,259 @@
+"""Exports of a micro run: what is written, what it is checked against, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
+
+from prism_lite import export, merge, publish
+from prism_lite.finished import evaluate_run, load_stage
+from prism_lite.models.backbone import load_backbone
+from prism_lite.pipeline import base_folder
+from prism_lite.recipe import read_run
+from prism_lite.reward_model import discriminator_reward
+from tests.micro import fill_adapter, micro_recipe, quiet_console
+from tests.pipeline.test_command_line import check_refused, in_process
+
+
+@pytest.fixture(scope="module")
+def big_run(micro_run, tmp_path_factory):
+    """The micro run with an adapter large enough that a lost or doubled merge shows."""
+    import shutil
+
+    from prism_lite.checkpoint import save_final
+
+    _, folder, _, _ = micro_run
+    copy = tmp_path_factory.mktemp("big") / "run"
+    shutil.copytree(folder, copy)
+    config = read_run(copy)
+    backbone = load_stage(copy, config, "rlvr")
+    fill_adapter(backbone, scale=0.1)
+    save_final(copy / "stages" / "rlvr", {"policy": backbone.adapter_state()})
+    return copy
+
+
+@pytest.fixture(scope="module")
+def merged(big_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("merged") / "policy"
+    record = export.export_merged(big_run, out, bound=10.0, console=quiet_console())
+    return out, record
+
+
+def by_hand(base: torch.nn.Module, state: dict, config) -> dict[str, torch.Tensor]:
+    """W + alpha / r B A for every adapted linear."""
+    weights = {k: v.clone() for k, v in base.state_dict().items()}
+    scale = config.lora.alpha / config.lora.rank
+    for name, a in state.items():
+        if "lora_A" in name:
+            b = state[name.replace("lora_A", "lora_B")]
+            key = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+            weights[key] = weights[key] + scale * (b @ a)
+    return weights
+
+
+def test_merged_weights_are_those_computed_by_hand(big_run, merged):
+    out, _ = merged
+    config = read_run(big_run)
+    base = AutoModelForImageTextToText.from_pretrained(base_folder(config))
+    expected = by_hand(base, load_stage(big_run, config, "rlvr").adapter_state(), config)
+    found = AutoModelForImageTextToText.from_pretrained(out)
+    assert type(found) is Qwen3VLForConditionalGeneration
+    changed = 0
+    for name, weight in found.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+        changed += not torch.equal(weight, base.state_dict()[name])
+    assert changed == 7 * config.tiny.num_layers
+
+
+def test_the_record_says_what_was_compared(merged):
+    out, record = merged
+    assert json.loads((out / "export.json").read_text()) == record
+    exact, moved = record["merged_against_base_and_adapter"], record["merged_against_trained"]
+    assert exact["largest"] < exact["tolerance"] == 1e-3
+    assert exact["num_tokens"] > 50 and record["dtype"] == "float32"
+    # NF4 took something from the base: the trained policy is another function, and it shows
+    assert moved["mean"] > 10 * exact["largest"]
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers" in card and f"{moved['mean']:.2g}" in card
+
+
+def test_dequantised_weights_give_the_trained_policy(big_run, tmp_path):
+    record = export.export_merged(
+        big_run, tmp_path / "d", weights="dequantised", bound=1e-3, console=quiet_console()
+    )
+    assert record["merged_against_trained"]["largest"] < 1e-3
+    config, console = read_run(big_run), quiet_console()
+    trained = evaluate_run(big_run, "rlvr", console=console)
+    merged = evaluate_run(big_run, model=str(tmp_path / "d"), console=console)
+    assert merged == trained
+    assert trained["n"] == config.data.num_heldout
+
+
+def test_a_policy_too_far_from_the_trained_one_is_refused(big_run, tmp_path):
+    with pytest.raises(ValueError, match=r"--bound 1e-06.*--weights dequantised"):
+        export.export_merged(big_run, tmp_path / "m", bound=1e-6, console=quiet_console())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_merged_weights_that_do_something_else_are_refused(big_run, tmp_path, monkeypatch):
+    """As where a file on the disk is not what was merged: the reloaded folder is what is judged."""
+    load = AutoModelForImageTextToText.from_pretrained
+
+    def damaged(path, **settings):
+        model = load(path, **settings)
+        if Path(path).name.startswith(".m-"):
+            with torch.no_grad():
+                model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.05)
+        return model
+
+    monkeypatch.setattr(merge.AutoModelForImageTextToText, "from_pretrained", damaged)
+    with pytest.raises(RuntimeError, match="more than rounding explains"):
+        export.export_merged(big_run, tmp_path / "m", bound=10.0, console=quiet_console())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_base_keeps_its_type_and_the_stated_tolerance(micro_cache, task, tmp_path, dtype):
+    config = micro_recipe()
+    base = tmp_path / "base"
+    model = AutoModelForImageTextToText.from_pretrained(base_folder(config), dtype=dtype)
+    model.save_pretrained(base)
+    backbone = load_backbone(config.model, config.lora, base_folder(config), seed=0)
+    backbone.processor.save_pretrained(save_directory=base)
+    fill_adapter(backbone, scale=0.1)
+    spoken = [
+        merge.Spoken(
+            backbone.prompt(sample, task.system_prompt),
+            tuple(backbone.tokenize(sample.demonstration).tolist()),
+        )
+        for sample in task.sft[:4]
+    ]
+    out = tmp_path / "merged"
+    unmerged, found = merge.merge_policy(
+        backbone, str(base), spoken, weights="original", save=lambda m: m.save_pretrained(out)
+    )
+    again = merge.reload_logprobs(out, backbone.processor.image_processor, spoken)
+    assert found == dtype
+    assert merge.distance(again, unmerged).largest <= merge.MERGE_TOLERANCE[dtype]
+
+
+def test_plain_transformers_agrees_with_the_packed_forward(random_backbone, task):
+    backbone = random_backbone
+    spoken = [
+        merge.Spoken(backbone.prompt(s, task.system_prompt), (5, 9, 17, backbone.end_id))
+        for s in task.sft[:3]
+    ]
+    packed = merge.trained_logprobs(backbone, spoken)
+    plain = merge.plain_logprobs(backbone.core, backbone.processor.image_processor, spoken)
+    assert merge.distance(packed, plain).largest < 1e-4
+    assert merge.distance(packed, plain).num_tokens == 12
+
+
+def test_what_cannot_be_exported(micro_run, tmp_path):
+    _, folder, _, _ = micro_run
+    (tmp_path / "full").mkdir()
+    merge_to = ("export", "--run", folder, "--merge", "--out")
+    check_refused(in_process(*merge_to, tmp_path / "full"), "exists already")
+    check_refused(in_process(*merge_to, tmp_path / "m", "--stage", "base"), "base")
+    check_refused(
+        in_process("export", "--run", tmp_path, "--merge", "--out", tmp_path / "m"), "run"
+    )
+    check_refused(
+        in_process(
+            "export", "--run", folder, "--discriminator", "--out", tmp_path / "m", "--stage", "sft"
+        ),
+        "sft",
+    )
+    check_refused(in_process(*merge_to, tmp_path / "m", "--seed=3"), "takes no settings")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
+    config, folder, _, _ = micro_run
+    console = quiet_console()
+    out = export.export_discriminator(folder, tmp_path / "d", console=console)
+    reward = discriminator_reward(out, alpha=0.25)
+    samples = task.heldout[:3]
+    prompts = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": s.question}]}]
+        for s in samples
+    ]
+    images = [[picture.open() for picture in s.pictures] for s in samples]
+    completions = [s.teacher for s in samples[:2]] + ["no parts at all"]
+    found = reward(prompts, completions, images=images, answer=["?"] * 3)
+
+    backbone = load_stage(folder, config, "sft")
+    from safetensors.torch import load_file
+
+    from prism_lite import parts
+    from prism_lite.models.backbone import TRUNK
+    from prism_lite.models.discriminator import Discriminator
+
+    if config.discriminator.trunk == "sft":
+        backbone.freeze_copy(TRUNK)
+    discriminator = Discriminator(backbone, config.discriminator, seed=0)
+    discriminator.load_state_dict(load_file(folder / "discriminator" / "discriminator.safetensors"))
+    with torch.no_grad(), backbone.role("discriminator"):
+        scores = [
+            discriminator.score(
+                backbone, [(backbone.prompt(s, task.system_prompt), (parts.parse(s.teacher),))]
+            )
+            for s in samples[:2]
+        ]
+    expected = [0.25 * float(s.perception_K[0]) + 0.75 * float(s.reasoning_K[0]) for s in scores]
+    assert found[:2] == pytest.approx(expected, abs=1e-4)
+    assert found[2] == -config.discriminator.score_cap
+    one_picture = reward(prompts[:1], completions[:1], image=[images[0][0]])
+    assert one_picture == pytest.approx(expected[:1], abs=1e-4)
+
+
+def test_gguf_prints_the_commands_where_llama_cpp_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "find_converter", lambda: None)
+    language, vision = publish.write_gguf(tmp_path / "with space", "q8_0")
+    assert language.endswith("--outtype q8_0") and "'" in language
+    assert vision.endswith("--outtype f16 --mmproj")
+
+
+def test_gguf_runs_the_converter_that_is_there(tmp_path, monkeypatch):
+    program = tmp_path / publish.CONVERTER
+    program.write_text(
+        "import sys, pathlib\n"
+        "out = sys.argv[sys.argv.index('--outfile') + 1]\n"
+        "pathlib.Path(out).write_text(' '.join(sys.argv[1:]))\n"
+    )
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert publish.write_gguf(tmp_path / "model", "bf16") == []
+    assert "--outtype bf16" in (tmp_path / "model" / "model-bf16.gguf").read_text()
+    assert "--mmproj" in (tmp_path / "model" / "mmproj-f16.gguf").read_text()
+    program.write_text("raise SystemExit(4)")
+    with pytest.raises(RuntimeError, match="exit code 4"):
+        publish.write_gguf(tmp_path / "model", "bf16")
+
+
+def test_push_uploads_the_folder_and_says_what_the_hub_refused(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = []
+
+    class Hub:
+        def create_repo(self, repository, **settings):
+            calls.append(("create", repository, settings))
+
+        def upload_folder(self, **settings):
+            calls.append(("upload", settings))
+            if settings["repo_id"] == "mine/closed":
+                raise OSError("403 Forbidden")
+            return dataclasses.make_dataclass("Commit", ["commit_url"])("https://hub/commit")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert publish.push_folder(tmp_path, "mine/policy") == "https://hub/commit"
+    assert calls[0] == ("create", "mine/policy", {"private": True, "exist_ok": True})
+    assert calls[1][1]["folder_path"] == str(tmp_path)
+    with pytest.raises(ValueError, match="hf auth login"):
+        publish.push_folder(tmp_path, "mine/closed")

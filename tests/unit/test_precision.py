@@ -1,0 +1,241 @@
+"""Number types by card; the float16 path with its loss scaler, run on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import pytest
+import torch
+
+from prism_lite.config import ModelConfig, OptimConfig
+from prism_lite.logprobs import pack_logprobs
+from prism_lite.models.packing import Tree, pack_trees
+from prism_lite.optim import make_optimizer, mean_of, optimizer_step
+from prism_lite.precision import Card, card_of, choose_precision, has_native_bfloat16
+from tests.micro import fill_adapter
+
+T4 = Card("Tesla T4", (7, 5), 14.7)
+V100 = Card("V100", (7, 0), 16.0)
+P100 = Card("P100", (6, 0), 16.0)
+RTX3060 = Card("RTX 3060", (8, 6), 12.0)
+RTX5090 = Card("RTX 5090", (12, 0), 32.0)
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "half"),
+    [
+        (None, torch.float32, False),
+        (P100, torch.float32, False),
+        (V100, torch.float16, True),
+        (T4, torch.float16, True),
+        (RTX3060, torch.bfloat16, False),
+        (RTX5090, torch.bfloat16, False),
+    ],
+)
+def test_types_follow_the_card(card, dtype, half):
+    found = choose_precision(ModelConfig(), card)
+    assert found.compute_dtype == dtype
+    assert found.scales_loss == found.float32_residual == half
+    assert found.device == ("cpu" if card is None else "cuda:0")
+    assert card is None or card.name in found.reason
+
+
+def test_settings_win_over_the_card():
+    assert choose_precision(ModelConfig(compute_dtype="float32"), T4).scales_loss is False
+    assert choose_precision(ModelConfig(compute_dtype="float16"), None).scales_loss
+    assert choose_precision(ModelConfig(compute_dtype="float16"), RTX5090).float32_residual
+    assert card_of(ModelConfig(device="cpu")) is None
+
+
+def test_bfloat16_on_a_card_without_it_is_refused():
+    with pytest.raises(ValueError, match=r"Tesla T4 \(sm75\).*float16"):
+        choose_precision(ModelConfig(compute_dtype="bfloat16"), T4)
+
+
+def test_bfloat16_on_a_cpu_without_it_is_said_to_be_slow():
+    reason = choose_precision(ModelConfig(compute_dtype="bfloat16"), None).reason
+    assert ("slow" in reason) == (not has_native_bfloat16())
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_flash_attention_only_where_it_is_installed_and_can_run(monkeypatch, installed):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (object() if installed else None) if name == "flash_attn" else find(name),
+    )
+    expected = "flash_attention_2" if installed else "sdpa"
+    assert choose_precision(ModelConfig(), RTX3060).vision_attention == expected
+    for model, card in (
+        (ModelConfig(), T4),
+        (ModelConfig(), None),
+        (ModelConfig(float32_vision=True), RTX3060),
+        (ModelConfig(compute_dtype="float32"), RTX3060),
+    ):
+        assert choose_precision(model, card).vision_attention == "sdpa"
+
+
+def sft_pack(backbone, task, num=2):
+    trees = [
+        Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
+        for s in task.sft[:num]
+    ]
+    return pack_trees(trees)
+
+
+def loss_of(backbone, pack):
+    logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+    return -logprob_N.mean()
+
+
+def raise_a_channel(core, value):
+    """What real models do: one channel of the stream grows large, layer by layer."""
+    for layer in core.model.language_model.layers:
+        layer.mlp.register_forward_hook(
+            lambda _m, _a, out: torch.cat([out[..., :1] + value, out[..., 1:]], -1)
+        )
+
+
+@pytest.fixture
+def float16_backbone(make_backbone):
+    backbone = make_backbone(model__compute_dtype="float16")
+    fill_adapter(backbone)
+    return backbone
+
+
+def test_a_stream_beyond_float16_is_held_and_nothing_else_is_float32(
+    float16_backbone, make_backbone, task
+):
+    """Two layers that each add 40,000 to a channel: 80,000 is infinite in float16."""
+    backbone = float16_backbone
+    seen = {}
+    layer = backbone.core.model.language_model.layers[1]
+    layer.register_forward_pre_hook(lambda _m, args: seen.update(stream=args[0].dtype))
+    layer.self_attn.register_forward_hook(lambda _m, _a, out: seen.update(attention=out[0].dtype))
+    layer.mlp.up_proj.register_forward_hook(lambda _m, _a, out: seen.update(up=out.dtype))
+    raise_a_channel(backbone.core, 4e4)
+    exact = make_backbone(model__compute_dtype="float32")
+    fill_adapter(exact)
+    raise_a_channel(exact.core, 4e4)
+    with torch.no_grad():
+        found = backbone.hidden_states(sft_pack(backbone, task))
+        expected = exact.hidden_states(sft_pack(exact, task))
+    assert seen == {"stream": torch.float32, "attention": torch.float16, "up": torch.float16}
+    assert found.dtype == torch.float16 and torch.isfinite(found).all()
+    error = (found.float() - expected).norm() / expected.norm()
+    assert error < 2e-3, error
+
+
+def test_without_the_float32_stream_the_same_model_overflows(make_backbone, task, monkeypatch):
+    monkeypatch.setattr("prism_lite.models.backbone.keep_residual_in_float32", lambda *_: None)
+    backbone = make_backbone(model__compute_dtype="float16")
+    raise_a_channel(backbone.core, 4e4)
+    pack = sft_pack(backbone, task)
+    with torch.no_grad():
+        logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+        exact = make_backbone(model__compute_dtype="float32")
+        raise_a_channel(exact.core, 4e4)
+        expected_N = pack_logprobs(exact.core, pack, exact.hidden_states(pack))
+    assert not torch.allclose(logprob_N, expected_N, atol=0.5)
+
+
+def test_float16_gradients_are_those_of_float32_up_to_rounding(make_backbone, task):
+    """Not quantised: a weight that float16 rounds across the middle of two NF4 values would differ
+    by a whole step."""
+    gradients = []
+    for dtype in ("float16", "float32"):
+        backbone = make_backbone(
+            tiny__steps=0, model__quantization="none", model__compute_dtype=dtype
+        )
+        fill_adapter(backbone)
+        parameters = backbone.policy_parameters()
+        assert all(p.dtype == torch.float32 for p in parameters)
+        optimizer = make_optimizer(
+            parameters, OptimConfig(), scales_loss=backbone.precision.scales_loss
+        )
+        optimizer.backward(loss_of(backbone, sft_pack(backbone, task)))
+        optimizer.scaler.unscale_(optimizer.inner)
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+    error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert error < 0.02, error
+
+
+def test_scaling_saves_gradients_that_float16_would_lose(float16_backbone, task):
+    """A loss so small that its float16 gradients are zero; multiplied up they are not."""
+    backbone, parameters = float16_backbone, float16_backbone.policy_parameters()
+    pack = sft_pack(backbone, task)
+    found = {}
+    for scales_loss in (False, True):
+        optimizer = make_optimizer(parameters, OptimConfig(), scales_loss=scales_loss)
+        optimizer.backward(1e-7 * loss_of(backbone, pack))
+        optimizer.scaler.unscale_(optimizer.inner)
+        found[scales_loss] = torch.cat([p.grad.flatten() for p in parameters])
+        optimizer.inner.zero_grad()
+    lost = (found[False] == 0).float().mean()
+    assert lost > 0.5 > 0.1 > (found[True] == 0).float().mean()
+
+
+def one_step(backbone, optimizer, pack):
+    optimizer.backward(loss_of(backbone, pack))
+    return optimizer_step(optimizer, backbone.policy_parameters(), 1e-3, 1.0)
+
+
+def test_an_overflow_skips_the_step_halves_the_scale_and_training_recovers(float16_backbone, task):
+    backbone, parameters = float16_backbone, float16_backbone.policy_parameters()
+    optimizer = make_optimizer(parameters, OptimConfig(), scales_loss=True)
+    scaler = optimizer.scaler
+    pack = sft_pack(backbone, task)
+    optimizer.backward(0 * loss_of(backbone, pack))  # the scale exists from the first backward on
+    optimizer_step(optimizer, parameters, 0.0, 1.0)
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**24, "_growth_tracker": 5})
+    before = [p.detach().clone() for p in parameters]
+    moments = [s["step"].clone() for s in optimizer.inner.state.values()]
+    skipped = one_step(backbone, optimizer, pack)
+    assert skipped == {"skipped_steps": 1.0, "loss_scale": 2.0**24}
+    assert all(map(torch.equal, before, parameters)), "a skipped step changes no weight"
+    assert moments == [s["step"] for s in optimizer.inner.state.values()]
+    assert scaler.get_scale() == 2.0**23
+    assert all(p.grad is None for p in parameters)
+    steps = [one_step(backbone, optimizer, pack) for _ in range(12)]
+    assert "grad_norm" in steps[-1] and math.isfinite(steps[-1]["grad_norm"])
+    assert not all(map(torch.equal, before, parameters))
+    scales = [step["loss_scale"] for step in steps]
+    assert scales == sorted(scales, reverse=True) and scales[-1] == scales[-2]
+
+
+def test_an_overflow_that_no_scale_explains_stops_the_run(float16_backbone, task):
+    backbone, parameters = float16_backbone, float16_backbone.policy_parameters()
+    optimizer = make_optimizer(parameters, OptimConfig(), scales_loss=True)
+    optimizer.scaler.load_state_dict(optimizer.scaler.state_dict() | {"scale": 1.0})
+    before = [p.detach().clone() for p in parameters]
+    optimizer.backward(loss_of(backbone, sft_pack(backbone, task)) * math.inf)
+    with pytest.raises(RuntimeError, match="the step was not taken"):
+        optimizer_step(optimizer, parameters, 1e-3, 1.0)
+    assert all(map(torch.equal, before, parameters))
+
+
+def test_the_scale_grows_after_a_while_and_travels_with_the_checkpoint():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer([parameter], OptimConfig(), scales_loss=True)
+    for _ in range(200):
+        optimizer.backward(parameter.sum())
+        optimizer_step(optimizer, [parameter], 1e-3, 1.0)
+    assert optimizer.scaler.get_scale() == 2.0**17
+    state = optimizer.state_dict()
+    other = make_optimizer([parameter], OptimConfig(), scales_loss=True)
+    other.load_state_dict(state)
+    assert other.scaler.state_dict() == optimizer.scaler.state_dict()
+    with pytest.raises(ValueError, match=r"model\.compute_dtype"):
+        make_optimizer([parameter], OptimConfig()).load_state_dict(state)
+
+
+def test_metrics_of_several_steps():
+    steps = [
+        {"grad_norm": 2.0, "loss_scale": 8.0},
+        {"skipped_steps": 1.0, "loss_scale": 4.0},
+        {"skipped_steps": 1.0, "loss_scale": 3.0},
+    ]
+    assert mean_of(steps) == {"grad_norm": 2.0, "loss_scale": 5.0, "skipped_steps": 2.0}
+    assert mean_of([]) == {}
