@@ -57,7 +57,7 @@ def update(
         parameters = backbone.policy_parameters()
         gradients.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
 
-    optimizer.register_step_pre_hook(keep_gradient)
+    optimizer.inner.register_step_pre_hook(keep_gradient)
     metrics = update_policy(
         backbone,
         optimizer,
