@@ -40,7 +40,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport={"width": width, "height": height})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(60_000)
         page.on(
             "request",
             lambda request: (
@@ -187,7 +187,7 @@ def test_an_own_drawing_is_answered(visit: Callable[..., Any], live_url: str) ->
         page.mouse.move(*places[0])
         page.mouse.down()
         for place in places[1:]:
-            page.mouse.move(*place, steps=8)
+            page.mouse.move(*place, steps=3)
         page.mouse.up()
 
     stroke((0.25, 0.3), (0.25, 0.75))
