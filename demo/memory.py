@@ -20,6 +20,7 @@ from demo.site import Site, in_words
 from prism_lite.recipe import recipe_names
 
 PLAN_LIMIT_S = 600
+BAR_ORDER = [*(STAGE_TITLES[stage] for stage in TRAINED_STAGES), "room on the card"]
 SPARE = 0.1  # of the card, as `prism-lite plan` demands
 CARDS = {
     "that of the recipe": None,
@@ -62,10 +63,11 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         x="stage",
         y="GiB",
         color="what",
-        title="Predicted peak of each stage by item (GiB)",
+        title="Predicted peaks (GiB)",
+        color_title=" ",
         color_map=CATEGORY_COLORS | {"room": curves.GREY},
         show_label=False,
-        sort=None,
+        sort=BAR_ORDER,
         height=300,
         elem_id="plan-bars",
         buttons=[],
@@ -77,10 +79,11 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         x="stage",
         y="GiB",
         color="what",
-        title="Measured peak of each stage (GiB)",
+        title="Measured peaks (GiB)",
+        color_title=" ",
         color_map={"measured": curves.BLUE},
         show_label=False,
-        sort=None,
+        sort=BAR_ORDER,
         height=240,
         elem_id="memory-bars",
         buttons=[],

@@ -114,13 +114,14 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown, tick: gr.Timer) -> None
     latest = gr.HTML(elem_id="rollouts-note")
     with gr.Row():
         pictures = gr.Gallery(
-            label="Pictures of these rollouts", columns=1, height=330, object_fit="contain",
-            allow_preview=False, min_width=260, buttons=[], interactive=False,
+            label="Pictures of these rollouts", columns=1, height=330,
+            elem_id="rollout-pictures", object_fit="contain", allow_preview=False,
+            min_width=260, buttons=[], interactive=False,
         )  # fmt: skip
         rollouts = gr.Dataframe(
             headers=["picture", "completion", "advantage", "finish"], interactive=False, wrap=True,
             show_label=False, elem_id="rollouts", min_width=320, max_height=330, buttons=[],
-            column_widths=["70px", "60%", "90px", "70px"],
+            column_widths=["95px", "55%", "120px", "80px"],
         )  # fmt: skip
     log = gr.Textbox(
         label="What the training printed", lines=8, max_lines=8, interactive=False,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -74,9 +75,12 @@ def discriminator_step(
     num_judged = _num_pairs(judged)
     num_pairs = num_judged + _num_pairs(replayed)
     max_pack_tokens = backbone.config.max_pack_tokens
-    chunks = [(chunk, True) for chunk in _chunks(judged, max_pack_tokens)]
+    room = 2**62 if config.grgc_weight > 0 else max_pack_tokens  # GRGC looks at a whole group
+    pieces = [_pieces(item, room) for item in judged]
+    chunks = [(chunk, True) for chunk in _chunks([*chain(*pieces)], max_pack_tokens)]
     if replayed:
-        chunks += [(chunk, False) for chunk in _chunks(replayed, max_pack_tokens)]
+        earlier = [*chain(*(_pieces(item, room) for item in replayed))]
+        chunks += [(chunk, False) for chunk in _chunks(earlier, max_pack_tokens)]
     teachers, students = [], []
     totals: dict[str, float] = {}
     with backbone.role("discriminator"):
@@ -100,8 +104,37 @@ def discriminator_step(
     totals |= form_metrics(
         [item.teacher for item in judged], [parts for item in judged for parts in item.students]
     )
+    first, whole = 0, []  # scores per prompt from those of its pieces
+    starts = []
+    for number in map(len, pieces):
+        starts.append(first)
+        whole.append(torch.cat(students[first : first + number]))
+        first += number
+    teacher_P2 = torch.cat(teachers)[starts]
     totals |= {f"disc/{name}": value for name, value in stepped.items()}
-    return GameScores(torch.cat(teachers), tuple(students), totals)
+    return GameScores(teacher_P2, tuple(whole), totals)
+
+
+def _pieces(item: Judged, max_pack_tokens: int) -> list[Judged]:
+    """A group too large for one forward with its graph, as parts of the group, each with the teacher.
+
+    Bradley-Terry is a mean over pairs, so the parts' losses add up to the group's.
+    """
+    room = max_pack_tokens - len(item.prompt) - _num_tokens(item.teacher)
+    found: list[list[Parts]] = [[]]
+    size = 0
+    for student in item.students:
+        if found[-1] and size + _num_tokens(student) > room:
+            found.append([])
+            size = 0
+        found[-1].append(student)
+        size += _num_tokens(student)
+    return [Judged(item.prompt, item.teacher, tuple(students)) for students in found]
+
+
+def _num_tokens(parts: Parts) -> int:
+    """Roughly, by characters."""
+    return len(parts.render()) // 2
 
 
 def _num_pairs(judged: Sequence[Judged]) -> int:
@@ -174,8 +207,7 @@ def _chunks(judged: Sequence[Judged], max_pack_tokens: int) -> list[list[Judged]
     chunks: list[list[Judged]] = [[]]
     tokens = 0
     for item in judged:
-        texts = (item.teacher, *item.students)
-        size = len(item.prompt) + sum(len(parts.render()) for parts in texts) // 2
+        size = len(item.prompt) + sum(map(_num_tokens, (item.teacher, *item.students)))
         if chunks[-1] and tokens + size > max_pack_tokens:
             chunks.append([])
             tokens = 0

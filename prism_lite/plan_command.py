@@ -37,13 +37,13 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
     from prism_lite.planner import report, search
-    from prism_lite.planner.planning import plan
+    from prism_lite.planner.planning import card_for, plan
 
+    if arguments.find and card_for(config, arguments.card) is None:
+        raise ValueError("--find needs a card: give --card GIB.")
     console = Console(stderr=arguments.json)
     with console.status(f"simulating {config.recipe}"):
         planned = plan(config, card_gib=arguments.card)
-    if arguments.find and planned.card is None:
-        raise ValueError("--find needs a card: give --card GIB.")
     if arguments.json:
         print(json.dumps(planned.to_json(), indent=1))
         return 0

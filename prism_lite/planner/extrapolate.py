@@ -3,7 +3,7 @@
 Memory in a region (before the k-th layer's forward, say) is linear in the number of layers, in the
 number of adapted layers and, while decoding, in the number of tokens drawn. So two or three small runs
 give every region of the full one; the highest is the peak. Tests compare this with full runs to the
-byte (tests/unit/test_planner_extrapolation.py).
+byte (tests/unit/test_planner.py).
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def _judge(
     if stage == "warmup":
         judged = workload.judged(workload.pairs_per_pack, 1)
     else:
-        judged = workload.judged(1, config.align.group_size)
+        judged = workload.judged(1, workload.students_per_pack)
     assert memory.discriminator is not None
     discriminator_step(
         backbone,

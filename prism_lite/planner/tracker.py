@@ -30,6 +30,7 @@ _BY_CODE = (
     ("/triton_kernels/logprob_torch.py", None, "logits"),
     ("/triton_kernels/logprob_triton.py", None, "logits"),
     ("/transformers/cache_utils.py", None, "kv_cache"),
+    ("/prism_lite/models/group_cache.py", "_empty", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
     ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
 )

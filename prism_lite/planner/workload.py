@@ -76,7 +76,8 @@ class Workload:
             return -(-config.warmup.pairs_per_step // self.pairs_per_pack)
         settings = config.align if stage == "align" else config.rlvr
         if phase == "judge":
-            return settings.prompts_per_step
+            pieces = -(-config.align.group_size // self.students_per_pack)
+            return settings.prompts_per_step * pieces
         return settings.prompts_per_step * -(-settings.group_size // self.rollouts_per_pack)
 
     @cached_property
@@ -146,7 +147,8 @@ class Workload:
     @property
     def pairs_per_pack(self) -> int:
         """Teacher-student pairs of different prompts that one pack of the warm-up takes."""
-        size = len(self.prompts(1)[0]) + 4 * self.config.discriminator.max_part_tokens
+        teacher = 2 * self.config.discriminator.max_part_tokens
+        size = len(self.prompts(1)[0]) + teacher + sum(self._part_tokens)
         at_once = max(1, self.config.model.max_pack_tokens // size)
         return min(self.config.warmup.pairs_per_step, at_once)
 
@@ -163,12 +165,32 @@ class Workload:
         return [Group(self.samples(1)[0], (rollout,) * num)]
 
     def judged(self, num_prompts: int, num_students: int) -> list[Judged]:
-        """Prompts with a teacher and students whose parts are as long as they may be."""
-        body = "w " * self.config.discriminator.max_part_tokens
-        parts = Parts(body, body, body)
+        """Prompts with a teacher whose parts are as long as they may be, and students whose parts
+        are together as long as a completion: a quarter of it the caption.
+        """
+        longest = self.config.discriminator.max_part_tokens
+        num_caption, num_think = self._part_tokens
+        teacher, caption, think = ("w " * num for num in (longest, num_caption, num_think))
+        student = Parts(caption, think, "w")
         return [
-            Judged(prompt, parts, (parts,) * num_students) for prompt in self.prompts(num_prompts)
+            Judged(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
+            for prompt in self.prompts(num_prompts)
         ]
+
+    @property
+    def _part_tokens(self) -> tuple[int, int]:
+        longest = self.config.discriminator.max_part_tokens
+        num_caption = min(longest, self.completion_tokens // 4)
+        return num_caption, min(longest, self.completion_tokens - num_caption)
+
+    @property
+    def students_per_pack(self) -> int:
+        """Students of one prompt that go through the discriminator together."""
+        if self.config.discriminator.grgc_weight > 0:
+            return self.config.align.group_size
+        taken = len(self.prompts(1)[0]) + 2 * self.config.discriminator.max_part_tokens
+        room = self.config.model.max_pack_tokens - taken
+        return max(1, min(self.config.align.group_size, room // sum(self._part_tokens)))
 
     @property
     def _word_id(self) -> int:

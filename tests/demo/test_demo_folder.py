@@ -22,7 +22,7 @@ STAND_IN = """
 import json, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]); out.mkdir(exist_ok=True)
 (out / "config.yaml").write_text(
-    "sft: {steps: 400}\\nwarmup: {steps: 0}\\nalign: {steps: 0}\\nrlvr: {steps: 0}\\n"
+    "sft: {steps: 20000}\\nwarmup: {steps: 0}\\nalign: {steps: 0}\\nrlvr: {steps: 0}\\n"
     "data: {task: digits}\\n")
 (out / "control.json").unlink(missing_ok=True)
 metrics = out / "metrics.jsonl"
@@ -31,7 +31,7 @@ print("from step", step, flush=True)
 def command():
     try: return json.loads((out / "control.json").read_text()).get("command")
     except (OSError, ValueError): return None
-while step < 400:
+while step < 20000:
     with metrics.open("a") as f: f.write(json.dumps({"stage": "sft", "step": step, "loss": 1}) + "\\n")
     step += 1
     time.sleep(0.02)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,6 +13,12 @@ from prism_lite.models.decoder import dense_bytes, lean_decoder
 from prism_lite.models.group_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.prefill import prefill
+from prism_lite.models.tree_attention import (
+    TreeCall,
+    attend_pack,
+    tree_block_mask,
+    tree_mask,
+)
 from tests.micro import fill_adapter
 from tests.unit.test_packing import SYSTEM, mixed_samples
 
@@ -123,3 +132,39 @@ def test_merging_two_sets_of_keys_is_attention_over_both():
     torch.testing.assert_close(
         merge(first, first_lse, second, second_lse), expected, rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
+@pytest.mark.parametrize("kind", ["parts", "flex"])
+def test_trees_on_a_card_equal_the_bool_mask(random_backbone, kind):
+    """The card's kernels, forward and backward, float32; padding of bias and log-sums included."""
+    if kind == "flex" and torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("FlexAttention's kernels need compute capability 8.0")
+    generator = torch.Generator().manual_seed(0)
+    trees = [
+        Tree(
+            random_backbone.prompt(sample, SYSTEM),
+            tuple(torch.randint(20, 300, (n,), generator=generator) for n in (37, 5, 12)),
+        )
+        for sample in mixed_samples()
+    ]
+    layout = pack_trees(trees).layout
+    num_tokens = layout.branches[-1][1]
+    q, k, v, grad = (
+        torch.randn(heads, num_tokens, 64, generator=generator).cuda() for heads in (4, 2, 2, 4)
+    )
+    layout = dataclasses.replace(layout, cell_N=layout.cell_N.cuda())
+    masks = {
+        "mask": tree_mask(layout, "cuda"),
+        "parts": None,
+        "flex": tree_block_mask(layout, "cuda") if kind == "flex" else None,
+    }
+    found = []
+    kinds: tuple[Any, Any] = ("mask", kind)
+    for name in kinds:
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out_HFd = attend_pack(*inputs, TreeCall(layout, name, masks[name]), 0, 0.125)
+        found.append([out_HFd.detach(), *torch.autograd.grad(out_HFd, inputs, grad)])
+    for masked, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, masked, rtol=1e-3, atol=1e-3)

@@ -180,3 +180,28 @@ def test_the_policy_does_not_reach_the_scores(backbone, task):
         with torch.no_grad(), backbone.role("discriminator"):
             scores.append(discriminator.score(backbone, judged).perception_K)
     assert torch.equal(*scores)
+
+
+def test_a_group_in_pieces_gives_the_whole_groups_scores_and_weights(backbone, task):
+    """A group larger than a pack goes through with the teacher repeated: the same pairs, one sum."""
+    with_trunk(backbone)
+    prompts = prompts_of(backbone, task, 2)
+    judged = [Judged(prompts[0], TEACHER, STUDENTS), Judged(prompts[1], TEACHER, STUDENTS[:1])]
+    config = dataclasses.replace(CONFIG, score_penalty=0.0, balance_weight=0.0)
+    found = []
+    for max_pack_tokens in (8192, len(prompts[0]) + 120):
+        backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=max_pack_tokens)
+        discriminator = woken(backbone)
+        optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1.0))
+        optimizer.inner = torch.optim.SGD(discriminator.parameters(), lr=1.0)
+        game = discriminator_step(
+            backbone, discriminator, optimizer, judged, config, learning_rate=1.0, max_grad_norm=1e9
+        )
+        found.append((game, [p.detach().clone() for p in discriminator.parameters()]))
+    (whole, whole_weights), (pieces, pieces_weights) = found
+    assert [s.shape for s in pieces.students] == [s.shape for s in whole.students]
+    torch.testing.assert_close(pieces.teacher_P2, whole.teacher_P2)
+    for one, other in zip(pieces.students, whole.students, strict=True):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(pieces_weights, whole_weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
