@@ -18,6 +18,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     bars = [
@@ -33,9 +34,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
     drawn = left.barh(names, ratios, color=OURS)
     left.bar_label(drawn, [f"{ratio:.1f}x" for ratio in ratios], padding=3)
     left.axvline(1, color=THEIRS, linewidth=1)
-    left.set(
-        title="times faster than generate, TRL, official", xlim=(0, 1.15 * max(ratios, default=1))
-    )
+    left.set(title="times faster than theirs", xlim=(0, 1.15 * max(ratios, default=1)))
     left.invert_yaxis()
     for axis, key, label in (
         (middle, "G", "rollouts per prompt (768-token prompt)"),
@@ -59,6 +58,9 @@ def plot(found: dict[str, Any], path: Path) -> Path:
         twin.set(yscale="log", ylabel="MiB")
         linear = [seconds[-1] * size / sizes[-1] for size in sizes]
         axis.plot(sizes, linear, ":", color=THEIRS, label="linear growth")
+        for scaled in (axis.yaxis, twin.yaxis):
+            scaled.set_major_formatter("{x:g}")
+            scaled.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         handles = [*axis.get_legend_handles_labels()[0], *twin.get_legend_handles_labels()[0]]
         labels = [*axis.get_legend_handles_labels()[1], *twin.get_legend_handles_labels()[1]]
         axis.legend(handles, labels, fontsize=8, loc="upper left")
