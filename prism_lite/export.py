@@ -41,7 +41,7 @@ from prism_lite.recipe import read_run, to_dict
 from prism_lite.rollouts import sample_groups
 
 NUM_CHECKED = 16  # held-out prompts, one completion each
-DISTANCE_BOUND = 0.3  # nats, mean over tokens, between the merged and the trained policy
+DISTANCE_BOUND = 0.1  # nats, mean over tokens, between the merged and the trained policy
 MAX_SHARD_SIZE = "4GB"
 
 

@@ -26,7 +26,6 @@ NUM_CAPTION_STYLES = 3
 NUM_THINK_STYLES = 2
 # Digits that look alike at 8 x 8: where a reader slips, it slips to one of these.
 LOOKALIKES = dict(enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857")))
-_PLACES = "abcdef"
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
@@ -53,16 +52,14 @@ class Verdict:
 
 
 def caption_text(digits: tuple[int, ...], style: int) -> str:
-    """One way of saying which digits the picture shows, as bullet points.
-
-    Each digit stands behind the letter of its place, a to f, so that a tiny model knows where to look.
-    """
-    placed = [f"{place}{digit}" for place, digit in zip(_PLACES, digits, strict=False)]
+    """One way of saying which digits the picture shows, as bullet points."""
     if style == 0:
-        return f"- digits: {','.join(placed)}"
+        return f"- digits: {','.join(map(str, digits))}"
     if style == 1:
-        return f"- {_NUMBER_WORDS[len(digits)]} digits\n- left to right {','.join(placed)}"
-    return f"- the row {'-'.join(placed)}"
+        return (
+            f"- {_NUMBER_WORDS[len(digits)]} digits\n- left to right {','.join(map(str, digits))}"
+        )
+    return f"- the row {'-'.join(map(str, digits))}"
 
 
 def steps(digits: tuple[int, ...], facts: DigitsFacts) -> list[int]:

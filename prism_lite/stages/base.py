@@ -1,8 +1,9 @@
 """Stage 0 of the embedded task: train the tiny Qwen3-VL from scratch, once, and keep it.
 
-Two steps: the vision tower learns to name single digits (its merged tokens against the digits' word
-embeddings), then the whole model learns the lessons of `data/digits_base.py`. This is the only place
-that trains full weights; everything after it is LoRA on a frozen, quantised backbone.
+Two steps: the vision tower learns to name single digits and their places (its merged tokens against
+the digits' word embeddings) and is then kept; the decoder learns the lessons of `data/digits_base.py`.
+This is the only place that trains full weights; everything after it is LoRA on a frozen, quantised
+backbone.
 
 Shape letters: S digits of all strips, N reply tokens, D hidden size.
 """
@@ -40,6 +41,10 @@ from prism_lite.types import Picture, Sample, Turn
 
 CORPUS_LESSONS = 3000  # the tokenizer's training text
 SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
+# The patches' embedding sums 1,536 pixels that rise and fall together: at the common rate it outgrew the
+# position embedding a hundredfold, the tower could not tell places apart, and order was read by luck.
+PATCH_RATE = 1 / 30
+POSITION_STD = 0.5
 EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
 
 
@@ -87,6 +92,7 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
     use_linear_patch_embedding(model)
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
+        model.model.visual.pos_embed.weight.mul_(POSITION_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
         torch.manual_seed(config.seed)  # the place head's start comes from the global generator
@@ -108,10 +114,14 @@ def _train_vision(
     digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
     names_10D = model.get_input_embeddings().weight.detach()[digit_ids]
     place_head = nn.Linear(config.hidden_size, task.max_digits)
-    parameters = [*model.model.visual.parameters(), *place_head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.05)
+    named = dict(model.model.visual.named_parameters())
+    patches = [p for name, p in named.items() if "patch_embed" in name]
+    others = [p for name, p in named.items() if "patch_embed" not in name]
+    others += place_head.parameters()
+    parameters = [*patches, *others]
+    optimizer = torch.optim.AdamW([{"params": patches}, {"params": others}], weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 3e-3, total_steps=max(config.vision_steps, 1)
+        optimizer, [3e-3 * PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
     )
     _, labels = digit_images()
     rng = Random(f"vision {config.seed}")
@@ -141,7 +151,8 @@ def _train_lessons(
 ) -> None:
     """Next-token loss on the replies; Muon for the decoder's matrices, AdamW for the rest."""
     model.train()
-    named = dict(model.named_parameters())
+    model.model.visual.requires_grad_(False)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in named.items() if not (p.ndim == 2 and "layers" in name)]
     optimizers = [
@@ -169,7 +180,9 @@ def _train_lessons(
         ]
         pack = pack_trees(trees)
         strips = [lesson.picture for lesson in lessons if lesson.picture]
-        hidden_FD = forward_pack(model, pack, _strip_features(model, strips, generator))
+        with torch.no_grad():  # schooled, and kept: the lessons' rates would ruin it
+            features = _strip_features(model, strips, generator)
+        hidden_FD = forward_pack(model, pack, features)
         logits_NV = model.lm_head(hidden_FD[pack.predictor_N])
         _update(F.cross_entropy(logits_NV, pack.target_N), [*named.values()], optimizers, schedules)
     model.eval()

@@ -57,7 +57,7 @@ def update(
         parameters = backbone.policy_parameters()
         gradients.append(torch.cat([p.grad.flatten().clone() for p in parameters]))
 
-    optimizer.register_step_pre_hook(keep_gradient)
+    optimizer.inner.register_step_pre_hook(keep_gradient)
     metrics = update_policy(
         backbone,
         optimizer,
@@ -185,8 +185,8 @@ def has_moved(folder) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_stage_trains_with_every_loss(play, kind):
+@pytest.mark.parametrize("kind", ["dr_grpo", "gspo", "sapo"])  # each by its own way of a mean
+def test_the_stage_trains_with_the_loss(play, kind):
     _, folder, lines = play(
         run_rlvr,
         rlvr__loss=kind,

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from prism_lite.muon import Muon, orthogonalise
 from prism_lite.stages import base
@@ -106,3 +107,31 @@ def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
     assert len(trained) == 1
     assert folders[0] == folders[1]
     assert [p.name for p in folders[0].iterdir()] == ["model.safetensors"]
+
+
+def test_the_tower_tells_places_apart(tmp_path):
+    """The position embedding must not drown in the patches': the order of digits depends on it."""
+    config = micro_recipe(tiny__steps=1, tiny__vision_steps=30)
+    base.train_tiny_base(config.tiny, config.data.digits, tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    tower = model.model.visual
+    with torch.no_grad():
+        patches = tower.patch_embed(base.strip_pixels((5, 7), None))
+        first, second = (
+            base._strip_features(model, [strip], None)[0].merged_ND for strip in ((5, 7), (7, 5))
+        )
+    assert tower.pos_embed.weight.std() > 0.2 * patches.std()
+    assert (first[0] - second[1]).norm() > 0.1 * first[0].norm()  # picture 5, left and right
+
+
+def test_the_lessons_leave_the_tower_as_it_was_schooled(tmp_path):
+    """Their rates would ruin it: trained on by them, the base read no caption right."""
+    towers = []
+    for steps in (0, 2):
+        config = micro_recipe(tiny__steps=steps, tiny__vision_steps=2)
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        base.train_tiny_base(config.tiny, config.data.digits, folder)
+        tensors = load_file(folder / "model.safetensors")
+        towers.append({name: t for name, t in tensors.items() if "visual" in name})
+    assert towers[0] and all(torch.equal(towers[1][name], t) for name, t in towers[0].items())

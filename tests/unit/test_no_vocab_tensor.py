@@ -23,7 +23,7 @@ from tests.kernels.watch import Allocations
 from tests.micro import fill_adapter, micro_recipe
 
 VOCAB = 120_000
-TEACHER = Parts("- digits: a3,b7", "first 3,last 7,so no", "no")
+TEACHER = Parts("- digits: 3,7", "first 3,last 7,so no", "no")
 STUDENT = Parts("- the row a3-b1", "first 3,last 1,so yes", "yes")
 
 
