@@ -6,8 +6,10 @@ import ast
 import shlex
 import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nbformat
 import pytest
@@ -52,7 +54,10 @@ class Drive(types.ModuleType):
 
 
 def run_cells(
-    cells: list[str], values: dict[str, Any], commands: list[tuple[str, ...]]
+    cells: list[str],
+    values: dict[str, Any],
+    commands: list[tuple[str, ...]],
+    colab: types.ModuleType,
 ) -> dict[str, Any]:
     """Execute cells in one namespace, form values replaced, `prism` called in this process."""
     from prism_lite.__main__ import main
@@ -73,7 +78,11 @@ def run_cells(
         source = "\n".join(lines)
         if "def prism(" in source:
             source = source.replace('prism("doctor")', "")
-        exec(compile(source, str(NOTEBOOK), "exec"), namespace)
+        # only while its own cell runs: libraries look for Colab too, and behave otherwise there
+        is_drive = "google.colab" in source
+        stub = mock.patch.dict(sys.modules, {"google.colab": colab}) if is_drive else nullcontext()
+        with stub:
+            exec(compile(source, str(NOTEBOOK), "exec"), namespace)
         if "def prism(" in source:
             namespace["prism"] = prism
     return namespace
@@ -88,7 +97,6 @@ def test_all_cells_run_twice_and_the_second_time_resume_from_drive(
     drive.mounted = []
     colab = types.ModuleType("google.colab")
     monkeypatch.setattr(colab, "drive", drive, raising=False)
-    monkeypatch.setitem(sys.modules, "google.colab", colab)
     monkeypatch.chdir(root)
     on_drive, first, second = tmp_path / "drive", tmp_path / "one", tmp_path / "two"
     extra = " ".join(shlex.quote(f"{key}={value}".replace("'", "")) for key, value in MICRO.items())
@@ -104,7 +112,7 @@ def test_all_cells_run_twice_and_the_second_time_resume_from_drive(
         return cells
 
     commands: list[tuple[str, ...]] = []
-    namespace = run_cells(cells_for(first), values, commands)
+    namespace = run_cells(cells_for(first), values, commands, colab)
     assert drive.mounted == ["/content/drive"]
     assert [c[0] for c in commands] == [
         "plan", "sft", "warmup", "align", "rlvr", "eval", "export",
@@ -114,7 +122,7 @@ def test_all_cells_run_twice_and_the_second_time_resume_from_drive(
     assert namespace["results"]["stages"].keys() == {"base", "sft", "align", "rlvr"}
 
     lines = (first / "first" / "metrics.jsonl").read_text()
-    run_cells(cells_for(second), values, [])  # a new machine: only the Drive is left
+    run_cells(cells_for(second), values, [], colab)  # a new machine: only the Drive is left
     assert (second / "first" / "metrics.jsonl").read_text() == lines  # nothing trained again
 
 
