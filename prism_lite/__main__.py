@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments, overrides = _parser().parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments, overrides = _parser().parse_known_args(given)
+    arguments.given = given
     try:
         return arguments.handler(arguments, _overrides(overrides))
     except ValueError as error:
@@ -158,7 +160,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     except (Stopped, KeyboardInterrupt) as stop:
         happened = str(stop) or "interrupted"
         console.print(
-            f"{happened}; resume with: {shlex.join(['prism-lite', *_argv()])}", soft_wrap=True
+            f"{happened}; resume with: {shlex.join(['prism-lite', *arguments.given])}",
+            soft_wrap=True,
         )
         return 3
     if results.get("stages"):
@@ -219,10 +222,6 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
         ) from error
     launch(open_home(arguments.run, is_shared=arguments.share), port=arguments.port)
     return 0
-
-
-def _argv() -> list[str]:
-    return sys.argv[1:]
 
 
 if __name__ == "__main__":

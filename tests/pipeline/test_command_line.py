@@ -289,7 +289,8 @@ def test_an_interrupt_outside_the_stages_says_so_and_how_to_resume(recipe, tmp_p
     monkeypatch.setattr(pipeline, "run", interrupt)
     done = in_process("run", "--recipe", recipe, "--out", tmp_path / "out")
     assert done.returncode == 3
-    assert done.stdout.startswith("interrupted; resume with: prism-lite ")
+    resumed = f"interrupted; resume with: prism-lite run --recipe {recipe} --out {tmp_path / 'out'}"
+    assert done.stdout.strip() == resumed
 
 
 def test_out_that_cannot_be_made(recipe, tmp_path):
