@@ -26,7 +26,7 @@ NUM_GROUPS = 4
 GROUP_SIZE = 8
 SEEDS = (0, 1)
 NUM_KEPT_STEPS = 5  # of each stage with rollouts
-COPIED = ("config.yaml", "env.json", "metrics.jsonl", "results.json", "README.md")
+COPIED = ("config.yaml", "env.json", "metrics.jsonl", "results.json")
 
 
 def record(run: Path, out: Path) -> None:
@@ -61,7 +61,7 @@ def record(run: Path, out: Path) -> None:
         "device": model.device,
         "kept": "metrics.jsonl, results.json, env.json and config.yaml whole; rollouts of these steps only",
         "rollout_steps": kept,
-        "left_out": "all weights and checkpoints, plots, the other rollouts",
+        "left_out": "all weights and checkpoints, plots, the card, the other rollouts",
         "demo/compare.jsonl": f"{NUM_PROMPTS} held-out prompts, every stage: most likely tokens with "
         f"seed 0, and temperature 1 with seeds {', '.join(map(str, SEEDS))}",
         "demo/samples.jsonl": "question, picture, gold answer and teacher of every prompt named here",

@@ -187,7 +187,7 @@ def _memory_advice(config: RunConfig, stage: str) -> Iterator[None]:
         raise RuntimeError(
             f"out of GPU memory in stage {stage} (peak so far {peak_gib():.1f} GiB). Give the same "
             f"command a smaller model.max_pack_tokens (now {config.model.max_pack_tokens}) or "
-            f"sampling.max_rows (now {config.sampling.max_rows}), or "
+            f"sampling.max_rows (now {config.sampling.max_rows or 'automatic'}), or "
             "model.gradient_checkpointing=true; it goes on from the last checkpoint. Smaller "
             "pictures (model.max_pixels) need a new --out."
         ) from error

@@ -129,7 +129,7 @@ def test_all_cells_run_twice_and_the_second_time_resume_from_drive(
 def test_every_command_of_the_notebook_exists() -> None:
     from prism_lite.__main__ import main
 
-    for name in ("doctor", "sft", "warmup", "align", "rlvr", "eval", "plan"):
+    for name in ("doctor", "sft", "warmup", "align", "rlvr", "eval", "plan", "export", "demo"):
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])
         assert end.value.code == 0, name
