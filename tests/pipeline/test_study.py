@@ -15,7 +15,7 @@ from prism_lite import pipeline
 from prism_lite.recipe import to_dict
 from prism_lite.run_folder import Stopped, read_jsonl
 from tests.micro import micro_recipe
-from tests.pipeline.test_command_line import check_refused, in_process
+from tests.pipeline.commands import check_refused, in_process
 
 ARMS, SEEDS = ("none", "adversarial"), (0, 3)
 NAMES = ("start", *ARMS)
