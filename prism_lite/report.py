@@ -96,10 +96,15 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return rows_table(results_rows(results, digits=2), title)
 
 
-def rows_table(rows: Sequence[Sequence[str]], title: str) -> Table:
-    """Rows of text, the first one the header, for the console."""
+def rows_table(rows: Sequence[Sequence[str]], title: str, *, is_tight: bool = False) -> Table:
+    """Rows of text, the first one the header, for the console; tight ones without margins."""
     header, *rest = rows
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title,
+        box=SIMPLE_HEAD,
+        padding=(0, 0 if is_tight else 1, 0, 0),
+        show_edge=not is_tight,
+    )
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,23 @@ from rich.console import Console
 from prism_lite.arms import REFERENCE_ARM, START
 from prism_lite.report import COLUMNS, figures_header, figures_row, markdown_rows, rows_table
 
-START_ROW = "(SFT, shared)"
+START_ROW = "(SFT)"
+# Intervals that are left out: seconds tell how busy the machine was.
+BARE = ("seconds",)
+BARE_ON_CONSOLE = ("seconds", "mean_tokens")  # 80 columns hold no more
 
 
-def mean_rows(study: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
-    """Header, the shared SFT policy and one row per arm: means over seeds and half their interval."""
-    means = study["means"]
-    rows = [figures_header("arm"), figures_row(START_ROW, means[START], digits)]
-    return rows + [figures_row(arm, means[arm], digits) for arm in study["arms"]]
+def mean_rows(
+    study: Mapping[str, Any], digits: int = 3, *, bare: Collection[str] = BARE
+) -> list[list[str]]:
+    """Header, the shared SFT policy and one row per arm: means over seeds and half their interval,
+    which the figures in `bare` go without."""
+    rows = [figures_header("arm")]
+    for name, arm in ((START_ROW, START), *((arm, arm) for arm in study["arms"])):
+        means = study["means"][arm]
+        ci95 = {figure: found for figure, found in means["ci95"].items() if figure not in bare}
+        rows.append(figures_row(name, {**means, "ci95": ci95}, digits))
+    return rows
 
 
 def difference_rows(study: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
@@ -56,7 +65,7 @@ def what_is_shown(study: Mapping[str, Any]) -> str:
     return (
         f"Means over seeds {seeds} on the same {study['n']} held-out prompts; {intervals}. Accuracy is "
         f"sampled at temperature 1, {study['num_samples']} completions a prompt. Seconds are those of "
-        "training after the shared SFT."
+        "training after the SFT that the arms of a seed share."
     )
 
 
@@ -117,7 +126,8 @@ def markdown(study: Mapping[str, Any]) -> str:
 
 def print_study(study: Mapping[str, Any], console: Console) -> None:
     """Both tables, and the sentences about accuracy."""
-    console.print(rows_table(mean_rows(study, digits=2), f"recipe {study['recipe']}"))
+    shown = mean_rows(study, digits=2, bare=BARE_ON_CONSOLE)
+    console.print(rows_table(shown, f"recipe {study['recipe']}", is_tight=True))
     console.print(f"{what_is_shown(study)} {about_budgets(study)}", highlight=False)
     differences = difference_rows(study, digits=2)
     if differences:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from prism_lite import study_command, study_report
@@ -189,13 +191,19 @@ def test_what_the_person_gave_is_refused(given, words):
 def a_study(num_seeds: int) -> dict:
     """Content of a study.json made by hand: adversarial 0.1 above none in each seed but for noise."""
     noise = (0.0, 0.02, 0.01)[:num_seeds]
+    others = {"greedy_accuracy": 0.7, "caption_accuracy": 0.8, "think_validity": 0.6}
     runs = {
-        "start": [{"accuracy": 0.4, "mean_tokens": 30.0, "seconds": 50.0} for _ in noise],
-        "none": [{"accuracy": 0.5, "mean_tokens": 31.0, "seconds": 60.0} for _ in noise],
-        "adversarial": [{"accuracy": 0.6 + x, "mean_tokens": 32.0, "seconds": 90.0} for x in noise],
+        name: [
+            others | {"accuracy": value, "mean_tokens": 30.0, "seconds": 90.0} for value in values
+        ]
+        for name, values in {
+            "start": [0.4 for _ in noise],
+            "none": [0.5 for _ in noise],
+            "adversarial": [0.6 + x for x in noise],
+        }.items()
     }
     arms = {name: found for name, found in runs.items() if name != "start"}
-    differences = paired_differences(arms, "adversarial", ["accuracy"])
+    differences = paired_differences(arms, "adversarial", ["accuracy", *others])
     return {
         "recipe": "tiny",
         "task": "digits",
@@ -222,15 +230,26 @@ def a_study(num_seeds: int) -> dict:
 def test_tables_print_the_figures_and_mark_what_excludes_zero():
     text = study_report.markdown(a_study(3))
     # 0, 0.02, 0.01: deviation 0.01, half an interval 4.302653 * 0.01 / sqrt(3) = 0.0248
-    assert "| adversarial | 0.610±0.025 | - | - | - | - | 32.0±0.0 | 90±0 |" in text
-    assert "| none | +0.110±0.025 * |" in text
+    assert (
+        "| adversarial | 0.610±0.025 | 0.700±0.000 | 0.800±0.000 | 0.600±0.000 | - | 30.0±0.0 | 90 |"
+        in text
+    )
+    assert "| none | +0.110±0.025 * | +0.000±0.000 |" in text
     assert "accuracy of adversarial minus none: +0.110 [+0.085, +0.135]: higher" in text
     assert "90 policy updates after SFT and learns from 5760 completions" in text
 
 
+def test_eighty_columns_hold_the_tables():
+    console = Console(file=io.StringIO(), width=80)
+    study_report.print_study(a_study(3), console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "adversarial 0.61±0.02" in text, text and "+0.11±0.02 *" in text
+
+
 def test_one_seed_has_no_intervals_and_says_so():
     text = study_report.markdown(a_study(1))
-    assert "| adversarial | 0.600 | - | - | - | - | 32.0 | 90 |" in text
+    assert "| adversarial | 0.600 | 0.700 | 0.800 | 0.600 | - | 30.0 | 90 |" in text
     assert "one seed" in text and "±" not in text and "*" not in text
     assert "nothing can be said" in text
 
