@@ -76,8 +76,9 @@ def results_table(results: Mapping[str, Any]) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for i, title in enumerate(header):
-        table.add_column(title, justify="left" if i == 0 else "right")
+    for i, title in enumerate(header):  # titles wrap, figures never do
+        width = max(len(row[i]) for row in rows) if rows else 0
+        table.add_column(title, justify="left" if i == 0 else "right", min_width=width)
     for row in rows:
         table.add_row(*row)
     return table
