@@ -244,11 +244,12 @@ def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
         figures = evaluate(
             context.backbone, context.task, context.config, each=folder.each, stage=stage
         )
-    results = folder.results() or {
+    results = {
         "task": context.config.data.task,
         "n": len(evaluated_samples(context.task, context.config)),
         "seed": context.config.seed,
         "stages": {},
+        **folder.results(),
     }
     seconds = {k: v for k, v in results.get("seconds", {}).items() if k == stage}
     merged = figures | {"seconds": seconds[stage]} if seconds else figures | dict(extra)
