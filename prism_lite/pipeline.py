@@ -31,6 +31,7 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_sft
 from prism_lite.stages.warmup import run_warmup
+from prism_lite.trackers import check_trackers
 
 ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
@@ -73,6 +74,7 @@ def run(
     if tuple(stages) == tuple(STAGES) and config.align.method != "adversarial":
         stages = [stage for stage in stages if stage != "warmup"]
     check_machine(config)
+    check_trackers(config)
     check_folder(Path(out), config)
     check_same_data(Path(out), config.data)
     if config.data.task == "files":
