@@ -180,12 +180,13 @@ def _decode(
     embedding = backbone.core.get_input_embeddings()
     logits_BV, layers, spans = prefill(backbone, decoder, prompts)
     order, buckets = [], []
-    for members in bucket_prompts([len(prompt) for prompt in prompts]):
-        padded = pad_prompts(layers, [spans[prompt] for prompt in members])
+    grouped = bucket_prompts([len(prompt) for prompt in prompts])
+    padded = pad_prompts(layers, [[spans[prompt] for prompt in members] for members in grouped])
+    for members in grouped:
         lengths = [len(prompts[prompt]) for prompt in members]
-        buckets.append(Bucket(padded, lengths, [len(uniforms[prompt]) for prompt in members]))
+        rows = [len(uniforms[prompt]) for prompt in members]
+        buckets.append(Bucket(padded.pop(0), lengths, rows))
         order += [prompt for prompt in members for _ in uniforms[prompt]]
-    del layers
     cache = GroupCache(buckets, max_tokens)
     prompt_R = torch.tensor(order, device=device)
     in_order = dict.fromkeys(order)  # each prompt once

@@ -58,10 +58,11 @@ def prefill(
         start = spans[-1][1]
     if len(chunks) == 1:
         return logits[0], chunks[0], spans
-    layers = [
-        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-        for layer in zip(*chunks, strict=True)
-    ]
+    layers = []
+    while chunks[0]:  # a layer at a time: never two copies of all of it
+        pairs = [stored.pop(0) for stored in chunks]
+        keys, values = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
+        layers.append((keys, values))
     return torch.cat(logits), layers, spans
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prism_lite.config import RunConfig
-from prism_lite.planner.architectures import architecture_of
+from prism_lite.planner.architectures import Architecture, architecture_of
 from prism_lite.planner.hardware import Card, card_of
 from prism_lite.planner.run import Simulated, simulate_phase
 from prism_lite.planner.workload import PHASES, PhaseName, Stage
@@ -133,11 +133,10 @@ def plan(
             prompt with one completion does not fit a pack).
     """
     architecture, card = architecture_of(config), card_for(config, card_gib)
-    dtype = planned_dtype(config, card)
     parts = [(stage, phase) for stage in stages for phase in PHASES[stage]]
     found: dict[Stage, list[Simulated]] = {stage: [] for stage in stages}
     for stage, phase in each(parts, f"simulating {config.recipe}"):
-        found[stage].append(simulate_phase(config, architecture, dtype, card, stage, phase))
+        found[stage].append(_simulated(config, architecture, card, stage, phase))
     planned = {stage: _stage_plan(stage, phases, card) for stage, phases in found.items()}
     return Plan(config.recipe, config.model.name, card, planned)
 
@@ -160,9 +159,17 @@ def planned_dtype(config: RunConfig, card: Card | None) -> torch.dtype:
 def plan_phase(config: RunConfig, card_gib: float | None, stage: Stage, phase: PhaseName) -> float:
     """GiB that one phase alone needs."""
     card = card_for(config, card_gib)
-    dtype = planned_dtype(config, card)
-    found = simulate_phase(config, architecture_of(config), dtype, card, stage, phase)
+    found = _simulated(config, architecture_of(config), card, stage, phase)
     return found.peak.total / GIB
+
+
+def _simulated(
+    config: RunConfig, architecture: Architecture, card: Card | None, stage: Stage, phase: PhaseName
+) -> Simulated:
+    dtype = planned_dtype(config, card)
+    return simulate_phase(
+        config, architecture, dtype, card, stage, phase, has_host=card is not None
+    )
 
 
 def _stage_plan(stage: Stage, phases: Sequence[Simulated], card: Card | None) -> StagePlan:

@@ -59,8 +59,14 @@ def simulate_phase(
     card: Card | None,
     stage: Stage,
     phase: PhaseName,
+    *,
+    has_host: bool,
 ) -> Simulated:
-    """One phase at full size, from small runs (see `extrapolate.py`)."""
+    """One phase at full size, from small runs (see `extrapolate.py`).
+
+    Args:
+        has_host: see `simulate_regions`.
+    """
     num_deepstack = len(architecture.config.vision_config.deepstack_visual_indexes)
     full = full_depth(config, architecture.num_layers, phase)
     runs: dict[Depth, Mapping[Key, Peak]] = {}
@@ -80,7 +86,7 @@ def simulate_phase(
             depth,
             num_draws=num_draws,
             tower_depth=tower_depth,
-            has_host=card is not None,
+            has_host=has_host,
         )
         counts = {"num_draws": num_draws, "num_tokens": num_tokens}
         if "tower" in (key[0] for key in regions):

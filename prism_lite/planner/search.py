@@ -176,7 +176,7 @@ def _largest(
     found = values[high]
     changed = max(need(part, found) or 0.0 for part in checked)
     peak = max(changed, *(gib for part, gib in needs.items() if part not in checked), 0.0)
-    larger = values[high + 1] if high + 1 < len(values) else None
+    larger = values[high + 1] if high + 1 < len(values) else now if found < now else None
     return Found(knob.setting, now, found, peak, larger)
 
 
@@ -220,6 +220,8 @@ def _guess(
     (value_a, gib_a), (value_b, gib_b) = (0, 0.0), known[0]
     if len(known) > 1:
         (value_a, gib_a), (value_b, gib_b) = sorted(known, key=lambda item: abs(item[1] - room))[:2]
+    if gib_a == gib_b and value_a != value_b and gib_a <= room:
+        return high  # it does not hang on the value
     if value_a == value_b or gib_a == gib_b:
         return (low + high) // 2
     value = value_b + (room - gib_b) * (value_b - value_a) / (gib_b - gib_a)

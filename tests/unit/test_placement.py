@@ -82,7 +82,9 @@ def test_the_tower_visits_the_card_only_for_new_pictures(make_backbone, task, mo
     """On a CPU both places are the CPU: the order of the moves is what is checked."""
     moves = []
     monkeypatch.setattr(placement, "modules_to_cpu", lambda modules: moves.append("to cpu"))
-    monkeypatch.setattr(placement, "modules_to_card", lambda modules, device: moves.append("to card"))
+    monkeypatch.setattr(
+        placement, "modules_to_card", lambda modules, device: moves.append("to card")
+    )
     backbone = make_backbone(model__vision_on_cpu=True)
     plain = make_backbone()
     backbone.core.model.visual.register_forward_hook(lambda *_: moves.append("encode"))
