@@ -139,7 +139,7 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
         return MOST_ROWS
     text = backbone.core.config.text_config
     token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    token_bytes *= backbone.core.dtype.itemsize
+    token_bytes *= backbone.precision.compute_dtype.itemsize
     longest = max(map(len, prompts), default=0)
     row_bytes = token_bytes * (2 * sampling.max_completion_tokens + longest)
     row_bytes += 4 * 4 * text.vocab_size

@@ -139,18 +139,19 @@ def fill_caches(
     prompt = workload.prompts(1)[0]
     num_tokens = int(prompt.is_picture_P.sum())
     vision, text = backbone.core.config.vision_config, backbone.core.config.text_config
+    dtype = backbone.core.model.visual.patch_embed.proj.weight.dtype
     shape = (1 + len(vision.deepstack_visual_indexes), num_tokens, text.hidden_size)
     is_sampled = stage != "sft" and phase != "sample"
     num_own = 0 if not is_sampled else workload.pairs_per_pack if stage == "warmup" else 1
     for own in workload.prompts(num_own):
-        levels = [torch.zeros(shape[1:], dtype=backbone.core.dtype) for _ in range(shape[0])]
+        levels = [torch.zeros(shape[1:], dtype=dtype) for _ in range(shape[0])]
         tracker.seed(levels, "pictures")
         features = PictureFeatures(levels[0], tuple(levels[1:]))
         backbone.vision.put(own.pictures[0], features)
-    size = math.prod(shape) * backbone.core.dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     most = int(workload.config.model.picture_cache_gib * 2**30) // size
     num_others = max(0, min(workload.num_cached_pictures, most) - num_own)
-    room = torch.empty((num_others, *shape), dtype=backbone.core.dtype)
+    room = torch.empty((num_others, *shape), dtype=dtype)
     tracker.seed([room], "pictures")
     if memory.discriminator is None:
         return [room]
@@ -170,4 +171,5 @@ def _state_bytes(backbone: Backbone, workload: Workload, num_prompts: int) -> in
     """Keys and values of so many prompts."""
     text = backbone.core.config.text_config
     size = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    return num_prompts * len(workload.prompts(1)[0]) * size * backbone.core.dtype.itemsize
+    size *= backbone.precision.compute_dtype.itemsize
+    return num_prompts * len(workload.prompts(1)[0]) * size
