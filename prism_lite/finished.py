@@ -13,8 +13,8 @@ from prism_lite.checkpoint import load_final
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData, load_task, read_rows
 from prism_lite.evaluate import evaluate
-from prism_lite.models.backbone import Backbone, load_backbone
 from prism_lite.machine import check_machine
+from prism_lite.models.backbone import Backbone, load_backbone
 from prism_lite.pipeline import POLICY_STAGES, base_folder, read_prompts
 from prism_lite.recipe import read_run
 from prism_lite.report import stage_line

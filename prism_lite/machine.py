@@ -71,24 +71,22 @@ def check_machine(config: RunConfig) -> None:
     Raises:
         ValueError: the recipe is for a GPU that is not there, or is too small.
     """
-    import torch
+    from prism_lite.precision import card_of
 
-    needed = config.model.min_gpu_gib
-    if config.model.device == "cuda" and not torch.cuda.is_available():
+    needed, card = config.model.min_gpu_gib, card_of(config.model)
+    if config.model.device == "cuda" and card is None:
         raise ValueError(
             f"recipe {config.recipe!r} needs an NVIDIA GPU"
             + (f" with {needed:g} GiB" if needed else "")
             + ", and torch finds none here. Use --recipe tiny on a CPU, or check the driver "
             "(nvidia-smi) and that torch is a CUDA build."
         )
-    if needed and torch.cuda.is_available():
-        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        if gib < 0.9 * needed:
-            raise ValueError(
-                f"recipe {config.recipe!r} is made for {needed:g} GiB, this card has {gib:.1f} GiB. "
-                f"Use a smaller recipe, or see what `prism-lite plan --recipe {config.recipe} --card "
-                f"{gib:.0f}` says to lower, and set model.min_gpu_gib=0."
-            )
+    if needed and card is not None and card.gib < 0.9 * needed:
+        raise ValueError(
+            f"recipe {config.recipe!r} is made for {needed:g} GiB, this card has {card.gib:.1f} GiB. "
+            f"Use a smaller recipe, or see what `prism-lite plan --recipe {config.recipe} --card "
+            f"{card.gib:.0f}` says to lower, and set model.min_gpu_gib=0."
+        )
 
 
 def _spin() -> str:
