@@ -32,6 +32,10 @@ _BY_CODE = (
     ("/triton_kernels/logprob_triton.py", None, "logits"),
     ("/transformers/cache_utils.py", None, "kv_cache"),
     ("/prism_lite/models/group_cache.py", "_empty", "kv_cache"),
+    ("/prism_lite/models/group_cache.py", "_rows", "kv_cache"),
+    ("/prism_lite/models/group_cache.py", "keep", "kv_cache"),
+    ("/prism_lite/models/prefill.py", "_kept", "kv_cache"),
+    ("/prism_lite/models/prefill.py", "_joined", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
     ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
 )

@@ -115,7 +115,7 @@ def test_what_waits_on_the_cpu_agrees_with_the_real_step_to_the_byte(
     check_same(simulated_regions(moved, stage, phase, has_host=True), real)
     before = real_regions(plain, stage, phase, has_host=True)
     for key in real.keys() & before.keys():
-        if key[0] not in ("start", "tower"):
+        if key[0] in ("forward", "backward", "head", "draw", "optimizer"):  # no visit of the tower
             assert real[key].by_category["weights"] < before[key].by_category["weights"], key
             assert real[key].by_category["optimizer"] < before[key].by_category["optimizer"], key
             assert real[key].off_card > before[key].off_card == 0, key
