@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import linecache
-import shlex
 import sys
 from collections.abc import Sequence
 
 import prism_lite  # sets the thread settings before torch is imported
-from prism_lite import model_commands, plan_command
+from prism_lite import model_commands, plan_command, study_command
 from prism_lite.quiet import quiet_libraries
 
 STAGE_HELP = {
@@ -87,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
     check.set_defaults(handler=_data_check)
     plan_command.add_command(commands)
+    study_command.add_command(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
     demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
@@ -158,11 +158,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     try:
         results = pipeline.run(config, out, stages=stages, console=console)
     except (Stopped, KeyboardInterrupt) as stop:
-        happened = str(stop) or "interrupted"
-        console.print(
-            f"{happened}; resume with: {shlex.join(['prism-lite', *arguments.given])}",
-            soft_wrap=True,
-        )
+        console.print(report.resume_line(stop, arguments.given), soft_wrap=True)
         return 3
     if results.get("stages"):
         console.print(report.results_table(results))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -17,42 +15,10 @@ import yaml
 from PIL import Image
 
 from prism_lite import machine, pipeline, precision
-from prism_lite.__main__ import main
 from prism_lite.precision import Card
 from prism_lite.recipe import recipe_names, to_dict
 from tests.micro import micro_recipe
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def prism_lite(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "prism_lite", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The same without starting Python and importing torch again (five seconds each time)."""
-    out, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        code = main([str(argument) for argument in arguments])
-    return subprocess.CompletedProcess([], code, out.getvalue(), error.getvalue())
-
-
-def check_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 2, one sentence on stderr with these words, no traceback."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    lines = [line for line in done.stderr.splitlines() if line.startswith("prism-lite")]
-    assert len(lines) == 1, done.stderr
-    assert len(done.stderr.splitlines()) <= 3, done.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
+from tests.pipeline.commands import REPOSITORY, check_refused, in_process, prism_lite
 
 
 @pytest.fixture
