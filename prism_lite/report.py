@@ -100,8 +100,9 @@ def rows_table(rows: Sequence[Sequence[str]], title: str) -> Table:
     """Rows of text, the first one the header, for the console."""
     header, *rest = rows
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+    for i, name in enumerate(header):  # titles wrap, figures never do
+        width = max((len(row[i]) for row in rest), default=0)
+        table.add_column(name, justify="left" if i == 0 else "right", min_width=width)
     for row in rest:
         table.add_row(*row)
     return table

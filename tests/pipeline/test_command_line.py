@@ -333,3 +333,30 @@ def test_a_row_that_would_stop_a_later_stage_is_refused_at_once(recipe, tmp_path
     done = in_process(*given, "data.on_bad_row=skip")
     assert done.returncode == 0, done.stderr
     assert "skipped" in done.stdout and (out / "stages" / "sft" / "final").is_dir()
+
+
+def test_the_readmes_way_without_alignment(recipe, tmp_path):
+    """The two commands as they stand there, and settings of a stage that has begun stay."""
+    common = ("--recipe", recipe, "--out", tmp_path / "out")
+    done = in_process("sft", *common, "sft.steps=1")
+    assert done.returncode == 0, done.stderr
+    begun = in_process("rlvr", *common, "sft.steps=2", "rlvr.start=sft", "rlvr.steps=1")
+    check_refused(begun, "sft.steps = 1", "now it is 2")
+    done = in_process("rlvr", *common, "sft.steps=1", "rlvr.start=sft", "rlvr.steps=1")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["stages"]) == {"base", "sft", "rlvr"}
+    earlier = in_process("align", *common, "sft.steps=1", "align.steps=2", "rlvr.start=sft",
+                         "rlvr.steps=1")  # fmt: skip
+    check_refused(earlier, "align.steps")
+
+
+def test_what_the_machine_lacks_is_one_sentence_and_exit_code_1(monkeypatch, recipe, tmp_path):
+    def fails(*_arguments: object, **_others: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("prism_lite.pipeline.evaluate", fails)
+    done = in_process("sft", "--recipe", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "prism-lite: out of GPU memory in the evaluation of stage base" in done.stderr
+    assert "model.max_pack_tokens" in done.stderr and "Traceback" not in done.stderr
