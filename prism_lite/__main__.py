@@ -1,7 +1,7 @@
 """The command line: parse, call one function. Heavy imports wait until they are needed.
 
-Exit codes: 0 done, 1 our fault, 2 what the person gave is wrong (one sentence, no traceback), 3 stopped
-on request (the same command resumes).
+Exit codes: 0 done, 1 our fault or the machine's, 2 what the person gave is wrong (one sentence, no
+traceback), 3 stopped on request (the same command resumes).
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.given = given
     try:
         return arguments.handler(arguments, _overrides(overrides))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if not _is_for_the_person(error):
             raise
         print(f"prism-lite: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
 
-def _is_for_the_person(error: ValueError) -> bool:
-    """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave.
+def _is_for_the_person(error: Exception) -> bool:
+    """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave, its
+    RuntimeErrors about the machine.
 
     One from inside another library, or from a builtin (`zip(strict=True)`, `int("x")`), is a fault of
     ours and keeps its traceback.

@@ -105,8 +105,9 @@ def rows_table(rows: Sequence[Sequence[str]], title: str, *, is_tight: bool = Fa
         padding=(0, 0 if is_tight else 1, 0, 0),
         show_edge=not is_tight,
     )
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+    for i, name in enumerate(header):  # titles wrap, figures never do
+        width = max((len(row[i]) for row in rest), default=0)
+        table.add_column(name, justify="left" if i == 0 else "right", min_width=width)
     for row in rest:
         table.add_row(*row)
     return table

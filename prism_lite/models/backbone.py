@@ -21,6 +21,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.environment import cache_folder
 from prism_lite.models.backend import choose_backend, load_with_unsloth
@@ -212,6 +213,10 @@ class Backbone:
         """The frozen output embedding [V, D]."""
         return self.core.get_output_embeddings().weight
 
+    def next_logits(self, hidden_RD: Tensor) -> Tensor:
+        """float32 [R, V]. Not rounded to 16 bit: the policy loss computes the same log-probs again."""
+        return tk.mm_float32(hidden_RD, self.head_weight.T)
+
 
 def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int) -> Backbone:
     """Load a Qwen3-VL from a hub id or folder and give it a fresh policy adapter.
@@ -244,15 +249,24 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         "longest_edge": model.max_pixels,
     }
     keep_cpu_weights_unpacked(core)
-    use_linear_patch_embedding(core)
+    hold_as_set(core, model, precision)
     torch.manual_seed(seed)  # PEFT initialises LoRA A from the global generator
+    return Backbone(core, processor, model, lora, precision, loader)
+
+
+def hold_as_set(core: Any, model: ModelConfig, precision: Precision) -> None:
+    """Bring a loaded model into the form that settings and card ask for, before it gets adapters.
+
+    Raises:
+        ValueError: see `keep_embeddings_on_cpu`.
+    """
+    use_linear_patch_embedding(core)
     if model.float32_vision:
         core.model.visual.float()
     if precision.float32_residual:
         keep_residual_in_float32(core, precision.compute_dtype)
     if model.embeddings_on_cpu:
         keep_embeddings_on_cpu(core)
-    return Backbone(core, processor, model, lora, precision, loader)
 
 
 def _peft_config(lora: LoraConfig) -> PeftLoraConfig:

@@ -14,7 +14,8 @@ import torch
 import yaml
 from PIL import Image
 
-from prism_lite import machine, pipeline
+from prism_lite import machine, pipeline, precision
+from prism_lite.precision import Card
 from prism_lite.recipe import recipe_names, to_dict
 from tests.micro import micro_recipe
 from tests.pipeline.commands import REPOSITORY, check_refused, in_process, prism_lite
@@ -232,6 +233,38 @@ def test_doctor_names_device_and_packages():
         assert word in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (None, ["tiny"]),
+        (Card("Tesla T4", (7, 5), 14.7), ["t4-2b", "t4-4b", "tiny"]),
+        (
+            Card("RTX 4090", (8, 9), 23.6),
+            ["rtx3060-2b", "rtx4090-4b", "rtx4090-8b", "t4-2b", "t4-4b", "tiny"],
+        ),
+    ],
+)
+def test_doctor_names_the_recipes_that_would_start_here(card, expected, monkeypatch):
+    monkeypatch.setattr(precision, "card_of", lambda _model: card)
+    assert machine.recipes_for_this_machine() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("export", "--discriminator", "--gguf", "f16"), "--gguf is about merged weights"),
+        (("export", "--discriminator", "--bound", 1), "--bound is about merged weights"),
+        (("export", "--merge", "--public"), "--public is about the repository of --push"),
+        (("chat", "--temperature", -1, "what?"), "--temperature -1: expected 0 or more"),
+        (("chat", "--max-tokens", 0, "what?"), "--max-tokens 0: expected 1 or more"),
+        (("chat", __file__), "the last argument is the question"),
+    ],
+)
+def test_arguments_that_do_not_belong_together(arguments, words, tmp_path):
+    out = ["--out", tmp_path / "out"] if arguments[0] == "export" else []
+    check_refused(in_process(arguments[0], "--run", tmp_path, *out, *arguments[1:]), words)
+
+
 def test_a_fault_inside_a_library_keeps_its_traceback(monkeypatch):
     """Only our own ValueErrors are sentences for the person."""
     monkeypatch.setattr(machine, "describe", lambda: json.loads("{"))
@@ -300,3 +333,30 @@ def test_a_row_that_would_stop_a_later_stage_is_refused_at_once(recipe, tmp_path
     done = in_process(*given, "data.on_bad_row=skip")
     assert done.returncode == 0, done.stderr
     assert "skipped" in done.stdout and (out / "stages" / "sft" / "final").is_dir()
+
+
+def test_the_readmes_way_without_alignment(recipe, tmp_path):
+    """The two commands as they stand there, and settings of a stage that has begun stay."""
+    common = ("--recipe", recipe, "--out", tmp_path / "out")
+    done = in_process("sft", *common, "sft.steps=1")
+    assert done.returncode == 0, done.stderr
+    begun = in_process("rlvr", *common, "sft.steps=2", "rlvr.start=sft", "rlvr.steps=1")
+    check_refused(begun, "sft.steps = 1", "now it is 2")
+    done = in_process("rlvr", *common, "sft.steps=1", "rlvr.start=sft", "rlvr.steps=1")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["stages"]) == {"base", "sft", "rlvr"}
+    earlier = in_process("align", *common, "sft.steps=1", "align.steps=2", "rlvr.start=sft",
+                         "rlvr.steps=1")  # fmt: skip
+    check_refused(earlier, "align.steps")
+
+
+def test_what_the_machine_lacks_is_one_sentence_and_exit_code_1(monkeypatch, recipe, tmp_path):
+    def fails(*_arguments: object, **_others: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("prism_lite.pipeline.evaluate", fails)
+    done = in_process("sft", "--recipe", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "prism-lite: out of GPU memory in the evaluation of stage base" in done.stderr
+    assert "model.max_pack_tokens" in done.stderr and "Traceback" not in done.stderr
