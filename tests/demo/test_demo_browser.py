@@ -5,58 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo import folder
-from tests.demo.screens import ARGUMENTS, PHONE, find_chromium, open_tab
+from tests.demo.screens import PHONE, open_tab
 
 pytestmark = pytest.mark.browser
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 TABS = ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`visit(url, width=390)` opens a page as a visitor of its own; requests elsewhere fail the test."""
-    contexts, elsewhere = [], []
-
-    def open_page(url: str, *, width: int = 1280, height: int = 860) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((url.partition("?")[0], "data:", "blob:"))
-                else elsewhere.append(request.url)
-            ),
-        )
-        page.goto(url)
-        page.wait_for_selector("#badge .badge")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not elsewhere, f"requests to other hosts: {elsewhere[:3]}"
 
 
 def text_of(page: Any, selector: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from demo import rows
-from demo.live import Model
+from demo.model import Model
 from demo.routing import part_routing, part_tokens
 from prism_lite.parts import Parts, parse
 
