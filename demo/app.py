@@ -55,8 +55,8 @@ def build_app(site: Site) -> gr.Blocks:
                     train.build(site, opened, run, tick)
             with gr.Tab("Rewards", id="rewards"):
                 rewards.build(site, opened, run)
-            with gr.Tab("Data", id="data"):
-                data.build(site, opened, run)
+            with gr.Tab("Data", id="data") as data_tab:
+                data.build(site, data_tab, run)
             if not site.home.is_shared:
                 with gr.Tab("Memory", id="memory"):
                     memory.build(site, opened, run)

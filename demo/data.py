@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
 from demo import folder, rows, view, widgets
 from demo.pictures import picture_file
@@ -24,8 +23,8 @@ FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet"]
 ALL_SIZES = "any number of digits"
 
 
-def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
-    """Lay out the tab and wire it."""
+def build(site: Site, tab: gr.Tab, run: gr.Dropdown) -> None:
+    """Lay out the tab and wire it. Its rows are drawn when it is first looked at: that takes a second."""
     filters = [run, *_filters()]
     with gr.Row():
         earlier = gr.Button("Earlier rows", elem_id="earlier", min_width=120)
@@ -65,9 +64,9 @@ def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
         return lambda page_number, *chosen: _screen(site, find, (page_number or 1) + by, chosen)
 
     first = in_words(lambda *chosen: _screen(site, find, 1, chosen))
-    for event in (opened.then, *(component.change for component in filters)):
-        event(first, filters, screen, **QUIET)
-    for event, by in ((number.submit, 0), (earlier.click, -1), (later.click, 1)):
+    for component in filters:
+        component.change(first, filters, screen, **QUIET)
+    for event, by in ((tab.select, 0), (number.submit, 0), (earlier.click, -1), (later.click, 1)):
         event(in_words(turn(by)), [number, *filters], screen, **QUIET)
     gallery.select(pick, None, [place], **QUIET)
     place.change(in_words(show_row), [place, number, *filters], row, **QUIET)

@@ -55,7 +55,7 @@ def test_the_sample_shows_its_recorded_completions(sample: Client) -> None:
 
 
 def test_the_sample_cannot_answer_a_drawing_and_says_so(sample: Client) -> None:
-    with pytest.raises(AppError, match="need the run's model"):
+    with pytest.raises(AppError, match="needs the run's model"):
         compare(sample, SAMPLE_ID, 1, source=DRAWING, question=QUESTION)
 
 
