@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from prism_lite.checkpoint import load_final
-from prism_lite.config import RunConfig
+from prism_lite.config import ModelConfig, RunConfig
 from prism_lite.data.task import TaskData, load_task, read_rows
-from prism_lite.evaluate import evaluate
+from prism_lite.evaluate import evaluate, evaluated_samples
 from prism_lite.models.backbone import Backbone, load_backbone
-from prism_lite.pipeline import POLICY_STAGES, base_folder, check_machine, read_prompts
+from prism_lite.pipeline import POLICY_STAGES, base_folder, read_prompts
 from prism_lite.recipe import read_run
 from prism_lite.report import stage_line
 from prism_lite.rollouts import sample_groups
@@ -37,11 +37,11 @@ def load_stage(path: str | Path, config: RunConfig, stage: str) -> Backbone:
     nothing).
 
     Raises:
-        ValueError: the stage is not finished, or the machine is not what the recipe needs.
+        ValueError: the stage is not finished.
     """
-    check_machine(config)
     tensors = load_final(Path(path) / "stages" / stage) if stage != "base" else None
-    backbone = load_backbone(config.model, config.lora, base_folder(config), seed=config.seed)
+    settings = _on_this_machine(config.model)
+    backbone = load_backbone(settings, config.lora, base_folder(config), seed=config.seed)
     if tensors is not None:
         backbone.load_adapter_state(tensors["policy"])
     return backbone
@@ -54,8 +54,12 @@ def load_checkpoint(config: RunConfig, model: str) -> Backbone:
         ValueError: it is no Qwen3-VL.
     """
     settings = dataclasses.replace(config.model, name=model, quantization="none")
-    check_machine(dataclasses.replace(config, model=settings))
-    return load_backbone(settings, config.lora, model, seed=config.seed)
+    return load_backbone(_on_this_machine(settings), config.lora, model, seed=config.seed)
+
+
+def _on_this_machine(model: ModelConfig) -> ModelConfig:
+    """What was trained on a large card may be looked at on a small one, or on a CPU."""
+    return dataclasses.replace(model, device="auto" if model.device == "cuda" else model.device)
 
 
 def heldout_task(
@@ -107,10 +111,13 @@ def evaluate_run(
         raise ValueError(f"--run {path} has no held-out rows: give --data FILE.")
     stage = stage or (last_stage(path) if model is None else "model")
     backbone = load_stage(path, config, stage) if model is None else load_checkpoint(config, model)
+    console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(
         config, backbone, dataclasses.replace(task, sft=(), align=(), rlvr=(), probe=()), console
     )
-    figures = evaluate(backbone, task, config) | {"n": len(task.heldout)}
+    if data is not None:  # all of what was asked for
+        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num_prompts=0))
+    figures = evaluate(backbone, task, config) | {"n": len(evaluated_samples(task, config))}
     console.print(f"{stage_line(stage, figures)}, {figures['n']} prompts", highlight=False)
     shown = sample_groups(
         backbone,
