@@ -89,7 +89,7 @@ def _picture_form() -> PictureForm:
     source = gr.Radio([EXAMPLE, DRAWING, UPLOAD], value=EXAMPLE, label="Picture", elem_id="source")
     with gr.Column(visible=True) as example_box:
         gallery = gr.Gallery(
-            label="Held-out examples", columns=4, rows=2, height=225, allow_preview=False,
+            label="Held-out examples", columns=4, rows=2, height=262, allow_preview=False,
             object_fit="contain", buttons=[], elem_id="examples", interactive=False,
         )  # fmt: skip
         example = gr.Dropdown(
@@ -163,6 +163,7 @@ def _answer_columns() -> list[gr.Component]:
 
 def _held_out() -> HeldOut:
     with gr.Accordion("Held-out figures of this run", open=True):
+        widgets.sideways()
         table = gr.Dataframe(
             interactive=False, show_label=False, elem_id="held-out", buttons=[], wrap=True
         )

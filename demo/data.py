@@ -32,7 +32,7 @@ def build(site: Site, tab: gr.Tab, run: gr.Dropdown) -> None:
         later = gr.Button("Later rows", elem_id="later", min_width=120)
     count = gr.HTML(elem_id="data-count")
     gallery = gr.Gallery(
-        label="Pictures and questions", columns=4, height=330, object_fit="contain", buttons=[],
+        label="Pictures and questions", columns=4, height=430, object_fit="contain", buttons=[],
         allow_preview=False, elem_id="data-gallery", interactive=False,
     )  # fmt: skip
     place = gr.Number(

@@ -23,6 +23,8 @@ HELP = {
     "rows lose.",
 }
 
+COLUMNS = '<p class="plot-help">What the columns mean: point at a word, or reach it with Tab.</p>'
+
 
 @dataclass(frozen=True)
 class GroupForm:
@@ -55,9 +57,11 @@ def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
                 label="Picture", height=130, interactive=False, buttons=[], elem_id="group-picture"
             )
             asked = gr.Textbox(label="Question and gold answer", interactive=False)
+    gr.HTML(COLUMNS)
     gr.HTML(
         view.figures((name, "", text) for name, text in HELP.items()), elem_classes="figures-host"
     )
+    widgets.sideways()
     table = gr.Dataframe(
         headers=groups.HEADERS, interactive=False, show_label=False, elem_id="candidates",
         buttons=[], max_height=460,
@@ -69,8 +73,8 @@ def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
     chosen = _row_form()
     shown = [widgets.completion("Completion", elem_id="row-text"), *_heat_maps()]
     screen = [held, source, picture, asked, table, plot, chosen.row, chosen.layer, chosen.colour]
-    _wire_group(site, opened, run, form, screen)
-    _wire_row(held, table, chosen, shown)
+    grouped = _wire_group(site, opened, run, form, screen)
+    _wire_row(grouped, held, table, chosen, shown)
 
 
 def _group_form() -> tuple[GroupForm, gr.HTML]:
@@ -115,8 +119,8 @@ def _heat_maps() -> list[gr.Component]:
 
 def _wire_group(
     site: Site, opened: Dependency, run: gr.Dropdown, form: GroupForm, screen: list[Any]
-) -> None:
-    """A recorded or logged group is chosen, a new one is sampled."""
+) -> list[Dependency]:
+    """A recorded or logged group is chosen, a new one is sampled: the events that bring a group."""
 
     def list_groups(run_id: str) -> gr.Dropdown:
         names = list(groups.known_groups(site.path(run_id)))
@@ -144,8 +148,8 @@ def _wire_group(
 
     for event in (opened.then, run.change):
         event(in_words(list_groups), [run], [form.choice], **QUIET)
-    form.choice.change(in_words(show_group), [run, form.choice], screen, **QUIET)
-    form.fresh.click(
+    picked = form.choice.change(in_words(show_group), [run, form.choice], screen, **QUIET)
+    sampled = form.fresh.click(
         in_words(sample_group),
         [run, screen[0], form.policy, form.size, form.seed],
         screen,
@@ -154,10 +158,21 @@ def _wire_group(
         show_progress_on=[screen[4]],
         api_visibility="private",
     )
+    return [picked, sampled]
 
 
-def _wire_row(held: gr.State, table: gr.Dataframe, chosen: RowForm, shown: list[Any]) -> None:
-    """A row is chosen by name or by a click."""
+def _wire_row(
+    grouped: list[Dependency],
+    held: gr.State,
+    table: gr.Dataframe,
+    chosen: RowForm,
+    shown: list[Any],
+) -> None:
+    """A row is chosen by name or by a click.
+
+    It is drawn after the group is, and on what a person does: `change` events would fire for each field
+    that a new group fills, and the last answer to come, of whichever, would stay.
+    """
 
     def pick(event: gr.SelectData, group: Mapping[str, Any] | None) -> str | None:
         return groups.row_names(group["rows"])[event.index[0]] if group else None
@@ -167,7 +182,8 @@ def _wire_row(held: gr.State, table: gr.Dataframe, chosen: RowForm, shown: list[
     ) -> tuple[Any, ...]:
         return groups.row_screen(group, row, int(layer), colour_by)
 
-    table.select(in_words(pick), [held], [chosen.row], **QUIET)
+    clicked = table.select(in_words(pick), [held], [chosen.row], **QUIET)
     inputs = [chosen.row, chosen.layer, chosen.colour]
-    events = [held.change, *(component.change for component in inputs)]
-    gr.on(events, in_words(show_row), [held, *inputs], shown, **QUIET)
+    events = [*(event.then for event in (*grouped, clicked)), *(field.input for field in inputs)]
+    for event in events:
+        event(in_words(show_row), [held, *inputs], shown, **QUIET)

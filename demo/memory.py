@@ -63,6 +63,7 @@ def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
     bars = widgets.bars(
         "Predicted peaks (GiB)", x="stage", y="GiB", color="what", sort=BAR_ORDER, height=300,
         colors=CATEGORY_COLORS | {"room": curves.GREY}, elem_id="plan-bars",
+        visible=False,  # until something was simulated
     )  # fmt: skip
     gr.HTML("<h3>Measured in this run</h3>")
     numbers = widgets.figures("memory-figures")
@@ -91,9 +92,9 @@ def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
         ]
         return view.figures(items), frame, view.note(_what_is_measured(path))
 
-    def simulate(chosen: str, card_name: str) -> tuple[str, pd.DataFrame]:
+    def simulate(chosen: str, card_name: str) -> tuple[str, gr.BarPlot]:
         found = run_plan(chosen, CARDS.get(card_name))
-        return plan_verdict(found), plan_frame(found)
+        return plan_verdict(found), gr.BarPlot(value=plan_frame(found), visible=True)
 
     for event in (opened.then, run.change):
         event(in_words(show), [run], [numbers, plot, message], **QUIET)

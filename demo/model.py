@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Model:
 
     def answer(
         self, stage: str, sample: Sample, *, seed: int, temperature: float
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """Sample one completion of a stage's policy, yielding it as it grows; the last one is whole.
 
         The same seed gives the same text.

@@ -37,6 +37,7 @@ def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
         elem_id="reward-bars",
     )  # fmt: skip
     alarms = gr.HTML(elem_id="alarms")
+    widgets.sideways()
     table = gr.Dataframe(
         interactive=False, show_label=False, elem_id="rewards", max_height=420, buttons=[],
     )  # fmt: skip
@@ -154,7 +155,7 @@ def _numbers(found: Sequence[Mapping[str, Any]], mean: float, logged: Mapping[st
     items = [
         (
             "mean of the bars",
-            f"{mean:.3f}",
+            f"{mean:.4f}",
             "Mean over this step's rollouts of the weighted rewards.",
         )
     ]
@@ -162,7 +163,7 @@ def _numbers(found: Sequence[Mapping[str, Any]], mean: float, logged: Mapping[st
         items.append(
             (
                 "logged reward",
-                f"{logged['reward']:.3f}",
+                f"{logged['reward']:.4f}",
                 "What the training wrote to metrics.jsonl for this step; the bars must add up to it.",
             )
         )

@@ -119,9 +119,9 @@ def _rollouts() -> list[gr.Component]:
             min_width=260, buttons=[], interactive=False,
         )  # fmt: skip
         table = gr.Dataframe(
-            headers=["picture", "completion", "advantage", "finish"], interactive=False, wrap=True,
+            headers=["no.", "completion", "advantage", "finish"], interactive=False, wrap=True,
             show_label=False, elem_id="rollouts", min_width=320, max_height=330, buttons=[],
-            column_widths=["18%", "44%", "22%", "16%"],
+            column_widths=["12%", "47%", "24%", "17%"],
         )  # fmt: skip
     return [latest, pictures, table]
 

@@ -48,3 +48,8 @@ def bars(
 def figures(elem_id: str) -> gr.HTML:
     """Where `view.figures` are shown; their explanations may reach beyond its edge."""
     return gr.HTML(elem_id=elem_id, elem_classes="figures-host")
+
+
+def sideways() -> gr.HTML:
+    """Above a wide table: says on a phone that there is more of it."""
+    return gr.HTML('<p class="plot-help phone-hint">The table scrolls sideways.</p>')

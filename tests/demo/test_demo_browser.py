@@ -216,6 +216,26 @@ def choose_run(page: Any, name: str) -> None:
     page.wait_for_timeout(300)
 
 
+def test_another_group_shows_its_own_row(visit: Callable[..., Any], sample_url: str) -> None:
+    """Filling the fields of a new group must not answer after the group itself, with the old one."""
+    groups = folder.read_lines(folder.SAMPLE_RUN / "demo" / "groups.jsonl")
+    page = visit(sample_url)
+    open_tab(page, "Discriminator")
+    page.wait_for_selector("#heat-perception .token-container")
+    for number in (2, 3):
+        page.locator("#group input").click()
+        page.get_by_role("option", name=f"last discriminator · {number} ·").click()
+        expected = groups[number - 1]["rows"][0]["completion"].split("\n")[0]
+        page.wait_for_function(
+            "text => document.querySelector('#row-text').innerText.replace(/\\s+/g, '')"
+            ".includes(text)",
+            arg="".join(expected.removeprefix("<caption>").removesuffix("</caption>").split()),
+        )
+        page.wait_for_timeout(1500)  # whatever else was on its way
+        assert page.locator("#heat-perception .token-container").count() > 3
+        assert page.locator("#heat-reasoning .token-container").count() > 3
+
+
 def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:
     page = visit(f"{sample_url}?__theme=dark")
     assert page.evaluate("document.body.classList.contains('dark')")

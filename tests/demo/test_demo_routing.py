@@ -91,12 +91,15 @@ def test_an_answer_that_nobody_waits_for_ends_and_leaves_the_model_usable(model:
     assert again.text == whole.text and again.finish_reason == whole.finish_reason
 
 
-def test_what_sampling_refuses_is_said_to_whoever_asked(model: Model) -> None:
-    from demo.own import sample_for
+def test_what_sampling_refuses_is_said_to_whoever_asked(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("the prompt is too long")
 
-    endless = sample_for("why " * 490, model.task.heldout[0].pictures[0].open())
-    with pytest.raises(ValueError, match="max_prompt_tokens"):
-        list(model.answer("base", endless, seed=0, temperature=0.0))
+    monkeypatch.setattr("demo.stream.sample_groups", refuse)
+    with pytest.raises(ValueError, match="too long"):
+        list(model.answer("base", model.task.heldout[0], seed=0, temperature=0.0))
 
 
 def test_an_open_page_does_not_take_the_model_from_another_run(live_home: Path) -> None:
