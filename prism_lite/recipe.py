@@ -197,6 +197,11 @@ def _check_across_fields(config: RunConfig) -> None:
             "sampling.temperature = 0: all rollouts of a group would be the same. Expected more than "
             "0; evaluation samples greedily by itself."
         )
+    if config.model.offload_checkpoints and not config.model.gradient_checkpointing:
+        raise ValueError(
+            "model.offload_checkpoints = true moves the checkpoints of gradient checkpointing, which is "
+            "off: set model.gradient_checkpointing=true too."
+        )
     rlvr = config.rlvr
     if rlvr.judge_weight > 0 and not (rlvr.judge.base_url and rlvr.judge.model):
         raise ValueError(
