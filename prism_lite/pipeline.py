@@ -203,8 +203,8 @@ def read_prompts(
     Raises:
         ValueError: a prompt is too long (where data.on_bad_row is "error"); names the row.
     """
-    samples = {(sample.source, sample.id): sample for sample in all_samples(task)}
-    bad: dict[tuple[str, str], str] = {}
+    samples = {sample.key: sample for sample in all_samples(task)}
+    bad: dict[str, str] = {}
     for key, sample in track(
         samples.items(), "reading prompts", total=len(samples), console=console, transient=True
     ):

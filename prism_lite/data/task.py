@@ -65,11 +65,11 @@ def all_samples(task: TaskData) -> Iterator[Sample]:
     yield from (pair.sample for pair in task.probe)
 
 
-def without_samples(task: TaskData, bad: Collection[tuple[str, str]]) -> TaskData:
-    """The task without the samples of these (source, id)."""
+def without_samples(task: TaskData, bad: Collection[str]) -> TaskData:
+    """The task without the samples of these keys."""
 
     def is_good(sample: Sample) -> bool:
-        return (sample.source, sample.id) not in bad
+        return sample.key not in bad
 
     return dataclasses.replace(
         task,
