@@ -44,7 +44,7 @@ def test_a_mode_with_rewards_wants_answers_before_anything_is_loaded(task, tmp_p
     rows = list(task.align)
     rows[3] = dataclasses.replace(rows[3], answer=" ", source="rows.jsonl:4")
     asked = dataclasses.replace(task, align=tuple(rows))
-    monkeypatch.setattr(pipeline, "load_task", lambda config: asked)
+    monkeypatch.setattr(pipeline, "load_task", lambda config, **_: asked)
     monkeypatch.setattr(pipeline, "base_folder", lambda config: pytest.fail("too late"))
     with pytest.raises(ValueError, match=r"rows\.jsonl:4: no answer .* align\.mode = rlvr"):
         pipeline.run(micro_recipe(align__mode="rlvr"), tmp_path / "out", console=quiet_console())

@@ -11,7 +11,7 @@ import pytest
 from prism_lite.data.formats import load_samples
 from prism_lite.data.task import load_task, without_samples
 from prism_lite.parts import Parts
-from prism_lite.pipeline import read_prompts
+from prism_lite.reading import read_prompts
 from prism_lite.stages.draws import _not_seen
 from prism_lite.stages.replay import Replay
 from prism_lite.types import Group, Rollout, Sample, Turn
@@ -72,7 +72,7 @@ def test_keys_in_memory_and_in_checkpoints(two_files):
         (train[2].key, "a"),
         (test[2].key, "b"),
     ]
-    assert again._kept[1][0].question == f"{QUESTIONS['test']} (2)"
+    assert again._kept[1][0].question == f"<image>{QUESTIONS['test']} (2)"
 
 
 def _group(sample: Sample, caption: str) -> Group:
