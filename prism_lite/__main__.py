@@ -1,19 +1,18 @@
 """The command line: parse, call one function. Heavy imports wait until they are needed.
 
-Exit codes: 0 done, 1 our fault, 2 what the person gave is wrong (one sentence, no traceback), 3 stopped
-on request (the same command resumes).
+Exit codes: 0 done, 1 our fault or the machine's, 2 what the person gave is wrong (one sentence, no
+traceback), 3 stopped on request (the same command resumes).
 """
 
 from __future__ import annotations
 
 import argparse
 import linecache
-import shlex
 import sys
 from collections.abc import Sequence
 
 import prism_lite  # sets the thread settings before torch is imported
-from prism_lite import model_commands, plan_command
+from prism_lite import model_commands, plan_command, study_command
 from prism_lite.quiet import quiet_libraries
 
 STAGE_HELP = {
@@ -35,15 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.given = given
     try:
         return arguments.handler(arguments, _overrides(overrides))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if not _is_for_the_person(error):
             raise
         print(f"prism-lite: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
 
-def _is_for_the_person(error: ValueError) -> bool:
-    """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave.
+def _is_for_the_person(error: Exception) -> bool:
+    """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave, its
+    RuntimeErrors about the machine.
 
     One from inside another library, or from a builtin (`zip(strict=True)`, `int("x")`), is a fault of
     ours and keeps its traceback.
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
     check.set_defaults(handler=_data_check)
     plan_command.add_command(commands)
+    study_command.add_command(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.set_defaults(handler=_doctor)
     demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
@@ -158,11 +159,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     try:
         results = pipeline.run(config, out, stages=stages, console=console)
     except (Stopped, KeyboardInterrupt) as stop:
-        happened = str(stop) or "interrupted"
-        console.print(
-            f"{happened}; resume with: {shlex.join(['prism-lite', *arguments.given])}",
-            soft_wrap=True,
-        )
+        console.print(report.resume_line(stop, arguments.given), soft_wrap=True)
         return 3
     if results.get("stages"):
         console.print(report.results_table(results))

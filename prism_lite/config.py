@@ -291,6 +291,8 @@ class EvalConfig:
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     num_samples: PositiveInt = 4  # completions per prompt at temperature 1
+    num_prompts: NonNegativeInt = 0  # the first of the held-out ones; 0: all
+    stages: tuple[Literal["base", "sft", "align", "rlvr"], ...] = ("base", "sft", "align", "rlvr")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
 from prism_lite.rewards.of_groups import group_accuracy
 from prism_lite.rollouts import sample_in_pieces
-from prism_lite.types import Group
+from prism_lite.types import Group, Sample
+
+
+def evaluated_samples(task: TaskData, config: RunConfig) -> Sequence[Sample]:
+    """The held-out prompts that count: all, or the first `eval.num_prompts`."""
+    return task.heldout[: config.eval.num_prompts or None]
 
 
 def evaluate(
@@ -45,9 +50,10 @@ def evaluate(
         "seed": (config.seed, "evaluate"),
         "each": each,
     }
+    samples = evaluated_samples(task, config)
     groups = sample_in_pieces(
         backbone,
-        task.heldout,
+        samples,
         group_size=config.eval.num_samples,
         sampling=sampled,
         doing=f"evaluating {stage}, sampled",
@@ -56,7 +62,7 @@ def evaluate(
     rates = _rates(groups, task)
     greedy_groups = sample_in_pieces(
         backbone,
-        task.heldout,
+        samples,
         group_size=1,
         sampling=greedy,
         doing=f"evaluating {stage}, greedy",

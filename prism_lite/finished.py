@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from prism_lite.checkpoint import load_final
-from prism_lite.config import RunConfig
+from prism_lite.config import ModelConfig, RunConfig
 from prism_lite.data.task import TaskData, load_heldout, system_prompt_of
-from prism_lite.evaluate import evaluate
+from prism_lite.evaluate import evaluate, evaluated_samples
 from prism_lite.models.backbone import Backbone, load_backbone
-from prism_lite.pipeline import POLICY_STAGES, base_folder, check_machine
+from prism_lite.pipeline import POLICY_STAGES, base_folder
 from prism_lite.reading import read_prompts
 from prism_lite.recipe import read_run
 from prism_lite.report import stage_line
@@ -38,11 +38,11 @@ def load_stage(path: str | Path, config: RunConfig, stage: str) -> Backbone:
     nothing).
 
     Raises:
-        ValueError: the stage is not finished, or the machine is not what the recipe needs.
+        ValueError: the stage is not finished.
     """
-    check_machine(config)
     tensors = load_final(Path(path) / "stages" / stage) if stage != "base" else None
-    backbone = load_backbone(config.model, config.lora, base_folder(config), seed=config.seed)
+    settings = _on_this_machine(config.model)
+    backbone = load_backbone(settings, config.lora, base_folder(config), seed=config.seed)
     if tensors is not None:
         backbone.load_adapter_state(tensors["policy"])
     return backbone
@@ -55,8 +55,12 @@ def load_checkpoint(config: RunConfig, model: str) -> Backbone:
         ValueError: it is no Qwen3-VL.
     """
     settings = dataclasses.replace(config.model, name=model, quantization="none")
-    check_machine(dataclasses.replace(config, model=settings))
-    return load_backbone(settings, config.lora, model, seed=config.seed)
+    return load_backbone(_on_this_machine(settings), config.lora, model, seed=config.seed)
+
+
+def _on_this_machine(model: ModelConfig) -> ModelConfig:
+    """What was trained on a large card may be looked at on a small one, or on a CPU."""
+    return dataclasses.replace(model, device="auto" if model.device == "cuda" else model.device)
 
 
 def heldout_task(
@@ -111,10 +115,13 @@ def evaluate_run(
         raise ValueError(f"--run {path} has no held-out rows: give --data FILE.")
     stage = stage or (last_stage(path) if model is None else "model")
     backbone = load_stage(path, config, stage) if model is None else load_checkpoint(config, model)
+    console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
     if not task.heldout:
         raise ValueError(f"no row is left to evaluate: {task.skipped[0].message}")
-    figures = evaluate(backbone, task, config) | {"n": len(task.heldout)}
+    if data is not None:  # all of what was asked for
+        config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num_prompts=0))
+    figures = evaluate(backbone, task, config) | {"n": len(evaluated_samples(task, config))}
     console.print(f"{stage_line(stage, figures)}, {figures['n']} prompts", highlight=False)
     shown = sample_groups(
         backbone,

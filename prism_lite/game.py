@@ -145,8 +145,18 @@ def _num_pairs(judged: Sequence[Judged]) -> int:
 
 
 def _by_prompt(scores: Scores, chunk: Sequence[Judged]) -> tuple[Tensor, list[Tensor]]:
-    """Teacher scores [P, 2] and, per prompt, student scores [students, 2]."""
+    """Teacher scores [P, 2] and, per prompt, student scores [students, 2].
+
+    Raises:
+        RuntimeError: a score is not finite; nothing was changed.
+    """
     score_K2 = torch.stack([scores.perception_K, scores.reasoning_K], 1)
+    if not score_K2.isfinite().all():
+        raise RuntimeError(
+            f"the discriminator's scores of {', '.join(item.prompt.id for item in chunk)} are not "
+            "finite: it diverged, or numbers go beyond float16. Lower its learning rate "
+            "(discriminator.optim.learning_rate), or try model.compute_dtype=float32."
+        )
     rows = score_K2.split([1 + len(item.students) for item in chunk])
     return torch.stack([row[0] for row in rows]), [row[1:] for row in rows]
 

@@ -119,7 +119,7 @@ def optimizer_step(
     if not is_finite and scale <= LEAST_SCALE:
         raise RuntimeError(
             f"the gradient's norm is {norm}: the step was not taken. Lower the learning rate, or "
-            "look for a broken row in the last batch (rollouts/ of the run folder)."
+            "look for a broken row in the last batch (the newest file of the run's rollouts/)."
         )
     for group in inner.param_groups:
         group["lr"] = learning_rate

@@ -21,10 +21,11 @@ from prism_lite.checkpoint import write_text
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData, load_task
 from prism_lite.environment import cache_folder, check_same_data, write_environment
-from prism_lite.evaluate import evaluate
+from prism_lite.evaluate import evaluate, evaluated_samples
 from prism_lite.models.backbone import load_backbone
+from prism_lite.peak import peak_gib, start_peak
 from prism_lite.reading import read_prompts
-from prism_lite.run_folder import RunFolder, check_folder, open_run, peak_gib
+from prism_lite.run_folder import RunFolder, check_folder, open_run
 from prism_lite.stages.align import run_align
 from prism_lite.stages.align_dpo import run_dpo
 from prism_lite.stages.align_sft import run_teacher_sft
@@ -76,11 +77,15 @@ def run(
     check_machine(config)
     check_folder(Path(out), config)
     check_same_data(Path(out), config.data)
+    if config.data.task == "files":
+        console.print("reading and checking the data")
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
     _check_stages(config, Path(out), stages, task)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
+    if config.model.name != "tiny":
+        console.print(f"loading {config.model.name} (a hub id is downloaded the first time)")
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
@@ -93,7 +98,8 @@ def run(
             _evaluate(context, "base", {"seconds": base_s})
         for stage in stages:
             if not folder.is_done(stage):
-                with _seconds_noted(folder, stage), _memory_advice(config, stage):
+                start_peak(backbone.device)
+                with _seconds_noted(folder, stage), _memory_advice(context, f"stage {stage}"):
                     STAGES[stage](context)
             if stage in POLICY_STAGES and stage not in folder.results().get("stages", {}):
                 context.load_policy(stage)
@@ -193,14 +199,15 @@ def _check_answers(config: RunConfig, task: TaskData) -> None:
 
 
 @contextmanager
-def _memory_advice(config: RunConfig, stage: str) -> Iterator[None]:
+def _memory_advice(context: Context, doing: str) -> Iterator[None]:
     """Out of memory: say which settings help."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        config, peak = context.config, peak_gib(context.backbone.device)
         raise RuntimeError(
-            f"out of GPU memory in stage {stage} (peak so far {peak_gib():.1f} GiB). Give the same "
-            f"command a smaller model.max_pack_tokens (now {config.model.max_pack_tokens}) or "
+            f"out of GPU memory in {doing} (peak so far {peak:.1f} GiB). Give the same command a "
+            f"smaller model.max_pack_tokens (now {config.model.max_pack_tokens}) or "
             f"sampling.max_rows (now {config.sampling.max_rows or 'automatic'}), or "
             "model.gradient_checkpointing=true; it goes on from the last checkpoint. Smaller "
             "pictures (model.max_pixels) need a new --out."
@@ -222,17 +229,21 @@ def _write_skipped(folder: RunFolder, task: TaskData) -> None:
 
 def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
     folder = context.run
+    if stage not in context.config.eval.stages:
+        return
     if not context.task.heldout:
         folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
         return
-    figures = evaluate(
-        context.backbone, context.task, context.config, each=folder.each, stage=stage
-    )
-    results = folder.results() or {
+    with _memory_advice(context, f"the evaluation of stage {stage}"):
+        figures = evaluate(
+            context.backbone, context.task, context.config, each=folder.each, stage=stage
+        )
+    results = {
         "task": context.config.data.task,
-        "n": len(context.task.heldout),
+        "n": len(evaluated_samples(context.task, context.config)),
         "seed": context.config.seed,
         "stages": {},
+        **folder.results(),
     }
     seconds = {k: v for k, v in results.get("seconds", {}).items() if k == stage}
     merged = figures | {"seconds": seconds[stage]} if seconds else figures | dict(extra)

@@ -18,13 +18,12 @@ from prism_lite.types import Group
 def rollout_metrics(groups: Sequence[Group], *, generated_s: float) -> dict[str, float]:
     """Lengths, malformed rate, entropy and speed of sampling.
 
-    entropy, nats per token: mean of -log-prob of the sampled tokens, which estimates the sampling
-    distribution's entropy without bias.
+    entropy, nats per token: of the distributions that the tokens were drawn from.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     terminated = [len(rollout.token_ids) for rollout in rollouts if rollout.finish == "end"]
-    surprise = -sum(float(rollout.sampling_logprob_C.sum()) for rollout in rollouts)
+    entropy = sum(float(rollout.sampling_entropy_C.sum()) for rollout in rollouts)
     return {
         "num_tokens": sum(lengths),
         "completions/mean_length": sum(lengths) / len(lengths),
@@ -33,7 +32,7 @@ def rollout_metrics(groups: Sequence[Group], *, generated_s: float) -> dict[str,
         "completions/clipped_ratio": (len(rollouts) - len(terminated)) / len(rollouts),
         **_terminated_metrics(terminated),
         "malformed_rate": sum(not r.is_well_formed for r in rollouts) / len(rollouts),
-        "entropy": surprise / sum(lengths),
+        "entropy": entropy / sum(lengths),
         "gen_tokens_per_s": sum(lengths) / generated_s,
     }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,14 @@ def to_json(value: Any) -> str:
 
 
 def rate_text(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
-    """The rate and half its 95 % interval, as 0.51±0.05; "-" where it was not measured."""
-    if name not in figures:
+    """The figure and half its 95 % interval, as 0.51±0.05; without one 0.51; "-" if not measured."""
+    if figures.get(name) is None:
         return "-"
+    text = f"{figures[name]:.{digits}f}"
+    if name not in figures["ci95"]:
+        return text
     low, high = figures["ci95"][name]
-    return f"{figures[name]:.{digits}f}±{(high - low) / 2:.{digits}f}"
+    return f"{text}±{(high - low) / 2:.{digits}f}"
 
 
 def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
@@ -46,10 +50,20 @@ def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
     return f"[bold]{stage:5}[/] " + ", ".join(cells)
 
 
+def resume_line(stop: BaseException, given: Sequence[str]) -> str:
+    """What a stopped command ends with: what happened, and the line that goes on.
+
+    Args:
+        stop: `Stopped` or KeyboardInterrupt.
+        given: the arguments of the command.
+    """
+    happened, resumed = str(stop) or "interrupted", shlex.join(["prism-lite", *given])
+    return f"{happened}; resume with: {resumed}"
+
+
 def results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
     """Header and one row per evaluated stage, as text."""
-    header = ["stage", *(title for _, title in COLUMNS), "mean tokens", "seconds"]
-    rows = [header]
+    rows = [figures_header("stage")]
     for stage in STAGE_ORDER:
         figures = results.get("stages", {}).get(stage)
         if figures is None:
@@ -57,28 +71,39 @@ def results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]]
         seconds = figures.get("seconds")
         if stage == "align" and "warmup" in results.get("seconds", {}):
             seconds = (seconds or 0.0) + results["seconds"]["warmup"]
-        rows.append(
-            [
-                stage,
-                *(rate_text(figures, name, digits) for name, _ in COLUMNS),
-                f"{figures['mean_tokens']:.1f}",
-                "-" if seconds is None else f"{seconds:.0f}",
-            ]
-        )
+        rows.append(figures_row(stage, {**figures, "seconds": seconds}, digits))
     return rows
+
+
+def figures_header(first: str) -> list[str]:
+    """Titles above `figures_row`."""
+    return [first, *(title for _, title in COLUMNS), "mean tokens", "seconds"]
+
+
+def figures_row(first: str, figures: Mapping[str, Any], digits: int = 3) -> list[str]:
+    """One row of a table of figures, as text."""
+    return [
+        first,
+        *(rate_text(figures, name, digits) for name, _ in COLUMNS),
+        rate_text(figures, "mean_tokens", 1),
+        rate_text(figures, "seconds", 0),
+    ]
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """The table that `prism-lite run` ends with."""
-    header, *rows = results_rows(results, digits=2)
-    table = Table(
-        title=f"{results['n']} held-out prompts, 95 % intervals; align includes warm-up",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for i, title in enumerate(header):
-        table.add_column(title, justify="left" if i == 0 else "right")
-    for row in rows:
+    title = f"{results['n']} held-out prompts, 95 % intervals; align includes warm-up"
+    return rows_table(results_rows(results, digits=2), title)
+
+
+def rows_table(rows: Sequence[Sequence[str]], title: str) -> Table:
+    """Rows of text, the first one the header, for the console."""
+    header, *rest = rows
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, name in enumerate(header):  # titles wrap, figures never do
+        width = max((len(row[i]) for row in rest), default=0)
+        table.add_column(name, justify="left" if i == 0 else "right", min_width=width)
+    for row in rest:
         table.add_row(*row)
     return table
 
@@ -169,9 +194,14 @@ def _plot_results(folder: RunFolder, plt: Any) -> None:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """The results as a Markdown table."""
-    header, *rows = results_rows(results)
+    return markdown_rows(results_rows(results))
+
+
+def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the first one the header, as a Markdown table."""
+    header, *rest = rows
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rest])
 
 
 def write_card(folder: RunFolder, results: Mapping[str, Any]) -> None:

@@ -64,7 +64,9 @@ def sample_groups(
     prompts = [backbone.prompt(sample, system_prompt) for sample in samples]
     backbone.core.eval()
     dense = holds_dense_weights(backbone, sampling)
-    decoder = lean_decoder(backbone.core, dense=dense)
+    decoder = lean_decoder(
+        backbone.core, dense=dense, float32_residual=backbone.precision.float32_residual
+    )
     max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
     for jobs in split_jobs(len(prompts), group_size, max_rows):
@@ -192,7 +194,7 @@ def _decode(
     uniform_RC = torch.stack([row for prompt in in_order for row in uniforms[prompt]]).to(device)
     next_position_R = torch.tensor([prompts[p].next_position for p in order], device=device)
     num_positions = max(prompt.next_position for prompt in prompts) + max_tokens
-    cos_Ld, sin_Ld = _rotary(decoder, num_positions, embedding.weight)
+    cos_Ld, sin_Ld = _rotary(decoder, num_positions)
     logits_RV = logits_BV[prompt_R]
 
     num_rows = len(order)
@@ -227,16 +229,19 @@ def _decode(
             lambda layer, q, k, v: cache.attend(layer, q, k, v, decoder.scale),
         )
         cache.length += 1
-        logits_RV = backbone.core.lm_head(hidden_RD)
+        logits_RV = backbone.next_logits(hidden_RD)
     rows = zip(token_RC.tolist(), logprob_RC.cpu(), entropy_RC.cpu(), strict=True)
     groups: list[list[Rollout]] = [[] for _ in prompts]
     for prompt, row in zip(order, rows, strict=True):
-        groups[prompt].append(_rollout(backbone, *row))
+        rollout = _rollout(backbone, *row)
+        _require_finite(rollout, prompts[prompt])
+        groups[prompt].append(rollout)
     return groups
 
 
-def _rotary(decoder: LeanDecoder, num_positions: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def _rotary(decoder: LeanDecoder, num_positions: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines [L, d] of the positions 0 .. L - 1, the same on all three axes."""
+    like = decoder.norm_D  # lies where the layers do, which the embeddings need not
     position_ids = torch.arange(num_positions, device=like.device).expand(3, 1, -1)
     cos_1Ld, sin_1Ld = decoder.rotary(like, position_ids)
     return cos_1Ld[0], sin_1Ld[0]
@@ -258,3 +263,13 @@ def _rollout(
         sampling_logprob_C=logprob_C[:length].clone(),
         sampling_entropy_C=entropy_C[:length].clone(),
     )
+
+
+def _require_finite(rollout: Rollout, prompt: Prompt) -> None:
+    """Logits that are NaN or infinite draw tokens all the same: the log-probs tell."""
+    if not torch.isfinite(rollout.sampling_logprob_C).all():
+        raise RuntimeError(
+            f"sampling prompt {prompt.id}: the model's logits are not finite. Weights that diverged, or "
+            "numbers beyond float16: try an earlier checkpoint, model.compute_dtype=float32 or "
+            "model.float32_vision=true."
+        )

@@ -8,7 +8,6 @@ as the command "stop".
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -42,28 +41,16 @@ from prism_lite.checkpoint import (
 )
 from prism_lite.config import RunConfig
 from prism_lite.recipe import to_dict
+from prism_lite.run_settings import check_same_settings, fingerprint
 
 T = TypeVar("T")
 PAUSE_POLL_S = 0.5
-# They decide how work is laid out in memory and time, not what is computed: a run that ran out of
-# memory goes on with smaller ones.
-MAY_CHANGE = frozenset(
-    {
-        "save_every",
-        "model.max_pack_tokens",
-        "model.max_cached_pictures",
-        "model.picture_cache_gib",
-        "model.picture_disk_gib",
-        "model.attention",
-        "model.gradient_checkpointing",
-        "model.offload_checkpoints",
-        "model.vision_on_cpu",
-        "model.embeddings_on_cpu",
-        "model.min_gpu_gib",
-        "sampling.max_rows",
-        "sampling.dense_weights",
-        "discriminator.prompt_cache_gib",
-    }
+# Metrics of the last step that stand beside the progress bar.
+IN_THE_BAR = (
+    ("loss", "loss"),
+    ("reward", "reward"),
+    ("disc/pair_accuracy_reasoning", "pairs won"),
+    ("malformed_rate", "malformed"),
 )
 
 
@@ -84,11 +71,9 @@ class RunFolder:
         self.path = path
         self.config = config
         self.console = console
-        self._fingerprint = hashlib.sha256(
-            json.dumps(_comparable(to_dict(config)), sort_keys=True).encode()
-        ).hexdigest()
         self._stop_requested = False
         self._started_s = time.monotonic()
+        self._last = ""
 
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
@@ -106,7 +91,9 @@ class RunFolder:
 
     def restore(self, stage: str) -> Restored | None:
         """The newest good checkpoint of an unfinished stage; says which ones it refused."""
-        restored, refused = load_latest(self.stage(stage), fingerprint=self._fingerprint)
+        restored, refused = load_latest(
+            self.stage(stage), fingerprint=fingerprint(self.config, stage)
+        )
         for sentence in refused:
             self.console.print(f"[yellow]{sentence}[/]")
         self._forget_metrics(stage, after=restored.step if restored else 0)
@@ -127,21 +114,25 @@ class RunFolder:
         """
         with Progress(
             TextColumn("{task.description:9}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[last]}"),
             console=self.console,
         ) as progress:
-            task = progress.add_task(stage, total=num_steps, completed=start)
+            task = progress.add_task(stage, total=num_steps, completed=start, last="")
             saved = start
             for step in range(start, num_steps):
                 yield step
-                progress.advance(task)
+                progress.update(task, advance=1, last=self._last)
                 done, stop = step + 1, self._asked_to_stop()
                 if stop or (done < num_steps and done % self.config.save_every == 0):
                     save_checkpoint(
-                        self.stage(stage), done, trained(), fingerprint=self._fingerprint
+                        self.stage(stage),
+                        done,
+                        trained(),
+                        fingerprint=fingerprint(self.config, stage),
                     )
                     saved = done
                 if stop:
@@ -167,6 +158,8 @@ class RunFolder:
         }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | dict(metrics)) + "\n")
+        shown = [f"{title} {metrics[name]:.2f}" for name, title in IN_THE_BAR if name in metrics]
+        self._last = ", ".join(shown)
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, of one stage or all."""
@@ -259,7 +252,7 @@ def check_folder(path: Path, config: RunConfig) -> None:
     if path.is_dir() and any(path.iterdir()) and not has_run:
         raise ValueError(f"--out {path} is not empty and holds no run: name another folder.")
     if has_run:
-        _check_same_settings(path, config)
+        check_same_settings(path, config)
 
 
 @contextmanager
@@ -282,35 +275,6 @@ def _ctrl_c_stops(run: RunFolder) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _check_same_settings(path: Path, config: RunConfig) -> None:
-    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    differences = list(_differences(_comparable(before), _comparable(to_dict(config))))
-    if differences:
-        key, old, new = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-        raise ValueError(
-            f"{path} holds a run with {key} = {old!r}, now it is {new!r}{more}: give the same "
-            "settings to resume it, or another --out."
-        )
-
-
-def _comparable(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings without those that a resumed run may change."""
-    return {
-        name: _comparable(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
-        for name, value in settings.items()
-        if f"{prefix}{name}" not in MAY_CHANGE
-    }
-
-
-def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted(before.keys() | after.keys()):
-            yield from _differences(before.get(name), after.get(name), f"{key}.{name}".strip("."))
-    elif before != after:
-        yield key, before, after
-
-
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file; a last line cut short by a kill is left out."""
     if not path.exists():
@@ -324,12 +288,3 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if number + 1 < len(lines):
                 raise
     return records
-
-
-def peak_gib() -> float:
-    """Peak memory so far: of the GPU's allocator, or of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -49,7 +49,9 @@ def draw_tokens(logits_RV: Tensor, uniform_R: Tensor, sampling: SamplingConfig) 
     """
     logits_RV = logits_RV.float()
     if sampling.temperature > 0:
-        logits_RV = truncate(logits_RV / sampling.temperature, sampling)
+        if sampling.temperature != 1:  # a pass over the vocabulary
+            logits_RV = logits_RV / sampling.temperature
+        logits_RV = truncate(logits_RV, sampling)
     log_weight_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)).clamp_(min=LOWEST)
     weight_RV = log_weight_RV.exp()
     block_RB = _block_sums(weight_RV)

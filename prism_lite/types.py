@@ -147,7 +147,7 @@ class Rollout:
     parts: Parts | Malformed
     finish: FinishReason
     sampling_logprob_C: Tensor = field(repr=False)
-    sampling_entropy_C: Tensor | None = field(default=None, repr=False)
+    sampling_entropy_C: Tensor = field(repr=False)
 
     @property
     def is_well_formed(self) -> bool:

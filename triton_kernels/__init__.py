@@ -10,9 +10,10 @@ NAME_triton.py (imported only when a kernel is launched: this package works with
 `triton_kernels.reference` has plain eager versions of the same signatures.
 """
 
+from triton_kernels._gemm import mm_float32
 from triton_kernels.logprob import token_logprobs
 from triton_kernels.lora import lora_experts
 from triton_kernels.routing import route_topk
 from triton_kernels.types import IGNORED_ID, Routing
 
-__all__ = ["IGNORED_ID", "Routing", "lora_experts", "route_topk", "token_logprobs"]
+__all__ = ["IGNORED_ID", "Routing", "lora_experts", "mm_float32", "route_topk", "token_logprobs"]

@@ -21,6 +21,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
+import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.environment import cache_folder
 from prism_lite.models.backend import choose_backend, load_with_unsloth
@@ -211,6 +212,10 @@ class Backbone:
     def head_weight(self) -> Tensor:
         """The frozen output embedding [V, D]."""
         return self.core.get_output_embeddings().weight
+
+    def next_logits(self, hidden_RD: Tensor) -> Tensor:
+        """float32 [R, V]. Not rounded to 16 bit: the policy loss computes the same log-probs again."""
+        return tk.mm_float32(hidden_RD, self.head_weight.T)
 
 
 def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int) -> Backbone:

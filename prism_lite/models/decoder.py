@@ -51,14 +51,16 @@ class LeanDecoder:
     scale: float
     activation: Callable[[Tensor], Tensor]
     rotary: Callable[..., tuple[Tensor, Tensor]]
+    float32_residual: bool
 
 
-def lean_decoder(core: Any, *, dense: bool) -> LeanDecoder:
+def lean_decoder(core: Any, *, dense: bool, float32_residual: bool) -> LeanDecoder:
     """Read the text model of a Qwen3-VL.
 
     Args:
         dense: hold dequantised weights with the active adapter merged in: `dense_bytes` more memory for
             as long as the result lives.
+        float32_residual: keep the residual stream in float32, as models/float16.py does in training.
     """
     text = core.model.language_model
     first = text.layers[0].self_attn
@@ -72,6 +74,7 @@ def lean_decoder(core: Any, *, dense: bool) -> LeanDecoder:
         scale=first.scaling,
         activation=text.layers[0].mlp.act_fn,
         rotary=text.rotary_emb,
+        float32_residual=float32_residual,
     )
 
 
@@ -164,9 +167,11 @@ def run(
         decoder.head_size,
         decoder.eps,
     )
-    width = (hidden_TD.shape[-1],)
+    width, dtype = (hidden_TD.shape[-1],), hidden_TD.dtype
+    if decoder.float32_residual:
+        hidden_TD = hidden_TD.float()
     for number, layer in enumerate(decoder.layers):
-        x_TD = F.rms_norm(hidden_TD, width, None, eps) * layer.input_norm_D
+        x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.input_norm_D).to(dtype)
         qkv = layer.qkv(x_TD).view(shape)
         qk, v_TJd = qkv[:, :num_qk], qkv[:, num_qk:]
         qk = F.rms_norm(qk, (size,), None, eps) * layer.qk_norm
@@ -174,7 +179,7 @@ def run(
         qk = torch.addcmul(qk * cos_T1d, torch.cat((-second, first), -1), sin_T1d)
         q_THd, k_TJd = qk[:, : decoder.num_heads], qk[:, decoder.num_heads :]
         hidden_TD = hidden_TD + layer.out(attend(number, q_THd, k_TJd, v_TJd))
-        x_TD = F.rms_norm(hidden_TD, width, None, eps) * layer.post_norm_D
+        x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.post_norm_D).to(dtype)
         gate, up = layer.gate_up(x_TD).chunk(2, -1)
         hidden_TD = hidden_TD + layer.down(decoder.activation(gate) * up)
         if number < len(deepstack):
@@ -183,4 +188,4 @@ def run(
                 is_picture_T[:, None], deepstack[number].to(hidden_TD.dtype)
             )
             hidden_TD = hidden_TD + level_TD
-    return F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D
+    return (F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D).to(dtype)

@@ -52,7 +52,7 @@ def prefill(
             deepstack=deepstack,
         )
         last_B = torch.tensor([stop - 1 for _, stop in pack.layout.prompts], device=core.device)
-        logits.append(core.lm_head(hidden_FD[last_B]))
+        logits.append(backbone.next_logits(hidden_FD[last_B]))
         chunks.append(stored)
         spans += [(start + a, start + b) for a, b in pack.layout.prompts]
         start = spans[-1][1]

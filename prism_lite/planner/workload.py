@@ -161,6 +161,7 @@ class Workload:
             parts=Malformed("planned"),
             finish="length",
             sampling_logprob_C=torch.zeros(self.completion_tokens),
+            sampling_entropy_C=torch.zeros(self.completion_tokens),
         )
         return [Group(self.samples(1)[0], (rollout,) * num)]
 

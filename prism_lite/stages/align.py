@@ -20,12 +20,12 @@ from prism_lite.game import GameScores, Judged, discriminator_step
 from prism_lite.losses import PolicyLossConfig
 from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
+from prism_lite.peak import peak_gib
 from prism_lite.policy import update_policy
 from prism_lite.probes import GROUNDED, first_wins, grounding_probe, pair_scores
 from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.rewards.of_groups import verifiable_rewards
 from prism_lite.rollouts import sample_groups
-from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_cuts, of_game
 from prism_lite.stages.context import Context
@@ -109,6 +109,9 @@ def run_align(context: Context) -> None:
             weight=config.weight,
             wrong_penalty=config.wrong_penalty,
         )
+        # (written first: where a step fails, its rollouts can be looked at)
+        scores = {"perception_score": perception_R, "reasoning_score": reasoning_R}
+        run.write_rollouts("align", step, rollout_records(groups, advantage_R, scores, rewards))
         # 4. policy-gradient step
         metrics = update_policy(
             backbone,
@@ -129,10 +132,11 @@ def run_align(context: Context) -> None:
         metrics |= alarms.ring(seen, step)
         if step % config.panel_every == 0 or step + 1 == config.steps:
             metrics |= _panel(context, discriminator, step)
-        times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
+        times = {
+            "step_time": time.perf_counter() - started_s,
+            "mem/peak_gib": peak_gib(backbone.device),
+        }
         run.log("align", step, metrics | times)
-        scores = {"perception_score": perception_R, "reasoning_score": reasoning_R}
-        run.write_rollouts("align", step, rollout_records(groups, advantage_R, scores, rewards))
     run.save_final("align", tensors())
 
 

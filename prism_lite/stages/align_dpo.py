@@ -20,8 +20,8 @@ from prism_lite.losses import dpo_loss
 from prism_lite.models.backbone import REFERENCE, Backbone
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
+from prism_lite.peak import peak_gib
 from prism_lite.rollouts import sample_groups
-from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
 from prism_lite.stages.warmup import teacher_parts
@@ -69,7 +69,7 @@ def run_dpo(context: Context) -> None:
             "num_tokens": sum(len(branch) for tree in trees for branch in tree.branches),
             "step_time": step_time,
             "train_tokens_per_s": sum(tree.num_tokens for tree in trees) / step_time,
-            "mem/peak_gib": peak_gib(),
+            "mem/peak_gib": peak_gib(backbone.device),
         }
         run.log("align", step, metrics)
     backbone.drop_adapter(REFERENCE)

@@ -16,10 +16,10 @@ from prism_lite.config import RlvrConfig
 from prism_lite.losses import PolicyLossConfig
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.optim import learning_rate_at, make_optimizer
+from prism_lite.peak import peak_gib
 from prism_lite.policy import rollout_kl, update_policy
 from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.rewards.guards import zero_spread_groups
-from prism_lite.run_folder import peak_gib
 from prism_lite.stages.alarms import Alarms
 from prism_lite.stages.context import Context
 from prism_lite.stages.draws import Draw, draw_groups, reward_weights
@@ -53,6 +53,9 @@ def run_rlvr(context: Context) -> None:
         # 2. advantages of the groups that are kept
         reward_R = weighted_sum(draw.rewards, reward_weights(config))
         advantage_R, metrics = _advantages(context, draw)
+        # (written first: where a step fails, its rollouts can be looked at)
+        records = rollout_records(draw.groups, advantage_R, {}, draw.rewards)
+        run.write_rollouts("rlvr", step, records)
         # 3. policy-gradient step
         metrics |= update_policy(
             backbone,
@@ -71,10 +74,11 @@ def run_rlvr(context: Context) -> None:
         metrics |= reward_metrics(reward_R, draw.rewards, group_size=config.group_size)
         spread = zero_spread_groups(reward_R.tolist(), group_size=config.group_size)
         metrics |= alarms.ring([*alarms.of_rollouts(draw.groups), spread], step)
-        times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
+        times = {
+            "step_time": time.perf_counter() - started_s,
+            "mem/peak_gib": peak_gib(backbone.device),
+        }
         run.log("rlvr", step, metrics | times)
-        records = rollout_records(draw.groups, advantage_R, {}, draw.rewards)
-        run.write_rollouts("rlvr", step, records)
     run.save_final("rlvr", {"policy": backbone.adapter_state()})
 
 

@@ -15,7 +15,7 @@ from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
-from prism_lite.run_folder import peak_gib
+from prism_lite.peak import peak_gib
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
 from prism_lite.types import Sample
@@ -85,7 +85,7 @@ def imitate(
                 "learning_rate": learning_rate,
                 "step_time": step_time,
                 "train_tokens_per_s": sum(tree.num_tokens for tree in trees) / step_time,
-                "mem/peak_gib": peak_gib(),
+                "mem/peak_gib": peak_gib(backbone.device),
             },
         )
     run.save_final(stage, {"policy": backbone.adapter_state()})

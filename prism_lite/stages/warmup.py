@@ -17,9 +17,9 @@ from prism_lite.models.discriminator import Discriminator
 from prism_lite.models.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
 from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
+from prism_lite.peak import peak_gib
 from prism_lite.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
 from prism_lite.rollouts import sample_in_pieces
-from prism_lite.run_folder import peak_gib
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
@@ -74,7 +74,10 @@ def run_warmup(context: Context) -> None:
         )
         cap = context.config.discriminator.score_cap
         metrics = scores.metrics | alarms.ring(of_game(scores, score_cap=cap), step)
-        times = {"step_time": time.perf_counter() - started_s, "mem/peak_gib": peak_gib()}
+        times = {
+            "step_time": time.perf_counter() - started_s,
+            "mem/peak_gib": peak_gib(backbone.device),
+        }
         run.log("warmup", step, metrics | {"learning_rate": learning_rate} | times)
     probe |= grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
     run.log("warmup", config.steps, probe)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from prism_lite import chat, parts
+from prism_lite import chat, parts, pipeline
+from prism_lite.data.task import load_task
 from prism_lite.finished import evaluate_run, heldout_task, load_stage
 from prism_lite.rewards.of_groups import group_accuracy
 from prism_lite.rollouts import sample_groups
 from prism_lite.types import Group, Rollout
-from tests.micro import quiet_console
+from tests.micro import micro_recipe, quiet_console
 from tests.pipeline.test_command_line import check_refused, in_process
 
 # Field names and values as in the released files; a right answer for each.
@@ -70,7 +74,7 @@ def write_benchmark(folder: Path, name: str) -> tuple[Path, str]:
 
 def rollout(answer: str) -> Rollout:
     text = f"<caption>a</caption>\n<think>b</think>\n<answer>{answer}</answer>"
-    return Rollout((1,), text, parts.parse(text), "end", None)  # type: ignore[arg-type]
+    return Rollout((1,), text, parts.parse(text), "end", None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -179,3 +183,43 @@ def test_chat_about_a_picture_that_is_not_there(micro_run, tmp_path):
     _, folder, _, _ = micro_run
     done = in_process("chat", "--run", folder, tmp_path / "no.png", "What is it?")
     check_refused(done, "no.png")
+
+
+def test_a_run_of_a_large_card_can_be_looked_at_here(micro_run):
+    config, folder, _, _ = micro_run
+    model = dataclasses.replace(config.model, device="cuda", min_gpu_gib=800.0)
+    backbone = load_stage(folder, dataclasses.replace(config, model=model), "rlvr")
+    with torch.no_grad():
+        found = backbone.adapter_state()
+    expected = load_stage(folder, config, "rlvr").adapter_state()
+    assert all(torch.equal(found[name].cpu(), expected[name]) for name in expected)
+
+
+def test_evaluation_takes_the_prompts_and_stages_it_is_given(micro_run, tmp_path, monkeypatch):
+    """eval.num_prompts: the first ones; eval.stages: no sampling for the others."""
+    config, _, _, _ = micro_run
+    asked = []
+    real = pipeline.evaluate
+    monkeypatch.setattr(
+        pipeline, "evaluate", lambda *a, **k: asked.append(k["stage"]) or real(*a, **k)
+    )
+    few = micro_recipe(eval__num_prompts=3, eval__stages=["sft"], sft__steps=1)
+    results = pipeline.run(few, tmp_path / "few", stages=("sft",), console=quiet_console())
+    assert asked == ["sft"] and set(results["stages"]) == {"sft"}
+    assert results["n"] == 3
+    backbone = load_stage(tmp_path / "few", few, "sft")
+    task = load_task(few)
+    cut = dataclasses.replace(task, heldout=task.heldout[:3])
+    expected = real(backbone, cut, config)
+    assert results["stages"]["sft"]["ci95"] == expected["ci95"]
+
+
+def test_downloads_show_their_progress_and_nothing_else_does():
+    code = (
+        "from prism_lite.quiet import quiet_libraries; quiet_libraries()\n"
+        "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
+        "from transformers.utils import logging\n"
+        "print(off(), logging.is_progress_bar_enabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -17,41 +15,9 @@ import yaml
 from PIL import Image
 
 from prism_lite import machine, pipeline
-from prism_lite.__main__ import main
 from prism_lite.recipe import recipe_names, to_dict
 from tests.micro import micro_recipe
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def prism_lite(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "prism_lite", *map(str, arguments)],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def in_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The same without starting Python and importing torch again (five seconds each time)."""
-    out, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        code = main([str(argument) for argument in arguments])
-    return subprocess.CompletedProcess([], code, out.getvalue(), error.getvalue())
-
-
-def check_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 2, one sentence on stderr with these words, no traceback."""
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    lines = [line for line in done.stderr.splitlines() if line.startswith("prism-lite")]
-    assert len(lines) == 1, done.stderr
-    assert len(done.stderr.splitlines()) <= 3, done.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
+from tests.pipeline.commands import REPOSITORY, check_refused, in_process, prism_lite
 
 
 @pytest.fixture
@@ -334,3 +300,30 @@ def test_a_row_that_would_stop_a_later_stage_is_refused_at_once(recipe, tmp_path
     done = in_process(*given, "data.on_bad_row=skip")
     assert done.returncode == 0, done.stderr
     assert "skipped" in done.stdout and (out / "stages" / "sft" / "final").is_dir()
+
+
+def test_the_readmes_way_without_alignment(recipe, tmp_path):
+    """The two commands as they stand there, and settings of a stage that has begun stay."""
+    common = ("--recipe", recipe, "--out", tmp_path / "out")
+    done = in_process("sft", *common, "sft.steps=1")
+    assert done.returncode == 0, done.stderr
+    begun = in_process("rlvr", *common, "sft.steps=2", "rlvr.start=sft", "rlvr.steps=1")
+    check_refused(begun, "sft.steps = 1", "now it is 2")
+    done = in_process("rlvr", *common, "sft.steps=1", "rlvr.start=sft", "rlvr.steps=1")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["stages"]) == {"base", "sft", "rlvr"}
+    earlier = in_process("align", *common, "sft.steps=1", "align.steps=2", "rlvr.start=sft",
+                         "rlvr.steps=1")  # fmt: skip
+    check_refused(earlier, "align.steps")
+
+
+def test_what_the_machine_lacks_is_one_sentence_and_exit_code_1(monkeypatch, recipe, tmp_path):
+    def fails(*_arguments: object, **_others: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("prism_lite.pipeline.evaluate", fails)
+    done = in_process("sft", "--recipe", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "prism-lite: out of GPU memory in the evaluation of stage base" in done.stderr
+    assert "model.max_pack_tokens" in done.stderr and "Traceback" not in done.stderr

@@ -31,7 +31,7 @@ def test_prefill_logits_equal_transformers(make_backbone, quantization, dense):
     backbone = make_backbone(tiny__steps=0, model__quantization=quantization)
     fill_adapter(backbone)
     prompts = [backbone.prompt(sample, SYSTEM) for sample in mixed_samples()]
-    decoder = lean_decoder(backbone.core, dense=dense)
+    decoder = lean_decoder(backbone.core, dense=dense, float32_residual=False)
     pack = pack_trees([Tree(prompt, ()) for prompt in prompts])
     features = backbone.vision.features([p for prompt in prompts for p in prompt.pictures])
     hidden_FD = forward_pack(backbone.core, pack, features, attention="mask")
@@ -52,7 +52,7 @@ def test_dense_weights_are_those_of_the_active_role(backbone, role):
     x_TD = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     layer = backbone.core.model.language_model.layers[1]
     with torch.no_grad(), backbone.role(role):
-        dense = lean_decoder(backbone.core, dense=True).layers[1]
+        dense = lean_decoder(backbone.core, dense=True, float32_residual=False).layers[1]
         mlp, attention = layer.mlp, layer.self_attn
         for found, modules in (
             (dense.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),

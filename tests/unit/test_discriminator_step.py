@@ -243,3 +243,18 @@ def test_packs_are_sized_by_the_tokens_that_are_forwarded(
         backbone, discriminator, optimizer, judged, config, learning_rate=1e-3, max_grad_norm=1.0
     )
     assert len(sizes) == num_calls and max(sizes) <= limit
+
+
+def test_scores_that_are_not_finite_stop_the_step_and_name_the_prompt(backbone, task):
+    discriminator = woken(backbone)
+    with torch.no_grad():
+        next(iter(discriminator.parameters())).fill_(torch.nan)
+    own = {k: v.clone() for k, v in discriminator.state_dict().items()}
+    optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
+    judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS)]
+    with pytest.raises(RuntimeError, match=rf"{judged[0].prompt.id} are not finite"):
+        discriminator_step(
+            backbone, discriminator, optimizer, judged, CONFIG, learning_rate=1e-2, max_grad_norm=1
+        )
+    for name, value in discriminator.state_dict().items():
+        torch.testing.assert_close(value, own[name], rtol=0, atol=0, equal_nan=True)

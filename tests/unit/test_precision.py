@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 
-from prism_lite.config import ModelConfig, OptimConfig
+from prism_lite.config import ModelConfig, OptimConfig, SamplingConfig
 from prism_lite.logprobs import pack_logprobs
+from prism_lite.models import decoder
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.optim import make_optimizer, mean_of, optimizer_step
 from prism_lite.precision import Card, card_of, choose_precision, has_native_bfloat16
+from prism_lite.rollouts import sample_groups
 from tests.micro import fill_adapter
 
 T4 = Card("Tesla T4", (7, 5), 14.7)
@@ -239,3 +241,65 @@ def test_metrics_of_several_steps():
     ]
     assert mean_of(steps) == {"grad_norm": 2.0, "loss_scale": 5.0, "skipped_steps": 2.0}
     assert mean_of([]) == {}
+
+
+def raise_a_channel_of_down(monkeypatch, core, value):
+    """As `raise_a_channel`, where the lean decoder of sampling passes too: at the linear itself."""
+
+    def raised(out):
+        return torch.cat([out[..., :1] + value, out[..., 1:]], -1)
+
+    downs = [layer.mlp.down_proj for layer in core.model.language_model.layers]
+    for down in downs:
+        down.register_forward_hook(lambda _m, _a, out: raised(out))
+    merge = decoder._merged
+
+    def merged(modules, dtype):
+        linear = merge(modules, dtype)
+        return (lambda x: raised(linear(x))) if modules[0] in downs else linear
+
+    monkeypatch.setattr(decoder, "_merged", merged)
+
+
+@pytest.mark.parametrize("weights", ["never", "always"])
+def test_sampling_in_float16_holds_a_large_stream_and_agrees_with_training(
+    float16_backbone, task, monkeypatch, weights
+):
+    """The log-probs that sampling reports are those that the policy loss computes again."""
+    backbone = float16_backbone
+    raise_a_channel_of_down(monkeypatch, backbone.core, 4e4)
+    sampling = SamplingConfig(max_completion_tokens=12, dense_weights=weights)
+    groups = sample_groups(
+        backbone,
+        task.heldout[:2],
+        group_size=3,
+        sampling=sampling,
+        system_prompt=task.system_prompt,
+        seed=("float16",),
+    )
+    for sample, group in zip(task.heldout, groups, strict=False):
+        completions = tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts)
+        pack = pack_trees([Tree(backbone.prompt(sample, task.system_prompt), completions)])
+        with torch.no_grad():
+            hidden_ND = backbone.hidden_states(pack)[pack.predictor_N].float()
+        logits_NV = hidden_ND @ backbone.head_weight.float().T
+        logits_NV[:, list(backbone.suppressed_ids)] = -torch.inf  # what sampling leaves out
+        expected_N = logits_NV.log_softmax(-1).gather(1, pack.target_N[:, None])[:, 0]
+        found_N = torch.cat([rollout.sampling_logprob_C for rollout in group.rollouts])
+        torch.testing.assert_close(found_N, expected_N, rtol=0, atol=0.01)
+
+
+def test_logits_that_are_not_finite_stop_sampling(backbone, task):
+    """A NaN draws token 0 for ever; without a word the rollouts would count as malformed."""
+    down = backbone.core.model.language_model.layers[1].mlp.down_proj
+    handle = down.register_forward_hook(lambda _m, _a, out: out * torch.nan)
+    with pytest.raises(RuntimeError, match=rf"{task.heldout[0].id}.*not finite.*float32"):
+        sample_groups(
+            backbone,
+            task.heldout[:1],
+            group_size=1,
+            sampling=SamplingConfig(max_completion_tokens=3, dense_weights="never"),
+            system_prompt=task.system_prompt,
+            seed=("nan",),
+        )
+    handle.remove()

@@ -12,7 +12,14 @@ from prism_lite.types import FinishReason, Group, Rollout, Sample, Turn
 
 def group(*lengths_and_finish: tuple[int, FinishReason]) -> Group:
     rollouts = tuple(
-        Rollout((5,) * length, "x", parts.parse("x"), finish, torch.full((length,), -0.5))
+        Rollout(
+            (5,) * length,
+            "x",
+            parts.parse("x"),
+            finish,
+            torch.full((length,), -0.7),
+            torch.full((length,), 0.5),
+        )
         for length, finish in lengths_and_finish
     )
     return Group(Sample("a", (Turn("user", "?"),)), rollouts)

@@ -18,7 +18,7 @@ GOOD = "<caption>two digits</caption><think>3 and 7</think><answer>{}</answer>"
 
 
 def rollout(text: str, finish="end") -> Rollout:
-    return Rollout((1, 2), text, parts.parse(text), finish, torch.zeros(2))
+    return Rollout((1, 2), text, parts.parse(text), finish, torch.zeros(2), torch.zeros(2))
 
 
 def group(answer, *rollouts: Rollout) -> Group:

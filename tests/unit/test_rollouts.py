@@ -250,3 +250,11 @@ def test_rows_follow_the_free_memory_of_a_card(backbone, task, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 50 * row_bytes)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 25 * row_bytes)
     assert rows_that_fit(backbone, prompts, WARM) == 100
+
+
+def test_sampling_asks_only_the_layers_where_they_lie(backbone, task, monkeypatch):
+    """Embeddings may lie elsewhere than the layers (model.embeddings_on_cpu): only looked up in."""
+    expected = tokens_of(sample_many(backbone, task, task.heldout[:2]))
+    embedding = backbone.core.get_input_embeddings()
+    monkeypatch.setattr(backbone.core, "get_input_embeddings", lambda: lambda ids: embedding(ids))
+    assert tokens_of(sample_many(backbone, task, task.heldout[:2])) == expected

@@ -1,0 +1,104 @@
+"""Which settings a run may be taken up again with.
+
+A run that goes on must be the run that was begun: its settings may differ only where they decide how
+work is laid out in memory and time, or where they belong to a stage that has not begun.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prism_lite.config import RunConfig
+from prism_lite.recipe import to_dict
+
+# They decide how work is laid out in memory and time, not what is computed: a run that ran out of
+# memory goes on with smaller ones.
+MAY_CHANGE = frozenset(
+    {
+        "save_every",
+        "model.max_pack_tokens",
+        "model.max_cached_pictures",
+        "model.picture_cache_gib",
+        "model.picture_disk_gib",
+        "model.attention",
+        "model.gradient_checkpointing",
+        "model.offload_checkpoints",
+        "model.vision_on_cpu",
+        "model.embeddings_on_cpu",
+        "model.min_gpu_gib",
+        "sampling.max_rows",
+        "sampling.dense_weights",
+        "discriminator.prompt_cache_gib",
+    }
+)
+# Sections of the settings by the first stage that reads them, in the order of the stages.
+FIRST_READ_BY = {
+    "sft": ("sft",),
+    "warmup": ("warmup", "discriminator"),
+    "align": ("align",),
+    "rlvr": ("rlvr",),
+}
+
+
+def fingerprint(config: RunConfig, stage: str) -> str:
+    """A hash of the settings that decide what a stage and those before it compute."""
+    later = [*FIRST_READ_BY][[*FIRST_READ_BY].index(stage) + 1 :]
+    settings = _comparable(to_dict(config), _sections(later))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def check_same_settings(path: Path, config: RunConfig) -> None:
+    """Whether the run in a folder may go on with these settings.
+
+    Raises:
+        ValueError: a setting differs that has had its effect already.
+    """
+    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    free = _sections(_not_begun(path))
+    differences = list(_differences(_comparable(before, free), _comparable(to_dict(config), free)))
+    if differences:
+        key, old, new = differences[0]
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise ValueError(
+            f"{path} holds a run with {key} = {old!r}, now it is {new!r}{more}: give the same "
+            "settings to resume it, or another --out."
+        )
+
+
+def _not_begun(path: Path) -> list[str]:
+    """The last stages of which, and after which, there is no folder."""
+    waiting: list[str] = []
+    for stage in reversed(FIRST_READ_BY):
+        if (path / "stages" / stage).exists():
+            break
+        waiting.append(stage)
+    return waiting
+
+
+def _sections(stages: Collection[str]) -> frozenset[str]:
+    return frozenset(section for stage in stages for section in FIRST_READ_BY[stage])
+
+
+def _comparable(
+    settings: Mapping[str, Any], free: Collection[str], prefix: str = ""
+) -> dict[str, Any]:
+    """Settings without the free sections and those that any run may change."""
+    return {
+        name: _comparable(value, (), f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if f"{prefix}{name}" not in MAY_CHANGE and name not in free
+    }
+
+
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in sorted(before.keys() | after.keys()):
+            yield from _differences(before.get(name), after.get(name), f"{key}.{name}".strip("."))
+    elif before != after:
+        yield key, before, after
