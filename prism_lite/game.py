@@ -110,8 +110,9 @@ def discriminator_step(
         optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
     )
     sides = [item.teacher for item in judged], [s for item in judged for s in item.students]
-    lengths = [discriminator.part_lengths(backbone, side) for side in sides]
-    totals |= form_metrics(*sides) | cut_metrics(*lengths, config.max_part_tokens)
+    teacher_lengths, student_lengths = (discriminator.part_lengths(backbone, s) for s in sides)
+    totals |= form_metrics(*sides)
+    totals |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
     first, whole = 0, []  # scores per prompt from those of its pieces
     starts = []
     for number in map(len, pieces):
@@ -120,7 +121,7 @@ def discriminator_step(
         first += number
     teacher_P2 = torch.cat(teachers)[starts]
     totals |= {f"disc/{name}": value for name, value in stepped.items()}
-    return GameScores(teacher_P2, tuple(whole), totals, *lengths)
+    return GameScores(teacher_P2, tuple(whole), totals, teacher_lengths, student_lengths)
 
 
 def _pieces(item: Judged, max_pack_tokens: int, size: Callable[[Parts], int]) -> list[Judged]:

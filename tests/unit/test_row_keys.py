@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from prism_lite.data.formats import load_samples
 from prism_lite.data.task import load_task, without_samples
@@ -76,7 +77,7 @@ def test_keys_in_memory_and_in_checkpoints(two_files):
 
 
 def _group(sample: Sample, caption: str) -> Group:
-    rollout = Rollout((1,), "", Parts(caption, "t", "no"), "end", None)  # type: ignore[arg-type]
+    rollout = Rollout((1,), "", Parts(caption, "t", "no"), "end", torch.zeros(1), torch.zeros(1))
     return Group(sample, (rollout,))
 
 
