@@ -42,7 +42,7 @@ bench: setup
 gpu-check: setup
 	$(BIN)/python -m tests.gpu_check $(if $(RECIPE),--recipe $(RECIPE))
 
-# The real Unsloth on the CPU, in an environment of its own (about 1.5 GB).
+# The real Unsloth on the CPU, in an environment of its own (about 2.6 GB).
 UNSLOTH_VENV := .venv-unsloth
 UNSLOTH_BIN := $(UNSLOTH_VENV)/bin
 UNSLOTH_SET := --constraint tests/real_unsloth/constraints.txt

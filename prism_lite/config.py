@@ -303,6 +303,7 @@ class RunConfig:
     recipe: str = "tiny"
     seed: int = 0
     save_every: PositiveInt = 20  # steps between checkpoints
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()  # beside metrics.jsonl
     model: ModelConfig = field(default_factory=ModelConfig)
     tiny: TinyConfig = field(default_factory=TinyConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -1,4 +1,4 @@
-"""What this machine has: `prism-lite doctor`."""
+"""What this machine has and can run: `prism-lite doctor`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import platform
 import sys
 from importlib.metadata import version
+
+from prism_lite.config import RunConfig
 
 PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "triton", "unsloth", "flash_attn", "gradio",
@@ -35,12 +37,56 @@ def describe() -> str:
     else:
         lines.append("gpu           none that torch can use: recipes for a card will refuse")
     model = ModelConfig()
+    lines.append(
+        f"recipes       {', '.join(recipes_for_this_machine())} (prism-lite run --recipe NAME)"
+    )
     lines.append(f"precision     {choose_precision(model, card_of(model)).reason}")
     lines.append(f"model         {choose_backend(model, card_of(model))[1]}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines.append(f"cpu           {os.cpu_count()} cores, {memory:.1f} GiB memory")
     lines.append(f"threads       {torch.get_num_threads()}, spin {_spin()}")
     return "\n".join(lines)
+
+
+def recipes_for_this_machine() -> list[str]:
+    """Shipped recipes that would not be refused here."""
+    from prism_lite.precision import card_of, choose_precision
+    from prism_lite.recipe import load_recipe, recipe_names
+
+    found = []
+    for name in recipe_names():
+        config = load_recipe(name)
+        try:
+            check_machine(config)
+            choose_precision(config.model, card_of(config.model))
+        except ValueError:
+            continue
+        found.append(name)
+    return found
+
+
+def check_machine(config: RunConfig) -> None:
+    """Refuse a recipe that this machine cannot run, before anything is written.
+
+    Raises:
+        ValueError: the recipe is for a GPU that is not there, or is too small.
+    """
+    from prism_lite.precision import card_of
+
+    needed, card = config.model.min_gpu_gib, card_of(config.model)
+    if config.model.device == "cuda" and card is None:
+        raise ValueError(
+            f"recipe {config.recipe!r} needs an NVIDIA GPU"
+            + (f" with {needed:g} GiB" if needed else "")
+            + ", and torch finds none here. Use --recipe tiny on a CPU, or check the driver "
+            "(nvidia-smi) and that torch is a CUDA build."
+        )
+    if needed and card is not None and card.gib < 0.9 * needed:
+        raise ValueError(
+            f"recipe {config.recipe!r} is made for {needed:g} GiB, this card has {card.gib:.1f} GiB. "
+            f"Use a smaller recipe, or see what `prism-lite plan --recipe {config.recipe} --card "
+            f"{card.gib:.0f}` says to lower, and set model.min_gpu_gib=0."
+        )
 
 
 def _spin() -> str:

@@ -10,6 +10,7 @@ Shape letters: C completion tokens, V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.vision import pixel_inputs
+from prism_lite.precision import OLDEST_BFLOAT16
 
 Weights = Literal["original", "dequantised"]
 # Largest difference of a token's log-prob between merged and unmerged, in nats. Float32 leaves summation
@@ -129,7 +131,7 @@ def merge_policy(
     with tempfile.TemporaryDirectory() as folder:
         backbone.save_policy(folder)
         peft = PeftModel.from_pretrained(model, folder)
-    peft.eval()
+    peft = place(peft.eval())
     unmerged = plain_logprobs(peft, backbone.processor.image_processor, spoken)
     merged: Any = peft.merge_and_unload(safe_merge=True)
     save(merged)
@@ -138,5 +140,20 @@ def merge_policy(
 
 def reload_logprobs(folder: Path, image_processor: Any, spoken: Sequence[Spoken]) -> list[Tensor]:
     """Log-probs of a saved folder as plain transformers loads it."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval()
+    model = place(AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").eval())
     return plain_logprobs(model, image_processor, spoken)
+
+
+def place(model: Any) -> Any:
+    """A whole model on the card, if there is one that has room for it and computes in its type; else
+    where it was, on the CPU, where judging 16 completions of a large one takes minutes."""
+    if not torch.cuda.is_available():
+        return model
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    needed = 1.2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    has_type = (
+        model.dtype != torch.bfloat16 or torch.cuda.get_device_capability() >= OLDEST_BFLOAT16
+    )
+    return model.cuda() if has_type and needed <= free else model

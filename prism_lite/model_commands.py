@@ -14,7 +14,12 @@ STAGES = ("base", "sft", "align", "rlvr")
 
 def add_commands(commands: Any) -> None:
     """Add the three commands to the parser's subcommands."""
-    evaluate = commands.add_parser("eval", help="figures of a finished stage, on any data file")
+    evaluate = commands.add_parser(
+        "eval",
+        help="figures of a finished stage, on any data file",
+        description="Answers held-out questions with the policy of a finished stage, checks the answers "
+        "and prints accuracy with intervals. Writes nothing into the run folder.",
+    )
     _run_and_stage(evaluate)
     evaluate.add_argument("--data", metavar="FILE", help="rows to evaluate on (default: held-out)")
     evaluate.add_argument("--columns", metavar="MAP", help="'{prompt: question, answer: answer}'")
@@ -23,7 +28,14 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N completions")
     evaluate.set_defaults(handler=_eval)
 
-    export = commands.add_parser("export", help="merged weights, or the discriminator as a reward")
+    export = commands.add_parser(
+        "export",
+        help="merged weights, or the discriminator as a reward",
+        description="--merge writes the policy of a finished stage as an ordinary Qwen3-VL folder in 16 "
+        "bit and compares it with the trained policy before it is kept. The merge needs the memory of the "
+        "16-bit base on the CPU: 4 GiB for 2B, 8.3 for 4B, 16.3 for 8B. --discriminator writes the "
+        "discriminator as a reward function.",
+    )
     _run_and_stage(export, stages=(*STAGES, "warmup"))
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--merge", action="store_true", help="the policy, merged into full weights")
@@ -32,28 +44,57 @@ def add_commands(commands: Any) -> None:
     export.add_argument(
         "--weights",
         choices=("original", "dequantised"),
-        default="original",
-        help="merge into the base as published, or into what its NF4 weights stand for",
+        help="merge into the base as published (default), or into what its NF4 weights stand for, on "
+        "which the adapter was trained",
     )
-    export.add_argument("--bound", type=float, metavar="NATS", help="refuse when further than this")
     export.add_argument(
-        "--gguf", metavar="TYPE", help="f16, bf16 or q8_0, by llama.cpp's converter"
+        "--bound",
+        type=float,
+        metavar="NATS",
+        help="refuse a merge whose log-probs are further than this from the trained policy's, a mean over "
+        "tokens; default: 0.1",
     )
-    export.add_argument("--push", metavar="REPO", help="upload to this hub repository")
-    export.add_argument("--public", action="store_true", help="a repository that --push makes")
+    export.add_argument(
+        "--gguf",
+        choices=("f16", "bf16", "q8_0"),
+        help="convert the merge with llama.cpp too; where its converter is not found, print the commands",
+    )
+    export.add_argument(
+        "--push",
+        metavar="REPO",
+        help="upload to this hub repository (user/name), private; log in with `hf auth login`",
+    )
+    export.add_argument(
+        "--public", action="store_true", help="with --push: a new repository is public"
+    )
     export.set_defaults(handler=_export)
 
-    chat = commands.add_parser("chat", help="ask a trained policy about a picture")
+    chat = commands.add_parser(
+        "chat",
+        help="ask a trained policy about a picture",
+        description="Prints the answer as it is generated.",
+        epilog='Example: prism-lite chat --run runs/geo triangle.png "How large is angle A?"',
+    )
     _run_and_stage(chat)
     chat.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files")
     chat.add_argument("question", help="the question, in quotes")
-    chat.add_argument("--temperature", type=float, default=0.0, help="default: 0, most likely")
-    chat.add_argument("--max-tokens", type=int, metavar="N", help="default: the run's")
+    chat.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 (default) takes the most likely token each time, 1 draws as in training",
+    )
+    chat.add_argument(
+        "--max-tokens", type=int, metavar="N", help="longest answer; default: the run's limit"
+    )
     chat.set_defaults(handler=_chat)
 
 
 def _run_and_stage(command: argparse.ArgumentParser, stages: tuple[str, ...] = STAGES) -> None:
-    command.add_argument("--run", required=True, metavar="DIR", help="a run folder")
+    command.add_argument(
+        "--run", required=True, metavar="DIR", help="a run folder, like runs/t4-2b"
+    )
     command.add_argument("--stage", choices=stages, help="default: the last finished one")
 
 
@@ -83,8 +124,12 @@ def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _refuse_settings("export", overrides)
-    if arguments.gguf and not arguments.merge:
-        raise ValueError("--gguf converts merged weights: give it with --merge.")
+    if arguments.discriminator:
+        for name in ("gguf", "bound", "weights"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name} is about merged weights: give it with --merge.")
+    if arguments.public and not arguments.push:
+        raise ValueError("--public is about the repository of --push: give both.")
     _prepare(arguments.run)
     from prism_lite import export, publish
 
@@ -95,7 +140,7 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
             arguments.run,
             arguments.out,
             stage=arguments.stage,
-            weights=arguments.weights,
+            weights=arguments.weights or "original",
             bound=export.DISTANCE_BOUND if arguments.bound is None else arguments.bound,
         )
         print(f"exported: {arguments.out}")
@@ -112,6 +157,15 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _refuse_settings("chat", overrides)
+    if arguments.temperature < 0:
+        raise ValueError(f"--temperature {arguments.temperature:g}: expected 0 or more.")
+    if arguments.max_tokens is not None and arguments.max_tokens < 1:
+        raise ValueError(f"--max-tokens {arguments.max_tokens}: expected 1 or more.")
+    if Path(arguments.question).is_file():
+        raise ValueError(
+            f"{arguments.question} is a file, and the last argument is the question: put it, in quotes, "
+            "behind the pictures."
+        )
     _prepare(arguments.run)
     from prism_lite.chat import chat
 

@@ -57,6 +57,13 @@ class Optimizer:
             self.scaler.load_state_dict(state[SCALER])
 
 
+def optimizer_name(config: OptimConfig, device: str) -> str:
+    """The name set, "auto" decided for a device type."""
+    if config.name == "auto":
+        return "paged_adamw8bit" if device == "cuda" else "adamw"
+    return config.name
+
+
 def make_optimizer(
     parameters: Sequence[nn.Parameter], config: OptimConfig, *, scales_loss: bool = False
 ) -> Optimizer:
@@ -67,9 +74,7 @@ def make_optimizer(
     """
     rate, decay = config.learning_rate, config.weight_decay
     device = parameters[0].device.type
-    name = config.name
-    if name == "auto":
-        name = "paged_adamw8bit" if device == "cuda" else "adamw"
+    name = optimizer_name(config, device)
     if name == "adamw":
         inner: Any = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     else:

@@ -22,6 +22,7 @@ from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData, load_task
 from prism_lite.environment import cache_folder, check_same_data, write_environment
 from prism_lite.evaluate import evaluate, evaluated_samples
+from prism_lite.machine import check_machine
 from prism_lite.models.backbone import load_backbone
 from prism_lite.peak import peak_gib, start_peak
 from prism_lite.reading import read_prompts
@@ -34,6 +35,7 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_sft
 from prism_lite.stages.warmup import run_warmup
+from prism_lite.trackers import check_trackers
 
 ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
@@ -75,6 +77,7 @@ def run(
     if tuple(stages) == tuple(STAGES) and config.align.method != "adversarial":
         stages = [stage for stage in stages if stage != "warmup"]
     check_machine(config)
+    check_trackers(config)
     check_folder(Path(out), config)
     check_same_data(Path(out), config.data)
     if config.data.task == "files":
@@ -109,29 +112,6 @@ def run(
         report.write_plots(folder)
         report.write_card(folder, results)
     return results
-
-
-def check_machine(config: RunConfig) -> None:
-    """Refuse a recipe that this machine cannot run, before anything is written.
-
-    Raises:
-        ValueError: the recipe is for a GPU that is not there, or is too small.
-    """
-    needed = config.model.min_gpu_gib
-    if config.model.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"recipe {config.recipe!r} needs an NVIDIA GPU"
-            + (f" with {needed:g} GiB" if needed else "")
-            + ", and torch finds none here. Use --recipe tiny on a CPU, or check the driver "
-            "(nvidia-smi) and that torch is a CUDA build."
-        )
-    if needed and torch.cuda.is_available():
-        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        if gib < 0.9 * needed:
-            raise ValueError(
-                f"recipe {config.recipe!r} is made for {needed:g} GiB, this card has {gib:.1f} GiB. "
-                "Use a smaller recipe, or lower model.max_pack_tokens and set model.min_gpu_gib=0."
-            )
 
 
 def base_folder(config: RunConfig) -> str:

@@ -204,6 +204,11 @@ def _check_across_fields(config: RunConfig) -> None:
             f"model.max_pack_tokens = {config.model.max_pack_tokens} behind a prompt: lower the one or "
             "raise the other."
         )
+    if config.model.offload_checkpoints and not config.model.gradient_checkpointing:
+        raise ValueError(
+            "model.offload_checkpoints = true moves the checkpoints of gradient checkpointing, which is "
+            "off: set model.gradient_checkpointing=true too."
+        )
     rlvr = config.rlvr
     if rlvr.judge_weight > 0 and not (rlvr.judge.base_url and rlvr.judge.model):
         raise ValueError(

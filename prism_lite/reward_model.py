@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
+from prism_lite.machine import check_machine
 from prism_lite.models.backbone import TRUNK, load_backbone
 from prism_lite.models.discriminator import Discriminator
 from prism_lite.parts import Parts
-from prism_lite.pipeline import base_folder, check_machine
+from prism_lite.pipeline import base_folder
 from prism_lite.recipe import parse_config
 from prism_lite.rewards.format import completion_text
 from prism_lite.types import Picture, Sample, Turn

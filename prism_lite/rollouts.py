@@ -141,7 +141,7 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
         return MOST_ROWS
     text = backbone.core.config.text_config
     token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    token_bytes *= backbone.core.dtype.itemsize
+    token_bytes *= backbone.precision.compute_dtype.itemsize
     longest = max(map(len, prompts), default=0)
     row_bytes = token_bytes * (2 * sampling.max_completion_tokens + longest)
     row_bytes += 4 * 4 * text.vocab_size
@@ -182,12 +182,13 @@ def _decode(
     embedding = backbone.core.get_input_embeddings()
     logits_BV, layers, spans = prefill(backbone, decoder, prompts)
     order, buckets = [], []
-    for members in bucket_prompts([len(prompt) for prompt in prompts]):
-        padded = pad_prompts(layers, [spans[prompt] for prompt in members])
+    grouped = bucket_prompts([len(prompt) for prompt in prompts])
+    padded = pad_prompts(layers, [[spans[prompt] for prompt in members] for members in grouped])
+    for members in grouped:
         lengths = [len(prompts[prompt]) for prompt in members]
-        buckets.append(Bucket(padded, lengths, [len(uniforms[prompt]) for prompt in members]))
+        rows = [len(uniforms[prompt]) for prompt in members]
+        buckets.append(Bucket(padded.pop(0), lengths, rows))
         order += [prompt for prompt in members for _ in uniforms[prompt]]
-    del layers
     cache = GroupCache(buckets, max_tokens)
     prompt_R = torch.tensor(order, device=device)
     in_order = dict.fromkeys(order)  # each prompt once

@@ -42,6 +42,7 @@ from prism_lite.checkpoint import (
 from prism_lite.config import RunConfig
 from prism_lite.recipe import to_dict
 from prism_lite.run_settings import check_same_settings, fingerprint
+from prism_lite.trackers import open_trackers
 
 T = TypeVar("T")
 PAUSE_POLL_S = 0.5
@@ -74,6 +75,8 @@ class RunFolder:
         self._stop_requested = False
         self._started_s = time.monotonic()
         self._last = ""
+        self._trackers: list[Any] = []
+        self._num_logged = len(self.metrics())
 
     def stage(self, name: str) -> Path:
         """The folder of a stage."""
@@ -158,6 +161,10 @@ class RunFolder:
         }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | dict(metrics)) + "\n")
+        for tracker in self._trackers:
+            named = {f"{stage}/{name}": value for name, value in metrics.items()}
+            tracker.log(named, step=self._num_logged)
+        self._num_logged += 1
         shown = [f"{title} {metrics[name]:.2f}" for name, title in IN_THE_BAR if name in metrics]
         self._last = ", ".join(shown)
 
@@ -184,6 +191,7 @@ class RunFolder:
         kept = [m for m in read_jsonl(path) if m["stage"] != stage or m["step"] < after]
         # Always written anew: a last line cut short by a kill must not meet the next one.
         write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
+        self._num_logged = len(kept)
 
     def _asked_to_stop(self) -> bool:
         while not self._stop_requested:
@@ -233,7 +241,7 @@ def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFol
         write_text(config_path, text)
         (path / "control.json").unlink(missing_ok=True)
         run = RunFolder(path, config, console)
-        with _ctrl_c_stops(run):
+        with _ctrl_c_stops(run), open_trackers(config, path) as run._trackers:
             yield run
 
 

@@ -22,6 +22,7 @@ from prism_lite.recipe import to_dict
 MAY_CHANGE = frozenset(
     {
         "save_every",
+        "track",
         "model.max_pack_tokens",
         "model.max_cached_pictures",
         "model.picture_cache_gib",

@@ -249,15 +249,24 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         "longest_edge": model.max_pixels,
     }
     keep_cpu_weights_unpacked(core)
-    use_linear_patch_embedding(core)
+    hold_as_set(core, model, precision)
     torch.manual_seed(seed)  # PEFT initialises LoRA A from the global generator
+    return Backbone(core, processor, model, lora, precision, loader)
+
+
+def hold_as_set(core: Any, model: ModelConfig, precision: Precision) -> None:
+    """Bring a loaded model into the form that settings and card ask for, before it gets adapters.
+
+    Raises:
+        ValueError: see `keep_embeddings_on_cpu`.
+    """
+    use_linear_patch_embedding(core)
     if model.float32_vision:
         core.model.visual.float()
     if precision.float32_residual:
         keep_residual_in_float32(core, precision.compute_dtype)
     if model.embeddings_on_cpu:
         keep_embeddings_on_cpu(core)
-    return Backbone(core, processor, model, lora, precision, loader)
 
 
 def _peft_config(lora: LoraConfig) -> PeftLoraConfig:

@@ -81,7 +81,8 @@ class Bucket:
         read = sorted(set(self.prompt_R))
         if len(read) <= 0.75 * len(self.lengths):
             index = torch.tensor(read, device=self.keys_values[0][0].device, dtype=torch.long)
-            self.keys_values = [(k[index], v[index]) for k, v in self.keys_values]
+            for layer, (keys, values) in enumerate(self.keys_values):  # one at a time: memory
+                self.keys_values[layer] = keys[index], values[index]
             self.lengths = [self.lengths[prompt] for prompt in read]
             number = {prompt: place for place, prompt in enumerate(read)}
             self.prompt_R = [number[prompt] for prompt in self.prompt_R]
@@ -161,16 +162,31 @@ def bucket_prompts(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def pad_prompts(
-    layers: Sequence[tuple[Tensor, Tensor]], spans: Sequence[tuple[int, int]]
-) -> list[tuple[Tensor, Tensor]]:
-    """Per layer, keys and values [F, J, d] of prompts end to end -> [B, J, P, d] of some of them."""
+    layers: list[tuple[Tensor, Tensor]], buckets: Sequence[Sequence[tuple[int, int]]]
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """Keys and values [F, J, d] of prompts end to end -> [B, J, P, d], for each bucket and layer.
+
+    Args:
+        layers: emptied on the way, so that there are never two copies of all of it.
+        buckets: where each prompt of each bucket starts and stops in F.
+    """
+    last, device = layers[0][0].shape[0] - 1, layers[0][0].device
+    indices = [_index_of(spans, last).to(device) for spans in buckets]
+    padded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in buckets]
+    while layers:
+        keys, values = layers.pop(0)
+        for index_BP, found in zip(indices, padded, strict=True):
+            found.append((_rows(keys, index_BP), _rows(values, index_BP)))
+    return padded
+
+
+def _index_of(spans: Sequence[tuple[int, int]], last: int) -> Tensor:
+    """Rows [B, P] of each prompt's tokens; what lies behind a shorter one is hidden later."""
     longest = max(stop - start for start, stop in spans)
     if any(stop - start < longest for start, stop in spans):
         longest += -longest % BIAS_ALIGNMENT
-    last = layers[0][0].shape[0] - 1
-    index_BP = torch.tensor([[min(start + i, last) for i in range(longest)] for start, _ in spans])
-    index_BP = index_BP.to(layers[0][0].device)
-    return [
-        (keys[index_BP].transpose(1, 2).contiguous(), values[index_BP].transpose(1, 2).contiguous())
-        for keys, values in layers
-    ]
+    return torch.tensor([[min(start + i, last) for i in range(longest)] for start, _ in spans])
+
+
+def _rows(tensor_FJd: Tensor, index_BP: Tensor) -> Tensor:
+    return tensor_FJd[index_BP].transpose(1, 2).contiguous()

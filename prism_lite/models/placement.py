@@ -3,6 +3,9 @@
 Checkpointing keeps each decoder layer's input and computes the rest again in the backward; offloaded, that
 input waits in the CPU's memory. The frozen vision tower can live on the CPU and visit the card while it
 encodes; so can untied input embeddings, of which a step reads a few rows.
+
+Everything that leaves the card or comes back passes one of four functions below: `tensor_to_cpu`,
+`tensor_to_card`, `modules_to_cpu`, `modules_to_card`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def tensor_to_cpu(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory, made while the card goes on; on the CPU the tensor itself."""
+    if tensor.device.type == "cpu":
+        return tensor.detach()
+    waiting = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    waiting.copy_(tensor.detach(), non_blocking=True)
+    return waiting
+
+
+def tensor_to_card(waiting: Tensor, device: torch.device) -> Tensor:
+    """What `tensor_to_cpu` returned, on its device again."""
+    return waiting.to(device, non_blocking=True)
+
+
+def modules_to_cpu(modules: list[nn.Module]) -> None:
+    """Move modules, their frozen weights with them, into the CPU's memory."""
+    for module in modules:
+        module.to("cpu")
+
+
+def modules_to_card(modules: list[nn.Module], device: torch.device) -> None:
+    """Move modules to a device."""
+    for module in modules:
+        module.to(device)
 
 
 def enable_checkpointing(core: Any, *, offload: bool) -> None:
@@ -48,28 +77,19 @@ class _Offloaded(torch.autograd.Function):
         ctx: Any, run: Callable[[Tensor], Tensor], hidden: Tensor, _anchor: Tensor
     ) -> Tensor:
         ctx.run, ctx.device = run, hidden.device
-        ctx.waiting = _to_cpu(hidden)
+        ctx.waiting = tensor_to_cpu(hidden)
         with torch.no_grad():
             return run(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, None]:
-        hidden = ctx.waiting.to(ctx.device, non_blocking=True).detach()
+        hidden = tensor_to_card(ctx.waiting, ctx.device).detach()
         hidden.requires_grad_(ctx.needs_input_grad[1])
         del ctx.waiting
         with torch.enable_grad():
             output = ctx.run(hidden)
         torch.autograd.backward(output, gradients[0])
         return None, hidden.grad, None
-
-
-def _to_cpu(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory, made while the card goes on; on the CPU the tensor itself."""
-    if tensor.device.type == "cpu":
-        return tensor.detach()
-    waiting = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    waiting.copy_(tensor.detach(), non_blocking=True)
-    return waiting
 
 
 def keep_embeddings_on_cpu(core: Any) -> None:
@@ -85,7 +105,7 @@ def keep_embeddings_on_cpu(core: Any) -> None:
             "so), which works on the card. Leave it off; it helps the 8B, where they are apart."
         )
     device = embedding.weight.device
-    embedding.to("cpu")
+    modules_to_cpu([embedding])
     embedding.register_forward_pre_hook(lambda _module, args: (args[0].to("cpu"),))
     embedding.register_forward_hook(lambda _module, _args, rows: rows.to(device, non_blocking=True))
 
@@ -96,17 +116,11 @@ def vision_parts(core: Any) -> list[nn.Module]:
     return [tower.blocks, tower.merger, tower.deepstack_merger_list, tower.pos_embed]
 
 
-def move(modules: list[nn.Module], device: torch.device | str) -> None:
-    """Move modules, their frozen weights with them."""
-    for module in modules:
-        module.to(device)
-
-
 @contextmanager
 def visiting(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
     """Modules that live on the CPU are on `device` inside."""
-    move(modules, device)
+    modules_to_card(modules, device)
     try:
         yield
     finally:
-        move(modules, "cpu")
+        modules_to_cpu(modules)

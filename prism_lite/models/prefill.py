@@ -38,7 +38,7 @@ def prefill(
         def attend(
             layer: int, q_FHd: Tensor, k_FJd: Tensor, v_FJd: Tensor, stored=stored, call=call
         ) -> Tensor:
-            stored.append((k_FJd.contiguous(), v_FJd.contiguous()))  # without the queries
+            stored.append(_kept(k_FJd, v_FJd))
             q, k, v = (x.transpose(0, 1) for x in (q_FHd, k_FJd, v_FJd))
             return attend_pack(q, k, v, call, layer, decoder.scale).transpose(0, 1).flatten(1)
 
@@ -58,11 +58,22 @@ def prefill(
         start = spans[-1][1]
     if len(chunks) == 1:
         return logits[0], chunks[0], spans
-    layers = [
-        (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
-        for layer in zip(*chunks, strict=True)
-    ]
-    return torch.cat(logits), layers, spans
+    return torch.cat(logits), _joined(chunks), spans
+
+
+def _kept(k_FJd: Tensor, v_FJd: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies, so that the queries beside them can go."""
+    return k_FJd.contiguous(), v_FJd.contiguous()
+
+
+def _joined(chunks: list[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+    """Layers of all chunks, which are emptied on the way: there are never two copies of all of it."""
+    layers = []
+    while chunks[0]:
+        pairs = [stored.pop(0) for stored in chunks]
+        keys, values = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
+        layers.append((keys, values))
+    return layers
 
 
 def _chunks(prompts: Sequence[Prompt], max_tokens: int) -> list[list[Prompt]]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lite.models import placement
 from prism_lite.models.picture_store import PictureStore, picture_name, tower_name
-from prism_lite.models.placement import move, vision_parts, visiting
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
 
@@ -72,8 +72,8 @@ class VisionCache:
         self._num_bytes = 0
         self._tower: tuple[tuple[int, int], ...] = ()
         self._store: PictureStore | None = None
-        self._visitors = vision_parts(core) if on_cpu else []
-        move(self._visitors, "cpu")
+        self._visitors = placement.vision_parts(core) if on_cpu else []
+        placement.modules_to_cpu(self._visitors)
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
         """Features of each picture, in order; misses go through the tower together.
@@ -108,7 +108,7 @@ class VisionCache:
         left = [key for key in missing if key not in found]
         if left:
             pictures = [missing[key] for key in left]
-            with torch.no_grad(), visiting(self._visitors, self._core.device):
+            with torch.no_grad(), placement.visiting(self._visitors, self._core.device):
                 encoded = encode_pictures(self._core, self._image_processor, pictures)
             # each by itself: a slice of the whole would keep the whole in memory
             encoded = [

@@ -9,6 +9,7 @@ from typing import Any
 
 from prism_lite.config import ModelConfig, RunConfig
 
+IMAGE_TOKEN = 151655  # Qwen's "<|image_pad|>"
 # Language model: hidden, intermediate, layers, heads; whether the head shares the embedding's weight.
 # Vision tower: hidden, intermediate, layers, layers whose states feed DeepStack.
 _TOWER_OF_2B = (1024, 4096, 24, (5, 11, 17))
@@ -43,11 +44,13 @@ def architecture_of(config: RunConfig) -> Architecture:
     Raises:
         ValueError: neither a folder of a Qwen3-VL nor a name that holds a published size.
     """
-    if config.model.name == "tiny":
+    name = config.model.name
+    if name == "tiny":
         return _tiny(config)
-    folder = Path(config.model.name)
-    if (folder / "config.json").is_file():
-        return Architecture(_config_of_folder(folder))
+    if Path(name).is_dir():
+        return _of_folder(Path(name))
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ValueError(f"model.name = {name!r}: there is no such folder.")
     size = _size_in(config.model)
     (hidden, intermediate, layers, heads), is_tied, tower = _PUBLISHED[size]
     return Architecture(
@@ -92,7 +95,7 @@ def published_config(
             "num_position_embeddings": 2304,
             "deepstack_visual_indexes": list(deepstack),
         },
-        image_token_id=151655,
+        image_token_id=IMAGE_TOKEN,
         video_token_id=151656,
         vision_start_token_id=151652,
         vision_end_token_id=151653,
@@ -110,16 +113,30 @@ def _size_in(model: ModelConfig) -> str:
     return f"{found[1]}b"
 
 
-def _config_of_folder(folder: Path) -> Any:
+def _of_folder(folder: Path) -> Architecture:
+    """Sizes from a folder's config.json; prompts are counted by its tokenizer where it holds one."""
     from transformers import AutoConfig
 
-    found = AutoConfig.from_pretrained(str(folder))
+    from prism_lite.models.processor import load_processor
+
+    named = f"model.name = {str(folder)!r}"
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    try:
+        found: Any = AutoConfig.from_pretrained(str(folder))
+        processor = load_processor(str(folder)) if has_tokenizer else None
+    except (OSError, ValueError) as error:  # no config.json, or one that is not a model's
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{named} is not the folder of a Qwen3-VL ({reason}).") from error
     if found.model_type != "qwen3_vl":
         raise ValueError(
-            f"model.name = {str(folder)!r} is a {found.model_type}, not a qwen3_vl; this edition "
-            "trains Qwen3-VL models only."
+            f"{named} is a {found.model_type}, not a qwen3_vl; this edition trains Qwen3-VL models only."
         )
-    return found
+    if processor is None and found.image_token_id != IMAGE_TOKEN:
+        raise ValueError(
+            f"{named} holds no tokenizer, and its picture token is {found.image_token_id}, not Qwen's "
+            f"{IMAGE_TOKEN}: add its tokenizer and preprocessor_config.json."
+        )
+    return Architecture(found, processor)
 
 
 def _tiny(config: RunConfig) -> Architecture:

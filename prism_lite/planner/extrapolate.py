@@ -145,4 +145,5 @@ def _combined(peaks: Sequence[Peak], weights: Sequence[float]) -> Peak:
     return Peak(
         mix(peak.total for peak in peaks),
         {name: mix(peak.by_category[name] for peak in peaks) for name in CATEGORIES},
+        mix(peak.off_card for peak in peaks),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ from prism_lite.planner.workload import PHASES, PhaseName, Stage
 
 GIB = 2**30
 SPARE = 0.1  # of the card, for CUDA's own context and the gaps between blocks of memory
+
+Part = tuple[Stage, PhaseName]
+Each = Callable[[Sequence[Any], str], Iterable[Any]]  # goes through things and shows what is done
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ class Plan:
         """Whether every stage leaves 10 % of the card to spare (true without a card)."""
         return self.room_gib is None or self.peak_gib <= self.room_gib
 
+    @property
+    def needs(self) -> dict[Part, float]:
+        """GiB of every phase."""
+        return {
+            (stage.stage, phase.phase): phase.peak.total / GIB
+            for stage in self.stages.values()
+            for phase in stage.phases
+        }
+
+    @property
+    def failing(self) -> tuple[Part, ...]:
+        """Phases that do not fit."""
+        room = self.room_gib
+        return tuple(part for part, gib in self.needs.items() if room is not None and gib > room)
+
     def to_json(self) -> dict[str, Any]:
         """{"card_gib", "stages": {stage: {"peak_gib", "by_category": {category: GiB}}}}"""
         return {
@@ -90,8 +108,17 @@ class Plan:
         }
 
 
+def in_silence(items: Sequence[Any], _doing: str) -> Iterable[Any]:
+    """The `Each` that shows nothing."""
+    return items
+
+
 def plan(
-    config: RunConfig, *, card_gib: float | None = None, stages: Sequence[Stage] = tuple(PHASES)
+    config: RunConfig,
+    *,
+    card_gib: float | None = None,
+    stages: Sequence[Stage] = tuple(PHASES),
+    each: Each = in_silence,
 ) -> Plan:
     """Simulate every stage of a recipe at full size; no GPU, no download, no training.
 
@@ -99,15 +126,18 @@ def plan(
         config: from `load_recipe`.
         card_gib: the card's memory; default: that of the recipe (model.min_gpu_gib).
         stages: which to plan.
+        each: shows how far it is.
 
     Raises:
         ValueError: the model's sizes are not known here, or the settings contradict one another (a
             prompt with one completion does not fit a pack).
     """
     architecture, card = architecture_of(config), card_for(config, card_gib)
-    planned: dict[Stage, StagePlan] = {
-        stage: _plan_stage(config, architecture, card, stage, PHASES[stage]) for stage in stages
-    }
+    parts = [(stage, phase) for stage in stages for phase in PHASES[stage]]
+    found: dict[Stage, list[Simulated]] = {stage: [] for stage in stages}
+    for stage, phase in each(parts, f"simulating {config.recipe}"):
+        found[stage].append(_simulated(config, architecture, card, stage, phase))
+    planned = {stage: _stage_plan(stage, phases, card) for stage, phases in found.items()}
     return Plan(config.recipe, config.model.name, card, planned)
 
 
@@ -129,29 +159,33 @@ def planned_dtype(config: RunConfig, card: Card | None) -> torch.dtype:
 def plan_phase(config: RunConfig, card_gib: float | None, stage: Stage, phase: PhaseName) -> float:
     """GiB that one phase alone needs."""
     card = card_for(config, card_gib)
-    dtype = planned_dtype(config, card)
-    found = simulate_phase(config, architecture_of(config), dtype, card, stage, phase)
+    found = _simulated(config, architecture_of(config), card, stage, phase)
     return found.peak.total / GIB
 
 
-def _plan_stage(
-    config: RunConfig,
-    architecture: Architecture,
-    card: Card | None,
-    stage: Stage,
-    phases: Sequence[PhaseName],
-) -> StagePlan:
+def _simulated(
+    config: RunConfig, architecture: Architecture, card: Card | None, stage: Stage, phase: PhaseName
+) -> Simulated:
     dtype = planned_dtype(config, card)
-    found = tuple(
-        simulate_phase(config, architecture, dtype, card, stage, phase) for phase in phases
+    return simulate_phase(
+        config, architecture, dtype, card, stage, phase, has_host=card is not None
     )
-    seconds = sum(phase.seconds * phase.num_units for phase in found)
-    return StagePlan(stage, found, seconds if card else None)
+
+
+def _stage_plan(stage: Stage, phases: Sequence[Simulated], card: Card | None) -> StagePlan:
+    seconds = sum(phase.seconds * phase.num_units for phase in phases)
+    return StagePlan(stage, tuple(phases), seconds if card else None)
 
 
 def with_settings(config: RunConfig, **values: Any) -> RunConfig:
     """The settings with some changed: `with_settings(config, sampling__max_rows=16)`."""
     for name, value in values.items():
-        section, _, leaf = name.partition("__")
-        config = replace(config, **{section: replace(getattr(config, section), **{leaf: value})})
+        config = _replaced(config, name.split("__"), value)
     return config
+
+
+def _replaced(settings: Any, path: Sequence[str], value: Any) -> Any:
+    name, *below = path
+    return replace(
+        settings, **{name: _replaced(getattr(settings, name), below, value) if below else value}
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from prism_lite.planner.planning import SPARE, Plan, StagePlan
+from prism_lite.planner.moves import Moved
+from prism_lite.planner.planning import GIB, SPARE, Plan, StagePlan
 from prism_lite.planner.search import Found
 
 BAR_CELLS = 40
@@ -47,6 +48,9 @@ def bar_lines(stage: StagePlan, plan: Plan) -> list[str]:
         if gib > 0:
             cells = round(BAR_CELLS * gib / whole)
             lines.append(f"  {name:12}{'#' * cells:{BAR_CELLS}} {gib:7.3f}")
+    off_card = stage.highest.peak.off_card / GIB
+    if off_card:
+        lines.append(f"  and {off_card:.2f} GiB wait in the CPU's memory")
     return lines
 
 
@@ -66,7 +70,20 @@ def print_found(found: list[Found], console: Console, title: str) -> None:
     for name in ("setting", "now", "largest that fits", "peak GiB"):
         table.add_column(name, justify="left" if name == "setting" else "right")
     for item in found:
-        largest = "none tried fits" if item.largest is None else str(item.largest)
+        largest = "none" if item.largest is None else str(item.largest)
+        if item.largest is not None and item.next_larger is None:
+            largest += ", none larger tried"
         peak = "" if item.peak_gib is None else f"{item.peak_gib:.2f}"
         table.add_row(item.setting, str(item.now), largest, peak)
+    console.print(table)
+
+
+def print_moved(moved: list[Moved], console: Console) -> None:
+    """A table of settings that move memory to the CPU, with what each saves."""
+    table = Table(title="kept in the CPU's memory or computed again: less on the card, more time")
+    for name in ("setting", "saves GiB", "peak GiB", ""):
+        table.add_column(name, justify="right" if "GiB" in name else "left")
+    for item in moved:
+        verdict = "[green]fits[/]" if item.fits else "does not fit"
+        table.add_row(item.settings, f"{item.saved_gib:.2f}", f"{item.peak_gib:.2f}", verdict)
     console.print(table)

@@ -22,18 +22,14 @@ from prism_lite.planner.extrapolate import (
     small_depths,
 )
 from prism_lite.planner.hardware import Card, seconds_on
-from prism_lite.planner.phases import (
-    build_memory,
-    fill_caches,
-    run_phase,
-    settle,
-)
+from prism_lite.planner.host import beside_card
+from prism_lite.planner.memory import build_memory, fill_caches, settle
+from prism_lite.planner.phases import run_phase
 from prism_lite.planner.simulate import Simulation
 from prism_lite.planner.stand_in import (
     build_backbone,
     card_kernels,
     faking,
-    missing_tower,
     tensors_of,
 )
 from prism_lite.planner.tracker import Key, Peak, Tracker
@@ -63,8 +59,14 @@ def simulate_phase(
     card: Card | None,
     stage: Stage,
     phase: PhaseName,
+    *,
+    has_host: bool,
 ) -> Simulated:
-    """One phase at full size, from small runs (see `extrapolate.py`)."""
+    """One phase at full size, from small runs (see `extrapolate.py`).
+
+    Args:
+        has_host: see `simulate_regions`.
+    """
     num_deepstack = len(architecture.config.vision_config.deepstack_visual_indexes)
     full = full_depth(config, architecture.num_layers, phase)
     runs: dict[Depth, Mapping[Key, Peak]] = {}
@@ -84,6 +86,7 @@ def simulate_phase(
             depth,
             num_draws=num_draws,
             tower_depth=tower_depth,
+            has_host=has_host,
         )
         counts = {"num_draws": num_draws, "num_tokens": num_tokens}
         if "tower" in (key[0] for key in regions):
@@ -122,8 +125,13 @@ def simulate_regions(
     *,
     num_draws: int,
     tower_depth: int,
+    has_host: bool,
 ) -> tuple[dict[Key, Peak], int]:
-    """Run a phase with so many layers and drawn tokens; regions, and its repetitions in a step."""
+    """Run a phase with so many layers and drawn tokens; regions, and its repetitions in a step.
+
+    Args:
+        has_host: what the settings move to the CPU is not in the memory that is counted (`host.py`).
+    """
     if phase == "judge":
         fraction = depth.trained / depth.total
         config = dataclasses.replace(
@@ -131,7 +139,14 @@ def simulate_regions(
                 config.discriminator, adapted_fraction=fraction)
         )  # fmt: skip
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with card_kernels() if card else contextlib.nullcontext():
+    tracker = Tracker(
+        vocab_size=architecture.config.text_config.vocab_size,
+        seconds_of=seconds_on(card) if card else None,
+    )
+    with (
+        card_kernels() if card else contextlib.nullcontext(),
+        beside_card(tracker) if has_host else contextlib.nullcontext(),
+    ):
         backbone = build_backbone(
             config, architecture, dtype, fake_mode, num_layers=depth.total, tower_depth=tower_depth
         )
@@ -143,15 +158,8 @@ def simulate_regions(
             on_card=card is not None,
             judged_layers=None if phase == "judge" else architecture.num_layers,
         )
-        tracker = Tracker(
-            vocab_size=architecture.config.text_config.vocab_size,
-            seconds_of=seconds_on(card) if card else None,
-        )
         for category, tensors in tensors_of(backbone).items():
             tracker.seed(tensors, category)
-        with fake_mode:
-            rest_of_tower = missing_tower(backbone, architecture)
-        tracker.seed([rest_of_tower], "weights")
         workload = Workload(backbone, config, num_draws)
         workload.prompts(1)  # tokenised before: what a run does when it starts
         with Simulation(tracker, fake_mode, on_card=card is not None):

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prism_lite.config import RunConfig
-from prism_lite.planner.planning import Plan, plan_phase, with_settings
-from prism_lite.planner.workload import PhaseName, Stage
+from prism_lite.planner.planning import Each, Part, Plan, in_silence, plan_phase, with_settings
+from prism_lite.planner.workload import CELL, PHASES
 from prism_lite.rollouts import MOST_ROWS
 
-Part = tuple[Stage, PhaseName]
+MOST = 8  # times the present value is the largest that is tried
+PACK_STEP = 256  # tokens
+# A part's need never grows faster than this times the value: a pack may take up one more of what it
+# holds one of.
+MOST_GROWTH = 2
 
 
 @dataclass(frozen=True)
 class Found:
-    """The largest tried value of a setting that fits, and the peak with it; None where none does."""
+    """The largest value of a setting that fits, and the plan's peak with it; None where none does.
+
+    Attributes:
+        next_larger: the next value, which does not fit; None where none larger was tried.
+    """
 
     setting: str
     now: int
     largest: int | None
     peak_gib: float | None
+    next_larger: int | None
 
 
 @dataclass(frozen=True)
@@ -28,13 +38,14 @@ class _Knob:
     setting: str
     now: Callable[[RunConfig], int]
     change: Callable[[RunConfig, int], RunConfig]
-    parts: tuple[Part, ...]  # whose need it decides
+    values: Callable[[int], list[int]]  # that may be tried, ascending
+    parts: tuple[Part, ...]  # whose need it bears on
 
 
 def _with_pixels(config: RunConfig, pixels: int) -> RunConfig:
     """Other pictures, and as many more or fewer tokens in prompts and packs."""
     model = config.model
-    change = (pixels - model.max_pixels) // 1024
+    change = (pixels - model.max_pixels) // CELL**2
     return with_settings(
         config,
         model__max_pixels=pixels,
@@ -47,108 +58,174 @@ def _with_group(config: RunConfig, size: int) -> RunConfig:
     return with_settings(config, align__group_size=size, rlvr__group_size=size)
 
 
+def _squares(pixels: int) -> list[int]:
+    """Pixels of square pictures whose sides are whole visual tokens."""
+    longest = int((MOST * pixels) ** 0.5) // CELL
+    return [(CELL * side) ** 2 for side in range(2, longest + 1)]
+
+
+_ALL = tuple((stage, phase) for stage, phases in PHASES.items() for phase in phases)
+_SAMPLING = tuple(part for part in _ALL if part[1] == "sample")
 _GROUP = _Knob(
     "align.group_size and rlvr.group_size",
     lambda config: config.rlvr.group_size,
     _with_group,
-    (("align", "judge"), ("align", "sample")),
+    lambda now: [*range(2, MOST * now + 1)],
+    tuple(part for part in _ALL if part[0] in ("align", "rlvr")),
 )
 _PACK = _Knob(
     "model.max_pack_tokens",
     lambda config: config.model.max_pack_tokens,
     lambda config, value: with_settings(config, model__max_pack_tokens=value),
-    (("align", "train"), ("warmup", "judge")),
+    lambda now: [*range(PACK_STEP, MOST * now + 1, PACK_STEP)],
+    _ALL,
 )
 _PIXELS = _Knob(
-    "model.max_pixels (prompt and pack grow with it)",
+    "model.max_pixels (prompt and pack change with it)",
     lambda config: config.model.max_pixels,
     _with_pixels,
-    (("align", "train"), ("warmup", "sample")),
+    _squares,
+    _ALL,
 )
 _ROWS = _Knob(
     "sampling.max_rows",
     lambda config: config.sampling.max_rows or MOST_ROWS,
     lambda config, value: with_settings(config, sampling__max_rows=value),
-    (("warmup", "sample"), ("align", "sample")),
+    lambda now: [*range(1, MOST * now + 1)],
+    _SAMPLING,
 )
 _PICTURES = _Knob(
     "model.max_cached_pictures",
     lambda config: config.model.max_cached_pictures,
     lambda config, value: with_settings(config, model__max_cached_pictures=value),
-    (("align", "train"),),
+    lambda now: [now * share // 8 for share in range(1, 9)],
+    _ALL,
 )
 
 
-def find_largest(config: RunConfig, plan: Plan) -> list[Found]:
-    """Largest group size, pack and picture that fit, each with the rest as it is.
+def find_largest(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
+    """Largest group size, pack and picture that fit, each with the rest as it is."""
+    found = []
+    for knob in (_GROUP, _PACK, _PIXELS):
+        now = knob.now(config)
+        values = sorted({*knob.values(now), now})
+        if plan.fits:
+            values = values[values.index(now) :]
+        found.append(_largest(config, plan, knob, values, knob.parts, each))
+    return found
 
-    Tried are powers of two around the present value, then the middle between the last two.
-    """
-    return [
-        _largest(config, plan, knob, _around(knob.now(config))) for knob in (_GROUP, _PACK, _PIXELS)
-    ]
 
-
-def what_to_lower(config: RunConfig, plan: Plan) -> list[Found]:
-    """Settings that make the plan fit when lowered alone, and how far; found by trying.
+def what_to_lower(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
+    """Settings that make the plan fit when lowered alone, and how far.
 
     Empty where the plan fits, or has no card.
     """
-    room = plan.room_gib
-    if room is None or plan.fits:
-        return []
-    failing: set[Part] = {
-        (stage.stage, phase.phase)
-        for stage in plan.stages.values()
-        for phase in stage.phases
-        if phase.peak.total / 2**30 > room
-    }
     found = []
     for knob in (_PACK, _ROWS, _GROUP, _PICTURES, _PIXELS):
-        limited = _Knob(knob.setting, knob.now, knob.change, tuple(sorted(failing)))
+        if not plan.failing or not set(plan.failing) <= set(knob.parts):
+            continue  # it leaves a part as it is that does not fit
         now = knob.now(config)
-        values = [now // 2, now // 4, now // 8]
-        item = _largest(
-            config, plan, limited, [value for value in values if value > 0], refine=False
-        )
+        values = [value for value in knob.values(now) if value < now]
+        item = _largest(config, plan, knob, values, plan.failing, each)
         if item.largest is not None:
             found.append(item)
     return found
 
 
-def _around(now: int) -> list[int]:
-    return [now * factor for factor in (8, 4, 2, 1)] + [now // 2, now // 4]
-
-
 def _largest(
-    config: RunConfig, plan: Plan, knob: _Knob, values: Sequence[int], *, refine: bool = True
+    config: RunConfig,
+    plan: Plan,
+    knob: _Knob,
+    values: Sequence[int],
+    parts: Sequence[Part],
+    each: Each,
 ) -> Found:
-    """Bisect over values from large to small; need grows with the value."""
-    room = plan.room_gib
-    assert room is not None
-    card_gib = plan.card.gib if plan.card else None
+    """The largest of ascending values with which all parts fit; need grows with the value.
 
-    def need(value: int) -> float | None:
-        """GiB, or None where the settings contradict one another."""
-        changed = knob.change(config, value)
-        try:
-            return max(plan_phase(changed, card_gib, *part) for part in knob.parts)
-        except ValueError:
-            return None
+    The part that needs most now is searched first. The others are tried at what it found, and searched
+    below only where they do not fit there.
+    """
+    room, needs, now = plan.room_gib, plan.needs, knob.now(config)
+    assert room is not None and plan.card is not None
+    card_gib = plan.card.gib
+    tried: dict[tuple[Part, int], float | None] = {
+        (part, now): needs[part] for part in parts if part in needs
+    }
 
-    best: tuple[int, float] | None = None
-    low, high = 0, len(values) - 1
-    too_large: int | None = None
+    def need(part: Part, value: int) -> float | None:
+        """GiB, or None where the settings contradict one another: the value is too small."""
+        if (part, value) not in tried:
+            try:
+                tried[part, value] = plan_phase(knob.change(config, value), card_gib, *part)
+            except ValueError:
+                tried[part, value] = None
+        return tried[part, value]
+
+    ordered = sorted((part for part in parts if part in needs), key=lambda part: -needs[part])
+    high = len(values) - 1
+    checked = []
+    for part in each(ordered, knob.setting):
+        if checked and needs[part] * MOST_GROWTH * values[high] <= room * now:
+            continue
+        first = high if checked else None
+        checked.append(part)
+        known = [(now, needs[part])]
+        high = _highest_fit(partial(need, part), values, high, room, known, first)
+        if high < 0:
+            return Found(knob.setting, now, None, None, values[0] if values else None)
+    found = values[high]
+    changed = max(need(part, found) or 0.0 for part in checked)
+    peak = max(changed, *(gib for part, gib in needs.items() if part not in checked), 0.0)
+    larger = values[high + 1] if high + 1 < len(values) else now if found < now else None
+    return Found(knob.setting, now, found, peak, larger)
+
+
+def _highest_fit(
+    need: Callable[[int], float | None],
+    values: Sequence[int],
+    high: int,
+    room: float,
+    known: list[tuple[int, float]],
+    first: int | None,
+) -> int:
+    """Index of the largest of values[: high + 1] whose need is within `room`, or -1.
+
+    Args:
+        known: values with their need, to guess from; grows.
+        first: the index to try first.
+    """
+    low, best, num_tried = 0, -1, 0
     while low <= high:
-        middle = (low + high) // 2
-        gib = need(values[middle])
-        if gib is not None and gib <= room:
-            best, high = (values[middle], gib), middle - 1
+        at = _guess(values, low, high, room, known) if first is None else first
+        if num_tried % 3 == 2:
+            at = (low + high) // 2  # a need that is no line must not make it slow
+        first = None
+        gib = need(values[at])
+        if gib is None:
+            low = at + 1
+        elif gib <= room:
+            best, low = at, at + 1
         else:
-            too_large, low = values[middle], middle + 1
-    if refine and best is not None and too_large is not None and too_large > best[0]:
-        between = (best[0] + too_large) // 2
-        gib = need(between)
-        if gib is not None and gib <= room:
-            best = between, gib
-    return Found(knob.setting, knob.now(config), *(best or (None, None)))
+            high = at - 1
+        if gib is not None:
+            known.append((values[at], gib))
+        num_tried += 1
+    return best
+
+
+def _guess(
+    values: Sequence[int], low: int, high: int, room: float, known: Sequence[tuple[int, float]]
+) -> int:
+    """Index of the value at which a line through what is known reaches the room, within low..high."""
+    (value_a, gib_a), (value_b, gib_b) = (0, 0.0), known[0]
+    if len(known) > 1:
+        (value_a, gib_a), (value_b, gib_b) = sorted(known, key=lambda item: abs(item[1] - room))[:2]
+    if gib_a == gib_b and value_a != value_b and gib_a <= room:
+        return high  # it does not hang on the value
+    if value_a == value_b or gib_a == gib_b:
+        return (low + high) // 2
+    value = value_b + (room - gib_b) * (value_b - value_a) / (gib_b - gib_a)
+    at = low
+    while at < high and values[at + 1] <= value:
+        at += 1
+    return at

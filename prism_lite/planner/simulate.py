@@ -2,7 +2,8 @@
 
 Torch's FakeTensorMode knows the result's shape of every operation. Token ids, positions and masks stay
 real where they are small, so that code that looks at values goes the way it goes in a run. A value that
-hangs on a fake tensor is 1.0 for a float, 0 or False else.
+hangs on a fake tensor is 1.0 for a float, 0 or False else; but `all()` holds, so that numbers that are not
+there pass for finite.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Simulation(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return args[0].fake_device
         outputs = self._run(func, args, kwargs or {})
+        if func is _aten.all.default and isinstance(outputs, FakeTensor):
+            outputs.holds = True
         self._tracker.record(func, args, outputs)
         if self._on_card:
             self._tracker.workspace(_workspace_of(func, args))
@@ -165,7 +168,7 @@ def _form_of_results(outputs: Any, inputs: list[Tensor]) -> Any:
 
 def _unknown_value(tensor: Tensor) -> float | int | bool:
     if tensor.dtype == torch.bool:
-        return False
+        return getattr(tensor, "holds", False)
     return 1.0 if tensor.dtype.is_floating_point else 0
 
 

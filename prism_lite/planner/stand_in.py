@@ -26,9 +26,8 @@ from prism_lite.config import RunConfig
 from prism_lite.models.backbone import (
     LANGUAGE_LINEARS,
     Backbone,
-    use_linear_patch_embedding,
+    hold_as_set,
 )
-from prism_lite.models.float16 import keep_residual_in_float32
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
 from prism_lite.planner.architectures import Architecture
 from prism_lite.precision import choose_precision
@@ -166,11 +165,10 @@ def build_backbone(
         core = model_class._from_config(model_config, attn_implementation="sdpa", dtype=dtype)
         if config.model.quantization == "nf4":
             _quantise(core, dtype)
-        use_linear_patch_embedding(core)
         planned = dataclasses.replace(config.model, compute_dtype=str(dtype).removeprefix("torch."))
         precision = choose_precision(planned, None)
-        if precision.float32_residual:
-            keep_residual_in_float32(core, dtype)
+        hold_as_set(core, config.model, precision)
+        _fill_up(core.model.visual.blocks, architecture.tower_depth)
         return Backbone(core, processor, config.model, config.lora, precision, "simulated")
 
 
@@ -196,12 +194,11 @@ def tensors_of(backbone: Backbone) -> dict[str, list[Tensor]]:
     return found
 
 
-def missing_tower(backbone: Backbone, architecture: Architecture) -> Tensor:
-    """One tensor as large as the vision layers that the stand-in lacks. (Call it among fake ones.)"""
-    blocks = backbone.core.model.visual.blocks
-    size = sum(p.numel() for p in blocks[0].parameters())
-    missing = architecture.config.vision_config.depth - len(blocks)
-    return torch.empty(missing * size, dtype=backbone.core.dtype)
+def _fill_up(blocks: nn.ModuleList, depth: int) -> None:
+    """Hold one tensor as large as the vision layers that the stand-in lacks."""
+    weights = list(blocks[0].parameters())
+    num_missing = (depth - len(blocks)) * sum(weight.numel() for weight in weights)
+    blocks.register_buffer("missing_layers", torch.empty(num_missing, dtype=weights[0].dtype))
 
 
 @contextlib.contextmanager

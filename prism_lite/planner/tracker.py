@@ -8,10 +8,11 @@ in runs with more layers are what `extrapolate.py` fits.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +32,16 @@ _BY_CODE = (
     ("/triton_kernels/logprob_triton.py", None, "logits"),
     ("/transformers/cache_utils.py", None, "kv_cache"),
     ("/prism_lite/models/group_cache.py", "_empty", "kv_cache"),
+    ("/prism_lite/models/group_cache.py", "_rows", "kv_cache"),
+    ("/prism_lite/models/group_cache.py", "keep", "kv_cache"),
+    ("/prism_lite/models/prefill.py", "_kept", "kv_cache"),
+    ("/prism_lite/models/prefill.py", "_joined", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
     ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
 )
 _OPTIMIZERS = ("/torch/optim/", "/bitsandbytes/optim/", "/prism_lite/muon.py")
 _MAX_FRAMES = 24
+_OFF_CARD = "off card"  # the category of what waits in the CPU's memory: no part of a peak
 
 Key = tuple[str | int, ...]
 
@@ -53,11 +59,19 @@ def _category_of_code(path: str, function: str) -> str | None:
 
 @dataclass
 class Peak:
-    """The most bytes that lived in a region, what they were for, and the work done in it."""
+    """The most bytes that lived in a region, what they were for, and the work done in it.
+
+    Attributes:
+        total: bytes on the card.
+        by_category: the same, by what they were for.
+        off_card: bytes in the CPU's memory at that moment (`host.py`).
+        seconds: at the card's stated peaks: see `hardware.py`.
+    """
 
     total: int
     by_category: dict[str, int]
-    seconds: float = 0.0  # at the card's stated peaks: see `hardware.py`
+    off_card: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -82,6 +96,8 @@ class Tracker:
         seconds_of: Callable[[Any, tuple[Any, ...], Iterable[Tensor]], float] | None = None,
     ) -> None:
         self.now = 0
+        self.off_card_now = 0
+        self._is_off_card = False
         self.by_category: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
         self.regions: dict[Key, Peak] = {}
         self._accounts: dict[int, _Account] = {}
@@ -92,7 +108,7 @@ class Tracker:
     def mark(self, key: Key) -> None:
         """Begin a region; one of the same name goes on from its peak so far."""
         if key not in self.regions:
-            self.regions[key] = Peak(self.now, dict(self.by_category))
+            self.regions[key] = Peak(self.now, dict(self.by_category), self.off_card_now)
         self._region = self.regions[key]
         self._note_peak()
 
@@ -102,17 +118,35 @@ class Tracker:
         return max(self.regions.values(), key=lambda peak: peak.total)
 
     def seed(self, tensors: Iterable[Tensor], category: str) -> None:
-        """Count tensors that were there before, or name anew what is counted already."""
+        """Count tensors that were there before, or name anew what is counted already.
+
+        What waits in the CPU's memory stays there.
+        """
         for tensor in tensors:
-            storage = tensor.untyped_storage()
-            account = self._accounts.get(storage._cdata)
-            if account is None:
-                self._open(storage, category)
-            else:
-                self.by_category[account.category] -= account.num_bytes
-                self.by_category[category] += account.num_bytes
-                account.category = category
+            account = self._accounts.get(tensor.untyped_storage()._cdata)
+            if account is None or account.category != _OFF_CARD:
+                self._name(tensor, category)
         self._note_peak()
+
+    def leave(self, tensors: Iterable[Tensor]) -> None:
+        """Tensors move into the CPU's memory."""
+        for tensor in tensors:
+            self._name(tensor, _OFF_CARD)
+
+    def arrive(self, tensors: Iterable[Tensor], category: str) -> None:
+        """Tensors come from the CPU's memory onto the card, one after another."""
+        for tensor in tensors:
+            self._name(tensor, category)
+        self._note_peak()
+
+    @contextlib.contextmanager
+    def off_card(self) -> Iterator[None]:
+        """What is made inside lies in the CPU's memory."""
+        self._is_off_card = True
+        try:
+            yield
+        finally:
+            self._is_off_card = False
 
     def record(self, function: Any, args: tuple[Any, ...], outputs: Any) -> None:
         """Count what an operation returned."""
@@ -120,7 +154,7 @@ class Tracker:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._accounts:
-                self._open(storage, self._category(tensor))
+                self._open(storage, _OFF_CARD if self._is_off_card else self._category(tensor))
         self._note_peak()
         if self._seconds_of is not None:
             self._region.seconds += self._seconds_of(function, args, tensors)
@@ -131,11 +165,30 @@ class Tracker:
             self._region.total = self.now + num_bytes
             self._region.by_category = dict(self.by_category)
             self._region.by_category[category] += num_bytes
+            self._region.off_card = self.off_card_now
 
     def _note_peak(self) -> None:
         if self.now > self._region.total:
             self._region.total = self.now
             self._region.by_category = dict(self.by_category)
+            self._region.off_card = self.off_card_now
+
+    def _name(self, tensor: Tensor, category: str) -> None:
+        storage = tensor.untyped_storage()
+        account = self._accounts.get(storage._cdata)
+        if account is None:
+            self._open(storage, category)
+            return
+        self._count(account.category, -account.num_bytes)
+        self._count(category, account.num_bytes)
+        account.category = category
+
+    def _count(self, category: str, num_bytes: int) -> None:
+        if category == _OFF_CARD:
+            self.off_card_now += num_bytes
+        else:
+            self.now += num_bytes
+            self.by_category[category] += num_bytes
 
     def _open(self, storage: Any, category: str) -> None:
         key, num_bytes = storage._cdata, storage.nbytes()
@@ -144,13 +197,11 @@ class Tracker:
         account = _Account(num_bytes, category)
         account.refs.append(weakref.ref(storage, functools.partial(self._close, key)))
         self._accounts[key] = account
-        self.now += num_bytes
-        self.by_category[category] += num_bytes
+        self._count(category, num_bytes)
 
     def _close(self, key: int, _ref: Any) -> None:
         account = self._accounts.pop(key)
-        self.now -= account.num_bytes
-        self.by_category[account.category] -= account.num_bytes
+        self._count(account.category, -account.num_bytes)
 
     def _category(self, tensor: Tensor) -> str:
         if tensor.dim() > 0 and tensor.shape[-1] == self._vocab_size:
@@ -197,10 +248,13 @@ def watch_layers(tracker: Tracker, layers: Iterable[torch.nn.Module]) -> list[An
     """
     layers = list(layers)
     passes = 0
+    has_graph: set[int] = set()  # layers whose output had one
 
     def before(number: int, _layer: Any, _args: Any) -> None:
         nonlocal passes
         if torch._C._current_graph_task_id() >= 0:
+            if number not in has_graph:  # an offloaded layer: its backward begins with this
+                tracker.mark(("backward", passes, number))
             return  # checkpointing runs the layer again: a part of its backward
         passes += number == 0
         tracker.mark(("forward", passes, number))
@@ -212,6 +266,7 @@ def watch_layers(tracker: Tracker, layers: Iterable[torch.nn.Module]) -> list[An
         if number == len(layers) - 1:
             tracker.mark(("head", passes))
         if hidden.requires_grad:
+            has_graph.add(number)
             key = ("backward", passes, number)
             hidden.register_hook(lambda _grad: tracker.mark(key))
 

@@ -67,9 +67,11 @@ class Workload:
         """How often a step repeats what a phase runs once."""
         config = self.config
         if phase == "sample":
-            _, at_once = sampling_batch(config, stage)
-            prompts = {"align": config.align, "rlvr": config.rlvr}.get(stage)
-            return -(-prompts.prompts_per_step // at_once) if prompts else 0  # once, not per step
+            rows, at_once = sampling_batch(config, stage)
+            settings = {"align": config.align, "rlvr": config.rlvr}.get(stage)
+            if settings is None:
+                return 0  # once, not per step
+            return -(-settings.prompts_per_step // at_once) * -(-settings.group_size // rows)
         if stage == "sft":
             return -(-config.sft.batch_size // self.trees_per_pack)
         if stage == "warmup":
@@ -199,10 +201,10 @@ class Workload:
 
 
 def sampling_batch(config: RunConfig, stage: Stage) -> tuple[int, int]:
-    """Rollouts per prompt and prompts decoded side by side."""
+    """Rollouts of a prompt, and prompts, that are decoded side by side."""
     max_rows = config.sampling.max_rows or MOST_ROWS
     if stage == "warmup":
         return 1, min(config.warmup.num_prompts, max_rows)
     settings = config.align if stage == "align" else config.rlvr
-    at_once = max(1, max_rows // settings.group_size)
-    return settings.group_size, min(settings.prompts_per_step, at_once)
+    at_once = max(1, max_rows // settings.group_size)  # a larger group is parted
+    return min(settings.group_size, max_rows), min(settings.prompts_per_step, at_once)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prism_lite import parts
 from prism_lite.config import JudgeConfig
-from prism_lite.rewards.compare import compare_answers
+from prism_lite.rewards.accuracy import accuracy_reward
 from prism_lite.rewards.format import completion_text
 
 JUDGE_PROMPT = (
@@ -39,9 +40,15 @@ def post_json(url: str, body: dict[str, Any], headers: dict[str, str], timeout_s
 
 
 def ask_judge(
-    question: str, predicted: str, gold: str, settings: JudgeConfig, *, post: Post = post_json
+    question: str,
+    predicted: str,
+    gold: str,
+    settings: JudgeConfig,
+    *,
+    post: Post = post_json,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Whether the judge says yes.
+    """Whether the judge says yes; waits 2, 4, 8, ... seconds between attempts.
 
     Raises:
         ValueError: `base_url` is not an http(s) address.
@@ -54,7 +61,9 @@ def ask_judge(
         )
     headers, body = _request(question, predicted, gold, settings)
     problem = ""
-    for _ in range(settings.num_attempts):
+    for attempt in range(settings.num_attempts):
+        if attempt:
+            sleep(2.0**attempt)  # a server that is starting or says "too many requests"
         try:
             reply = post(
                 f"{settings.base_url.rstrip('/')}/chat/completions",
@@ -109,8 +118,9 @@ def judge_reward(
     prompts: list[Any],
     completions: list[str | list[dict[str, Any]]],
     *,
-    answer: list[str | None],
+    answer: list[str | Sequence[str] | None],
     settings: JudgeConfig,
+    choices: list[Sequence[str] | None] | None = None,
     post: Post = post_json,
     **columns: Any,
 ) -> list[float | None]:
@@ -118,22 +128,22 @@ def judge_reward(
 
     The verifier goes first: what it accepts costs no request. Malformed completions get 0.0 without
     asking; no gold answer gives None. Bind `settings` with functools.partial for TRL.
+
+    Args:
+        answer, choices: as for `accuracy_reward`; of several accepted answers the judge is told the
+            first.
+
+    Raises:
+        ValueError: `answer` and `completions` differ in length.
+        RuntimeError: see `ask_judge`.
     """
-    if len(answer) != len(completions):
-        raise ValueError(
-            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold "
-            "answer per completion."
-        )
-    rewards: list[float | None] = []
-    for prompt, completion, gold in zip(prompts, completions, answer, strict=True):
+    marks = accuracy_reward(prompts, completions, answer=answer, choices=choices)
+    for i, (completion, gold) in enumerate(zip(completions, answer, strict=True)):
         found = parts.parse(completion_text(completion))
-        if not gold:
-            rewards.append(None)
-        elif isinstance(found, parts.Malformed):
-            rewards.append(0.0)
-        elif compare_answers(found.answer, gold).matches:
-            rewards.append(1.0)
-        else:
-            question = completion_text(prompt)
-            rewards.append(float(ask_judge(question, found.answer, gold, settings, post=post)))
-    return rewards
+        if marks[i] != 0.0 or isinstance(found, parts.Malformed):
+            continue
+        assert gold, "the verifier gives no mark without a gold answer"
+        first = gold if isinstance(gold, str) else gold[0]
+        question = completion_text(prompts[i])
+        marks[i] = float(ask_judge(question, found.answer, first, settings, post=post))
+    return marks

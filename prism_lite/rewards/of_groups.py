@@ -58,7 +58,11 @@ def further_rewards(groups: Sequence[Group], config: RlvrConfig) -> dict[str, Te
     if config.boxes_weight > 0:
         marks["boxes"] = iou_reward(questions, list(texts), boxes=answers)
     if config.judge_weight > 0:
-        marks["judge"] = judge_reward(questions, list(texts), answer=answers, settings=config.judge)
+        accepted = [(s.answer, *s.accepted) if s.answer else None for s in samples]
+        choices: list[Sequence[str] | None] = [sample.choices or None for sample in samples]
+        marks["judge"] = judge_reward(
+            questions, list(texts), answer=accepted, choices=choices, settings=config.judge
+        )
     is_well_formed_R = torch.tensor([rollout.is_well_formed for rollout in rollouts])
     return {name: torch.tensor(values) * is_well_formed_R for name, values in marks.items()}
 

@@ -21,7 +21,7 @@ from prism_lite.models.backbone import REFERENCE, Backbone
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.peak import peak_gib
-from prism_lite.rollouts import sample_groups
+from prism_lite.rollouts import sample_in_pieces
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
 from prism_lite.stages.warmup import teacher_parts
@@ -85,9 +85,11 @@ def static_pairs(context: Context) -> dict[str, Pair]:
     config = context.config.align
     visited = _rows(context, 0, config.steps * config.prompts_per_step)
     samples = list({sample.key: sample for sample in visited}.values())
-    groups = sample_groups(
+    groups = sample_in_pieces(
         context.backbone,
         samples,
+        each=context.run.each,
+        doing="sampling static pairs",
         group_size=1,
         sampling=context.config.sampling,
         system_prompt=context.task.system_prompt,

@@ -24,6 +24,10 @@ from prism_lite.stages.alarms import Alarms
 from prism_lite.stages.context import Context
 from prism_lite.stages.draws import Draw, draw_groups, reward_weights
 
+WIDEST_GSPO_CLIP = (
+    0.01  # above: bounds of token ratios, at which a ratio of completions never arrives
+)
+
 
 def run_rlvr(context: Context) -> None:
     """Reinforce right answers in the right format, from the aligned policy."""
@@ -37,6 +41,11 @@ def run_rlvr(context: Context) -> None:
     )
     start = context.resume("rlvr", {"policy": optimizer})
     run.console.print(_about_updates(config))
+    if config.loss.startswith("gspo") and config.clip_high > WIDEST_GSPO_CLIP:
+        run.console.print(
+            f"[yellow]rlvr.clip_high = {config.clip_high:g} is made for ratios of tokens; GSPO's are of "
+            "whole completions and need about 4e-4: rlvr.algorithm=gspo sets the official values[/]"
+        )
     alarms, has_run_out = Alarms(run, "rlvr"), False
 
     def trained() -> Trained:

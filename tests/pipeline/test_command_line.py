@@ -14,7 +14,8 @@ import torch
 import yaml
 from PIL import Image
 
-from prism_lite import machine, pipeline
+from prism_lite import machine, pipeline, precision
+from prism_lite.precision import Card
 from prism_lite.recipe import recipe_names, to_dict
 from tests.micro import micro_recipe
 from tests.pipeline.commands import REPOSITORY, check_refused, in_process, prism_lite
@@ -230,6 +231,38 @@ def test_doctor_names_device_and_packages():
     assert done.returncode == 0, done.stderr
     for word in ("torch", "transformers", "bitsandbytes", "gpu", "cores", "compute", "loaded by"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (None, ["tiny"]),
+        (Card("Tesla T4", (7, 5), 14.7), ["t4-2b", "t4-4b", "tiny"]),
+        (
+            Card("RTX 4090", (8, 9), 23.6),
+            ["rtx3060-2b", "rtx4090-4b", "rtx4090-8b", "t4-2b", "t4-4b", "tiny"],
+        ),
+    ],
+)
+def test_doctor_names_the_recipes_that_would_start_here(card, expected, monkeypatch):
+    monkeypatch.setattr(precision, "card_of", lambda _model: card)
+    assert machine.recipes_for_this_machine() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("export", "--discriminator", "--gguf", "f16"), "--gguf is about merged weights"),
+        (("export", "--discriminator", "--bound", 1), "--bound is about merged weights"),
+        (("export", "--merge", "--public"), "--public is about the repository of --push"),
+        (("chat", "--temperature", -1, "what?"), "--temperature -1: expected 0 or more"),
+        (("chat", "--max-tokens", 0, "what?"), "--max-tokens 0: expected 1 or more"),
+        (("chat", __file__), "the last argument is the question"),
+    ],
+)
+def test_arguments_that_do_not_belong_together(arguments, words, tmp_path):
+    out = ["--out", tmp_path / "out"] if arguments[0] == "export" else []
+    check_refused(in_process(arguments[0], "--run", tmp_path, *out, *arguments[1:]), words)
 
 
 def test_a_fault_inside_a_library_keeps_its_traceback(monkeypatch):

@@ -257,3 +257,24 @@ def test_push_uploads_the_folder_and_says_what_the_hub_refused(tmp_path, monkeyp
     assert calls[1][1]["folder_path"] == str(tmp_path)
     with pytest.raises(ValueError, match="hf auth login"):
         publish.push_folder(tmp_path, "mine/closed")
+
+
+@pytest.mark.parametrize(
+    ("capability", "free_share", "moves"),
+    [((8, 0), 1.3, True), ((8, 0), 1.1, False), ((7, 5), 1.3, False)],
+)
+def test_verification_goes_to_a_card_with_room_and_the_type(
+    monkeypatch, capability, free_share, moves
+):
+    """Decisions on a card that is not there: the move itself is noted instead of done."""
+    model = torch.nn.Linear(100, 100, dtype=torch.bfloat16)
+    num_bytes = 2 * (100 * 100 + 100)
+    moved = []
+    monkeypatch.setattr(type(model), "dtype", torch.bfloat16, raising=False)
+    monkeypatch.setattr(model, "cuda", lambda: moved.append(True) or model)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free_share * num_bytes), 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert merge.place(model) is model
+    assert bool(moved) == moves

@@ -247,6 +247,7 @@ def test_algorithms_are_no_recipes():
         ({"align.replay_fraction": 1.0}, "replay_fraction"),
         ({"align.method": "dpo", "align.mode": "rlvr"}, "align.mode = rlvr"),
         ({"rlvr.judge_weight": 0.5, "rlvr.judge.model": "m"}, r"rlvr\.judge\.base_url"),
+        ({"model.offload_checkpoints": True}, "model.gradient_checkpointing=true too"),
         ({"rlvr.combine": "normalize_then_sum", "rlvr.scale": "none"}, "rlvr.combine"),
     ],
 )

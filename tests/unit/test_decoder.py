@@ -19,6 +19,7 @@ from prism_lite.models.tree_attention import (
     tree_block_mask,
     tree_mask,
 )
+from prism_lite.planner.tracker import Tracker, Watch
 from tests.micro import fill_adapter
 from tests.unit.test_packing import SYSTEM, mixed_samples
 
@@ -94,13 +95,11 @@ def test_the_shared_cache_equals_one_row_at_a_time():
     spans = [(sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(4)]
     groups = bucket_prompts(lengths)
     assert groups == [[1, 3, 2], [0]]
+    padded = pad_prompts(flat, [[spans[p] for p in group] for group in groups])
+    assert flat == []
     buckets = [
-        Bucket(
-            pad_prompts(flat, [spans[p] for p in group]),
-            [lengths[p] for p in group],
-            [counts[p] for p in group],
-        )
-        for group in groups
+        Bucket(keys_values, [lengths[p] for p in group], [counts[p] for p in group])
+        for keys_values, group in zip(padded, groups, strict=True)
     ]
     prompt_R = [p for group in groups for p in group for _ in range(counts[p])]
     cache = GroupCache(buckets, max_tokens=300)
@@ -119,6 +118,23 @@ def test_the_shared_cache_equals_one_row_at_a_time():
             found, naive(q, prompts, prompt_R, own, scale), rtol=0, atol=1e-12
         )
     assert len(cache.buckets) == 1
+
+
+def test_laying_out_prompts_and_dropping_them_holds_no_second_copy():
+    """Beside what there is already, of 16 layers at most the one that is worked on."""
+    shape, num_layers = (64, 2, 8), 16
+    tracker = Tracker(vocab_size=1)
+    with Watch(tracker):
+        layers = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(num_layers)]
+        layer_bytes = tracker.now / num_layers
+        (padded,) = pad_prompts(layers, [[(16 * i, 16 * i + 16) for i in range(4)]])
+        assert tracker.peak.total < (num_layers + 3) * layer_bytes
+        bucket = Bucket(padded, [16] * 4, [1] * 4)
+        tracker.mark(("keep",))
+        before = tracker.now
+        bucket.keep([0, 2])
+        assert tracker.regions["keep",].total < before + 2 * layer_bytes
+    assert tracker.now < 0.6 * before
 
 
 def test_merging_two_sets_of_keys_is_attention_over_both():

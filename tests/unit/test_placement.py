@@ -81,9 +81,9 @@ def test_without_a_graph_the_layer_simply_runs():
 def test_the_tower_visits_the_card_only_for_new_pictures(make_backbone, task, monkeypatch):
     """On a CPU both places are the CPU: the order of the moves is what is checked."""
     moves = []
-    real = placement.move
+    monkeypatch.setattr(placement, "modules_to_cpu", lambda modules: moves.append("to cpu"))
     monkeypatch.setattr(
-        placement, "move", lambda modules, to: moves.append(str(to)) or real(modules, to)
+        placement, "modules_to_card", lambda modules, device: moves.append("to card")
     )
     backbone = make_backbone(model__vision_on_cpu=True)
     plain = make_backbone()
@@ -91,7 +91,7 @@ def test_the_tower_visits_the_card_only_for_new_pictures(make_backbone, task, mo
     moves.clear()
     pictures = [s.pictures[0] for s in task.heldout[:3]]
     found = backbone.vision.features(pictures)
-    assert moves == ["cpu", "encode", "cpu"]
+    assert moves == ["to card", "encode", "to cpu"]
     backbone.vision.features(pictures)
     assert len(moves) == 3, "cached pictures need no tower"
     for a, b in zip(found, plain.vision.features(pictures), strict=True):

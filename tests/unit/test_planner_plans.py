@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -13,15 +16,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen3VLForConditionalGeneration
 
 from prism_lite.__main__ import main
-from prism_lite.planner import plan, search
+from prism_lite.pipeline import base_folder
+from prism_lite.planner import host, moves, plan, search
 from prism_lite.planner.architectures import architecture_of
+from prism_lite.planner.extrapolate import Depth
 from prism_lite.planner.hardware import card_of
 from prism_lite.planner.planning import Plan, StagePlan, with_settings
-from prism_lite.planner.run import Simulated
+from prism_lite.planner.run import Simulated, simulate_regions
 from prism_lite.planner.simulate import Simulation
 from prism_lite.planner.stand_in import StandInLinear4bit
 from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker, Watch
 from prism_lite.recipe import RECIPES, load_recipe, recipe_names
+from tests.micro import micro_recipe
 
 GIB = 2**30
 CARDS = [name for name in recipe_names() if load_recipe(name).model.min_gpu_gib > 0]
@@ -115,24 +121,151 @@ def test_a_recipe_fits_its_card_and_says_how_tightly(name):
         }
 
 
-def made_plan(config, gib: float) -> Plan:
+def settings_of(**overrides):
+    return load_recipe("rtx3060-2b", {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def head_of(config, num_layers=5):
+    """The SFT step's memory when the last layer is through, with few layers, on a card."""
+    architecture, card = architecture_of(config), card_of(12)
+    regions, _ = simulate_regions(
+        config, architecture, torch.bfloat16, card, "sft", "train", Depth(0, num_layers),
+        num_draws=4, tower_depth=4, has_host=True,
+    )  # fmt: skip
+    return regions["head", 1]
+
+
+def test_offloaded_checkpoints_are_the_layers_inputs():
+    """Of 5 layers: a pack of 2 samples, 2 x (1,024 + 512) tokens of 2,048 bfloat16 each."""
+    plain, offloaded = head_of(settings_of()), head_of(settings_of(model__offload_checkpoints=True))
+    inputs = 5 * 2 * (1024 + 512) * 2048 * 2
+    assert (plain.off_card, offloaded.off_card) == (0, inputs)
+    # the last one is in use itself
+    saved = plain.by_category["activations"] - offloaded.by_category["activations"]
+    assert inputs * 3 / 5 <= saved <= inputs
+
+
+def test_tower_and_embeddings_on_the_cpu_are_off_the_card():
+    common = {"model__name": "Qwen/Qwen3-VL-8B-Instruct", "sft__optim__name": "adamw8bit"}
+    with torch.device("meta"):
+        model: Any = Qwen3VLForConditionalGeneration(architecture_of(settings_of(**common)).config)
+    tower = sum(p.numel() for p in model.model.visual.parameters())
+    tower -= sum(p.numel() for p in model.model.visual.patch_embed.parameters())
+    embeddings = model.get_input_embeddings().weight.numel()
+    plain = head_of(settings_of(**common), 4)
+    for setting, numbers in (("vision_on_cpu", tower), ("embeddings_on_cpu", embeddings)):
+        moved = head_of(settings_of(**common, **{f"model__{setting}": True}), 4)
+        saved = plain.by_category["weights"] - moved.by_category["weights"]
+        assert saved == moved.off_card == 2 * numbers, setting
+    with pytest.raises(ValueError, match="output head"):
+        head_of(settings_of(model__embeddings_on_cpu=True))
+
+
+def test_paged_states_are_off_the_card_from_the_size_that_bitsandbytes_pages():
+    """4 layers of the 4B with rank 16: only gate.B, up.B and down.A have 100,000 entries."""
+    assert "p.numel() < 1e5" in inspect.getsource(bnb.optim.optimizer.Optimizer8bit)
+    assert host.PAGED_FROM == 100_000
+    name = "Qwen/Qwen3-VL-4B-Instruct"
+    paged = head_of(settings_of(model__name=name), 4)
+    kept = head_of(settings_of(model__name=name, sft__optim__name="adamw8bit"), 4)
+    assert paged.off_card == 4 * 3 * 9728 * 16 * 2 * 1
+    assert kept.total - paged.total == paged.off_card
+    assert kept.by_category["optimizer"] - paged.by_category["optimizer"] == paged.off_card
+
+
+def made_plan(gib: float, part=("rlvr", "train")) -> Plan:
     peak = Peak(int(gib * GIB), dict.fromkeys(CATEGORIES, 0) | {"activations": int(gib * GIB)})
-    stage = StagePlan("rlvr", (Simulated("train", peak, 1.0, 2),), 2.0)
-    return Plan("r", "m", card_of(10), {"rlvr": stage})
+    stage = StagePlan(part[0], (Simulated(part[1], peak, 1.0, 2),), 2.0)
+    return Plan("r", "m", card_of(10), {part[0]: stage})
 
 
-def test_what_fits_is_found_by_trying(monkeypatch):
-    """With a need of one GiB per 1,000 pack tokens, 9 GiB of a card of 10 take 9,000."""
+def pretend_need(monkeypatch, need):
+    """A need in GiB instead of a simulation; returns the values that are asked for."""
+    asked = []
+
+    def plan_phase(config, _card, stage, phase):
+        asked.append((stage, phase, config))
+        return need(config, (stage, phase))
+
+    monkeypatch.setattr(search, "plan_phase", plan_phase)
+    monkeypatch.setattr(moves, "plan_phase", plan_phase)
+    return asked
+
+
+def test_what_fits_is_found_by_trying_few_values(monkeypatch):
+    """2 GiB and one GiB per 1,000 pack tokens: 9 GiB of a card of 10 take 7,000, in steps of 256."""
     config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4000)
-    monkeypatch.setattr(
-        search, "plan_phase", lambda config, *_: config.model.max_pack_tokens / 1000
-    )
-    found = {item.setting: item for item in search.find_largest(config, made_plan(config, 4.0))}
+    asked = pretend_need(monkeypatch, lambda config, _: 2 + config.model.max_pack_tokens / 1000)
+    found = {item.setting: item for item in search.find_largest(config, made_plan(6.0))}
     pack = found["model.max_pack_tokens"]
-    assert (pack.now, pack.largest, pack.peak_gib) == (4000, 8000, 8.0)
+    assert (pack.now, pack.largest, pack.next_larger) == (4000, 6912, 7168)
+    assert pack.peak_gib == pytest.approx(8.912)
+    assert len({c.model.max_pack_tokens for _, _, c in asked}) <= 12
+    group = found["align.group_size and rlvr.group_size"]
+    assert (group.largest, group.next_larger) == (64, None), (
+        "it costs nothing here: up to the limit"
+    )
     too_large = with_settings(config, model__max_pack_tokens=32000)
-    lowered = search.what_to_lower(too_large, made_plan(too_large, 32.0))
-    assert [(item.setting, item.largest) for item in lowered] == [("model.max_pack_tokens", 8000)]
+    lowered = search.what_to_lower(too_large, made_plan(34.0))
+    assert [(item.setting, item.largest) for item in lowered] == [("model.max_pack_tokens", 6912)]
+
+
+def test_steps_and_other_phases_are_respected(monkeypatch):
+    """A need that jumps, and a second phase that is small now and grows faster."""
+    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=2048)
+    peak = Peak(GIB, dict.fromkeys(CATEGORIES, 0))
+    planned = made_plan(4.0)
+    planned.stages["sft"] = StagePlan("sft", (Simulated("train", peak, 1.0, 1),), 1.0)
+
+    def need(config, part):
+        tokens = config.model.max_pack_tokens
+        return tokens * 1.9 / 2048 if part[0] == "sft" else 3 + tokens // 1024 / 2
+
+    pretend_need(monkeypatch, need)
+    found = {item.setting: item for item in search.find_largest(config, planned)}
+    pack = found["model.max_pack_tokens"]
+    assert (pack.largest, pack.next_larger) == (9472, 9728), "sft: 1.9 GiB per 2,048 tokens in 9"
+    assert pack.peak_gib == pytest.approx(9472 * 1.9 / 2048)
+
+
+def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
+    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096)
+
+    def need(config, _part):
+        if config.model.max_pack_tokens < 1536:
+            raise ValueError("a prompt with one completion does not fit")
+        return config.model.max_pack_tokens / 256
+
+    pretend_need(monkeypatch, need)
+    lowered = {item.setting: item for item in search.what_to_lower(config, made_plan(16.0))}
+    assert lowered["model.max_pack_tokens"].largest == 2304
+
+
+def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
+    """A part that fits keeps its need; settings that are on already are not offered."""
+    config = load_recipe("rtx4090-8b", {"model.vision_on_cpu": True})
+
+    def need(config, _part):
+        model = config.model
+        return 12 - 2 * model.offload_checkpoints - 1.5 * model.embeddings_on_cpu
+
+    asked = pretend_need(monkeypatch, need)
+    found = moves.what_to_move(config, made_plan(12.0))
+    assert [(item.settings, item.saved_gib, item.peak_gib, item.fits) for item in found] == [
+        ("model.offload_checkpoints=true", 2.0, 10.0, False),
+        ("model.embeddings_on_cpu=true", 1.5, 10.5, False),
+        ("all of these", 3.5, 8.5, True),
+    ]
+    assert len(asked) == 3
+    assert moves.what_to_move(config, made_plan(8.0)) == []
+    tied = load_recipe("rtx4090-4b", {"rlvr.optim.name": "adamw"})
+    names = [item.settings for item in moves.what_to_move(tied, made_plan(12.0))]
+    assert names == [
+        "model.offload_checkpoints=true",
+        "model.vision_on_cpu=true",
+        "rlvr.optim.name=paged_adamw8bit",
+        "all of these",
+    ]
 
 
 def test_plan_command_prints_the_agreed_json(capsys):
@@ -147,8 +280,36 @@ def test_plan_command_prints_the_agreed_json(capsys):
         assert stage["peak_gib"] > 0
 
 
-def test_plan_command_refuses_a_search_without_a_card(capsys):
-    assert main(["plan", "--recipe", "tiny", "--find"]) == 2
-    assert "--find needs a card" in capsys.readouterr().err
-    assert main(["plan", "--card", "0"]) == 2
-    assert "1 to 1024" in capsys.readouterr().err
+def test_a_local_folder_is_planned_like_the_model_it_holds(micro_cache, capsys, tmp_path):
+    """The tiny model's own folder, tokenizer included, and the same without its tokenizer."""
+    config = micro_recipe(tiny__steps=0)
+    folder = base_folder(config)
+    named = plan(config, stages=("sft",)).to_json()
+    assert plan(with_settings(config, model__name=folder), stages=("sft",)).to_json() == named
+    (tmp_path / "config.json").write_text(Path(folder, "config.json").read_text())
+    assert main(["plan", f"model.name={tmp_path}"]) == 2
+    assert "holds no tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--recipe", "tiny", "--find"], "--find needs a card"),
+        (["--card", "0"], "1 to 1024"),
+        (["--card", "abc"], "--card abc: expected"),
+        (["--recipe", "t4-3b"], "no recipe 't4-3b'"),
+        (["model.name=/nowhere/qwen-2b"], "no such folder"),
+        (["model.name={tmp}"], "not the folder of a Qwen3-VL"),
+        (["model.name={tmp}/bert"], "is a bert"),
+        (["model.name={tmp}/broken"], "not the folder of a Qwen3-VL"),
+        (["--recipe", "t4-2b", "model.embeddings_on_cpu=true"], "output head"),
+    ],
+)
+def test_plan_refuses_in_one_sentence(arguments, words, capsys, tmp_path):
+    for name, text in (("bert", '{"model_type": "bert"}'), ("broken", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    assert main(["plan", *(a.format(tmp=tmp_path) for a in arguments)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert len(error.splitlines()) == 1 and error.startswith("prism-lite: ")

@@ -134,9 +134,18 @@ class TestJudge:
 
     def test_tries_again_then_says_why(self):
         post = self._post(OSError("refused"), "hm", "yes")
-        assert ask_judge("q?", "a", "b", self.SETTINGS, post=post)
+        waited: list[float] = []
+        assert ask_judge("q?", "a", "b", self.SETTINGS, post=post, sleep=waited.append)
+        assert waited == [2.0, 4.0], "a server that is busy gets time"
         with pytest.raises(RuntimeError, match=r"no verdict in 3 tries .*neither yes nor no"):
-            ask_judge("q?", "a", "b", self.SETTINGS, post=self._post("hm", "hm", "hm"))
+            ask_judge(
+                "q?",
+                "a",
+                "b",
+                self.SETTINGS,
+                post=self._post("hm", "hm", "hm"),
+                sleep=waited.append,
+            )
 
     def test_address_must_be_http(self):
         with pytest.raises(ValueError, match="no http address"):
@@ -152,6 +161,17 @@ class TestJudge:
             post=self._post("yes"),  # one request only
         )
         assert rewards == [1.0, 1.0, 0.0, None]
+
+    def test_accepted_forms_and_choices_cost_no_request(self):
+        rewards = judge_reward(
+            ["q?"] * 2,
+            [_completion("settee"), _completion("B")],
+            answer=[("couch", "settee"), "blue"],
+            choices=[None, ("red", "blue")],
+            settings=self.SETTINGS,
+            post=self._post(),  # any request would fail
+        )
+        assert rewards == [1.0, 1.0]
 
 
 class TestGuards:
