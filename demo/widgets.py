@@ -51,5 +51,7 @@ def figures(elem_id: str) -> gr.HTML:
 
 
 def sideways() -> gr.HTML:
-    """Above a wide table: says on a phone that there is more of it."""
-    return gr.HTML('<p class="plot-help phone-hint">The table scrolls sideways.</p>')
+    """Above a wide table: says on a narrow screen that there is more of it."""
+    return gr.HTML(
+        '<p class="plot-help">The table scrolls sideways.</p>', elem_classes="narrow-hint"
+    )
