@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prism_lite.quiet import quiet_libraries
+
 
 def add_command(commands: Any) -> None:
     """Add `plan` to the command line's subparsers."""
@@ -49,6 +51,7 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     card_gib = _card_gib(arguments.card)
     config = load_recipe(arguments.recipe, overrides)
+    quiet_libraries()
 
     from rich.console import Console
     from rich.progress import track
