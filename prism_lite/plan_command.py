@@ -10,6 +10,11 @@ from typing import Any
 
 from prism_lite.quiet import quiet_libraries
 
+NOTHING_HELPS = (
+    "A quarter of model.max_pack_tokens, sampling.max_rows, the groups or the pictures is not enough: take "
+    "a smaller model, or a recipe for a smaller card."
+)
+
 
 def add_command(commands: Any) -> None:
     """Add `plan` to the command line's subparsers."""
@@ -33,7 +38,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--find",
         action="store_true",
-        help="also search the largest group size, pack and picture that fit (some minutes)",
+        help="also search the largest group size, pack and picture that fit (three to five minutes)",
     )
     command.set_defaults(handler=run_plan)
 
@@ -76,8 +81,10 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
         moved = moves.what_to_move(config, planned, each=each)
         report.print_moved(moved, console)
         lowered = search.what_to_lower(config, planned, each=each)
-        title = "lowering one of these is enough"
-        report.print_found(lowered, console, title if lowered else "no setting is enough alone")
+        if lowered:
+            report.print_found(lowered, console, "lowering one of these lines is enough")
+        else:
+            console.print(NOTHING_HELPS)
     if arguments.find:
         found = search.find_largest(config, planned, each=each)
         report.print_found(found, console, "one setting changed, the rest as they are")
