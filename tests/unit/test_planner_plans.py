@@ -205,8 +205,8 @@ def test_what_fits_is_found_by_trying_few_values(monkeypatch):
     assert (group.largest, group.next_larger) == (32, None), (
         "it costs nothing here: up to the limit"
     )
-    too_large = with_settings(config, model__max_pack_tokens=32000)
-    lowered = search.what_to_lower(too_large, made_plan(34.0))
+    too_large = with_settings(config, model__max_pack_tokens=16000)
+    lowered = search.what_to_lower(too_large, made_plan(18.0))
     assert [(item.setting, item.largest) for item in lowered] == [("model.max_pack_tokens", 6656)]
 
 
