@@ -64,29 +64,9 @@ def update_policy(
     ]
     needs_all = loss.kl_weight > 0 or loss.entropy_weight > 0
     used = [group for group in batch if needs_all or bool(group.advantage_G.any())]
-    unused = [group for group in batch if group not in used]
-    num_minibatches = min(num_minibatches, max(1, len(used)))
-    prepared = [
-        _pieces(
-            backbone,
-            used[i::num_minibatches],
-            BatchSize(
-                num_tokens=_num_counted([*used, *unused][i::num_minibatches]),
-                mean_tokens=_num_counted(batch) / num_minibatches,
-                mean_rollouts=sum(num_rollouts) / num_minibatches,
-            ),
-        )
-        for i in range(num_minibatches)
-    ]
-    all_pieces = [piece for pieces in prepared for piece in pieces]
-    if num_minibatches > 1:
-        for piece in all_pieces:
-            piece.old_logprob_N = _states_without_grad(backbone, piece.pack, temperature)[0]
-    if loss.kl_weight > 0:
-        with backbone.role("reference"):
-            for piece in all_pieces:
-                logprob_N, hidden_ND = _states_without_grad(backbone, piece.pack, temperature)
-                piece.reference = hidden_ND if loss.kl_kind == "full" else logprob_N
+    prepared = _minibatches(backbone, batch, used, num_minibatches)
+    num_minibatches = len(prepared)
+    _note_other_policies(backbone, prepared, temperature, loss)
     totals: dict[str, float] = {}
     stepped: list[dict[str, float]] = []
     for pieces in prepared:
@@ -197,6 +177,45 @@ def _pieces(backbone: Backbone, minibatch: Sequence[_Group], size: BatchSize) ->
         is_counted = is_counted_R[here].to(backbone.device)
         pieces.append(_Piece(pack, advantage_R[here], is_counted, size))
     return pieces
+
+
+def _minibatches(
+    backbone: Backbone, batch: Sequence[_Group], used: Sequence[_Group], num_minibatches: int
+) -> list[list[_Piece]]:
+    """The packs of each minibatch; groups that are not forwarded are dealt out too, as counts."""
+    unused = [group for group in batch if group not in used]
+    num = min(num_minibatches, max(1, len(used)))
+    num_rollouts = sum(len(group.rollouts) for group in batch)
+    return [
+        _pieces(
+            backbone,
+            used[i::num],
+            BatchSize(
+                num_tokens=_num_counted([*used, *unused][i::num]),
+                mean_tokens=_num_counted(batch) / num,
+                mean_rollouts=num_rollouts / num,
+            ),
+        )
+        for i in range(num)
+    ]
+
+
+def _note_other_policies(
+    backbone: Backbone,
+    prepared: Sequence[Sequence[_Piece]],
+    temperature: float,
+    loss: PolicyLossConfig,
+) -> None:
+    """Before the first step: the old policy, where there are several steps, and the reference."""
+    pieces = [piece for minibatch in prepared for piece in minibatch]
+    if len(prepared) > 1:
+        for piece in pieces:
+            piece.old_logprob_N = _states_without_grad(backbone, piece.pack, temperature)[0]
+    if loss.kl_weight > 0:
+        with backbone.role("reference"):
+            for piece in pieces:
+                logprob_N, hidden_ND = _states_without_grad(backbone, piece.pack, temperature)
+                piece.reference = hidden_ND if loss.kl_kind == "full" else logprob_N
 
 
 def _predicting_states(backbone: Backbone, pack: Pack) -> Tensor:

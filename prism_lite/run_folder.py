@@ -1,8 +1,8 @@
 """The run folder: the one place where a run writes and everything else reads.
 
 `config.yaml env.json metrics.jsonl rollouts/ stages/ policy/ discriminator/ results.json plots/
-README.md control.json`. A person (or the demo) steers a run through control.json; Ctrl-C is the same
-as the command "stop".
+README.md control.json`, and `skipped.jsonl` where rows of the data were left out. A person (or the demo)
+steers a run through control.json; Ctrl-C is the same as the command "stop".
 """
 
 from __future__ import annotations
