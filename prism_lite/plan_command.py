@@ -11,8 +11,8 @@ from typing import Any
 from prism_lite.quiet import quiet_libraries
 
 NOTHING_HELPS = (
-    "A quarter of model.max_pack_tokens, sampling.max_rows, the groups or the pictures is not enough: take "
-    "a smaller model, or a recipe for a smaller card."
+    "Lowering model.max_pack_tokens and sampling.max_rows to a quarter is not enough, or leaves a pack too "
+    "small for a prompt with one completion: take a smaller model, or shorter completions and parts."
 )
 
 
@@ -81,8 +81,12 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
         moved = moves.what_to_move(config, planned, each=each)
         report.print_moved(moved, console)
         lowered = search.what_to_lower(config, planned, each=each)
+        title = "lowering one of these is enough"
+        if not lowered:
+            lowered = search.what_to_lower_together(config, planned, each=each)
+            title = "no setting is enough alone; these together are"
         if lowered:
-            report.print_found(lowered, console, "lowering one of these lines is enough")
+            report.print_found(lowered, console, title)
         else:
             console.print(NOTHING_HELPS)
     if arguments.find:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from prism_lite.config import RunConfig
 from prism_lite.planner.planning import GIB, Each, Part, Plan, in_silence, plan_phase, with_settings
@@ -15,7 +14,6 @@ from prism_lite.rollouts import MOST_ROWS
 
 MOST = 4  # times the present value is the largest that is tried
 PACK_STEP = 512  # tokens
-EIGHTHS = 8
 # What grows with a value grows at most this much faster: a pack may take up a second of what it holds one
 # of now.
 MOST_GROWTH = 2
@@ -30,10 +28,10 @@ class Found:
     """
 
     setting: str
-    now: int | str
-    largest: int | str | None
+    now: int
+    largest: int | None
     peak_gib: float | None
-    next_larger: int | str | None
+    next_larger: int | None
 
 
 @dataclass(frozen=True)
@@ -97,13 +95,6 @@ _ROWS = _Knob(
     lambda now: [*range(1, MOST * now + 1)],
     _SAMPLING,
 )
-_PACK_AND_ROWS = _Knob(
-    "model.max_pack_tokens and sampling.max_rows",
-    lambda _config: EIGHTHS,
-    lambda config, eighths: _with_pack_and_rows(config, eighths),
-    lambda _now: [],
-    _ALL,
-)
 
 
 def find_largest(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
@@ -119,9 +110,9 @@ def find_largest(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> l
 
 
 def what_to_lower(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
-    """Settings that make the plan fit when lowered alone, and how far; where none does, two together.
+    """Settings that make the plan fit when lowered alone, and how far.
 
-    Empty where the plan fits, has no card, or nothing helps.
+    Empty where the plan fits, has no card, or none is enough alone.
     """
     found = []
     for knob in (_PACK, _ROWS, _GROUP, _PIXELS):
@@ -132,29 +123,22 @@ def what_to_lower(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> 
         item = _largest(config, plan, knob, values, plan.failing, each)
         if item.largest is not None:
             found.append(item)
-    if found or not plan.failing:
-        return found
-    item = _largest(config, plan, _PACK_AND_ROWS, [2, 3, 4, 5, 6, 7], plan.failing, each)
-    if item.largest is None:
-        return []
-    now, largest, larger = (
-        _both_as_text(config, eighths) for eighths in (EIGHTHS, item.largest, item.next_larger)
-    )
-    return [replace(item, now=now, largest=largest, next_larger=larger)]
+    return found
 
 
-def _with_pack_and_rows(config: RunConfig, eighths: int) -> RunConfig:
-    pack, rows = config.model.max_pack_tokens, config.sampling.max_rows or MOST_ROWS
-    return with_settings(
-        config,
-        model__max_pack_tokens=pack * eighths // EIGHTHS,
-        sampling__max_rows=max(1, rows * eighths // EIGHTHS),
-    )
-
-
-def _both_as_text(config: RunConfig, eighths: Any) -> str:
-    changed = _with_pack_and_rows(config, eighths)
-    return f"{changed.model.max_pack_tokens} and {changed.sampling.max_rows}"
+def what_to_lower_together(
+    config: RunConfig, plan: Plan, *, each: Each = in_silence
+) -> list[Found]:
+    """Rows for the sampling that does not fit, the pack for the rest; empty where that is not enough."""
+    found = []
+    for knob, is_sampling in ((_ROWS, True), (_PACK, False)):
+        parts = [part for part in plan.failing if (part[1] == "sample") == is_sampling]
+        if not parts:
+            continue
+        now = knob.now(config)
+        values = [value for value in knob.values(now) if now / 4 <= value < now]
+        found.append(_largest(config, plan, knob, values, parts, each))
+    return [] if any(item.largest is None for item in found) else found
 
 
 def _largest(

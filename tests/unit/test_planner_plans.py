@@ -239,10 +239,10 @@ def test_where_no_setting_is_enough_alone_two_are_lowered_together(monkeypatch):
         return config.sampling.max_rows / 2 if is_sampling else config.model.max_pack_tokens / 256
 
     pretend_need(monkeypatch, need)
-    (found,) = search.what_to_lower(config, planned)
-    assert found.setting == "model.max_pack_tokens and sampling.max_rows"
-    assert (found.now, found.largest) == ("4096 and 32", "2048 and 16")
-    assert (found.next_larger, found.peak_gib) == ("2560 and 20", 8.0)
+    assert search.what_to_lower(config, planned) == []
+    rows, pack = search.what_to_lower_together(config, planned)
+    assert (rows.setting, rows.now, rows.largest) == ("sampling.max_rows", 32, 18)
+    assert (pack.setting, pack.now, pack.largest) == ("model.max_pack_tokens", 4096, 2048)
 
 
 def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
