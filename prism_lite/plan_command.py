@@ -12,7 +12,8 @@ from prism_lite.quiet import quiet_libraries
 
 NOTHING_HELPS = (
     "Lowering model.max_pack_tokens and sampling.max_rows to a quarter is not enough, or leaves a pack too "
-    "small for a prompt with one completion: take a smaller model, or shorter completions and parts."
+    "small for a prompt with one completion: lower sampling.max_completion_tokens and "
+    "discriminator.max_part_tokens, or take a smaller model."
 )
 
 
