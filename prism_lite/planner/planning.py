@@ -143,7 +143,9 @@ def plan(
     found: dict[Stage, list[Simulated]] = {stage: [] for stage in stages}
     for stage, phase in each(parts, f"simulating {config.recipe}"):
         found[stage].append(_simulated(config, architecture, card, stage, phase))
-    planned = {stage: _stage_plan(stage, phases, card) for stage, phases in found.items()}
+    planned: dict[Stage, StagePlan] = {
+        stage: _stage_plan(stage, phases, card) for stage, phases in found.items()
+    }
     return Plan(config.recipe, config.model.name, card, planned)
 
 

@@ -65,14 +65,17 @@ def _squares(pixels: int) -> list[int]:
     return [(CELL * side) ** 2 for side in range(2, longest + 1, 2)]
 
 
-_ALL = tuple((stage, phase) for stage, phases in PHASES.items() for phase in phases)
-_SAMPLING = tuple(part for part in _ALL if part[1] == "sample")
+_ALL: tuple[Part, ...] = tuple(
+    (stage, phase) for stage, phases in PHASES.items() for phase in phases
+)
+_SAMPLING: tuple[Part, ...] = tuple(part for part in _ALL if part[1] == "sample")
+_OF_GROUPS: tuple[Part, ...] = tuple(part for part in _ALL if part[0] in ("align", "rlvr"))
 _GROUP = _Knob(
     "align.group_size and rlvr.group_size",
     lambda config: config.rlvr.group_size,
     _with_group,
     lambda now: [*range(2, MOST * now + 1, 2)],
-    tuple(part for part in _ALL if part[0] in ("align", "rlvr")),
+    _OF_GROUPS,
 )
 _PACK = _Knob(
     "model.max_pack_tokens",
