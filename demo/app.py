@@ -6,11 +6,11 @@ from following what Gradio's own page would load elsewhere.
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import os
 import secrets
+import shutil
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from gradio.events import Dependency
 from starlette.middleware import Middleware
 
-from demo import compare, data, discriminator, folder, memory, rewards, rows, train, view
+from demo import compare, data, discriminator, folder, memory, rewards, train, view
 from demo.folder import Home
 from demo.headers import SecurityHeaders
 from demo.jobs import Jobs
 from demo.site import Site, in_words
+from demo.widgets import QUIET
 
 TICK_S = 2.0
 MAX_WAITING = 16
@@ -40,70 +42,91 @@ def build_app(site: Site) -> gr.Blocks:
     with gr.Blocks(
         title="prism_lite", analytics_enabled=False, delete_cache=(DROP_UPLOADS_S, DROP_UPLOADS_S)
     ) as page:
-        with gr.Row(elem_classes="header"):
-            with gr.Column(scale=3, min_width=240):
-                gr.HTML(
-                    "<h1>prism_lite</h1><p>SFT, adversarial alignment, RLVR: what each changes</p>",
-                    elem_classes="title",
-                )
-            with gr.Column(scale=2, min_width=220):
-                run = gr.Dropdown(
-                    choices=folder.run_ids(site.home),
-                    value=site.home.first,
-                    label="Run",
-                    elem_id="run",
-                )
-            with gr.Column(scale=3, min_width=240):
-                badge = gr.HTML(elem_id="badge")
+        run, badge = _header(site.home)
         tick = gr.Timer(TICK_S)
+        opened = _wire_header(site, page, run, badge, tick)
         with gr.Tabs():
             with gr.Tab("Compare", id="compare"):
-                compare.build(site, page, run)
+                compare.build(site, opened, run)
             with gr.Tab("Discriminator", id="discriminator"):
-                discriminator.build(site, page, run)
+                discriminator.build(site, opened, run)
             if not site.home.is_shared:
                 with gr.Tab("Train", id="train"):
-                    train.build(site, page, run, tick)
+                    train.build(site, opened, run, tick)
             with gr.Tab("Rewards", id="rewards"):
-                rewards.build(site, page, run)
-            with gr.Tab("Data", id="data"):
-                data.build(site, page, run)
+                rewards.build(site, opened, run)
+            with gr.Tab("Data", id="data") as data_tab:
+                data.build(site, data_tab, run)
             if not site.home.is_shared:
                 with gr.Tab("Memory", id="memory"):
-                    memory.build(site, page, run)
-
-        def status(run_id: str) -> str:
-            path = site.path(run_id)
-            job = site.jobs.current()
-            if job is not None and job.run == run_id:
-                return view.badge("training", f"{run_id}, process {job.pid}")
-            ready = site.models.readiness(path)
-            return view.badge(ready.kind, ready.detail)
-
-        def list_runs(run_id: str) -> gr.Dropdown:
-            known = folder.run_ids(site.home)
-            return gr.Dropdown(choices=known, value=run_id if run_id in known else site.home.first)
-
-        hidden: dict[str, Any] = {
-            "queue": False, "show_progress": "hidden", "api_visibility": "private",
-        }  # fmt: skip
-
-        def status_and_model(run_id: str) -> str:
-            # not on load: importing torch would hold up the page's first paint
-            site.models.prepare(site.path(run_id))
-            return status(run_id)
-
-        for event in (page.load, run.change):
-            event(in_words(status), [run], [badge], **hidden)
-        tick.tick(in_words(status_and_model), [run], [badge], **hidden)
-        page.load(list_runs, [run], [run], **hidden)
-        run.focus(list_runs, [run], [run], **hidden)
+                    memory.build(site, opened, run)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     return page
 
 
+def _header(home: Home) -> tuple[gr.Dropdown, gr.HTML]:
+    """Title, the choice of a run, and the badge that says what is looked at."""
+    with gr.Row(elem_classes="header"):
+        with gr.Column(scale=3, min_width=240):
+            gr.HTML(
+                "<h1>prism_lite</h1><p>SFT, adversarial alignment, RLVR: what each changes</p>",
+                elem_classes="title",
+            )
+        with gr.Column(scale=2, min_width=220):
+            run = gr.Dropdown(
+                choices=folder.run_ids(home), value=home.first, label="Run", elem_id="run"
+            )
+        with gr.Column(scale=3, min_width=240):
+            return run, gr.HTML(elem_id="badge")
+
+
+def _wire_header(
+    site: Site, page: gr.Blocks, run: gr.Dropdown, badge: gr.HTML, tick: gr.Timer
+) -> Dependency:
+    """Its events; the one that a tab waits for before it shows the run."""
+
+    def status(run_id: str) -> str:
+        job = site.jobs.current()
+        if job is not None and job.run == run_id:
+            return view.badge("training", f"{run_id}, process {job.pid}")
+        ready = site.models.readiness(site.path(run_id))
+        return view.badge(ready.kind, ready.detail)
+
+    def keep_up(run_id: str) -> str:
+        # not on load: importing torch would hold up the first paint; not beside a training, which
+        # needs the machine
+        if site.jobs.current() is None:
+            site.models.prepare(site.path(run_id), replaces=False)
+        return status(run_id)
+
+    def turn_to(run_id: str) -> str:
+        if site.jobs.current() is None:
+            site.models.prepare(site.path(run_id), replaces=not site.home.is_shared)
+        return status(run_id)
+
+    def list_runs(run_id: str) -> gr.Dropdown:
+        known = folder.run_ids(site.home)
+        return gr.Dropdown(choices=known, value=run_id if run_id in known else site.home.first)
+
+    def open_page() -> gr.Dropdown:
+        job = site.jobs.current()
+        return list_runs(job.run if job is not None else site.home.first)
+
+    opened = page.load(open_page, None, [run], **QUIET)
+    run.focus(list_runs, [run], [run], **QUIET)
+    opened.then(in_words(status), [run], [badge], **QUIET)
+    run.change(in_words(turn_to), [run], [badge], **QUIET)
+    tick.tick(in_words(keep_up), [run], [badge], **QUIET)
+    return opened
+
+
 def launch(
-    home: Home, *, port: int | None = None, is_open: bool = True, **settings: Any
+    home: Home,
+    *,
+    port: int | None = None,
+    is_open: bool = True,
+    jobs: Jobs | None = None,
+    **settings: Any,
 ) -> tuple[gr.Blocks, str, str | None]:
     """Serve the app.
 
@@ -111,19 +134,17 @@ def launch(
         home: the runs; a shared one gets a public link, a password and no training.
         port: None takes the first free one from 7860 on.
         is_open: False returns at once and leaves serving to threads (tests, notebooks).
+        jobs: how trainings are started; default: `prism-lite run` in the folder of the runs.
         settings: passed to Gradio's launch.
 
     Returns:
         The app, its address and the guests' password (None where it is not shared).
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is taken, or there is no way to a public link.
     """
-    os.environ.setdefault(
-        "GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"prism_lite_demo_{os.getuid()}")
-    )
-    threading.Thread(target=_read_ahead, args=(home,), daemon=True).start()
-    page = build_app(Site(home, Jobs(home.root)))
+    _keep_uploads_private()
+    page = build_app(Site(home, jobs or Jobs(home.root)))
     password = secrets.token_urlsafe(9) if home.is_shared else None
     try:
         _, address, _ = page.launch(
@@ -148,18 +169,30 @@ def launch(
         raise ValueError(
             f"cannot serve on port {port}: {error}. Give another --port, or none for a free one."
         ) from error
+    if home.is_shared and not page.share_url:
+        page.close(verbose=False)
+        raise ValueError(
+            "no public link could be made: this machine does not reach Gradio's link service. Leave "
+            "--share away and forward the port instead: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE."
+        )
     if is_open:
         if password:
-            print(f"public link: {page.share_url}\nuser: {GUEST}\npassword: {password}")
+            print(
+                f"public link: {page.share_url}\nuser: {GUEST}\npassword: {password}\n"
+                f"Guests see every run in {home.root} with its data, and can ask its models; they cannot "
+                "train. The link lasts at most a week."
+            )
         print(f"prism_lite demo: {address} (Ctrl-C ends it; a training goes on)", flush=True)
         page.block_thread()
     return page, address, password
 
 
-def _read_ahead(home: Home) -> None:
-    """The first run's data, while the browser is still on its way; a fault shows on the page."""
-    with contextlib.suppress(ValueError):
-        rows.task_of(folder.run_path(home, home.first))
+def _keep_uploads_private() -> None:
+    """Uploads and drawings lie in a folder that only this user reads and that goes with the process."""
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        uploads = tempfile.mkdtemp(prefix="prism_lite_demo_")
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        atexit.register(shutil.rmtree, uploads, ignore_errors=True)
 
 
 def _theme() -> gr.themes.Base:

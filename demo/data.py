@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from demo import folder, rows, view
+from demo import folder, rows, view, widgets
+from demo.pictures import picture_file
 from demo.site import Site, in_words
+from demo.widgets import QUIET
 from prism_lite.data import wording
 from prism_lite.data.digits import ATTRIBUTION
 
@@ -19,97 +23,107 @@ FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet"]
 ALL_SIZES = "any number of digits"
 
 
-def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
-    """Lay out the tab and wire it."""
-    with gr.Row():
-        source = gr.Dropdown(
-            list(rows.SOURCES), value="SFT demonstrations", label="Rows", elem_id="data-source"
-        )
-        kind = gr.Dropdown(["all", *wording.QUESTIONS], value="all", label="Question kind")
-        size = gr.Dropdown([ALL_SIZES, *map(str, range(2, 7))], value=ALL_SIZES, label="Difficulty")
-        slips = gr.Dropdown(
-            ["all", "clean", "with a slip"], value="all", label="Demonstration", elem_id="slips"
-        )
-        longest = gr.Slider(50, 4000, value=4000, step=50, label="At most this many characters")
+def build(site: Site, tab: gr.Tab, run: gr.Dropdown) -> None:
+    """Lay out the tab and wire it. Its rows are drawn when it is first looked at: that takes a second."""
+    filters = [run, *_filters()]
     with gr.Row():
         earlier = gr.Button("Earlier rows", elem_id="earlier", min_width=120)
         number = gr.Number(1, label="Page", precision=0, minimum=1, min_width=90, elem_id="page")
         later = gr.Button("Later rows", elem_id="later", min_width=120)
     count = gr.HTML(elem_id="data-count")
     gallery = gr.Gallery(
-        label="Pictures and questions", columns=4, height=330, object_fit="contain", buttons=[],
+        label="Pictures and questions", columns=4, height=430, object_fit="contain", buttons=[],
         allow_preview=False, elem_id="data-gallery", interactive=False,
     )  # fmt: skip
-    about = gr.HTML(elem_id="row-about")
+    place = gr.Number(
+        1, label="Row of this page (or click its picture)", precision=0, minimum=1,
+        maximum=PAGE_ROWS, elem_id="data-row",
+    )  # fmt: skip
+    row = [gr.HTML(elem_id="row-about")]
     with gr.Row():
-        demonstration = gr.HighlightedText(
-            label="Demonstration (SFT imitates it)", color_map=view.PART_COLORS, min_width=280,
-            show_whitespaces=True, elem_classes="completion", elem_id="demonstration",
-        )  # fmt: skip
-        teacher = gr.HighlightedText(
-            label="Teacher (alignment compares with it)", color_map=view.PART_COLORS,
-            min_width=280, show_whitespaces=True, elem_classes="completion", elem_id="teacher",
-        )  # fmt: skip
-    hidden: dict[str, Any] = {
-        "queue": False, "show_progress": "hidden", "api_visibility": "private",
-    }  # fmt: skip
-    filters = [run, source, kind, size, slips, longest]
-
-    def found_rows(
-        run_id: str, chosen: str, kind_: str, size_: str, slips_: str, longest_: float
-    ) -> list[rows.Row]:
-        return rows.filtered(
-            site.path(run_id),
-            chosen,
-            kind=kind_,
-            difficulty=0 if size_ == ALL_SIZES else int(size_),
-            slips=slips_,
-            longest=int(longest_),
-        )
-
-    def show(page_number: float, *chosen: Any) -> tuple[Any, ...]:
-        found = found_rows(*chosen)
-        last = max(1, -(-len(found) // PAGE_ROWS))
-        current = min(max(1, int(page_number or 1)), last)
-        shown = found[(current - 1) * PAGE_ROWS : current * PAGE_ROWS]
-        pictures = [
-            (row.sample.pictures[0].open(), row.sample.question)
-            for row in shown
-            if row.sample.pictures
+        row += [
+            widgets.completion(
+                "Demonstration (SFT imitates it)", elem_id="demonstration", min_width=280
+            ),
+            widgets.completion(
+                "Teacher (alignment compares with it)", elem_id="teacher", min_width=280
+            ),
         ]
-        slipped = sum(bool(row.slip) for row in found)
-        text = f"{len(found):,} rows, page {current} of {last}."
-        if slipped:
-            text += f" {slipped:,} of the demonstrations slip ({slipped / len(found):.0%})."
-        if folder.read_config(site.path(chosen[0]))["data"]["task"] == "digits":
-            text += f" Pictures: {ATTRIBUTION}."
-        if not found:
-            text = "No row passes these filters: loosen one of them."
-        return current, pictures, view.note(text), *_row_screen(shown[0] if shown else None)
+    find = functools.partial(_found_rows, site)
+    screen = [number, gallery, count, place, *row]
 
-    def turn(by: int) -> Any:
-        return lambda page_number, *chosen: show((page_number or 1) + by, *chosen)
+    def pick(event: gr.SelectData) -> int:
+        return event.index + 1
 
-    def pick(event: gr.SelectData, page_number: float, *chosen: Any) -> tuple[Any, ...]:
-        found = found_rows(*chosen)
-        place = (int(page_number) - 1) * PAGE_ROWS + event.index
-        return _row_screen(found[place] if place < len(found) else None)
+    def show_row(row_number: float | None, page_number: float | None, *chosen: Any) -> Any:
+        found = find(*chosen)
+        index = (int(page_number or 1) - 1) * PAGE_ROWS + int(row_number or 1) - 1
+        return _row_screen(found[index] if 0 <= index < len(found) else None)
 
-    row_outputs = [about, demonstration, teacher]
-    outputs = [number, gallery, count, *row_outputs]
-    gr.on(
-        [page.load, *(component.change for component in filters)],
-        in_words(lambda *chosen: show(1, *chosen)),
-        filters,
-        outputs,
-        **hidden,
-    )
-    number.submit(in_words(show), [number, *filters], outputs, **hidden)
-    earlier.click(in_words(turn(-1)), [number, *filters], outputs, **hidden)
-    later.click(in_words(turn(+1)), [number, *filters], outputs, **hidden)
-    gallery.select(in_words(pick), [number, *filters], row_outputs, **hidden)
+    def turn(by: int) -> Callable[..., Any]:
+        return lambda page_number, *chosen: _screen(site, find, (page_number or 1) + by, chosen)
+
+    first = in_words(lambda *chosen: _screen(site, find, 1, chosen))
+    for component in filters:
+        component.change(first, filters, screen, **QUIET)
+    for event, by in ((tab.select, 0), (number.submit, 0), (earlier.click, -1), (later.click, 1)):
+        event(in_words(turn(by)), [number, *filters], screen, **QUIET)
+    gallery.select(pick, None, [place], **QUIET)
+    place.change(in_words(show_row), [place, number, *filters], row, **QUIET)
     if not site.home.is_shared:
         _build_check()
+
+
+def _filters() -> list[gr.Component]:
+    with gr.Row():
+        return [
+            gr.Dropdown(
+                list(rows.SOURCES), value="SFT demonstrations", label="Rows", elem_id="data-source"
+            ),
+            gr.Dropdown(["all", *wording.QUESTIONS], value="all", label="Question kind"),
+            gr.Dropdown([ALL_SIZES, *map(str, range(2, 7))], value=ALL_SIZES, label="Difficulty"),
+            gr.Dropdown(
+                ["all", "clean", "with a slip"], value="all", label="Demonstration", elem_id="slips"
+            ),
+            gr.Slider(50, 4000, value=4000, step=50, label="At most this many characters"),
+        ]
+
+
+def _found_rows(
+    site: Site, run_id: str, source: str, kind: str, size: str, slips: str, longest: float
+) -> list[rows.Row]:
+    return rows.filtered(
+        site.path(run_id),
+        source,
+        kind=kind,
+        difficulty=0 if size == ALL_SIZES else int(size),
+        slips=slips,
+        longest=int(longest),
+    )
+
+
+def _screen(
+    site: Site, find: Callable[..., list[rows.Row]], page_number: float, chosen: Any
+) -> tuple[Any, ...]:
+    """A page of the rows that pass the filters, and its first row."""
+    found = find(*chosen)
+    last = max(1, -(-len(found) // PAGE_ROWS))
+    current = min(max(1, int(page_number)), last)
+    shown = found[(current - 1) * PAGE_ROWS : current * PAGE_ROWS]
+    pictures = [
+        (picture_file(row.sample.pictures[0].open()), row.sample.question)
+        for row in shown
+        if row.sample.pictures
+    ]
+    slipped = sum(bool(row.slip) for row in found)
+    text = f"{len(found):,} rows, page {current} of {last}."
+    if slipped:
+        text += f" {slipped:,} of the demonstrations slip ({slipped / len(found):.0%})."
+    if folder.read_config(site.path(chosen[0]))["data"]["task"] == "digits":
+        text += f" Pictures: {ATTRIBUTION}."
+    if not found:
+        text = "No row passes these filters: loosen one of them."
+    return current, pictures, view.note(text), 1, *_row_screen(shown[0] if shown else None)
 
 
 def _build_check() -> None:

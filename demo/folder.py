@@ -36,13 +36,18 @@ class Home:
 
     Attributes:
         root: the folder whose children are runs; new runs are made here.
-        first: id of the run that is shown first.
+        chosen: id of the run that a person named; None is the newest one.
         is_shared: strangers may visit: no training, no file checks.
     """
 
     root: Path
-    first: str
+    chosen: str | None = None
     is_shared: bool = False
+
+    @property
+    def first(self) -> str:
+        """Id of the run that a page shows when it is opened."""
+        return self.chosen or run_ids(self)[0]
 
 
 def open_home(run: str | None, *, root: Path = Path("runs"), is_shared: bool = False) -> Home:
@@ -61,10 +66,7 @@ def open_home(run: str | None, *, root: Path = Path("runs"), is_shared: bool = F
         if path == SAMPLE_RUN.resolve():
             return Home(root.resolve(), SAMPLE_ID, is_shared)
         return Home(path.parent, path.name, is_shared)
-    root = root.resolve()
-    found = [path.parent for path in root.glob("*/config.yaml")]
-    newest = max(found, key=_changed_ns, default=None)
-    return Home(root, newest.name if newest else SAMPLE_ID, is_shared)
+    return Home(root.resolve(), None, is_shared)
 
 
 def run_ids(home: Home) -> list[str]:
@@ -158,6 +160,11 @@ def is_finished(path: Path) -> bool:
     """Every stage is trained and the last one is evaluated (where there are held-out rows)."""
     stages = progress(path)
     return all(stage.is_done for stage in stages)
+
+
+def has_weights(path: Path) -> bool:
+    """Whether any stage of the run could answer live."""
+    return len(stages_with_weights(path)) > 1
 
 
 def stages_with_weights(path: Path) -> tuple[str, ...]:

@@ -12,11 +12,13 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from gradio.events import Dependency
 
-from demo import curves, folder, view
+from demo import curves, folder, view, widgets
 from demo.folder import STAGE_TITLES, TRAINED_STAGES
 from demo.jobs import REPOSITORY
 from demo.site import Site, in_words
+from demo.widgets import QUIET
 from prism_lite.recipe import recipe_names
 
 PLAN_LIMIT_S = 600
@@ -42,7 +44,7 @@ CATEGORY_COLORS = {
 }
 
 
-def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
+def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
     """Lay out the tab and wire it."""
     gr.HTML("<h3>Predicted: will it fit?</h3>")
     with gr.Row():
@@ -58,36 +60,17 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         ),
         elem_id="plan-verdict",
     )
-    bars = gr.BarPlot(
-        None,
-        x="stage",
-        y="GiB",
-        color="what",
-        title="Predicted peaks (GiB)",
-        color_title=" ",
-        color_map=CATEGORY_COLORS | {"room": curves.GREY},
-        show_label=False,
-        sort=BAR_ORDER,
-        height=300,
-        elem_id="plan-bars",
-        buttons=[],
-    )
+    bars = widgets.bars(
+        "Predicted peaks (GiB)", x="stage", y="GiB", color="what", sort=BAR_ORDER, height=300,
+        colors=CATEGORY_COLORS | {"room": curves.GREY}, elem_id="plan-bars",
+        visible=False,  # until something was simulated
+    )  # fmt: skip
     gr.HTML("<h3>Measured in this run</h3>")
-    numbers = gr.HTML(elem_id="memory-figures", elem_classes="figures-host")
-    plot = gr.BarPlot(
-        None,
-        x="stage",
-        y="GiB",
-        color="what",
-        title="Measured peaks (GiB)",
-        color_title=" ",
-        color_map={"measured": curves.BLUE},
-        show_label=False,
-        sort=BAR_ORDER,
-        height=240,
-        elem_id="memory-bars",
-        buttons=[],
-    )
+    numbers = widgets.figures("memory-figures")
+    plot = widgets.bars(
+        "Measured peaks (GiB)", x="stage", y="GiB", color="what", sort=BAR_ORDER, height=240,
+        colors={"measured": curves.BLUE}, elem_id="memory-bars",
+    )  # fmt: skip
     message = gr.HTML(elem_id="memory-note")
 
     def show(run_id: str) -> tuple[Any, ...]:
@@ -109,15 +92,12 @@ def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
         ]
         return view.figures(items), frame, view.note(_what_is_measured(path))
 
-    def simulate(chosen: str, card_name: str) -> tuple[str, pd.DataFrame]:
+    def simulate(chosen: str, card_name: str) -> tuple[str, gr.BarPlot]:
         found = run_plan(chosen, CARDS.get(card_name))
-        return plan_verdict(found), plan_frame(found)
+        return plan_verdict(found), gr.BarPlot(value=plan_frame(found), visible=True)
 
-    for event in (page.load, run.change):
-        event(
-            in_words(show), [run], [numbers, plot, message],
-            queue=False, show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
+    for event in (opened.then, run.change):
+        event(in_words(show), [run], [numbers, plot, message], **QUIET)
     button.click(
         in_words(simulate), [recipe, card], [verdict, bars], api_name="plan", concurrency_limit=1
     )

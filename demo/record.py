@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from demo import folder
-from demo.live import Model
 from demo.marks import mark
+from demo.model import Model
 from demo.rows import sample_line
 
 NUM_PROMPTS = 6

@@ -8,83 +8,78 @@ from typing import Any
 
 import gradio as gr
 import pandas as pd
+from gradio.events import Dependency
 
-from demo import curves, folder, rows, view
+from demo import curves, folder, rows, view, widgets
 from demo.site import Site, in_words
-from prism_lite.parts import Parts, parse
+from demo.widgets import QUIET
 from prism_lite.rewards import guards
 
-HEADERS = [
-    "rollout",
-    "reward",
-    "accuracy",
-    "format",
-    "advantage",
-    "answer given",
-    "gold",
-    "verdict",
-]
+REWARD_COLORS = {
+    "accuracy": curves.GREEN,
+    "format": curves.SKY,
+    "ocr": curves.ORANGE,
+    "boxes": curves.PURPLE,
+    "judge": curves.BLUE,
+    "overlong": curves.GREY,
+}
 MAX_CELL = 60
+NO_REWARDS = "No rewards yet: they come with the first step of the RLVR stage."
 
 
-def build(site: Site, page: gr.Blocks, run: gr.Dropdown) -> None:
+def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
     """Lay out the tab and wire it."""
     step = gr.Dropdown(label="RLVR step", elem_id="reward-step")
-    numbers = gr.HTML(elem_id="reward-figures", elem_classes="figures-host")
-    plot = gr.BarPlot(
-        None,
-        x="rollout",
-        y="reward",
-        color="part",
-        title="Reward by group.rollout",
-        color_title=" ",
-        color_map={"accuracy": curves.GREEN, "format": curves.SKY},
-        show_label=False,
-        sort=None,
-        x_label_angle=-60,
-        height=300,
+    numbers = widgets.figures("reward-figures")
+    plot = widgets.bars(
+        "Reward by group.rollout", x="rollout", y="reward", color="part", height=300,
+        colors=REWARD_COLORS, sort=None, x_label_angle=-60,
         elem_id="reward-bars",
-        buttons=[],
-    )
+    )  # fmt: skip
     alarms = gr.HTML(elem_id="alarms")
+    widgets.sideways()
     table = gr.Dataframe(
-        headers=HEADERS, interactive=False, show_label=False, elem_id="rewards", max_height=420,
-        buttons=[],
+        interactive=False, show_label=False, elem_id="rewards", max_height=420, buttons=[],
     )  # fmt: skip
-    text = gr.HighlightedText(
-        label="Completion of the row that was clicked (at first the first one)", color_map=view.PART_COLORS,
-        elem_classes="completion", show_whitespaces=True, elem_id="reward-text",
-    )  # fmt: skip
-    hidden: dict[str, Any] = {
-        "queue": False, "show_progress": "hidden", "api_visibility": "private",
-    }  # fmt: skip
+    row = gr.Dropdown(label="Rollout (or click it in the table)", elem_id="reward-row")
+    text = widgets.completion("Its completion", elem_id="reward-text")
 
     def list_steps(run_id: str) -> gr.Dropdown:
         steps = folder.rollout_steps(site.path(run_id), "rlvr")
         return gr.Dropdown(choices=steps, value=steps[-1] if steps else None)
 
-    def show(run_id: str, chosen: int | None) -> tuple[Any, ...]:
+    def rollouts(run_id: str, chosen: int | None) -> tuple[Mapping[str, Any], ...]:
         path = site.path(run_id)
-        records = folder.read_rollouts(path, "rlvr", int(chosen)) if chosen is not None else ()
+        return () if chosen is None else folder.read_rollouts(path, "rlvr", int(chosen))
+
+    def show(run_id: str, chosen: int | None) -> tuple[Any, ...]:
+        records = rollouts(run_id, chosen)
         if not records:
-            empty = view.note("No rewards yet: they come with the first step of the RLVR stage.")
-            return "", None, empty, None, None
-        return _screen(path, int(chosen or 0), records)
+            return "", None, view.note(NO_REWARDS), None, gr.Dropdown(choices=[], value=None), None
+        return _screen(site.path(run_id), int(chosen or 0), records)
 
-    def pick(event: gr.SelectData, run_id: str, chosen: int | None) -> Any:
-        records = folder.read_rollouts(site.path(run_id), "rlvr", int(chosen or 0))
-        return view.part_spans(records[event.index[0]]["completion"])
+    def show_row(run_id: str, chosen: int | None, place: int | None) -> Any:
+        records = rollouts(run_id, chosen)
+        if place is None or not 0 <= place < len(records):
+            return None
+        return view.part_spans(records[place]["completion"])
 
-    for event in (page.load, run.change):
-        event(in_words(list_steps), [run], [step], **hidden)
-    step.change(in_words(show), [run, step], [numbers, plot, alarms, table, text], **hidden)
-    table.select(in_words(pick), [run, step], [text], **hidden)
+    def pick(event: gr.SelectData) -> int:
+        return event.index[0]
+
+    for event in (opened.then, run.change):
+        event(in_words(list_steps), [run], [step], **QUIET)
+    screen = [numbers, plot, alarms, table, row, text]
+    step.change(in_words(show), [run, step], screen, **QUIET)
+    table.select(pick, None, [row], **QUIET)
+    row.change(in_words(show_row), [run, step, row], [text], **QUIET)
 
 
 def weights(path: Path) -> dict[str, float]:
-    """Weight of each reward in the sum that RLVR trains on."""
+    """Weight of each reward in the sum that RLVR trains on; those without one are left out."""
     config = folder.read_config(path)["rlvr"]
-    return {name: float(config[f"{name}_weight"]) for name in ("accuracy", "format")}
+    found = {name: float(config.get(f"{name}_weight", 0.0)) for name in REWARD_COLORS}
+    return {name: weight for name, weight in found.items() if weight}
 
 
 def reward_rows(
@@ -97,7 +92,8 @@ def reward_rows(
         prompt_id = record["prompt_id"]
         group = groups.setdefault(prompt_id, len(groups) + 1)
         place = 1 + sum(row["group"] == group for row in found)
-        parts = {name: weight[name] * record["rewards"][name] for name in weight}
+        earned = record["rewards"]
+        parts = {name: weight[name] * earned[name] for name in weight if name in earned}
         found.append(
             {
                 "group": group,
@@ -116,74 +112,79 @@ def _screen(path: Path, step: int, records: Sequence[Mapping[str, Any]]) -> tupl
     points = [
         (row["rollout"], name, value) for row in found for name, value in row["parts"].items()
     ]
-    table = []
-    for row, record in zip(found, records, strict=True):
-        parts = parse(record["completion"])
-        sample = rows.sample_by_id(path, record["prompt_id"])
-        answer = parts.answer if isinstance(parts, Parts) else f"malformed: {parts.reason}"
-        gold = sample.answer if sample else None
-        right = record["rewards"]["accuracy"] > 0
-        table.append(
-            [
-                row["rollout"],
-                view.number(row["sum"]),
-                view.number(record["rewards"]["accuracy"]),
-                view.number(record["rewards"]["format"]),
-                view.number(record["advantage"]),
-                answer[:MAX_CELL],
-                (gold or "unknown")[:MAX_CELL],
-                "matches" if right else "does not match",
-            ]
-        )
+    names = list(records[0]["rewards"])
+    headers = ["rollout", "reward", *names, "advantage", "answer given", "gold", "verdict"]
+    table = [_cells(path, row, record) for row, record in zip(found, records, strict=True)]
+    choices = [(row["rollout"], place) for place, row in enumerate(found)]
     return (
         _numbers(found, mean, logged),
         pd.DataFrame(points, columns=["rollout", "part", "reward"]),
         _alarms(found, records),
-        table,
+        gr.Dataframe(value=table, headers=headers),
+        gr.Dropdown(choices=choices, value=0),
         view.part_spans(records[0]["completion"]),
     )
 
 
-def _numbers(found: Sequence[Mapping[str, Any]], mean: float, logged: Mapping[str, Any]) -> str:
+def _cells(path: Path, row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    sample = rows.sample_by_id(path, record["prompt_id"])
+    gold = sample.answer if sample else None
+    _, answer = view.caption_and_answer(record["completion"], record["finish_reason"])
+    earned = record["rewards"]
+    return [
+        row["rollout"],
+        view.number(row["sum"]),
+        *(view.number(value) for value in earned.values()),
+        view.number(record["advantage"]),
+        answer[:MAX_CELL],
+        (gold or "unknown")[:MAX_CELL],
+        "matches" if earned["accuracy"] > 0 else "does not match",
+    ]
+
+
+def _sums_by_group(found: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     groups: dict[int, list[float]] = {}
     for row in found:
         groups.setdefault(row["group"], []).append(row["sum"])
-    flat = sum(max(g) - min(g) < 1e-8 for g in groups.values())
+    return list(groups.values())
+
+
+def _numbers(found: Sequence[Mapping[str, Any]], mean: float, logged: Mapping[str, Any]) -> str:
+    groups = _sums_by_group(found)
+    flat = sum(max(group) - min(group) < 1e-8 for group in groups)
     items = [
         (
             "mean of the bars",
-            f"{mean:.3f}",
+            f"{mean:.4f}",
             "Mean over this step's rollouts of the weighted rewards.",
-        ),
+        )
+    ]
+    if "reward" in logged:
+        items.append(
+            (
+                "logged reward",
+                f"{logged['reward']:.4f}",
+                "What the training wrote to metrics.jsonl for this step; the bars must add up to it.",
+            )
+        )
+    items.append(
         (
             "groups without spread",
             f"{flat} of {len(groups)}",
             "All rollouts of such a group earned the same: it has no advantage and teaches nothing.",
-        ),
-    ]
-    if "reward" in logged:
-        items.insert(
-            1,
-            (
-                "logged reward",
-                f"{logged['reward']:.3f}",
-                "What the training wrote to metrics.jsonl for this step; the bars must add up to it.",
-            ),
         )
+    )
     return view.figures(items)
 
 
 def _alarms(found: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> str:
     """The guards of prism_lite.rewards on this step's rollouts."""
-    sums_by_group: dict[int, list[float]] = {}
-    for row in found:
-        sums_by_group.setdefault(row["group"], []).append(row["sum"])
-    sizes = {len(group) for group in sums_by_group.values()}
     texts = [record["completion"] for record in records]
     alarms = [guards.repeated_text(texts), guards.answers_inside_think(texts)]
+    sizes = {len(group) for group in _sums_by_group(found)}
     if len(sizes) == 1:
-        rewards = [row["sum"] for row in found]
-        alarms.append(guards.zero_spread_groups(rewards, group_size=sizes.pop()))
+        sums = [row["sum"] for row in found]
+        alarms.append(guards.zero_spread_groups(sums, group_size=sizes.pop()))
     rung = [alarm for alarm in alarms if alarm is not None]
     if not rung:
         return view.note(

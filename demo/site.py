@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -15,6 +15,9 @@ from demo import folder
 from demo.folder import Home
 from demo.jobs import Jobs
 from demo.live import Models
+
+if TYPE_CHECKING:
+    from demo.model import Model
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,32 @@ class Site:
         Raises:
             ValueError: it does.
         """
+        job = self.jobs.current()
+        if job is None:
+            return
         import torch
 
-        job = self.jobs.current()
-        if job is not None and torch.cuda.is_available():
+        if torch.cuda.is_available():
             raise ValueError(
                 f"{job.run!r} is training on the GPU: stop it, or wait for it, before asking a model."
             )
+
+    def model_of(self, path: Path) -> Model:
+        """The run's model; loads it if need be, which on a GPU takes a while.
+
+        Raises:
+            ValueError: a training holds the GPU, or the run has no model that could answer.
+        """
+        if folder.has_weights(path):
+            self.demand_idle_gpu()
+            self.models.prepare(path)
+            model = self.models.wait(path)
+            if model is not None:
+                return model
+        raise ValueError(
+            f"this needs the run's model: {self.models.readiness(path).detail}. Choose a run trained on "
+            "this machine."
+        )
 
 
 def in_words(handler: Callable[..., Any]) -> Callable[..., Any]:

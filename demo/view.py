@@ -13,7 +13,7 @@ from typing import Any
 
 from demo.folder import STAGE_TITLES, StageProgress
 from demo.marks import Marks
-from prism_lite.parts import ANSWER, CAPTION, TAGS, THINK
+from prism_lite.parts import ANSWER, CAPTION, TAGS, THINK, Malformed, parse
 
 MAX_SHOWN_CHARACTERS = 60_000  # of one completion; more makes a browser slow
 MAX_HEAT_TOKENS = 1_500
@@ -107,15 +107,20 @@ def figures(items: Iterable[tuple[str, str, str]]) -> str:
     """Numbers with their names; each says what it means on hover and on keyboard focus.
 
     Args:
-        items: (name, value, explanation).
+        items: (name, value, explanation); a value "" shows the name alone.
     """
-    cells = [
-        f'<div class="figure" tabindex="0" data-help="{html.escape(text, quote=True)}" '
-        f'aria-label="{html.escape(f"{name}: {value}. {text}", quote=True)}">'
-        f"<b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
-        for name, value, text in items
-    ]
+    cells = [_figure(*item) for item in items]
     return f'<div class="figures">{"".join(cells)}</div>' if cells else ""
+
+
+def _figure(name: str, value: str, text: str) -> str:
+    spoken = f"{name}: {value}. {text}" if value else f"{name}. {text}"
+    number = f"<b>{html.escape(value)}</b>" if value else ""
+    return (
+        f'<div class="figure" tabindex="0" data-help="{html.escape(text, quote=True)}" '
+        f'aria-label="{html.escape(spoken, quote=True)}">'
+        f"{number}<span>{html.escape(name)}</span></div>"
+    )
 
 
 def note(text: str, *, kind: str = "plain") -> str:
@@ -190,6 +195,15 @@ def _rate(values: Mapping[str, Any], name: str) -> str:
         return "-"
     low, high = values["ci95"][name]
     return f"{values[name]:.2f} ± {(high - low) / 2:.2f}"
+
+
+def caption_and_answer(completion: str, finish_reason: str) -> tuple[str, str]:
+    """What a table shows of a completion: of a malformed one all of it, and the reason as the answer."""
+    parts = parse(completion)
+    if isinstance(parts, Malformed):
+        return completion, f"malformed: {parts.reason}"
+    is_cut = finish_reason != "end"
+    return parts.caption, "malformed: cut at the length limit" if is_cut else parts.answer
 
 
 def number(value: float | None, digits: int = 2) -> str:

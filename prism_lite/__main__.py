@@ -209,6 +209,9 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
         )
     sys.path.insert(0, str(repository))
     try:
+        from demo.startup import import_gradio
+
+        import_gradio()
         from demo.app import launch
         from demo.folder import open_home
     except ModuleNotFoundError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from prism_lite.data.task import load_task
+from prism_lite.data.task import system_prompt_of
 from prism_lite.finished import last_stage, load_stage
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.vision import pixel_inputs
@@ -49,7 +49,7 @@ def chat(
     backbone = load_stage(run, config, stage or last_stage(run))
     limit = max_tokens or config.sampling.max_completion_tokens
     return answer(
-        backbone, sample, load_task(config).system_prompt, temperature=temperature, max_tokens=limit
+        backbone, sample, system_prompt_of(config), temperature=temperature, max_tokens=limit
     )
 
 

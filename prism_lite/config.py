@@ -62,7 +62,7 @@ class DataConfig:
     heldout: str | None = None  # files: evaluation rows; required for results
     image_root: str | None = None  # relative picture paths start here; default: the file's folder
     columns: dict[str, str] = field(default_factory=dict)  # our field name -> the file's column
-    on_bad_row: Literal["error", "skip"] = "error"  # skip counts and names what it leaves out
+    on_bad_row: Literal["error", "skip"] = "error"  # skip: what it leaves out is in skipped.jsonl
     system_prompt: str | None = None  # default: the three-part instruction of parts.py
     num_sft: PositiveInt = 2048  # digits: how many samples of each kind to draw
     num_align: PositiveInt = 1024

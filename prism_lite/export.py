@@ -22,7 +22,7 @@ from rich.console import Console
 from prism_lite import report
 from prism_lite.checkpoint import load_final
 from prism_lite.config import RunConfig
-from prism_lite.data.task import load_task
+from prism_lite.data.task import load_heldout, load_task, system_prompt_of
 from prism_lite.environment import PACKAGES, installed_version
 from prism_lite.finished import last_stage, load_stage
 from prism_lite.merge import (
@@ -115,7 +115,9 @@ def export_merged(
 
 def _held_out_completions(backbone: Backbone, config: RunConfig) -> list[Spoken]:
     """Completions that the trained policy samples; of training rows where nothing is held out."""
-    task = load_task(config)
+    task = load_heldout(config)
+    if not task.heldout:
+        task = load_task(config)
     samples = (task.heldout or task.rlvr or task.sft)[:NUM_CHECKED]
     groups = sample_groups(
         backbone,
@@ -173,7 +175,7 @@ def export_discriminator(
         settings = to_dict(config)
         needed = {k: settings[k] for k in ("model", "tiny", "lora", "discriminator", "seed")}
         needed["data"] = {"digits": settings["data"]["digits"]}  # names the embedded base
-        reward = {"settings": needed, "system_prompt": load_task(config).system_prompt}
+        reward = {"settings": needed, "system_prompt": system_prompt_of(config)}
         (folder / "reward.json").write_text(json.dumps(reward, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_discriminator_card(config, stage), encoding="utf-8")
     (console or Console()).print(f"discriminator of stage {stage}: {out}")
@@ -245,7 +247,7 @@ processor = AutoProcessor.from_pretrained(FOLDER)  # needs torchvision
 The policy answers as `<caption>..</caption><think>..</think><answer>..</answer>` when it is given this
 system prompt:
 
-> {load_task(config).system_prompt}
+> {system_prompt_of(config)}
 """
 
 

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from prism_lite.checkpoint import load_final
 from prism_lite.config import ModelConfig, RunConfig
-from prism_lite.data.task import TaskData, load_task, read_rows
+from prism_lite.data.task import TaskData, load_heldout, system_prompt_of
 from prism_lite.evaluate import evaluate, evaluated_samples
 from prism_lite.models.backbone import Backbone, load_backbone
-from prism_lite.pipeline import POLICY_STAGES, base_folder, read_prompts
+from prism_lite.pipeline import POLICY_STAGES, base_folder
+from prism_lite.reading import read_prompts
 from prism_lite.recipe import read_run
 from prism_lite.report import stage_line
 from prism_lite.rollouts import sample_groups
@@ -63,21 +64,24 @@ def _on_this_machine(model: ModelConfig) -> ModelConfig:
 
 
 def heldout_task(
-    config: RunConfig, file: str | None, columns: Mapping[str, str] | None
+    config: RunConfig,
+    file: str | None,
+    columns: Mapping[str, str] | None,
+    *,
+    console: Console | None = None,
 ) -> TaskData:
     """The run's task with its held-out rows only, or with those of another file that have an answer.
 
     Raises:
         ValueError: the file is missing or holds no row with an answer; names it.
     """
-    task = load_task(config)
     if file is None:
-        return dataclasses.replace(task, sft=(), align=(), rlvr=(), probe=())
+        return load_heldout(config, console=console)
     data = dataclasses.replace(
         config.data, task="files", heldout=file, columns=dict(columns or {}), image_root=None
     )
-    rows = read_rows(dataclasses.replace(config, data=data), file, "eval")
-    return dataclasses.replace(task, sft=(), align=(), rlvr=(), probe=(), heldout=rows, verify=None)
+    task = load_heldout(dataclasses.replace(config, data=data), console=console)
+    return dataclasses.replace(task, system_prompt=system_prompt_of(config))
 
 
 def evaluate_run(
@@ -106,15 +110,15 @@ def evaluate_run(
         ValueError: no such run, stage, checkpoint or file.
     """
     config = read_run(path)
-    task = heldout_task(config, data, columns)
+    task = heldout_task(config, data, columns, console=console)
     if not task.heldout:
         raise ValueError(f"--run {path} has no held-out rows: give --data FILE.")
     stage = stage or (last_stage(path) if model is None else "model")
     backbone = load_stage(path, config, stage) if model is None else load_checkpoint(config, model)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
-    task = read_prompts(
-        config, backbone, dataclasses.replace(task, sft=(), align=(), rlvr=(), probe=()), console
-    )
+    task = read_prompts(config, backbone, task, console)
+    if not task.heldout:
+        raise ValueError(f"no row is left to evaluate: {task.skipped[0].message}")
     if data is not None:  # all of what was asked for
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num_prompts=0))
     figures = evaluate(backbone, task, config) | {"n": len(evaluated_samples(task, config))}

@@ -5,7 +5,7 @@ Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -16,6 +16,7 @@ from prism_lite.config import DiscriminatorConfig
 from prism_lite.losses import bradley_terry_loss, rank_spread_penalty
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.discriminator import Discriminator, Scores
+from prism_lite.models.part_tokens import cut_metrics
 from prism_lite.models.prompts import Prompt
 from prism_lite.optim import Optimizer, optimizer_step
 from prism_lite.parts import Parts
@@ -38,11 +39,14 @@ class GameScores:
     Attributes:
         teacher_P2: float32 [P, 2].
         students: per prompt, float32 [students, 2].
+        teacher_lengths, student_lengths: tokens of each part, uncut.
     """
 
     teacher_P2: Tensor
     students: tuple[Tensor, ...]
     metrics: dict[str, float]
+    teacher_lengths: tuple[int, ...] = ()
+    student_lengths: tuple[int, ...] = ()
 
 
 def discriminator_step(
@@ -76,11 +80,15 @@ def discriminator_step(
     num_pairs = num_judged + _num_pairs(replayed)
     max_pack_tokens = backbone.config.max_pack_tokens
     room = 2**62 if config.grgc_weight > 0 else max_pack_tokens  # GRGC looks at a whole group
-    pieces = [_pieces(item, room) for item in judged]
-    chunks = [(chunk, True) for chunk in _chunks([*chain(*pieces)], max_pack_tokens)]
+
+    def size(parts: Parts) -> int:
+        return discriminator.part_tokens(backbone, parts).num_tokens
+
+    pieces = [_pieces(item, room, size) for item in judged]
+    chunks = [(chunk, True) for chunk in _chunks([*chain(*pieces)], max_pack_tokens, size)]
     if replayed:
-        earlier = [*chain(*(_pieces(item, room) for item in replayed))]
-        chunks += [(chunk, False) for chunk in _chunks(earlier, max_pack_tokens)]
+        earlier = [*chain(*(_pieces(item, room, size) for item in replayed))]
+        chunks += [(chunk, False) for chunk in _chunks(earlier, max_pack_tokens, size)]
     teachers, students = [], []
     totals: dict[str, float] = {}
     with backbone.role("discriminator"):
@@ -101,9 +109,10 @@ def discriminator_step(
     stepped = optimizer_step(
         optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
     )
-    totals |= form_metrics(
-        [item.teacher for item in judged], [parts for item in judged for parts in item.students]
-    )
+    sides = [item.teacher for item in judged], [s for item in judged for s in item.students]
+    teacher_lengths, student_lengths = (discriminator.part_lengths(backbone, s) for s in sides)
+    totals |= form_metrics(*sides)
+    totals |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
     first, whole = 0, []  # scores per prompt from those of its pieces
     starts = []
     for number in map(len, pieces):
@@ -112,29 +121,24 @@ def discriminator_step(
         first += number
     teacher_P2 = torch.cat(teachers)[starts]
     totals |= {f"disc/{name}": value for name, value in stepped.items()}
-    return GameScores(teacher_P2, tuple(whole), totals)
+    return GameScores(teacher_P2, tuple(whole), totals, teacher_lengths, student_lengths)
 
 
-def _pieces(item: Judged, max_pack_tokens: int) -> list[Judged]:
+def _pieces(item: Judged, max_pack_tokens: int, size: Callable[[Parts], int]) -> list[Judged]:
     """A group too large for one forward with its graph, as parts of the group, each with the teacher.
 
     Bradley-Terry is a mean over pairs, so the parts' losses add up to the group's.
     """
-    room = max_pack_tokens - len(item.prompt) - _num_tokens(item.teacher)
+    room = max_pack_tokens - len(item.prompt) - size(item.teacher)
     found: list[list[Parts]] = [[]]
-    size = 0
+    taken = 0
     for student in item.students:
-        if found[-1] and size + _num_tokens(student) > room:
+        if found[-1] and taken + size(student) > room:
             found.append([])
-            size = 0
+            taken = 0
         found[-1].append(student)
-        size += _num_tokens(student)
+        taken += size(student)
     return [Judged(item.prompt, item.teacher, tuple(students)) for students in found]
-
-
-def _num_tokens(parts: Parts) -> int:
-    """Roughly, by characters."""
-    return len(parts.render()) // 2
 
 
 def _num_pairs(judged: Sequence[Judged]) -> int:
@@ -212,15 +216,17 @@ def _mean_rank_penalty(students: Sequence[Tensor]) -> Tensor | None:
     return torch.stack(penalties).sum() / sum(map(len, groups))
 
 
-def _chunks(judged: Sequence[Judged], max_pack_tokens: int) -> list[list[Judged]]:
-    """Prompts whose parts fit one forward together, by a rough count of characters per token."""
+def _chunks(
+    judged: Sequence[Judged], max_pack_tokens: int, size: Callable[[Parts], int]
+) -> list[list[Judged]]:
+    """Prompts whose parts fit one forward together."""
     chunks: list[list[Judged]] = [[]]
-    tokens = 0
+    taken = 0
     for item in judged:
-        size = len(item.prompt) + sum(map(_num_tokens, (item.teacher, *item.students)))
-        if chunks[-1] and tokens + size > max_pack_tokens:
+        needed = len(item.prompt) + sum(map(size, (item.teacher, *item.students)))
+        if chunks[-1] and taken + needed > max_pack_tokens:
             chunks.append([])
-            tokens = 0
+            taken = 0
         chunks[-1].append(item)
-        tokens += size
+        taken += needed
     return chunks

@@ -5,6 +5,8 @@ A finished stage is never done again; an unfinished one goes on from its last ch
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,16 +15,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from prism_lite import report
+from prism_lite.checkpoint import write_text
 from prism_lite.config import RunConfig
-from prism_lite.data.task import TaskData, all_samples, load_task, without_samples
-from prism_lite.environment import check_same_data, write_environment
+from prism_lite.data.task import TaskData, load_task
+from prism_lite.environment import cache_folder, check_same_data, write_environment
 from prism_lite.evaluate import evaluate, evaluated_samples
 from prism_lite.machine import check_machine
-from prism_lite.models.backbone import Backbone, encode_samples, load_backbone
+from prism_lite.models.backbone import load_backbone
 from prism_lite.peak import peak_gib, start_peak
+from prism_lite.reading import read_prompts
 from prism_lite.run_folder import RunFolder, check_folder, open_run
 from prism_lite.stages.align import run_align
 from prism_lite.stages.align_dpo import run_dpo
@@ -46,7 +49,6 @@ STAGES: dict[str, Callable[[Context], None]] = {
     "rlvr": run_rlvr,
 }
 POLICY_STAGES = ("sft", "align", "rlvr")
-PICTURES_AT_ONCE = 256  # of the embedded task's small ones, through the vision tower
 
 
 def run(
@@ -80,7 +82,7 @@ def run(
     check_same_data(Path(out), config.data)
     if config.data.task == "files":
         console.print("reading and checking the data")
-    task = load_task(config)
+    task = load_task(config, console=console, stamps=cache_folder() / "decoded")
     _check_stages(config, Path(out), stages, task)
     started_s = time.monotonic()
     base_path = base_folder(config)
@@ -90,7 +92,9 @@ def run(
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
+    _check_stages(config, Path(out), stages, task)  # rows may have been left out
     with open_run(Path(out), config, console) as folder:
+        _write_skipped(folder, task)
         context = Context(config, folder, backbone, task)
         write_environment(folder.path, config, backbone.core)
         if not folder.results().get("stages", {}).get("base"):
@@ -125,6 +129,11 @@ def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Tas
         "align": ("sft", "warmup") if config.align.method == "adversarial" else ("sft",),
         "rlvr": (config.rlvr.start,),
     }
+    if task.skipped and config.data.heldout and not task.heldout:
+        raise ValueError(
+            f"data.heldout = {config.data.heldout}: every row was skipped, one of them: "
+            f"{task.skipped[-1].message}"
+        )
     for number, stage in enumerate(stages):
         if (out / "stages" / stage / "final").is_dir():
             continue
@@ -148,9 +157,14 @@ def _check_rows(stage: str, task: TaskData) -> None:
         "rlvr": (task.rlvr, "answer", "data.rlvr"),
     }[stage]
     if not rows:
+        left_out = (
+            f" ({len(task.skipped)} rows were skipped, the first: {task.skipped[0].message})"
+            if task.skipped
+            else ""
+        )
         raise ValueError(
-            f"stage {stage} has no rows: none of the data has a {needed}. Set {key}, or run the "
-            "other stages by name (prism-lite sft, ...)."
+            f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
+            "the other stages by name (prism-lite sft, ...)."
         )
 
 
@@ -180,37 +194,17 @@ def _memory_advice(context: Context, doing: str) -> Iterator[None]:
         ) from error
 
 
-def read_prompts(
-    config: RunConfig, backbone: Backbone, task: TaskData, console: Console
-) -> TaskData:
-    """Tokenise every prompt once before training, so that a bad row cannot stop a stage midway.
-
-    The embedded task's small pictures are encoded too; real ones are encoded as they come.
-
-    Raises:
-        ValueError: a prompt is too long (where data.on_bad_row is "error"); names the row.
-    """
-    samples = {(sample.source, sample.id): sample for sample in all_samples(task)}
-    bad: dict[tuple[str, str], str] = {}
-    for key, sample in track(
-        samples.items(), "reading prompts", total=len(samples), console=console, transient=True
-    ):
-        try:
-            backbone.prompt(sample, task.system_prompt)
-        except ValueError as error:
-            if config.data.on_bad_row == "error":
-                raise
-            bad[key] = str(error)
-    if bad:
-        console.print(f"skipped {len(bad)} rows, the first: {next(iter(bad.values()))}")
-        task = without_samples(task, bad.keys())
-    if config.data.task == "digits":
-        kept = list(samples.values())
-        starts = range(0, len(kept), PICTURES_AT_ONCE)
-        for start in track(starts, "encoding pictures", console=console, transient=True):
-            piece = kept[start : start + PICTURES_AT_ONCE]
-            encode_samples(backbone, piece, task.system_prompt)
-    return task
+def _write_skipped(folder: RunFolder, task: TaskData) -> None:
+    """skipped.jsonl: every row that this session's data leaves out, and why."""
+    path = folder.path / "skipped.jsonl"
+    if not task.skipped:
+        path.unlink(missing_ok=True)
+        return
+    lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in task.skipped)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+    folder.console.print(
+        f"the {len(task.skipped)} skipped rows are named in {path}", highlight=False
+    )
 
 
 def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:

@@ -8,6 +8,14 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prism_lite.quiet import quiet_libraries
+
+NOTHING_HELPS = (
+    "Lowering model.max_pack_tokens and sampling.max_rows to a quarter is not enough, or leaves a pack too "
+    "small for a prompt with one completion: lower sampling.max_completion_tokens and "
+    "discriminator.max_part_tokens, or take a smaller model."
+)
+
 
 def add_command(commands: Any) -> None:
     """Add `plan` to the command line's subparsers."""
@@ -31,7 +39,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--find",
         action="store_true",
-        help="also search the largest group size, pack and picture that fit (some minutes)",
+        help="also search the largest group size, pack and picture that fit (three to five minutes)",
     )
     command.set_defaults(handler=run_plan)
 
@@ -49,6 +57,7 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     card_gib = _card_gib(arguments.card)
     config = load_recipe(arguments.recipe, overrides)
+    quiet_libraries()
 
     from rich.console import Console
     from rich.progress import track
@@ -74,7 +83,13 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
         report.print_moved(moved, console)
         lowered = search.what_to_lower(config, planned, each=each)
         title = "lowering one of these is enough"
-        report.print_found(lowered, console, title if lowered else "no setting is enough alone")
+        if not lowered:
+            lowered = search.what_to_lower_together(config, planned, each=each)
+            title = "no setting is enough alone; these together are"
+        if lowered:
+            report.print_found(lowered, console, title)
+        else:
+            console.print(NOTHING_HELPS)
     if arguments.find:
         found = search.find_largest(config, planned, each=each)
         report.print_found(found, console, "one setting changed, the rest as they are")

@@ -118,7 +118,7 @@ def artefact_auc(teacher: Sequence[str], student: Sequence[str]) -> float:
 
 
 def form_features(text: str) -> list[float]:
-    """Length, white space and last characters of a text, nothing of its content."""
+    """Length, white space, last characters and parts that are whole, nothing of its content."""
     last = text.rstrip()[-1:]
     return [
         float(len(text)),
@@ -128,6 +128,7 @@ def form_features(text: str) -> list[float]:
         float(last.isdigit()),
         float(last.isalpha()),
         float(last == "."),
+        float(text.count("</")),  # a part that was cut has lost its closing tag
     ]
 
 

@@ -197,6 +197,13 @@ def _check_across_fields(config: RunConfig) -> None:
             "sampling.temperature = 0: all rollouts of a group would be the same. Expected more than "
             "0; evaluation samples greedily by itself."
         )
+    # Whether each row fits with its own prompt is found when the rows are read (reading.py).
+    if config.sampling.max_completion_tokens >= config.model.max_pack_tokens:
+        raise ValueError(
+            f"sampling.max_completion_tokens = {config.sampling.max_completion_tokens} fits no pack of "
+            f"model.max_pack_tokens = {config.model.max_pack_tokens} behind a prompt: lower the one or "
+            "raise the other."
+        )
     if config.model.offload_checkpoints and not config.model.gradient_checkpointing:
         raise ValueError(
             "model.offload_checkpoints = true moves the checkpoints of gradient checkpointing, which is "

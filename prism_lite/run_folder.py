@@ -1,8 +1,8 @@
 """The run folder: the one place where a run writes and everything else reads.
 
 `config.yaml env.json metrics.jsonl rollouts/ stages/ policy/ discriminator/ results.json plots/
-README.md control.json`. A person (or the demo) steers a run through control.json; Ctrl-C is the same
-as the command "stop".
+README.md control.json`, and `skipped.jsonl` where rows of the data were left out. A person (or the demo)
+steers a run through control.json; Ctrl-C is the same as the command "stop".
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ from prism_lite.trackers import open_trackers
 
 T = TypeVar("T")
 PAUSE_POLL_S = 0.5
-# Metrics of the last step that stand beside the progress bar.
+# Metrics of the last step that stand beside the progress bar, the first two that there are: a policy
+# gradient's loss says nothing, so it comes last.
 IN_THE_BAR = (
-    ("loss", "loss"),
     ("reward", "reward"),
     ("disc/pair_accuracy_reasoning", "pairs won"),
     ("malformed_rate", "malformed"),
+    ("loss", "loss"),
 )
 
 
@@ -166,7 +167,7 @@ class RunFolder:
             tracker.log(named, step=self._num_logged)
         self._num_logged += 1
         shown = [f"{title} {metrics[name]:.2f}" for name, title in IN_THE_BAR if name in metrics]
-        self._last = ", ".join(shown)
+        self._last = ", ".join(shown[:2])
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, of one stage or all."""

@@ -5,6 +5,7 @@ So a resumed run draws what an uninterrupted one would have drawn, without savin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from random import Random
@@ -34,12 +35,16 @@ def batch_at(items: Sequence[T], step: int, batch_size: int, *name: object) -> l
 
     Batches run on over epoch borders, so every item is used equally often.
     """
-    orders: dict[int, list[int]] = {}
     batch = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, len(items))
-        if epoch not in orders:
-            orders[epoch] = list(range(len(items)))
-            Random(seed_of(*name, "epoch", epoch)).shuffle(orders[epoch])
-        batch.append(items[orders[epoch][place]])
+        order = _shuffled(len(items), seed_of(*name, "epoch", epoch))
+        batch.append(items[order[place]])
     return batch
+
+
+@functools.lru_cache(maxsize=8)  # epochs that a step of some stage reads; a step asks for 1 or 2
+def _shuffled(num_items: int, seed: int) -> tuple[int, ...]:
+    order = list(range(num_items))
+    Random(seed).shuffle(order)
+    return tuple(order)

@@ -83,7 +83,8 @@ class Sample:
     """One row of data: a prompt and whatever is known about its completion.
 
     Attributes:
-        id: unique within its file; the prompt id of rollout records.
+        id: unique within its file; the prompt id of rollout records and of sampling's seeds (rows of
+            two files with the same id draw from the same random numbers).
         turns: the conversation up to the completion; usually one user turn.
         pictures: in the order of their `<image>` marks; without marks they stand before the first
             user turn's text.
@@ -94,7 +95,9 @@ class Sample:
         teacher: completion of the teacher (warm-up, alignment).
         student: completion of an earlier student, for warm-up on recorded pairs.
         facts: what a verifier of the task needs (the digits task: the digits and the question's kind).
-        source: file and row, for error messages.
+        source: file and row, for error messages: two files of the same name look alike in it.
+        file: path or hub id of the data file, as it was given; "" where none was read.
+        row: number in that file, from 1.
     """
 
     id: str
@@ -108,6 +111,16 @@ class Sample:
     source: str = ""
     accepted: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    file: str = field(default="", compare=False)
+    row: int = field(default=0, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Names the row among those of all files of a run: what dictionaries of rows are keyed by.
+
+        The path is the given one, not the resolved one: a run whose folder moved finds its rows.
+        """
+        return f"{self.file}:{self.row}" if self.file else f"{self.source}:{self.id}"
 
     @property
     def question(self) -> str:

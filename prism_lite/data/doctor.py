@@ -7,13 +7,14 @@ the clean rows to OUT and the others, with their reasons, beside it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from prism_lite.data.doctor_rules import CheckRules, defects_of, prompt_key, row_key
 from prism_lite.data.first_places import FirstPlaces
-from prism_lite.data.formats import SampleFile, load_samples, render_sample
+from prism_lite.data.formats import load_samples, render_sample
 from prism_lite.data.formats_base import FileError, RawRow, RowError
 from prism_lite.types import Sample
 
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 MAX_KEPT_PER_KIND = 200  # findings with text; the counts are exact
-MAX_KEPT_SKIPPED = 100
 EXIT_CLEAN, EXIT_DEFECTS = 0, 2
 
 
@@ -41,11 +41,13 @@ class Finding:
         kind: fixed name ("picture_count").
         row: number in its file from 1; 0 for the file as a whole.
         message: one sentence with file, row and how to mend it.
+        file: path or hub id of that file.
     """
 
     kind: str
     row: int
     message: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def check(
     num_rows = num_clean = 0
     first_sample = ""
     try:
-        for _, sample, found in examine(opened, rules or CheckRules(), overlap=overlap):
+        for _, sample, found in examine(opened.rows(), rules or CheckRules(), overlap=overlap):
             num_rows += 1
             num_clean += not found
             if sample and not first_sample:
@@ -127,59 +129,64 @@ def _file_report(path: str, error: FileError) -> Report:
 
 
 def examine(
-    opened: SampleFile, rules: CheckRules, *, overlap: frozenset[bytes] = frozenset()
+    stored: Iterable[tuple[RawRow, Sample | RowError]],
+    rules: CheckRules,
+    *,
+    overlap: frozenset[bytes] = frozenset(),
 ) -> Iterator[tuple[RawRow, Sample | None, list[Finding]]]:
-    """Every row with its sample and its findings; clean rows have none.
+    """Every row (of `SampleFile.rows`) with its sample and its findings; clean rows have none.
 
     Raises:
         FileError: the file is broken from here on.
     """
     rows, ids = FirstPlaces(), FirstPlaces()
-    for row, sample in opened.rows():
+    for row, sample in stored:
         if isinstance(sample, RowError):
-            yield row, None, [Finding(sample.kind, row.number, str(sample))]
+            yield row, None, [Finding(sample.kind, row.number, str(sample), row.file)]
             continue
         found = [
-            Finding(kind, row.number, f"{row.place}: {message}")
+            Finding(kind, row.number, f"{row.place}: {message}", row.file)
             for kind, message in defects_of(sample, rules)
         ]
         earlier = rows.first(row_key(sample), row.place)
         if earlier != row.place:
             message = f"{row.place}: the same as {earlier}; drop one of the two."
-            found.append(Finding("duplicate_row", row.number, message))
+            found.append(Finding("duplicate_row", row.number, message, row.file))
         elif sample.id != str(row.number):
             first = ids.first(sample.id.encode("utf-8", "surrogatepass"), row.place)
             if first != row.place:
                 message = f"{row.place}: id {sample.id!r} is that of {first}; ids must differ."
-                found.append(Finding("duplicate_id", row.number, message))
+                found.append(Finding("duplicate_id", row.number, message, row.file))
         if overlap and prompt_key(sample) in overlap:
             message = f"{row.place}: the same question and pictures as an evaluation row; drop it."
-            found.append(Finding("eval_overlap", row.number, message))
+            found.append(Finding("eval_overlap", row.number, message, row.file))
         yield row, sample, found
 
 
 def clean_samples(
-    opened: SampleFile, rules: CheckRules, *, overlap: frozenset[bytes] = frozenset()
-) -> Iterator[Sample]:
-    """The samples that training may use: those without a finding.
+    stored: Iterable[tuple[RawRow, Sample | RowError]],
+    rules: CheckRules,
+    *,
+    on_bad_row: Literal["error", "skip"] = "error",
+) -> tuple[list[Sample], list[Finding]]:
+    """The samples that training may use, and the first finding of each of the other rows.
 
-    A row with one raises, or is skipped and counted in `opened.skipped`, as `opened.on_bad_row`
-    says.
+    Args:
+        stored: as for `examine`.
+        on_bad_row: "error" raises the first finding.
 
     Raises:
         ValueError: the first finding, where bad rows are errors; or the file breaks off.
     """
-    opened.skipped.clear()
-    opened.skipped_messages.clear()
-    for _, sample, found in examine(opened, rules, overlap=overlap):
+    samples, skipped = [], []
+    for _, sample, found in examine(stored, rules):
         if sample is not None and not found:
-            yield sample
-            continue
-        if opened.on_bad_row == "error":
+            samples.append(sample)
+        elif on_bad_row == "error":
             raise RowError(found[0].kind, found[0].message)
-        opened.skipped[found[0].kind] += 1
-        if len(opened.skipped_messages) < MAX_KEPT_SKIPPED:
-            opened.skipped_messages.append(found[0].message)
+        else:
+            skipped.append(found[0])
+    return samples, skipped
 
 
 def overlap_keys(eval_path: str | Path, *, image_root: str | None = None) -> frozenset[bytes]:

@@ -60,7 +60,7 @@ def write_fixed(
     has_files = False
     try:
         with writer, _part(rejects).open("w", encoding="utf-8") as rejected:
-            for row, sample, found in examine(opened, rules, overlap=overlap):
+            for row, sample, found in examine(opened.rows(), rules, overlap=overlap):
                 if not found and isinstance(row.value, dict):
                     num_clean += 1
                     writer.write(row.value)

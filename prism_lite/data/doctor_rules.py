@@ -36,6 +36,7 @@ class CheckRules:
         max_prompt_tokens: with `num_tokens`, longer prompts are refused; None checks no length.
         num_tokens: tokens of a sample's prompt, picture tokens included.
         max_answer_characters: a longer gold answer cannot be verified by comparison.
+        check_pictures: look at the pictures; off where that was done before.
         decode_pictures: read all pixels, which finds cut files; else only their headers.
     """
 
@@ -47,6 +48,7 @@ class CheckRules:
     max_prompt_tokens: int | None = None
     num_tokens: Callable[[Sample], int] | None = field(default=None, repr=False)
     max_answer_characters: int = 400
+    check_pictures: bool = True
     decode_pictures: bool = True
 
 
@@ -64,8 +66,8 @@ def defects_of(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
     yield from _text_defects(sample)
     yield from _answer_defects(sample, rules)
     yield from _completion_defects(sample, rules.stage)
-    for picture in sample.pictures:
-        yield from _picture_defects(picture, rules)
+    for picture in sample.pictures if rules.check_pictures else ():
+        yield from picture_defects(picture, rules)
     if rules.max_prompt_tokens is not None and rules.num_tokens is not None:
         num_tokens = rules.num_tokens(sample)
         if num_tokens > rules.max_prompt_tokens:
@@ -177,7 +179,8 @@ def _completion_defects(sample: Sample, stage: Stage | None) -> Iterator[Defect]
         yield "same_pair", "teacher and student are the same text; the pair teaches nothing."
 
 
-def _picture_defects(picture: Picture, rules: CheckRules) -> Iterator[Defect]:
+def picture_defects(picture: Picture, rules: CheckRules) -> Iterator[Defect]:
+    """Every defect of a picture, whatever its row says."""
     decode_up_to = rules.max_pixels if rules.decode_pictures else 0
     if isinstance(picture.source, Path):
         problem, width, height = _inspect_path(picture.source, decode_up_to)

@@ -95,9 +95,7 @@ class SampleFile:
                     f"{self.convention} rows; split the file or mend the row's fields "
                     f"({_names(value)}).",
                 )
-        return to_sample(
-            value, self.convention, place=row.place, number=row.number, rules=self.rules
-        )
+        return to_sample(value, self.convention, stored_as=row, rules=self.rules)
 
 
 def load_samples(

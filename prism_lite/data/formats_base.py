@@ -35,11 +35,13 @@ class RawRow:
         place: "train.jsonl, line 7" or "train.parquet, row 7"; counted from 1.
         number: the 7.
         value: the row, or the error that stands in its place.
+        file: path or hub id, which `place` shortens to the file's name.
     """
 
     place: str
     number: int
     value: dict[str, Any] | RowError
+    file: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from prism_lite.data.formats_base import FileError, RawRow, Source
@@ -99,13 +101,13 @@ def iter_rows(source: Source) -> Iterator[RawRow]:
     Raises:
         FileError: a file is broken as a whole (not one row of it).
     """
-    rows = (
-        hub_rows(source) if source.hub else (r for path in source.files for r in _file_rows(path))
+    files = (
+        [(source.name, hub_rows(source))]
+        if source.hub
+        else ((str(path), _file_rows(path)) for path in source.files)
     )
-    for i, row in enumerate(rows):
-        if source.limit is not None and i >= source.limit:
-            return
-        yield row
+    rows = (replace(row, file=name) for name, found in files for row in found)
+    yield from rows if source.limit is None else islice(rows, source.limit)
 
 
 def _file_rows(path: Path) -> Iterator[RawRow]:

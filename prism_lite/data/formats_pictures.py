@@ -137,8 +137,7 @@ def _from_url(url: str, rules: PictureRules) -> Picture:
     if not rules.allow_urls:
         raise RowError(
             "url_picture",
-            f"picture {url[:120]} is a URL; download it beforehand, or allow URLs "
-            "(data.allow_urls).",
+            f"picture {url[:120]} is a URL; download it beforehand and give its path.",
         )
     try:
         with urllib.request.urlopen(url, timeout=_URL_TIMEOUT_S) as reply:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prism_lite.data.formats_base import RowError, parse_json_cell
+from prism_lite.data.formats_base import RawRow, RowError, parse_json_cell
 from prism_lite.data.formats_pictures import PictureRules, to_picture
 from prism_lite.data.formats_readers import READERS, Fields, Row, as_list, to_choices
 from prism_lite.data.formats_turns import (
@@ -22,27 +22,26 @@ from prism_lite.types import Sample, Turn
 _ID_NAMES = ("id", "question_id", "pid", "index", "idx")
 
 
-def to_sample(row: Row, convention: str, *, place: str, number: int, rules: PictureRules) -> Sample:
+def to_sample(row: Row, convention: str, *, stored_as: RawRow, rules: PictureRules) -> Sample:
     """Build the Sample of a row.
 
     Args:
-        row: as stored.
+        row: its fields, renamed where a registry or a column map says so.
         convention: a name from `detect`, or "columns" for a row renamed by a column map.
-        place: file and row, for messages.
-        number: of the row, the id where the row has none.
+        stored_as: where the row is from; its number is the id where the row has none.
         rules: how picture references are resolved.
 
     Raises:
-        RowError: the row cannot be used; the message starts with `place`.
+        RowError: the row cannot be used; the message starts with its place.
     """
     try:
         refuse_other_media(row)
-        return _build(row, READERS[convention](row), place=place, number=number, rules=rules)
+        return _build(row, READERS[convention](row), stored_as, rules)
     except RowError as error:
-        raise RowError(error.kind, f"{place}: {error}") from error
+        raise RowError(error.kind, f"{stored_as.place}: {error}") from error
 
 
-def _build(row: Row, fields: Fields, *, place: str, number: int, rules: PictureRules) -> Sample:
+def _build(row: Row, fields: Fields, stored_as: RawRow, rules: PictureRules) -> Sample:
     listed = as_list(parse_json_cell(fields.references))
     inside: list[Any] = []
     turns = to_turns(fields.messages, inside)
@@ -62,17 +61,20 @@ def _build(row: Row, fields: Fields, *, place: str, number: int, rules: PictureR
     if not any(turn.text.replace("<image>", "").strip() for turn in prompt if turn.role == "user"):
         raise RowError("empty_prompt", "the prompt has no text; write the question.")
     answer, accepted = _answers(row, fields, demonstration)
+    named = (row[name] for name in _ID_NAMES if row.get(name) not in (None, ""))
     return Sample(
-        id=str(next((row[name] for name in _ID_NAMES if row.get(name) not in (None, "")), number)),
+        id=str(next(named, stored_as.number)),
         turns=prompt,
         pictures=tuple(to_picture(reference, rules) for reference in references),
         answer=answer,
         demonstration=demonstration,
         teacher=fields.teacher,
         student=fields.student,
-        source=place,
+        source=stored_as.place,
         accepted=accepted,
         choices=to_choices(fields.choices),
+        file=stored_as.file,
+        row=stored_as.number,
     )
 
 

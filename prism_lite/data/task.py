@@ -5,14 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
+from typing import Literal
+
+from rich.console import Console
 
 from prism_lite import parts
-from prism_lite.config import RunConfig
+from prism_lite.config import DataConfig, RunConfig
 from prism_lite.data import digits, digits_base, wording
-from prism_lite.data.doctor import clean_samples
-from prism_lite.data.doctor_rules import CheckRules, Stage
-from prism_lite.data.formats import load_samples
+from prism_lite.data.doctor_rules import Stage
+from prism_lite.data.row_files import (
+    SkippedRow,
+    StoredFile,
+    describe_skipped,
+    needed_by,
+    read_file,
+    rows_for,
+)
 from prism_lite.data.wording import Verdict
 from prism_lite.parts import Parts
 from prism_lite.types import Sample
@@ -38,6 +48,7 @@ class TaskData:
         system_prompt: in front of every prompt without one of its own.
         verify: judges caption, think and answer apart, where the task can; else None.
         warmup: rows with a recorded student beside the teacher; empty where none were given.
+        skipped: rows that were left out.
     """
 
     sft: tuple[Sample, ...]
@@ -48,15 +59,53 @@ class TaskData:
     system_prompt: str
     verify: Callable[[Sample, Parts], Verdict] | None
     warmup: tuple[Sample, ...] = ()
+    skipped: tuple[SkippedRow, ...] = ()
 
 
-def load_task(config: RunConfig) -> TaskData:
-    """Draw or read the samples of a run.
+def load_task(
+    config: RunConfig, *, console: Console | None = None, stamps: Path | None = None
+) -> TaskData:
+    """Draw or read the samples of a run; each file is read once, whatever stages need it.
+
+    Args:
+        console: is told of slow files and of rows that were left out.
+        stamps: see `row_files.read_file`.
 
     Raises:
         ValueError: a file is missing, empty or holds a broken row; names file and row.
     """
-    return _digits(config) if config.data.task == "digits" else _files(config)
+    if config.data.task == "digits":
+        return _digits(config)
+    return _files(config, console=console, stamps=stamps)
+
+
+def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskData:
+    """The task with its held-out rows alone: no other file is read.
+
+    Raises:
+        ValueError: as `load_task`.
+    """
+    if config.data.task == "digits":
+        heldout, verify, skipped = _digits_heldout(config), _verify_digits, ()
+    else:
+        rows, verify = _Rows(config.data, console), None
+        heldout, skipped = rows.of("heldout", "eval"), rows.skipped()
+    return TaskData(
+        sft=(),
+        align=(),
+        rlvr=(),
+        heldout=heldout,
+        probe=(),
+        system_prompt=system_prompt_of(config),
+        verify=verify,
+        skipped=skipped,
+    )
+
+
+def system_prompt_of(config: RunConfig) -> str:
+    """What stands in front of every prompt without a system turn of its own; reads no file."""
+    default = digits_base.INSTRUCTION if config.data.task == "digits" else parts.SYSTEM_PROMPT
+    return default if config.data.system_prompt is None else config.data.system_prompt
 
 
 def all_samples(task: TaskData) -> Iterator[Sample]:
@@ -65,11 +114,11 @@ def all_samples(task: TaskData) -> Iterator[Sample]:
     yield from (pair.sample for pair in task.probe)
 
 
-def without_samples(task: TaskData, bad: Collection[tuple[str, str]]) -> TaskData:
-    """The task without the samples of these (source, id)."""
+def without_samples(task: TaskData, bad: Collection[str]) -> TaskData:
+    """The task without the samples of these keys."""
 
     def is_good(sample: Sample) -> bool:
-        return (sample.source, sample.id) not in bad
+        return sample.key not in bad
 
     return dataclasses.replace(
         task,
@@ -92,9 +141,6 @@ def _digits(config: RunConfig) -> TaskData:
             ("rlvr", data.num_rlvr),
         )
     )
-    heldout = digits.make_samples(
-        data.digits, split="heldout", num=data.num_heldout, seed="evaluation"
-    )
     rng = Random("probe")
     probe = []
     for sample in digits.make_samples(
@@ -106,23 +152,35 @@ def _digits(config: RunConfig) -> TaskData:
         sft=sft,
         align=align,
         rlvr=rlvr,
-        heldout=tuple(heldout),
+        heldout=_digits_heldout(config),
         probe=tuple(probe),
-        system_prompt=_system_prompt(config, digits_base.INSTRUCTION),
-        verify=lambda sample, found: wording.verify(sample.facts, found),
+        system_prompt=system_prompt_of(config),
+        verify=_verify_digits,
     )
 
 
-def _files(config: RunConfig) -> TaskData:
+def _digits_heldout(config: RunConfig) -> tuple[Sample, ...]:
+    data = config.data
+    return tuple(
+        digits.make_samples(data.digits, split="heldout", num=data.num_heldout, seed="evaluation")
+    )
+
+
+def _verify_digits(sample: Sample, found: Parts) -> Verdict:
+    return wording.verify(sample.facts, found)
+
+
+def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -> TaskData:
     """Rows from files or hub ids; a row that cannot be used is an error that names it."""
     data = config.data
     if data.train is None:
         raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
-    sft = read_rows(config, data.train, "sft") if config.sft.steps else ()
-    warmup = read_rows(config, data.warmup, "warmup") if data.warmup else ()
-    align = read_rows(config, data.align or data.train, "align")
-    rlvr = read_rows(config, data.rlvr or data.train, "rlvr")
-    heldout = read_rows(config, data.heldout, "eval") if data.heldout else ()
+    rows = _Rows(data, console, stamps)
+    sft = rows.of("train", "sft") if config.sft.steps else ()
+    warmup = rows.of("warmup", "warmup")
+    align = rows.of("align", "align")
+    rlvr = rows.of("rlvr", "rlvr")
+    heldout = rows.of("heldout", "eval")
     num_probe = min(config.warmup.num_probe, len(align) // 10)
     align, judged = align[: len(align) - num_probe], align[len(align) - num_probe :]
     return TaskData(
@@ -131,43 +189,60 @@ def _files(config: RunConfig) -> TaskData:
         rlvr=rlvr,
         heldout=heldout,
         probe=_mismatched_probe(judged),
-        system_prompt=_system_prompt(config),
+        system_prompt=system_prompt_of(config),
         verify=None,
         warmup=warmup,
+        skipped=rows.skipped(),
     )
 
 
-def read_rows(config: RunConfig, path: str, stage: Stage) -> tuple[Sample, ...]:
-    """The rows of a file that hold what a stage needs; rows meant for other stages are passed.
+class _Rows:
+    """The rows of each setting of `data`; a file that several of them name is read once."""
 
-    A row that the stage would refuse (a malformed teacher, say) is an error or is skipped, now.
-    """
-    data = config.data
-    opened = load_samples(
-        path, columns=data.columns or None, image_root=data.image_root, on_bad_row=data.on_bad_row
+    def __init__(
+        self, data: DataConfig, console: Console | None = None, stamps: Path | None = None
+    ) -> None:
+        self._data, self._console, self._stamps = data, console, stamps
+        self._stored: dict[str, StoredFile] = {}
+        self._skipped: dict[SkippedRow, None] = {}
+
+    def of(
+        self, setting: Literal["train", "warmup", "align", "rlvr", "heldout"], stage: Stage
+    ) -> tuple[Sample, ...]:
+        """The rows for a stage of `data.<setting>`; of `data.train` where align or rlvr have none.
+
+        Raises:
+            ValueError: a row is bad, where that is an error; or the file holds none for the stage.
+        """
+        own = getattr(self._data, setting)
+        path = own or (self._data.train if setting in ("align", "rlvr") else None)
+        if path is None:
+            return ()
+        if path not in self._stored:
+            self._stored[path] = read_file(
+                self._data, path, console=self._console, stamps=self._stamps
+            )
+        samples, skipped = rows_for(self._data, self._stored[path], stage)
+        fresh = [row for row in skipped if row not in self._skipped]
+        self._skipped |= dict.fromkeys(fresh)
+        if fresh and self._console:
+            self._console.print(f"{path}: {describe_skipped(fresh)}", markup=False, highlight=False)
+        if not samples and own is not None:
+            raise ValueError(_no_rows(self._stored[path], stage, skipped))
+        return samples
+
+    def skipped(self) -> tuple[SkippedRow, ...]:
+        """Rows left out so far, each once."""
+        return tuple(self._skipped)
+
+
+def _no_rows(stored: StoredFile, stage: Stage, skipped: Sequence[SkippedRow]) -> str:
+    left_out = f" {len(skipped)} rows were skipped: {skipped[0].message}" if skipped else ""
+    return (
+        f"{stored.path}: no row has a {needed_by(stage)}, which stage {stage} needs.{left_out} "
+        f"Detected format: {stored.convention}; name the columns with data.columns, or check the "
+        "file with `prism-lite data check`."
     )
-    needed = {"sft": "demonstration", "warmup": "student", "align": "teacher"}.get(stage, "answer")
-    samples = tuple(
-        sample
-        for sample in clean_samples(opened, CheckRules(stage=stage, rows_of_other_stages=True))
-        if getattr(sample, needed)
-    )
-    if opened.skipped:
-        print(f"{path}: skipped {opened.skipped.total()} bad rows ({dict(opened.skipped)})")
-    own = {
-        "sft": data.train,
-        "warmup": data.warmup,
-        "align": data.align,
-        "rlvr": data.rlvr,
-        "eval": data.heldout,
-    }[stage]
-    if not samples and own is not None:
-        raise ValueError(
-            f"{path}: no row has a {needed}, which stage {stage} needs. Detected format: "
-            f"{opened.convention}; name the columns with data.columns, or check the file with "
-            "`prism-lite data check`."
-        )
-    return samples
 
 
 def _mismatched_probe(samples: Sequence[Sample]) -> tuple[ProbePair, ...]:
@@ -180,7 +255,3 @@ def _mismatched_probe(samples: Sequence[Sample]) -> tuple[ProbePair, ...]:
         for (sample, clean), (_, other) in zip(good, others, strict=True)
         if other != clean
     )
-
-
-def _system_prompt(config: RunConfig, default: str = parts.SYSTEM_PROMPT) -> str:
-    return default if config.data.system_prompt is None else config.data.system_prompt

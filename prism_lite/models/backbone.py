@@ -97,7 +97,7 @@ class Backbone:
             disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
-        self._prompts: OrderedDict[tuple[str, str], Prompt] = OrderedDict()
+        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         if model.gradient_checkpointing:
             enable_checkpointing(core, offload=model.offload_checkpoints)
 
@@ -182,7 +182,7 @@ class Backbone:
         Raises:
             ValueError: see `encode_prompt`.
         """
-        key = (sample.source, sample.id)  # ids are unique within their file only
+        key = sample.key
         if key not in self._prompts:
             if len(self._prompts) >= MAX_CACHED_PROMPTS:
                 self._prompts.popitem(last=False)

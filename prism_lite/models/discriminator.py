@@ -17,7 +17,7 @@ K completions, D hidden, E experts, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +30,13 @@ from prism_lite.config import DiscriminatorConfig
 from prism_lite.losses import cap_scores
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
+from prism_lite.models.part_tokens import PartTokens, part_tokens
 from prism_lite.models.prompt_cache import PromptStateCache
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import CAPTION, THINK, Parts
 from prism_lite.seeding import generator_for
 
+MAX_KEPT_TOKENS = 4096  # completions; about 8 KiB each at 1,000 tokens
 LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
 
 
@@ -91,6 +93,7 @@ class Discriminator(nn.Module):
         head = torch.tensor([*[0.0] * hidden_size, *start])
         self.perception_head = nn.Parameter(head.clone())
         self.reasoning_head = nn.Parameter(head.clone())
+        self._tokens: dict[Parts, PartTokens] = {}
         self.prompt_cache = PromptStateCache(int(config.prompt_cache_gib * 2**30))
         self.to(backbone.device)
 
@@ -104,7 +107,14 @@ class Discriminator(nn.Module):
             Scores of all completions, prompt after prompt.
         """
         trees = [
-            Tree(prompt, tuple(b for parts in completions for b in self._branches(backbone, parts)))
+            Tree(
+                prompt,
+                tuple(
+                    branch
+                    for parts in completions
+                    for branch in self.part_tokens(backbone, parts).branches
+                ),
+            )
             for prompt, completions in judged
             if completions
         ]
@@ -120,22 +130,17 @@ class Discriminator(nn.Module):
             load_E=torch.stack([r.load for r in routings]).mean(0),
         )
 
-    def _branches(self, backbone: Backbone, parts: Parts) -> tuple[Tensor, Tensor]:
-        """Token ids of the perception and the reasoning part, each closed by the sentinel."""
-        reasoning = parts.reasoning
-        if self.config.reasoning_sees_caption:
-            reasoning = f"{parts.perception}\n{reasoning}"
-        limit = self.config.max_part_tokens
-        perception_C, reasoning_C = (
-            torch.cat(
-                [
-                    backbone.tokenize(text, end=False)[: limit - 1],
-                    torch.tensor([backbone.end_id]),
-                ]
-            )
-            for text in (parts.perception, reasoning)
-        )
-        return perception_C, reasoning_C
+    def part_tokens(self, backbone: Backbone, parts: Parts) -> PartTokens:
+        """What is read of a completion; the latest ones are kept, teachers come again every epoch."""
+        if parts not in self._tokens:
+            if len(self._tokens) >= MAX_KEPT_TOKENS:
+                self._tokens.pop(next(iter(self._tokens)))
+            self._tokens[parts] = part_tokens(backbone, self.config, parts)
+        return self._tokens[parts]
+
+    def part_lengths(self, backbone: Backbone, side: Iterable[Parts]) -> tuple[int, ...]:
+        """Tokens of each part of some completions, uncut."""
+        return tuple(n for parts in side for n in self.part_tokens(backbone, parts).lengths)
 
     def _score_pack(
         self, backbone: Backbone, trees: Sequence[Tree]

@@ -128,8 +128,9 @@ def _split_tree(tree: Tree, max_pack_tokens: int, branches_per_unit: int) -> lis
         if size > room:
             raise ValueError(
                 f"prompt {tree.prompt.id} with one completion has {len(tree.prompt) + size} "
-                f"tokens, more than model.max_pack_tokens = {max_pack_tokens}. Raise it, or lower "
-                "sampling.max_completion_tokens or model.max_pixels."
+                f"tokens, more than model.max_pack_tokens = {max_pack_tokens}. Raise it, shorten the "
+                "completion (sampling.max_completion_tokens, where it was sampled) or lower "
+                "model.max_pixels."
             )
         if sum(map(len, pieces[-1])) + size > room:
             pieces.append([])

@@ -12,6 +12,7 @@ from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.planning import Each, Plan, in_silence, plan_phase, with_settings
 from prism_lite.planner.workload import Stage
 
+SMALL_CACHE_GIB = 0.25
 _OPTIMS: dict[Stage, tuple[str, ...]] = {  # sections whose optimizers a stage keeps
     "sft": ("sft",),
     "warmup": ("warmup",),
@@ -65,6 +66,8 @@ def _moves(config: RunConfig, stages: Sequence[Stage]) -> dict[str, dict[str, An
         offered.append({"model__vision_on_cpu": True})
     if not model.embeddings_on_cpu and not architecture_of(config).config.tie_word_embeddings:
         offered.append({"model__embeddings_on_cpu": True})
+    if model.picture_cache_gib > SMALL_CACHE_GIB:
+        offered.append({"model__picture_cache_gib": SMALL_CACHE_GIB})
     sections = dict.fromkeys(name for stage in stages for name in _OPTIMS[stage])
     kept = [name for name in sections if "paged" not in _optimizer_of(config, name)]
     if kept:

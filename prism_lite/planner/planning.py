@@ -12,6 +12,7 @@ from prism_lite.config import RunConfig
 from prism_lite.planner.architectures import Architecture, architecture_of
 from prism_lite.planner.hardware import Card, card_of
 from prism_lite.planner.run import Simulated, simulate_phase
+from prism_lite.planner.tracker import Peak
 from prism_lite.planner.workload import PHASES, PhaseName, Stage
 
 GIB = 2**30
@@ -80,13 +81,18 @@ class Plan:
         return self.room_gib is None or self.peak_gib <= self.room_gib
 
     @property
-    def needs(self) -> dict[Part, float]:
-        """GiB of every phase."""
+    def peaks(self) -> dict[Part, Peak]:
+        """The highest moment of every phase."""
         return {
-            (stage.stage, phase.phase): phase.peak.total / GIB
+            (stage.stage, phase.phase): phase.peak
             for stage in self.stages.values()
             for phase in stage.phases
         }
+
+    @property
+    def needs(self) -> dict[Part, float]:
+        """GiB of every phase."""
+        return {part: peak.total / GIB for part, peak in self.peaks.items()}
 
     @property
     def failing(self) -> tuple[Part, ...]:
@@ -137,7 +143,9 @@ def plan(
     found: dict[Stage, list[Simulated]] = {stage: [] for stage in stages}
     for stage, phase in each(parts, f"simulating {config.recipe}"):
         found[stage].append(_simulated(config, architecture, card, stage, phase))
-    planned = {stage: _stage_plan(stage, phases, card) for stage, phases in found.items()}
+    planned: dict[Stage, StagePlan] = {
+        stage: _stage_plan(stage, phases, card) for stage, phases in found.items()
+    }
     return Plan(config.recipe, config.model.name, card, planned)
 
 

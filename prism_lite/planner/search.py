@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from prism_lite.config import RunConfig
-from prism_lite.planner.planning import Each, Part, Plan, in_silence, plan_phase, with_settings
+from prism_lite.planner.planning import GIB, Each, Part, Plan, in_silence, plan_phase, with_settings
+from prism_lite.planner.tracker import Peak
 from prism_lite.planner.workload import CELL, PHASES
 from prism_lite.rollouts import MOST_ROWS
 
-MOST = 8  # times the present value is the largest that is tried
-PACK_STEP = 256  # tokens
-# A part's need never grows faster than this times the value: a pack may take up one more of what it
-# holds one of.
+MOST = 4  # times the present value is the largest that is tried
+PACK_STEP = 512  # tokens
+# What grows with a value grows at most this much faster: a pack may take up a second of what it holds one
+# of now.
 MOST_GROWTH = 2
 
 
@@ -59,19 +60,22 @@ def _with_group(config: RunConfig, size: int) -> RunConfig:
 
 
 def _squares(pixels: int) -> list[int]:
-    """Pixels of square pictures whose sides are whole visual tokens."""
+    """Pixels of square pictures whose sides are an even number of visual tokens."""
     longest = int((MOST * pixels) ** 0.5) // CELL
-    return [(CELL * side) ** 2 for side in range(2, longest + 1)]
+    return [(CELL * side) ** 2 for side in range(2, longest + 1, 2)]
 
 
-_ALL = tuple((stage, phase) for stage, phases in PHASES.items() for phase in phases)
-_SAMPLING = tuple(part for part in _ALL if part[1] == "sample")
+_ALL: tuple[Part, ...] = tuple(
+    (stage, phase) for stage, phases in PHASES.items() for phase in phases
+)
+_SAMPLING: tuple[Part, ...] = tuple(part for part in _ALL if part[1] == "sample")
+_OF_GROUPS: tuple[Part, ...] = tuple(part for part in _ALL if part[0] in ("align", "rlvr"))
 _GROUP = _Knob(
     "align.group_size and rlvr.group_size",
     lambda config: config.rlvr.group_size,
     _with_group,
-    lambda now: [*range(2, MOST * now + 1)],
-    tuple(part for part in _ALL if part[0] in ("align", "rlvr")),
+    lambda now: [*range(2, MOST * now + 1, 2)],
+    _OF_GROUPS,
 )
 _PACK = _Knob(
     "model.max_pack_tokens",
@@ -94,13 +98,6 @@ _ROWS = _Knob(
     lambda now: [*range(1, MOST * now + 1)],
     _SAMPLING,
 )
-_PICTURES = _Knob(
-    "model.max_cached_pictures",
-    lambda config: config.model.max_cached_pictures,
-    lambda config, value: with_settings(config, model__max_cached_pictures=value),
-    lambda now: [now * share // 8 for share in range(1, 9)],
-    _ALL,
-)
 
 
 def find_largest(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
@@ -118,18 +115,33 @@ def find_largest(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> l
 def what_to_lower(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
     """Settings that make the plan fit when lowered alone, and how far.
 
-    Empty where the plan fits, or has no card.
+    Empty where the plan fits, has no card, or none is enough alone.
     """
     found = []
-    for knob in (_PACK, _ROWS, _GROUP, _PICTURES, _PIXELS):
+    for knob in (_PACK, _ROWS, _GROUP, _PIXELS):
         if not plan.failing or not set(plan.failing) <= set(knob.parts):
             continue  # it leaves a part as it is that does not fit
         now = knob.now(config)
-        values = [value for value in knob.values(now) if value < now]
+        values = [value for value in knob.values(now) if now / 4 <= value < now]
         item = _largest(config, plan, knob, values, plan.failing, each)
         if item.largest is not None:
             found.append(item)
     return found
+
+
+def what_to_lower_together(
+    config: RunConfig, plan: Plan, *, each: Each = in_silence
+) -> list[Found]:
+    """Rows for the sampling that does not fit, the pack for the rest; empty where that is not enough."""
+    found = []
+    for knob, is_sampling in ((_ROWS, True), (_PACK, False)):
+        parts = [part for part in plan.failing if (part[1] == "sample") == is_sampling]
+        if not parts:
+            continue
+        now = knob.now(config)
+        values = [value for value in knob.values(now) if now / 4 <= value < now]
+        found.append(_largest(config, plan, knob, values, parts, each))
+    return [] if any(item.largest is None for item in found) else found
 
 
 def _largest(
@@ -163,11 +175,13 @@ def _largest(
 
     ordered = sorted((part for part in parts if part in needs), key=lambda part: -needs[part])
     high = len(values) - 1
-    checked = []
+    is_lowered = bool(values) and values[-1] < now
+    checked: list[Part] = []
     for part in each(ordered, knob.setting):
-        if checked and needs[part] * MOST_GROWTH * values[high] <= room * now:
+        if checked and _bound(config, plan.peaks[part], values[high] / now) <= room:
             continue
-        first = high if checked else None
+        # lowering: whether it can help at all shows at the least
+        first = high if checked else 0 if is_lowered else None
         checked.append(part)
         known = [(now, needs[part])]
         high = _highest_fit(partial(need, part), values, high, room, known, first)
@@ -178,6 +192,15 @@ def _largest(
     peak = max(changed, *(gib for part, gib in needs.items() if part not in checked), 0.0)
     larger = values[high + 1] if high + 1 < len(values) else now if found < now else None
     return Found(knob.setting, now, found, peak, larger)
+
+
+def _bound(config: RunConfig, peak: Peak, growth: float) -> float:
+    """GiB that a part cannot exceed with a value so many times the present one."""
+    resident = sum(peak.by_category[name] for name in ("weights", "adapters", "optimizer"))
+    pictures = peak.by_category["pictures"]
+    rest = (peak.total - resident - pictures) * max(1.0, MOST_GROWTH * growth)
+    most = max(pictures, min(pictures * growth, config.model.picture_cache_gib * GIB))
+    return (resident + most + rest) / GIB
 
 
 def _highest_fit(

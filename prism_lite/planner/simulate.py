@@ -31,6 +31,7 @@ _MADE_FROM_NOTHING = {
     _aten.rand.default, _aten.rand.generator, _aten.randn.default, _aten.randn.generator,
 }  # fmt: skip
 
+_HOLDS = "_prism_holds"  # set on the fake results of `all()`
 _FORMS: dict[Any, Any] = {}  # of results, by operation and forms of its arguments
 
 
@@ -54,7 +55,7 @@ class Simulation(TorchDispatchMode):
             return args[0].fake_device
         outputs = self._run(func, args, kwargs or {})
         if func is _aten.all.default and isinstance(outputs, FakeTensor):
-            outputs.holds = True
+            setattr(outputs, _HOLDS, True)
         self._tracker.record(func, args, outputs)
         if self._on_card:
             self._tracker.workspace(_workspace_of(func, args))
@@ -168,7 +169,7 @@ def _form_of_results(outputs: Any, inputs: list[Tensor]) -> Any:
 
 def _unknown_value(tensor: Tensor) -> float | int | bool:
     if tensor.dtype == torch.bool:
-        return getattr(tensor, "holds", False)
+        return getattr(tensor, _HOLDS, False)
     return 1.0 if tensor.dtype.is_floating_point else 0
 
 

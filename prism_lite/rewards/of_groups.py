@@ -58,7 +58,9 @@ def further_rewards(groups: Sequence[Group], config: RlvrConfig) -> dict[str, Te
     if config.boxes_weight > 0:
         marks["boxes"] = iou_reward(questions, list(texts), boxes=answers)
     if config.judge_weight > 0:
-        accepted = [(s.answer, *s.accepted) if s.answer else None for s in samples]
+        accepted: list[str | Sequence[str] | None] = [
+            (s.answer, *s.accepted) if s.answer else None for s in samples
+        ]
         choices: list[Sequence[str] | None] = [sample.choices or None for sample in samples]
         marks["judge"] = judge_reward(
             questions, list(texts), answer=accepted, choices=choices, settings=config.judge

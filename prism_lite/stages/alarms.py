@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from prism_lite.game import GameScores
+from prism_lite.models.part_tokens import CUT_WARNING, about_cuts
 from prism_lite.rewards import guards
 from prism_lite.rewards.guards import Alarm
 from prism_lite.run_folder import RunFolder
@@ -66,3 +67,11 @@ def of_game(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
         guards.discriminator_saturation([*teachers, *students], cap=score_cap),
         guards.discriminator_too_strong(teachers, students),
     ]
+
+
+def of_cuts(game: GameScores, *, max_part_tokens: int) -> Alarm | None:
+    """Parts that the discriminator reads without their end."""
+    if not game.student_lengths:
+        return None
+    share, message = about_cuts(game.teacher_lengths, game.student_lengths, max_part_tokens)
+    return Alarm("cut_parts", share, CUT_WARNING, message) if share > CUT_WARNING else None

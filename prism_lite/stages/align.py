@@ -27,7 +27,7 @@ from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.rewards.of_groups import verifiable_rewards
 from prism_lite.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
-from prism_lite.stages.alarms import Alarms, of_game
+from prism_lite.stages.alarms import Alarms, of_cuts, of_game
 from prism_lite.stages.context import Context
 from prism_lite.stages.draws import reward_weights
 from prism_lite.stages.replay import Replay, students_of
@@ -128,6 +128,7 @@ def run_align(context: Context) -> None:
         if verified is not None:
             metrics |= reward_metrics(verified.reward_R, rewards, group_size=config.group_size)
         seen = [*alarms.of_rollouts(groups), *of_game(game, score_cap=disc_config.score_cap)]
+        seen.append(of_cuts(game, max_part_tokens=disc_config.max_part_tokens))
         metrics |= alarms.ring(seen, step)
         if step % config.panel_every == 0 or step + 1 == config.steps:
             metrics |= _panel(context, discriminator, step)

@@ -53,7 +53,7 @@ def run_dpo(context: Context) -> None:
     for step in run.steps("align", start, config.steps, trained):
         started_s = time.perf_counter()
         samples = _rows(context, step, config.prompts_per_step)
-        trees = [_tree(context, pairs[(sample.source, sample.id)]) for sample in samples]
+        trees = [_tree(context, pairs[sample.key]) for sample in samples]
         metrics: dict[str, float] = {}
         for packed in split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2):
             pack = pack_trees(packed)
@@ -76,7 +76,7 @@ def run_dpo(context: Context) -> None:
     run.save_final("align", {"policy": backbone.adapter_state()})
 
 
-def static_pairs(context: Context) -> dict[tuple[str, str], Pair]:
+def static_pairs(context: Context) -> dict[str, Pair]:
     """The pair of every row that training will visit; the SFT policy answers each prompt once.
 
     Raises:
@@ -84,7 +84,7 @@ def static_pairs(context: Context) -> dict[tuple[str, str], Pair]:
     """
     config = context.config.align
     visited = _rows(context, 0, config.steps * config.prompts_per_step)
-    samples = list({(sample.source, sample.id): sample for sample in visited}.values())
+    samples = list({sample.key: sample for sample in visited}.values())
     groups = sample_in_pieces(
         context.backbone,
         samples,
@@ -96,7 +96,7 @@ def static_pairs(context: Context) -> dict[tuple[str, str], Pair]:
         seed=(context.config.seed, "align", "static"),
     )
     return {
-        (group.sample.source, group.sample.id): Pair(
+        group.sample.key: Pair(
             group.sample,
             context.backbone.tokenize(teacher_parts(group.sample).render()),
             torch.tensor(group.rollouts[0].token_ids),

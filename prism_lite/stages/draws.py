@@ -59,7 +59,7 @@ def draw_groups(context: Context, step: int) -> Draw:
     groups: list[Group] = []
     found: list[dict[str, Tensor]] = []
     is_kept: list[bool] = []
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     num_batches = config.max_sampled_batches if config.dynamic_sampling else 1
     batch_number = 0
     for batch_number in range(num_batches):
@@ -110,13 +110,12 @@ def reward_weights(config: RlvrConfig) -> dict[str, float]:
     return weights | {name: weight for name, weight in others.items() if weight > 0}
 
 
-def _not_seen(samples: list[Sample], seen: set[tuple[str, str]]) -> list[Sample]:
+def _not_seen(samples: list[Sample], seen: set[str]) -> list[Sample]:
     """Those whose prompt this step has not sampled yet; they count as seen from now on."""
     fresh = []
     for sample in samples:
-        key = (sample.source, sample.id)
-        if key not in seen:
-            seen.add(key)
+        if sample.key not in seen:
+            seen.add(sample.key)
             fresh.append(sample)
     return fresh
 

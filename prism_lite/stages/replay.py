@@ -16,7 +16,7 @@ class Replay:
     """The well-formed rollouts of the last prompts of alignment; goes into its checkpoints."""
 
     def __init__(self, samples: Sequence[Sample], *, num_prompts: int) -> None:
-        self._samples = {_key(sample): sample for sample in samples}
+        self._samples = {sample.key: sample for sample in samples}
         self._num_prompts = num_prompts
         self._kept: list[Replayed] = []
 
@@ -31,17 +31,17 @@ class Replay:
         self._kept = self._kept[-self._num_prompts :]
 
     def state(self) -> list[Any]:
-        """JSON-able: the prompt's source and id, and its students' parts."""
+        """JSON-able: the prompt's key and its students' parts."""
         return [
-            [*_key(sample), [[p.caption, p.think, p.answer] for p in students]]
+            [sample.key, [[p.caption, p.think, p.answer] for p in students]]
             for sample, students in self._kept
         ]
 
     def load(self, state: Sequence[Any]) -> None:
         """Take up what `state` gave."""
         self._kept = [
-            (self._samples[(source, name)], tuple(Parts(*bodies) for bodies in students))
-            for source, name, students in state
+            (self._samples[key], tuple(Parts(*bodies) for bodies in students))
+            for key, students in state
         ]
 
 
@@ -52,7 +52,3 @@ def students_of(group: Group) -> tuple[Parts, ...]:
         for rollout in group.rollouts
         if rollout.is_well_formed and isinstance(rollout.parts, Parts)
     )
-
-
-def _key(sample: Sample) -> tuple[str, str]:
-    return sample.source, sample.id

@@ -13,6 +13,8 @@ from typing import Literal
 from prism_lite import parts
 from prism_lite.checkpoint import Trained
 from prism_lite.game import Judged, discriminator_step
+from prism_lite.models.discriminator import Discriminator
+from prism_lite.models.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
 from prism_lite.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.peak import peak_gib
@@ -23,7 +25,7 @@ from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
 from prism_lite.types import Sample
 
-MAX_ARTEFACT_PAIRS = 4000  # more would not change the probe's figure
+MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
 Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
 
 
@@ -44,7 +46,8 @@ def run_warmup(context: Context) -> None:
     )
     start = context.resume("warmup", {"discriminator": optimizer}, discriminator)
     pairs = student_pairs(context)
-    probe = {"disc/artefact_auc": _report_artefacts(context, pairs)}
+    probe = _report_cuts(context, discriminator, pairs)
+    probe["disc/artefact_auc"] = _report_artefacts(context, discriminator, pairs)
     alarms = Alarms(run, "warmup")
 
     def trained() -> Trained:
@@ -153,11 +156,29 @@ def _with_mismatched(batch: list[Judged], fraction: float, seed: int, step: int)
     return result
 
 
-def _report_artefacts(context: Context, pairs: list[Pair]) -> float:
-    judged = pairs[:MAX_ARTEFACT_PAIRS]
+def _report_cuts(
+    context: Context, discriminator: Discriminator, pairs: list[Pair]
+) -> dict[str, float]:
+    """Share of each side's parts that the discriminator reads without their end."""
+    backbone, limit = context.backbone, context.config.discriminator.max_part_tokens
+    judged = pairs[:MAX_PROBED_PAIRS]
+    teacher = discriminator.part_lengths(backbone, (teacher_parts(sample) for sample, _ in judged))
+    student = discriminator.part_lengths(backbone, (student for _, student in judged))
+    share, sentence = about_cuts(teacher, student, limit)
+    warning = share > CUT_WARNING
+    context.run.console.print(f"[yellow]warning: {sentence}[/]" if warning else sentence)
+    return cut_metrics(teacher, student, limit)
+
+
+def _report_artefacts(context: Context, discriminator: Discriminator, pairs: list[Pair]) -> float:
+    def read(parts: Parts) -> str:
+        tokens = discriminator.part_tokens(context.backbone, parts)
+        return read_text(context.backbone, parts, tokens)
+
+    judged = pairs[:MAX_PROBED_PAIRS]
     auc = artefact_auc(
-        [teacher_parts(sample).render() for sample, _ in judged],
-        [student.render() for _, student in judged],
+        [read(teacher_parts(sample)) for sample, _ in judged],
+        [read(student) for _, student in judged],
     )
     context.run.console.print(f"artefact probe (0.5: form gives nothing away): AUC {auc:.2f}")
     if auc > ARTEFACT_WARNING:

@@ -1,6 +1,7 @@
 """Ten visitors of the demo at once: `python -m tests.bench.demo_load [SECONDS]`.
 
-Each asks for recorded completions again and again; prints answers, errors, and the server's memory.
+Each asks for recorded completions again and again and fetches the picture; prints answers, errors (of the
+visitors, and tracebacks in the server's log), and the server's memory.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psutil
 from gradio_client import Client
@@ -30,10 +32,15 @@ time.sleep(3600)
 
 def main(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as empty:
+        log = Path(empty) / "server.log"
         started_s = time.perf_counter()
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, empty], stdout=subprocess.PIPE, text=True
-        )
+        with log.open("w") as sink:
+            server = subprocess.Popen(
+                [sys.executable, "-c", SERVER, empty],
+                stdout=subprocess.PIPE,
+                stderr=sink,
+                text=True,
+            )
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
@@ -41,6 +48,10 @@ def main(seconds: float) -> None:
             _load(url, psutil.Process(server.pid), seconds)
         finally:
             server.kill()
+            server.wait()
+        lines = log.read_text().splitlines()
+        faults = [line for line in lines if "Error: " in line or line.startswith("ERROR")]
+        print(f"server log: {len(lines)} lines, {len(faults)} errors", sorted(set(faults))[:3])
 
 
 def _load(url: str, server: psutil.Process, seconds: float) -> None:

@@ -136,7 +136,7 @@ def official_step(
         branches = [
             branch
             for parts in (judged.teacher, student)
-            for branch in discriminator._branches(backbone, parts)
+            for branch in discriminator.part_tokens(backbone, parts).branches
         ]
         pack = pack_trees([Tree(prompt, (branch,)) for branch in branches])
         if with_tower:
@@ -227,7 +227,7 @@ def passes(backbone: Backbone, num_tokens: int) -> dict[str, float]:
         backbone.end_id,
         backbone.tokenizer.convert_tokens_to_ids("<|im_end|>"),
     )
-    parts = [b for p in (teacher, *students) for b in network._branches(backbone, p)]
+    parts = [b for p in (teacher, *students) for b in network.part_tokens(backbone, p).branches]
     with token_passes(backbone) as judged, torch.no_grad(), backbone.role("discriminator"):
         network.score(backbone, [(prompt, (teacher, *students))])
     backbone.end_id = end_id

@@ -1,13 +1,16 @@
-"""The demo served for tests: on the recorded sample, and on one micro run with its models."""
+"""The demo served for tests, on the recorded sample and on one micro run; a browser to visit it with."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.demo.screens import ARGUMENTS, find_chromium
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -42,3 +45,43 @@ def live_url(live_home: Path) -> Iterator[str]:
     page, url, _ = launch(open_home(str(live_home)), is_open=False)
     yield url
     page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """`visit(url, width=390)` opens a page as a visitor of its own; requests elsewhere fail the test."""
+    contexts, elsewhere = [], []
+
+    def open_page(url: str, *, width: int = 1280, height: int = 860) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((url.partition("?")[0], "data:", "blob:"))
+                else elsewhere.append(request.url)
+            ),
+        )
+        page.goto(url)
+        page.wait_for_selector("#badge .badge")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not elsewhere, f"requests to other hosts: {elsewhere[:3]}"

@@ -5,58 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from demo import folder
-from tests.demo.screens import ARGUMENTS, PHONE, find_chromium, open_tab
+from tests.demo.screens import PHONE, open_tab
 
 pytestmark = pytest.mark.browser
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 TABS = ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`visit(url, width=390)` opens a page as a visitor of its own; requests elsewhere fail the test."""
-    contexts, elsewhere = [], []
-
-    def open_page(url: str, *, width: int = 1280, height: int = 860) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": height})
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((url.partition("?")[0], "data:", "blob:"))
-                else elsewhere.append(request.url)
-            ),
-        )
-        page.goto(url)
-        page.wait_for_selector("#badge .badge")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not elsewhere, f"requests to other hosts: {elsewhere[:3]}"
 
 
 def text_of(page: Any, selector: str) -> str:
@@ -254,6 +214,26 @@ def choose_run(page: Any, name: str) -> None:
     page.locator("#run input").click()
     page.get_by_role("option", name=name, exact=True).click()
     page.wait_for_timeout(300)
+
+
+def test_another_group_shows_its_own_row(visit: Callable[..., Any], sample_url: str) -> None:
+    """Filling the fields of a new group must not answer after the group itself, with the old one."""
+    groups = folder.read_lines(folder.SAMPLE_RUN / "demo" / "groups.jsonl")
+    page = visit(sample_url)
+    open_tab(page, "Discriminator")
+    page.wait_for_selector("#heat-perception .token-container")
+    for number in (2, 3):
+        page.locator("#group input").click()
+        page.get_by_role("option", name=f"last discriminator · {number} ·").click()
+        expected = groups[number - 1]["rows"][0]["completion"].split("\n")[0]
+        page.wait_for_function(
+            "text => document.querySelector('#row-text').innerText.replace(/\\s+/g, '')"
+            ".includes(text)",
+            arg="".join(expected.removeprefix("<caption>").removesuffix("</caption>").split()),
+        )
+        page.wait_for_timeout(1500)  # whatever else was on its way
+        assert page.locator("#heat-perception .token-container").count() > 3
+        assert page.locator("#heat-reasoning .token-container").count() > 3
 
 
 def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:

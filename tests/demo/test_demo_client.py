@@ -55,7 +55,7 @@ def test_the_sample_shows_its_recorded_completions(sample: Client) -> None:
 
 
 def test_the_sample_cannot_answer_a_drawing_and_says_so(sample: Client) -> None:
-    with pytest.raises(AppError, match="need the run's model"):
+    with pytest.raises(AppError, match="needs the run's model"):
         compare(sample, SAMPLE_ID, 1, source=DRAWING, question=QUESTION)
 
 
@@ -216,3 +216,20 @@ def test_a_shared_app_asks_for_a_password_and_has_no_training(tmp_path: Path) ->
     assert "compare" in names and not names & {"start", "check"}
     labels = {getattr(block, "label", "") for block in page.blocks.values()}
     assert "Compare" in labels and not labels & {"Train", "Memory"}
+
+
+def test_a_machine_without_a_way_to_a_public_link_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gradio as gr
+
+    from demo.app import launch
+    from demo.folder import open_home
+
+    def launched(page: Any, **_: Any) -> tuple[Any, str, None]:
+        page.share_url = None  # what Gradio leaves, with a line in the terminal
+        return page, "http://127.0.0.1:0/", None
+
+    monkeypatch.setattr(gr.Blocks, "launch", launched)
+    with pytest.raises(ValueError, match="no public link"):
+        launch(open_home(None, root=tmp_path, is_shared=True), is_open=False)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -212,6 +213,7 @@ def test_the_recording_carries_every_prompt_that_it_names() -> None:
         line["id"]: line for line in folder.read_lines(folder.SAMPLE_RUN / "demo" / "samples.jsonl")
     }
     assert kept
+    line: dict[str, Any] = {}
     for record in kept:
         line = lines[record["prompt_id"]]
         assert record.get("picture_ids", line["picture_ids"]) == line["picture_ids"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from demo import rows
-from demo.live import Model
+from demo.model import Model
 from demo.routing import part_routing, part_tokens
 from prism_lite.parts import Parts, parse
 
@@ -71,3 +71,50 @@ def test_a_group_is_the_same_twice_and_has_its_teacher(model: Model, live_home: 
 def test_group_sizes_are_limited(model: Model, size: int) -> None:
     with pytest.raises(ValueError, match="group size"):
         model.group(model.task.align[0], "sft", group_size=size, seed=0)
+
+
+def test_an_answer_that_nobody_waits_for_ends_and_leaves_the_model_usable(model: Model) -> None:
+    import threading
+
+    sample = model.task.heldout[0]
+
+    def sampling() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "sampling"]
+
+    *_, whole = model.answer("sft", sample, seed=0, temperature=0.0)
+    abandoned = model.answer("sft", sample, seed=0, temperature=0.0)
+    part = next(abandoned)
+    assert sampling() and whole.text.startswith(part.text) and part.num_tokens < whole.num_tokens
+    abandoned.close()
+    assert not sampling()
+    *_, again = model.answer("sft", sample, seed=0, temperature=0.0)
+    assert again.text == whole.text and again.finish_reason == whole.finish_reason
+
+
+def test_what_sampling_refuses_is_said_to_whoever_asked(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("the prompt is too long")
+
+    monkeypatch.setattr("demo.stream.sample_groups", refuse)
+    with pytest.raises(ValueError, match="too long"):
+        list(model.answer("base", model.task.heldout[0], seed=0, temperature=0.0))
+
+
+def test_an_open_page_does_not_take_the_model_from_another_run(live_home: Path) -> None:
+    from demo.live import Models
+
+    models = Models()
+    models.prepare(live_home)
+    assert models.wait(live_home) is not None
+    other = live_home.parent / "other"
+    (other / "stages" / "sft" / "final").mkdir(parents=True)
+    (other / "config.yaml").write_text((live_home / "config.yaml").read_text())
+    models.prepare(other, replaces=False)
+    assert models.get(live_home) is not None and models.readiness(live_home).kind == "tiny"
+    models.leave_gpu()  # it is on the CPU: nothing to leave
+    assert models.get(live_home) is not None
+    models.prepare(other)  # its weights are missing: the run says so, and is no model
+    assert models.wait(other) is None and models.get(live_home) is None
+    assert models.readiness(other).kind == "recorded" and models.readiness(other).detail

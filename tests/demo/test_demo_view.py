@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -199,7 +200,7 @@ def test_the_recorded_bars_add_up_to_the_logged_reward() -> None:
 
 
 def test_the_questions_of_the_task_are_the_ones_offered() -> None:
-    from demo.compare import KIND_OF
+    from demo.own import KIND_OF
 
     assert set(KIND_OF.values()) == set(wording.QUESTIONS)
 
@@ -222,3 +223,41 @@ def test_the_plan_s_bars_are_its_figures() -> None:
     assert "Does not fit" in plan_verdict(found) and "Fits" in plan_verdict(
         found | {"card_gib": 12}
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        (WHOLE, "end", ("- digits: 2,3", "5")),
+        (WHOLE, "length", ("- digits: 2,3", "malformed: cut at the length limit")),
+        ("<caption>a</caption>", "end", ("<caption>a</caption>", "malformed: missing <think>")),
+    ],
+)
+def test_what_a_table_shows_of_a_completion(
+    text: str, finish: str, expected: tuple[str, str]
+) -> None:
+    assert view.caption_and_answer(text, finish) == expected
+
+
+def test_further_rewards_are_in_the_bars(tmp_path: Path) -> None:
+    from demo.rewards import weights
+
+    (tmp_path / "config.yaml").write_text(
+        "rlvr: {accuracy_weight: 0.5, format_weight: 0.2, ocr_weight: 0.3, judge_weight: 0.0}\n"
+    )
+    records = [{"prompt_id": "p", "rewards": {"accuracy": 1.0, "format": 1.0, "ocr": 0.5}}]
+    (row,) = reward_rows(records, weights(tmp_path))
+    assert row["parts"] == {"accuracy": 0.5, "format": 0.2, "ocr": 0.15}
+    assert row["sum"] == pytest.approx(0.85)
+
+
+def test_the_command_of_the_form_names_what_was_changed() -> None:
+    from demo import command
+
+    values = [None, 7, None, None, None, None]
+    line = command.command_line("a", "tiny", values)
+    assert line == "prism-lite run --out runs/a --recipe tiny sft.steps=7"
+    with pytest.raises(ValueError, match="expected 0 to"):
+        command.arguments("tiny", [-1, *values[1:]])
+    with pytest.raises(ValueError, match="your own file"):
+        command.demand_startable("t4-2b")

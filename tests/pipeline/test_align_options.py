@@ -44,7 +44,7 @@ def test_a_mode_with_rewards_wants_answers_before_anything_is_loaded(task, tmp_p
     rows = list(task.align)
     rows[3] = dataclasses.replace(rows[3], answer=" ", source="rows.jsonl:4")
     asked = dataclasses.replace(task, align=tuple(rows))
-    monkeypatch.setattr(pipeline, "load_task", lambda config: asked)
+    monkeypatch.setattr(pipeline, "load_task", lambda config, **_: asked)
     monkeypatch.setattr(pipeline, "base_folder", lambda config: pytest.fail("too late"))
     with pytest.raises(ValueError, match=r"rows\.jsonl:4: no answer .* align\.mode = rlvr"):
         pipeline.run(micro_recipe(align__mode="rlvr"), tmp_path / "out", console=quiet_console())
@@ -73,7 +73,7 @@ def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, t
     assert all("disc/grgc" in m for m in lines if "loss" in m)
     state = json.loads((folder / "stages/align/checkpoint-2/replay.value.json").read_text())
     assert 0 < len(state) <= 3
-    assert all(len(bodies) == 3 for _, _, students in state for bodies in students)
+    assert all(len(bodies) == 3 for _, students in state for bodies in students)
 
     shutil.copytree(folder, tmp_path / "again")
     shutil.rmtree(tmp_path / "again/stages/align/final")

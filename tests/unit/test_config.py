@@ -27,6 +27,21 @@ def test_every_shipped_recipe_is_valid_and_goes_there_and_back(name):
     assert parse_config(yaml.safe_load(text)) == config
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_longest_prompt_of_a_shipped_recipe_leaves_room_in_a_pack(name):
+    config = load_recipe(name)
+    room = config.model.max_pack_tokens - config.model.max_prompt_tokens
+    assert config.sampling.max_completion_tokens <= room
+    assert 2 * config.discriminator.max_part_tokens <= room
+
+
+def test_a_completion_that_fits_no_pack_is_refused_with_the_settings():
+    sizes = {"model.max_pack_tokens": 1024, "sampling.max_completion_tokens": 1024}
+    with pytest.raises(ValueError, match=r"max_completion_tokens = 1024 .*max_pack_tokens = 1024"):
+        load_recipe("tiny", sizes)
+    load_recipe("tiny", sizes | {"sampling.max_completion_tokens": 1023})
+
+
 @pytest.mark.parametrize(
     ("override", "path", "value"),
     [

@@ -16,7 +16,9 @@ from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, wok
 
 def pack_of(backbone, discriminator, task):
     trees = [
-        Tree(prompt, tuple(b for p in parts for b in discriminator._branches(backbone, p)))
+        Tree(
+            prompt, tuple(b for p in parts for b in discriminator.part_tokens(backbone, p).branches)
+        )
         for prompt, parts in zip(
             prompts_of(backbone, task, 2), ((TEACHER, *STUDENTS), (STUDENTS[1],)), strict=True
         )
@@ -140,7 +142,7 @@ def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
     for config in (CONFIG, dataclasses.replace(CONFIG, reasoning_sees_caption=True)):
         discriminator = Discriminator(backbone, config, seed=0)
         for parts in (TEACHER, *STUDENTS, long):
-            for branch in discriminator._branches(backbone, parts):
+            for branch in discriminator.part_tokens(backbone, parts).branches:
                 assert int(branch[-1]) == backbone.end_id
                 assert backbone.end_id not in branch[:-1].tolist()
                 assert len(branch) <= config.max_part_tokens
@@ -154,11 +156,11 @@ def test_reasoning_is_scored_without_the_caption_unless_asked(backbone):
         backbone, dataclasses.replace(CONFIG, reasoning_sees_caption=True), seed=0
     )
     decode = backbone.tokenizer.decode
-    perception, reasoning = plain._branches(backbone, TEACHER)
+    perception, reasoning = plain.part_tokens(backbone, TEACHER).branches
     assert decode(perception[:-1]) == TEACHER.perception
     assert decode(reasoning[:-1]) == TEACHER.reasoning
     assert "caption" not in decode(reasoning)
-    _, with_caption = seeing._branches(backbone, TEACHER)
+    _, with_caption = seeing.part_tokens(backbone, TEACHER).branches
     assert decode(with_caption[:-1]) == f"{TEACHER.perception}\n{TEACHER.reasoning}"
 
 

@@ -12,6 +12,7 @@ from prism_lite.game import Judged, discriminator_step
 from prism_lite.models.backbone import POLICY
 from prism_lite.models.discriminator import Discriminator
 from prism_lite.optim import Optimizer, make_optimizer
+from prism_lite.parts import Parts
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
 from tests.micro import fill_adapter
 
@@ -107,7 +108,7 @@ def test_a_group_split_over_packs_keeps_each_part_on_its_channel(backbone, task)
     discriminator = woken(backbone)
     prompt = prompts_of(backbone, task, 1)[0]
     completions = (TEACHER, *STUDENTS, STUDENTS[1], TEACHER)
-    longest = sum(map(len, discriminator._branches(backbone, STUDENTS[1])))
+    longest = sum(map(len, discriminator.part_tokens(backbone, STUDENTS[1]).branches))
     found = []
     with torch.no_grad(), backbone.role("discriminator"):
         for limit in (8192, len(prompt) + 2 * longest - 1):
@@ -205,6 +206,43 @@ def test_a_group_in_pieces_gives_the_whole_groups_scores_and_weights(backbone, t
         torch.testing.assert_close(one, other)
     for one, other in zip(pieces_weights, whole_weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("max_part_tokens", "num_calls"), [(512, 3), (40, 1)])
+def test_packs_are_sized_by_the_tokens_that_are_forwarded(
+    backbone, task, monkeypatch, max_part_tokens, num_calls
+):
+    """Rare signs are several tokens each: two characters a token would pack two prompts together."""
+    config = dataclasses.replace(CONFIG, max_part_tokens=max_part_tokens)
+    discriminator = woken(with_trunk(backbone), config)
+    written = Parts("\u4e09" * 50, "\u4e03" * 50, "5")
+    student = Parts("\u516b" * 50, "\u4e8c" * 50, "5")
+    prompts = prompts_of(backbone, task, 3)
+    judged = [Judged(prompt, written, (student,)) for prompt in prompts]
+    true, by_characters = (
+        [len(j.prompt) + sum(count(p) for p in (j.teacher, *j.students)) for j in judged]
+        for count in (
+            lambda parts: discriminator.part_tokens(backbone, parts).num_tokens,
+            lambda parts: len(parts.render()) // 2,
+        )
+    )
+    limit = max(true) if num_calls == 3 else sum(true)
+    assert num_calls == 1 or sum(by_characters[:2]) <= limit, "the case that the guess misjudged"
+    backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=limit)
+    sizes = []
+    score = Discriminator.score
+
+    def noted(self, backbone, items):
+        tokens = (sum(self.part_tokens(backbone, p).num_tokens for p in ps) for _, ps in items)
+        sizes.append(sum(len(prompt) for prompt, _ in items) + sum(tokens))
+        return score(self, backbone, items)
+
+    monkeypatch.setattr(Discriminator, "score", noted)
+    optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-3))
+    discriminator_step(
+        backbone, discriminator, optimizer, judged, config, learning_rate=1e-3, max_grad_norm=1.0
+    )
+    assert len(sizes) == num_calls and max(sizes) <= limit
 
 
 def test_scores_that_are_not_finite_stop_the_step_and_name_the_prompt(backbone, task):

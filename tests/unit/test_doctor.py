@@ -124,13 +124,13 @@ class TestReport:
     def test_clean_samples_for_training(self, folder):
         path = write_jsonl(folder / "x.jsonl", [GOOD, {**GOOD, "answer": ""}, TEXT])
         with pytest.raises(ValueError, match=r"line 2: the answer is empty"):
-            list(doctor.clean_samples(load_samples(path), CheckRules()))
-        opened = load_samples(path, on_bad_row="skip")
-        assert [s.id for s in doctor.clean_samples(opened, CheckRules())] == ["1", "3"]
-        assert dict(opened.skipped) == {"empty_answer": 1}
-        assert opened.skipped_messages == [
-            "x.jsonl, line 2: the answer is empty; write it or drop the row."
-        ]
+            doctor.clean_samples(load_samples(path).rows(), CheckRules())
+        samples, skipped = doctor.clean_samples(
+            load_samples(path).rows(), CheckRules(), on_bad_row="skip"
+        )
+        assert [s.id for s in samples] == ["1", "3"]
+        message = "x.jsonl, line 2: the answer is empty; write it or drop the row."
+        assert skipped == [doctor.Finding("empty_answer", 2, message, str(path))]
 
     def test_training_refuses_what_the_check_names(self, folder):
         path = write_jsonl(folder / "x.jsonl", [GOOD, {**GOOD, "images": []}])

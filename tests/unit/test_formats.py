@@ -192,8 +192,9 @@ class TestPictures:
 
     def test_url_only_on_request(self, folder, monkeypatch):
         path = write_jsonl(folder / "x.jsonl", [{**ROW, "images": ["https://example.org/a.png"]}])
-        with pytest.raises(RowError, match="is a URL; download it beforehand"):
+        with pytest.raises(RowError, match="is a URL; download it beforehand") as refused:
             one(path)
+        assert "data." not in str(refused.value), "no setting allows it"
         monkeypatch.setattr(
             "prism_lite.data.formats_pictures.urllib.request.urlopen",
             lambda url, timeout: io.BytesIO(png()),

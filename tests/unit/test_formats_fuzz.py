@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prism_lite.data.doctor import CheckRules, check
 from prism_lite.data.doctor_rules import defects_of
-from prism_lite.data.formats_base import RowError
+from prism_lite.data.formats_base import RawRow, RowError
 from prism_lite.data.formats_detect import detect
 from prism_lite.data.formats_pictures import PictureRules
 from prism_lite.data.formats_rows import to_sample
@@ -76,7 +76,7 @@ def test_row_gives_a_sample_or_a_named_error(row):
         return
     rules = PictureRules(roots=(), must_exist=False)
     try:
-        sample = to_sample(row, convention, place="x, row 1", number=1, rules=rules)
+        sample = to_sample(row, convention, stored_as=RawRow("x, row 1", 1, row), rules=rules)
     except RowError as error:
         assert str(error).startswith("x, row 1: ") and error.kind
         return

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 
 import pytest
 import torch
 
+from prism_lite import seeding
 from prism_lite.config import OptimConfig
 from prism_lite.optim import learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.seeding import batch_at, generator_for, seed_of
@@ -97,3 +99,21 @@ def test_the_order_changes_with_epoch_seed_and_stage_only():
     assert first != batch_at(items, 0, 50, 0, "align")
     halves = batch_at(items, 0, 25, 0, "sft") + batch_at(items, 1, 25, 0, "sft")
     assert halves == first
+
+
+def test_an_epoch_is_shuffled_once_and_in_its_own_order(monkeypatch):
+    shuffled = []
+
+    class Counting(Random):
+        def shuffle(self, x):
+            shuffled.append(len(x))
+            super().shuffle(x)
+
+    monkeypatch.setattr(seeding, "Random", Counting)
+    items = list(range(1013))
+    stream = [i for step in range(150) for i in batch_at(items, step, 10, "once", 1)]
+    expected = list(items), list(items)
+    for epoch, order in enumerate(expected):
+        Random(seed_of("once", 1, "epoch", epoch)).shuffle(order)
+    assert stream == [*expected[0], *expected[1]][:1500]
+    assert shuffled == [1013, 1013]

@@ -193,39 +193,56 @@ def pretend_need(monkeypatch, need):
 
 
 def test_what_fits_is_found_by_trying_few_values(monkeypatch):
-    """2 GiB and one GiB per 1,000 pack tokens: 9 GiB of a card of 10 take 7,000, in steps of 256."""
+    """2 GiB and one GiB per 1,000 pack tokens: 9 GiB of a card of 10 take 7,000, in steps of 512."""
     config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4000)
     asked = pretend_need(monkeypatch, lambda config, _: 2 + config.model.max_pack_tokens / 1000)
     found = {item.setting: item for item in search.find_largest(config, made_plan(6.0))}
     pack = found["model.max_pack_tokens"]
-    assert (pack.now, pack.largest, pack.next_larger) == (4000, 6912, 7168)
-    assert pack.peak_gib == pytest.approx(8.912)
+    assert (pack.now, pack.largest, pack.next_larger) == (4000, 6656, 7168)
+    assert pack.peak_gib == pytest.approx(8.656)
     assert len({c.model.max_pack_tokens for _, _, c in asked}) <= 12
     group = found["align.group_size and rlvr.group_size"]
-    assert (group.largest, group.next_larger) == (64, None), (
+    assert (group.largest, group.next_larger) == (32, None), (
         "it costs nothing here: up to the limit"
     )
-    too_large = with_settings(config, model__max_pack_tokens=32000)
-    lowered = search.what_to_lower(too_large, made_plan(34.0))
-    assert [(item.setting, item.largest) for item in lowered] == [("model.max_pack_tokens", 6912)]
+    too_large = with_settings(config, model__max_pack_tokens=16000)
+    lowered = search.what_to_lower(too_large, made_plan(18.0))
+    assert [(item.setting, item.largest) for item in lowered] == [("model.max_pack_tokens", 6656)]
 
 
 def test_steps_and_other_phases_are_respected(monkeypatch):
     """A need that jumps, and a second phase that is small now and grows faster."""
     config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=2048)
-    peak = Peak(GIB, dict.fromkeys(CATEGORIES, 0))
+    peak = Peak(int(2.5 * GIB), dict.fromkeys(CATEGORIES, 0))
     planned = made_plan(4.0)
     planned.stages["sft"] = StagePlan("sft", (Simulated("train", peak, 1.0, 1),), 1.0)
 
     def need(config, part):
         tokens = config.model.max_pack_tokens
-        return tokens * 1.9 / 2048 if part[0] == "sft" else 3 + tokens // 1024 / 2
+        return tokens * 2.5 / 2048 if part[0] == "sft" else 3 + tokens // 1024 / 2
 
     pretend_need(monkeypatch, need)
     found = {item.setting: item for item in search.find_largest(config, planned)}
     pack = found["model.max_pack_tokens"]
-    assert (pack.largest, pack.next_larger) == (9472, 9728), "sft: 1.9 GiB per 2,048 tokens in 9"
-    assert pack.peak_gib == pytest.approx(9472 * 1.9 / 2048)
+    assert (pack.largest, pack.next_larger) == (7168, 7680), "sft: 2.5 GiB per 2,048 tokens in 9"
+    assert pack.peak_gib == pytest.approx(8.75)
+
+
+def test_where_no_setting_is_enough_alone_two_are_lowered_together(monkeypatch):
+    """Rows decide one phase and the pack another: 9 GiB take 18 rows and 2,304 tokens."""
+    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096, sampling__max_rows=32)
+    planned = made_plan(16.0, ("warmup", "judge"))
+    planned.stages["align"] = made_plan(16.0, ("align", "sample")).stages["align"]
+
+    def need(config, part):
+        is_sampling = part[1] == "sample"
+        return config.sampling.max_rows / 2 if is_sampling else config.model.max_pack_tokens / 256
+
+    pretend_need(monkeypatch, need)
+    assert search.what_to_lower(config, planned) == []
+    rows, pack = search.what_to_lower_together(config, planned)
+    assert (rows.setting, rows.now, rows.largest) == ("sampling.max_rows", 32, 18)
+    assert (pack.setting, pack.now, pack.largest) == ("model.max_pack_tokens", 4096, 2048)
 
 
 def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
@@ -238,7 +255,7 @@ def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
 
     pretend_need(monkeypatch, need)
     lowered = {item.setting: item for item in search.what_to_lower(config, made_plan(16.0))}
-    assert lowered["model.max_pack_tokens"].largest == 2304
+    assert lowered["model.max_pack_tokens"].largest == 2048
 
 
 def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
@@ -254,15 +271,17 @@ def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
     assert [(item.settings, item.saved_gib, item.peak_gib, item.fits) for item in found] == [
         ("model.offload_checkpoints=true", 2.0, 10.0, False),
         ("model.embeddings_on_cpu=true", 1.5, 10.5, False),
+        ("model.picture_cache_gib=0.25", 0.0, 12.0, False),
         ("all of these", 3.5, 8.5, True),
     ]
-    assert len(asked) == 3
+    assert len(asked) == 4
     assert moves.what_to_move(config, made_plan(8.0)) == []
     tied = load_recipe("rtx4090-4b", {"rlvr.optim.name": "adamw"})
     names = [item.settings for item in moves.what_to_move(tied, made_plan(12.0))]
     assert names == [
         "model.offload_checkpoints=true",
         "model.vision_on_cpu=true",
+        "model.picture_cache_gib=0.25",
         "rlvr.optim.name=paged_adamw8bit",
         "all of these",
     ]

@@ -22,9 +22,9 @@ def scores_of_whole_sequences(backbone, discriminator, prompts):
     raw = []
     for prompt, completions in zip(prompts, JUDGED, strict=True):
         for parts in completions:
-            for channel, branch in enumerate(discriminator._branches(backbone, parts)):
+            for channel, branch in enumerate(discriminator.part_tokens(backbone, parts).branches):
                 # the experts' group follows from the branch's number: the other part fills its place
-                other = discriminator._branches(backbone, parts)[1 - channel]
+                other = discriminator.part_tokens(backbone, parts).branches[1 - channel]
                 pair = (branch, other) if channel == 0 else (other, branch)
                 pack = pack_trees([Tree(prompt, pair)])
                 with discriminator._attached(backbone, pack):
@@ -73,7 +73,7 @@ def test_a_prompt_is_encoded_once_until_the_trunk_changes(backbone, task):
         with torch.no_grad(), backbone.role("discriminator"):
             return discriminator.score(backbone, [(p, (TEACHER,)) for p in prompts]).perception_K
 
-    parts = sum(map(len, discriminator._branches(backbone, TEACHER)))
+    parts = sum(map(len, discriminator.part_tokens(backbone, TEACHER).branches))
     first = score()
     assert lengths == [sum(map(len, prompts)), 2 * parts]
     again = score()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import pytest
 import torch
+from rich.console import Console
 
 from prism_lite import parts
+from prism_lite.checkpoint import Trained
 from prism_lite.records import reward_metrics, rollout_metrics
+from prism_lite.run_folder import open_run
 from prism_lite.types import FinishReason, Group, Rollout, Sample, Turn
+from tests.micro import micro_recipe
 
 
 def group(*lengths_and_finish: tuple[int, FinishReason]) -> Group:
@@ -57,3 +64,16 @@ def test_rewards_mean_spread_and_groups_without():
         "rewards/accuracy/std": 0.1875**0.5,
     }
     assert found == pytest.approx(expected)
+
+
+def test_the_progress_bar_shows_the_last_step_within_eighty_columns(tmp_path):
+    text = io.StringIO()
+    console = Console(file=text, width=80, force_terminal=True)
+    metrics = {"loss": 0.01, "disc/pair_accuracy_reasoning": 0.61, "malformed_rate": 0.02}
+    with open_run(tmp_path / "r", micro_recipe(), console) as run:
+        for step in run.steps("align", 9_998, 10_000, lambda: Trained({}, {})):
+            run.log("align", step, metrics)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
+    last = [line for line in re.split(r"[\r\n]", plain) if line.strip()][-1]
+    assert "10000/10000" in last and "pairs won 0.61, malformed 0.02" in last
+    assert "…" not in last and "loss" not in last

@@ -1,0 +1,121 @@
+"""How soon the demo answers a person: `python -m tests.bench.demo_start [RUN] [--repeat N]`.
+
+From the start of the process: the address is printed, Chromium paints for the first time, the tab Compare
+is whole. With a RUN that has the weights of a tiny model, also the seconds from a click until the last
+stage's last token is on the screen, each time for a picture that was not asked about before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.demo.screens import ARGUMENTS, find_chromium
+
+REPOSITORY = Path(__file__).parents[2]
+PAINTED = """() => performance.timeOrigin + performance.getEntriesByType('paint')
+    .find(entry => entry.name === 'first-contentful-paint').startTime"""
+# Resolves with seconds once the last stage, cleared by the click, has its marks again.
+ASK = """([selector, place]) => new Promise(done => {
+    const marks = document.querySelector('#marks-rlvr'), started = performance.now();
+    let isCleared = false;
+    new MutationObserver((_, observer) => {
+        isCleared ||= !marks.querySelector('.mark');
+        if (!isCleared || !marks.querySelector('.mark')) return;
+        observer.disconnect();
+        done((performance.now() - started) / 1000);
+    }).observe(marks, {childList: true, subtree: true, characterData: true});
+    document.querySelectorAll(selector)[place].click();
+})"""
+
+
+@contextmanager
+def served(*arguments: str) -> Iterator[tuple[str, float, float]]:
+    """A demo process of its own: address, when it was started (Unix time), seconds to the address."""
+    with tempfile.TemporaryDirectory() as empty:
+        started_s = time.time()
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prism_lite", "demo", *arguments],
+            stdout=subprocess.PIPE, text=True, cwd=empty,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[2]
+            yield address, started_s, time.time() - started_s
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def first_paint(browser: Any) -> tuple[float, float, float]:
+    """Seconds to the address, to the first paint, and to Compare with all its completions."""
+    with served() as (address, started_s, address_s):
+        page = browser.new_page()
+        page.goto(address, wait_until="commit")
+        page.wait_for_selector("#marks-rlvr .mark")
+        whole_s = time.time() - started_s
+        painted_s = page.evaluate(PAINTED) / 1000 - started_s
+        page.close()
+    return address_s, painted_s, whole_s
+
+
+def compare(browser: Any, run: str) -> list[tuple[float, list[float]]]:
+    """Of each example: seconds from the click to the last token, and each stage's own."""
+    found = []
+    with served("--run", str(Path(run).resolve())) as (address, _, _):
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector("#badge .badge-tiny")
+        page.wait_for_timeout(1000)
+        thumbnails = "#examples .thumbnail-item"
+        for place in range(page.locator(thumbnails).count()):  # the first one is shown already
+            clicked = [thumbnails, place] if place else ["#ask", 0]
+            seconds = page.evaluate(ASK, clicked)
+            spans = page.locator(".marks span", has_text=" s").all_inner_texts()
+            stages = [float(text.split()[0]) for text in spans if text.endswith(" s")]
+            found.append((seconds, stages))
+            page.wait_for_timeout(500)
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", nargs="?", help="a finished run of the tiny model")
+    parser.add_argument("--repeat", type=int, default=3, help="processes started; default: 3")
+    given = parser.parse_args(arguments)
+    from playwright.sync_api import sync_playwright
+
+    print(f"load average before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
+        browser.new_page().goto("about:blank")
+        for number in range(given.repeat):
+            address_s, painted_s, whole_s = first_paint(browser)
+            print(
+                f"start {number + 1}: address {address_s:.2f} s, first paint {painted_s:.2f} s, "
+                f"Compare whole {whole_s:.2f} s",
+                flush=True,
+            )
+        if given.run:
+            found = compare(browser, given.run)
+            for number, (seconds, stages) in enumerate(found, 1):
+                print(
+                    f"example {number}: {seconds:.2f} s from click to last token, stages {stages}"
+                )
+            times = [seconds for seconds, _ in found]
+            print(f"median {statistics.median(times):.2f} s, worst {max(times):.2f} s")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
