@@ -167,7 +167,7 @@ def test_a_stopped_study_exits_3_and_goes_on_where_it_was(recipe, tmp_path, monk
 def test_other_settings_are_refused_before_anything_starts(finished, recipe, monkeypatch):
     out, _ = finished
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("too late"))
-    check_refused(in_process(*arguments(recipe, out), "rlvr.steps=9"), "rlvr.steps", "seed-0/start")
+    check_refused(in_process(*arguments(recipe, out), "rlvr.steps=9"), "rlvr.steps", "seed-0/none")
     inside = out / "seed-0" / "start"
     check_refused(in_process(*arguments(recipe, inside)), "holds a run")
 
