@@ -21,7 +21,7 @@ run: setup
 	$(BIN)/prism-lite run --recipe tiny
 
 # Two processes of one thread each: on two cores half the time of one process of two.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: setup
 	$(PYTEST)
 

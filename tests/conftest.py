@@ -16,6 +16,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: begun last, one would keep one process busy and the other idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def micro_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where tiny bases are kept in this session; one thread is fastest for micro models."""
