@@ -130,7 +130,7 @@ PANELS = (
         TRAINED_STAGES,
         {"": "mem/peak_gib"},
         STAGE_COLORS,
-        "Most memory held so far: of the GPU's allocator, or of the process on a CPU.",
+        "Most memory held: by the GPU's allocator in this stage, or on a CPU by the process so far.",
     ),
 )  # fmt: skip
 

@@ -183,4 +183,4 @@ def _what_is_measured(path: Path) -> str:
             "Measured on a CPU: the most memory that the whole process held so far, Python and libraries "
             "included; it never falls from stage to stage."
         )
-    return f"Measured on {device}: the most that torch's allocator held so far."
+    return f"Measured on {device}: the most that torch's allocator held in each stage."

@@ -36,7 +36,7 @@ FIGURES = (
     ("malformed", "malformed_rate", "{:.1%}", "Share of rollouts without the three parts in order."),
     ("generated", "gen_tokens_per_s", "{:.0f} tokens/s", "Sampling speed over all rollouts."),
     ("trained", "train_tokens_per_s", "{:.0f} tokens/s", "Tokens through forward and backward."),
-    ("peak memory", "mem/peak_gib", "{:.2f} GiB", "Most memory held so far in this process."),
+    ("peak memory", "mem/peak_gib", "{:.2f} GiB", "Most held: in this stage, or on a CPU so far."),
 )  # fmt: skip
 STATES = {
     "recorded": "A recorded run that ships with the demo: real figures, no weights. "
