@@ -21,12 +21,14 @@ import gradio as gr
 from gradio.events import Dependency
 from starlette.middleware import Middleware
 
-from demo import compare, data, discriminator, folder, memory, rewards, train, view
-from demo.folder import Home
 from demo.headers import SecurityHeaders
-from demo.jobs import Jobs
+from demo.runs import folder
+from demo.runs.folder import Home
+from demo.runs.jobs import Jobs
+from demo.screens import html
+from demo.screens.widgets import QUIET
 from demo.site import Site, in_words
-from demo.widgets import QUIET
+from demo.tabs import compare, data, discriminator, memory, rewards, train
 
 TICK_S = 2.0
 MAX_WAITING = 16
@@ -88,9 +90,9 @@ def _wire_header(
     def status(run_id: str) -> str:
         job = site.jobs.current()
         if job is not None and job.run == run_id:
-            return view.badge("training", f"{run_id}, process {job.pid}")
+            return html.badge("training", f"{run_id}, process {job.pid}")
         ready = site.models.readiness(site.path(run_id))
-        return view.badge(ready.kind, ready.detail)
+        return html.badge(ready.kind, ready.detail)
 
     def keep_up(run_id: str) -> str:
         # not on load: importing torch would hold up the first paint; not beside a training, which

@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from demo import folder
-from demo.marks import mark
-from demo.model import Model
-from demo.rows import sample_line
+from demo.models.model import Model
+from demo.runs import folder
+from demo.runs.samples import sample_line
+from demo.screens.verdicts import mark
 
 NUM_PROMPTS = 6
 NUM_GROUPS = 4

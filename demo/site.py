@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demo import folder
-from demo.folder import Home
-from demo.jobs import Jobs
-from demo.live import Models
+from demo.models.loader import Models
+from demo.runs import folder
+from demo.runs.folder import Home
+from demo.runs.jobs import Jobs
 
 if TYPE_CHECKING:
-    from demo.model import Model
+    from demo.models.model import Model
 
 
 @dataclass(frozen=True)

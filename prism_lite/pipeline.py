@@ -16,26 +16,26 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from prism_lite import report
-from prism_lite.checkpoint import write_text
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData, load_task
-from prism_lite.environment import cache_folder, check_same_data, write_environment
-from prism_lite.evaluate import evaluate, evaluated_samples
-from prism_lite.machine import check_machine
+from prism_lite.digits.base_model import base_folder
+from prism_lite.discriminator.model import save_discriminator
+from prism_lite.files import cache_folder, write_text
 from prism_lite.models.backbone import load_backbone
-from prism_lite.peak import peak_gib, start_peak
-from prism_lite.reading import read_prompts
-from prism_lite.run_folder import RunFolder, check_folder, open_run
+from prism_lite.models.device import check_machine, peak_gib, start_peak
+from prism_lite.runs import report
+from prism_lite.runs.environment import check_same_data, write_environment
+from prism_lite.runs.folder import RunFolder, check_folder, open_run
+from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
-from prism_lite.stages.align_dpo import run_dpo
-from prism_lite.stages.align_sft import run_teacher_sft
-from prism_lite.stages.base import tiny_base
 from prism_lite.stages.context import Context
+from prism_lite.stages.dpo import run_dpo
+from prism_lite.stages.evaluate import evaluate, evaluated_samples
+from prism_lite.stages.preflight import _check_stages, read_prompts
 from prism_lite.stages.rlvr import run_rlvr
-from prism_lite.stages.sft import run_sft
+from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
-from prism_lite.trackers import check_trackers
+from prism_lite.types import POLICY_STAGES
 
 ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
@@ -48,7 +48,6 @@ STAGES: dict[str, Callable[[Context], None]] = {
     "align": lambda context: ALIGN_METHODS[context.config.align.method](context),
     "rlvr": run_rlvr,
 }
-POLICY_STAGES = ("sft", "align", "rlvr")
 
 
 def run(
@@ -112,70 +111,6 @@ def run(
         report.write_plots(folder)
         report.write_card(folder, results)
     return results
-
-
-def base_folder(config: RunConfig) -> str:
-    """Hub id or folder of the base model; the tiny one is trained on first use."""
-    if config.model.name != "tiny":
-        return config.model.name
-    return str(tiny_base(config.tiny, config.data.digits))
-
-
-def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: TaskData) -> None:
-    """Refuse stages that lack rows or an earlier stage, before anything is loaded or trained."""
-    needs = {
-        "sft": (),
-        "warmup": ("sft",),
-        "align": ("sft", "warmup") if config.align.method == "adversarial" else ("sft",),
-        "rlvr": (config.rlvr.start,),
-    }
-    if task.skipped and config.data.heldout and not task.heldout:
-        raise ValueError(
-            f"data.heldout = {config.data.heldout}: every row was skipped, one of them: "
-            f"{task.skipped[-1].message}"
-        )
-    for number, stage in enumerate(stages):
-        if (out / "stages" / stage / "final").is_dir():
-            continue
-        if stage != "sft" or config.sft.steps:
-            _check_rows(stage, task)
-        if stage == "align" and config.align.mode != "align":
-            _check_answers(config, task)
-        for earlier in needs[stage]:
-            if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
-                raise ValueError(
-                    f"stage {stage} goes on from stage {earlier}, which is not finished in {out}: "
-                    f"run `prism-lite {earlier}` there first, or `prism-lite run` for all stages."
-                )
-
-
-def _check_rows(stage: str, task: TaskData) -> None:
-    rows, needed, key = {
-        "sft": (task.sft, "demonstration", "data.train"),
-        "warmup": (task.align, "teacher completion", "data.align"),
-        "align": (task.align, "teacher completion", "data.align"),
-        "rlvr": (task.rlvr, "answer", "data.rlvr"),
-    }[stage]
-    if not rows:
-        left_out = (
-            f" ({len(task.skipped)} rows were skipped, the first: {task.skipped[0].message})"
-            if task.skipped
-            else ""
-        )
-        raise ValueError(
-            f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
-            "the other stages by name (prism-lite sft, ...)."
-        )
-
-
-def _check_answers(config: RunConfig, task: TaskData) -> None:
-    for sample in task.align:
-        if not (sample.answer or "").strip():
-            raise ValueError(
-                f"{sample.source or sample.id}: no answer to verify, and align.mode = "
-                f"{config.align.mode} verifies each rollout. Give every row of data.align an answer, "
-                "or set align.mode=align."
-            )
 
 
 @contextmanager
@@ -256,6 +191,4 @@ def _write_exports(context: Context) -> None:
     judged = [stage for stage in game if folder.is_done(stage)]
     if judged:
         tensors = folder.load_final(judged[-1])["discriminator"]
-        report.save_discriminator(
-            folder.path / "discriminator", tensors, context.config.discriminator
-        )
+        save_discriminator(folder.path / "discriminator", tensors, context.config.discriminator)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from PIL import Image
 
+from prism_lite import parts
 from prism_lite.parts import Malformed, Parts
 
 if TYPE_CHECKING:
@@ -160,3 +161,46 @@ class Group:
 
     sample: Sample
     rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True)
+class ProbePair:
+    """A prompt with clean parts and parts that differ from them in content only."""
+
+    sample: Sample
+    clean: Parts
+    corrupted: Parts
+
+
+POLICY_STAGES = ("sft", "align", "rlvr")
+
+
+STAGE_ORDER = ("base", "sft", "align", "rlvr")
+
+
+def students_of(group: Group) -> tuple[Parts, ...]:
+    """The parts of a group's well-formed rollouts, in order."""
+    return tuple(
+        rollout.parts
+        for rollout in group.rollouts
+        if rollout.is_well_formed and isinstance(rollout.parts, Parts)
+    )
+
+
+def teacher_parts(sample: Sample) -> Parts:
+    """The teacher's parts of a row.
+
+    Raises:
+        ValueError: there is no teacher completion, or it is malformed; names the row.
+    """
+    return _parts_of(sample, "teacher")
+
+
+def _parts_of(sample: Sample, side: Literal["teacher", "student"]) -> Parts:
+    found = parts.parse(getattr(sample, side) or "")
+    if isinstance(found, Parts):
+        return found
+    raise ValueError(
+        f"{sample.source or sample.id}: the {side} completion is malformed ({found.reason}). "
+        "Expected <caption>..</caption><think>..</think><answer>..</answer>."
+    )

@@ -43,8 +43,8 @@ def micro_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def make_backbone(micro_cache: Path) -> Callable[..., Any]:
     """`make_backbone(tiny__steps=0, model__quantization="none")` loads a micro backbone."""
+    from prism_lite.digits.base_model import base_folder
     from prism_lite.models.backbone import load_backbone
-    from prism_lite.pipeline import base_folder
 
     def make(**overrides: Any):
         config = micro_recipe(**overrides)

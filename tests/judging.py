@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from prism_lite.config import DiscriminatorConfig
+from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import TRUNK
-from prism_lite.models.discriminator import Discriminator
 from prism_lite.parts import Parts
 from tests.micro import fill_adapter
 

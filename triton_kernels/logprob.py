@@ -14,7 +14,7 @@ Shape letters: T tokens, D width, V vocabulary, C tokens or vocabulary rows of o
 """
 
 import math
-from typing import Literal, NamedTuple, Protocol, overload
+from typing import Literal, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -23,27 +23,7 @@ from torch.autograd.function import once_differentiable
 from triton_kernels._checks import FLOAT_DTYPES, INDEX_DTYPES, check_tensor, describe, is_fake
 from triton_kernels._dispatch import choose_backend
 from triton_kernels._gemm import no_autocast
-from triton_kernels.types import IGNORED_ID
-
-# 16-bit gradients of the logits are scaled by this before their product: float16 flushes what is
-# below 6e-8, and the average probability in a vocabulary of 150k is 7e-6 (a subnormal number).
-FP16_SCALE = 1024.0
-
-
-class Sweep(NamedTuple):
-    """One pass over the vocabulary. float32 but for `direction`.
-
-    Fields:
-        logprob: [T]
-        lse: [T], log of the sum of exponentials of the logits; needed with entropy only.
-        entropy: [T] in nats, or None if not asked for.
-        direction: [T, D] in the dtype asked for, d logprob_t / d hidden_t, or None.
-    """
-
-    logprob: Tensor
-    lse: Tensor
-    entropy: Tensor | None
-    direction: Tensor | None
+from triton_kernels.types import IGNORED_ID, Sweep
 
 
 class Implementation(Protocol):

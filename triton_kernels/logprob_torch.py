@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triton_kernels._gemm import gemm_dtype, mm_float32
-from triton_kernels.logprob import FP16_SCALE, Sweep
+from triton_kernels.types import FP16_SCALE, Sweep
 
 # Start of the running maximum: finite, so that a chunk of -inf logits leaves exp(-inf) = 0, no NaN.
 LOWEST = -1e38

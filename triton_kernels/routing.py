@@ -7,7 +7,7 @@ experts only (`allowed`), so that perception and reasoning tokens route within t
 Shape letters: T tokens, E experts.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,20 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from triton_kernels._checks import FLOAT_DTYPES, check_tensor, describe
 from triton_kernels._dispatch import choose_backend
-from triton_kernels.types import Routing
-
-
-class RouteResult(NamedTuple):
-    """What the forward pass hands over. All float32.
-
-    Fields:
-        weights: [T, E]
-        stats: [3, E]: tokens sent to e (a token with k experts counts 1/k for each), sum of e's
-            softmax share over the allowed experts, tokens an even router would send to e.
-    """
-
-    weights: Tensor
-    stats: Tensor
+from triton_kernels.types import RouteResult, Routing
 
 
 class Implementation(Protocol):

@@ -6,7 +6,7 @@ Shape letters: T tokens, E experts.
 import torch
 from torch import Tensor
 
-from triton_kernels.routing import RouteResult
+from triton_kernels.types import RouteResult
 
 _LOWEST = torch.finfo(torch.float32).min
 

@@ -13,9 +13,8 @@ from rich.console import Console
 
 from prism_lite import parts
 from prism_lite.config import DataConfig, RunConfig
-from prism_lite.data import digits, digits_base, wording
-from prism_lite.data.doctor_rules import Stage
-from prism_lite.data.row_files import (
+from prism_lite.data.checks.rules import Stage
+from prism_lite.data.stage_rows import (
     SkippedRow,
     StoredFile,
     describe_skipped,
@@ -23,18 +22,11 @@ from prism_lite.data.row_files import (
     read_file,
     rows_for,
 )
-from prism_lite.data.wording import Verdict
+from prism_lite.digits import lessons, wording
+from prism_lite.digits import task as digits
+from prism_lite.digits.wording import Verdict
 from prism_lite.parts import Parts
-from prism_lite.types import Sample
-
-
-@dataclass(frozen=True)
-class ProbePair:
-    """A prompt with clean parts and parts that differ from them in content only."""
-
-    sample: Sample
-    clean: Parts
-    corrupted: Parts
+from prism_lite.types import ProbePair, Sample
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,7 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
 
 def system_prompt_of(config: RunConfig) -> str:
     """What stands in front of every prompt without a system turn of its own; reads no file."""
-    default = digits_base.INSTRUCTION if config.data.task == "digits" else parts.SYSTEM_PROMPT
+    default = lessons.INSTRUCTION if config.data.task == "digits" else parts.SYSTEM_PROMPT
     return default if config.data.system_prompt is None else config.data.system_prompt
 
 

@@ -23,21 +23,21 @@ from torch import Tensor, nn
 
 import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
-from prism_lite.environment import cache_folder
-from prism_lite.models.backend import choose_backend, load_with_unsloth
+from prism_lite.files import cache_folder
+from prism_lite.models.device import Precision, card_of, choose_precision
 from prism_lite.models.float16 import keep_residual_in_float32
-from prism_lite.models.packing import Pack, forward_pack
-from prism_lite.models.placement import enable_checkpointing, keep_embeddings_on_cpu
-from prism_lite.models.processor import load_processor
-from prism_lite.models.prompts import Prompt, encode_prompt
-from prism_lite.models.transformers_loader import (
+from prism_lite.models.load_transformers import (
     keep_cpu_weights_unpacked,
     load_with_transformers,
     use_linear_patch_embedding,
 )
+from prism_lite.models.load_unsloth import choose_backend, load_with_unsloth
+from prism_lite.models.packing import Pack, forward_pack
+from prism_lite.models.placement import enable_checkpointing, keep_embeddings_on_cpu
+from prism_lite.models.processor import load_processor
+from prism_lite.models.prompts import Prompt, encode_prompt
 from prism_lite.models.tree_attention import Kind, choose_kind
 from prism_lite.models.vision import VisionCache
-from prism_lite.precision import Precision, card_of, choose_precision
 from prism_lite.types import Sample
 
 Role = Literal["policy", "reference", "discriminator"]

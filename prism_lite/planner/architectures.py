@@ -141,8 +141,8 @@ def _of_folder(folder: Path) -> Architecture:
 
 def _tiny(config: RunConfig) -> Architecture:
     """The embedded task's model, from its settings alone: the base need not be trained for a plan."""
-    from prism_lite.models.tiny import build_model, build_processor
-    from prism_lite.stages.base import tiny_tokenizer
+    from prism_lite.digits.base_model import tiny_tokenizer
+    from prism_lite.digits.tiny_qwen import build_model, build_processor
 
     tokenizer = tiny_tokenizer(config.tiny, config.data.digits)
     model = build_model(config.tiny, tokenizer)

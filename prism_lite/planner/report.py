@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from prism_lite.planner.moves import Moved
-from prism_lite.planner.planning import GIB, SPARE, Plan, StagePlan
+from prism_lite.planner.offload import Moved
+from prism_lite.planner.plan import GIB, SPARE, Plan, StagePlan
 from prism_lite.planner.search import Found
 
 BAR_CELLS = 40

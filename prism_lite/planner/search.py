@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from prism_lite.config import RunConfig
-from prism_lite.planner.planning import GIB, Each, Part, Plan, in_silence, plan_phase, with_settings
+from prism_lite.planner.plan import GIB, Each, Part, Plan, in_silence, plan_phase, with_settings
 from prism_lite.planner.tracker import Peak
 from prism_lite.planner.workload import CELL, PHASES
-from prism_lite.rollouts import MOST_ROWS
+from prism_lite.sampling.rollouts import MOST_ROWS
 
 MOST = 4  # times the present value is the largest that is tried
 PACK_STEP = 512  # tokens

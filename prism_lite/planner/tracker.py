@@ -31,15 +31,15 @@ _BY_CODE = (
     ("/triton_kernels/logprob_torch.py", None, "logits"),
     ("/triton_kernels/logprob_triton.py", None, "logits"),
     ("/transformers/cache_utils.py", None, "kv_cache"),
-    ("/prism_lite/models/group_cache.py", "_empty", "kv_cache"),
-    ("/prism_lite/models/group_cache.py", "_rows", "kv_cache"),
-    ("/prism_lite/models/group_cache.py", "keep", "kv_cache"),
-    ("/prism_lite/models/prefill.py", "_kept", "kv_cache"),
-    ("/prism_lite/models/prefill.py", "_joined", "kv_cache"),
+    ("/prism_lite/sampling/kv_cache.py", "_empty", "kv_cache"),
+    ("/prism_lite/sampling/kv_cache.py", "_rows", "kv_cache"),
+    ("/prism_lite/sampling/kv_cache.py", "keep", "kv_cache"),
+    ("/prism_lite/sampling/prefill.py", "_kept", "kv_cache"),
+    ("/prism_lite/sampling/prefill.py", "_joined", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
     ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
 )
-_OPTIMIZERS = ("/torch/optim/", "/bitsandbytes/optim/", "/prism_lite/muon.py")
+_OPTIMIZERS = ("/torch/optim/", "/bitsandbytes/optim/", "/prism_lite/digits/muon.py")
 _MAX_FRAMES = 24
 _OFF_CARD = "off card"  # the category of what waits in the CPU's memory: no part of a peak
 

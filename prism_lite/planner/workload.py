@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from prism_lite.config import RunConfig
-from prism_lite.data.digits import DIGIT_PIXELS
-from prism_lite.game import Judged
+from prism_lite.digits.task import DIGIT_PIXELS
+from prism_lite.discriminator.step import Judged
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Malformed, Parts
-from prism_lite.rollouts import MOST_ROWS
+from prism_lite.sampling.rollouts import MOST_ROWS
 from prism_lite.types import Group, Picture, Rollout, Sample, Turn
 
 CELL = 32  # a visual token is 32 x 32 pixels

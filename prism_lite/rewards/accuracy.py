@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from prism_lite import parts
-from prism_lite.rewards.choices import options_in, parse_choice
-from prism_lite.rewards.compare import Verdict, compare_answers
+from prism_lite.rewards.answers.choices import options_in, parse_choice
+from prism_lite.rewards.answers.compare import Verdict, compare_answers
+from prism_lite.rewards.answers.numbers import RELATIVE_TOLERANCE
+from prism_lite.rewards.answers.symbolic import TIME_LIMIT_S
+from prism_lite.rewards.answers.text import clean
 from prism_lite.rewards.format import completion_text
-from prism_lite.rewards.numbers import RELATIVE_TOLERANCE
-from prism_lite.rewards.symbolic import TIME_LIMIT_S
-from prism_lite.rewards.text import clean
 
 __all__ = ["Verdict", "accuracy_reward", "answers_match", "compare_answers", "judge_completion"]
 

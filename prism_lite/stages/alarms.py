@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prism_lite.game import GameScores
-from prism_lite.models.part_tokens import CUT_WARNING, about_cuts
-from prism_lite.rewards import guards
-from prism_lite.rewards.guards import Alarm
-from prism_lite.run_folder import RunFolder
+from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts
+from prism_lite.discriminator.step import GameScores
+from prism_lite.runs.folder import RunFolder
+from prism_lite.stages import guards
+from prism_lite.stages.guards import Alarm
 from prism_lite.types import Group
 
 

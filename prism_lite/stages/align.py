@@ -14,25 +14,23 @@ from random import Random
 import torch
 from torch import Tensor
 
-from prism_lite.advantages import Verified, alignment_advantages, debias_length, weighted_sum
-from prism_lite.checkpoint import Trained
-from prism_lite.game import GameScores, Judged, discriminator_step
-from prism_lite.losses import PolicyLossConfig
-from prism_lite.optim import learning_rate_at, make_optimizer
+from prism_lite.discriminator.probes import GROUNDED, first_wins, grounding_probe, pair_scores
+from prism_lite.discriminator.step import GameScores, Judged, discriminator_step
+from prism_lite.models.device import peak_gib
+from prism_lite.models.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
-from prism_lite.peak import peak_gib
-from prism_lite.policy import update_policy
-from prism_lite.probes import GROUNDED, first_wins, grounding_probe, pair_scores
-from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.rewards.of_groups import verifiable_rewards
-from prism_lite.rollouts import sample_groups
+from prism_lite.policy.advantages import Verified, alignment_advantages, debias_length, weighted_sum
+from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.policy.step import update_policy
+from prism_lite.rewards.group_rewards import reward_weights, verifiable_rewards
+from prism_lite.runs.checkpoint import Trained
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_cuts, of_game
 from prism_lite.stages.context import Context
-from prism_lite.stages.draws import reward_weights
-from prism_lite.stages.replay import Replay, students_of
-from prism_lite.stages.warmup import teacher_parts
-from prism_lite.types import Group
+from prism_lite.stages.replay import Replay
+from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
+from prism_lite.types import Group, students_of, teacher_parts
 
 
 def run_align(context: Context) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
+from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import POLICY, TRUNK, Backbone
-from prism_lite.models.discriminator import Discriminator
-from prism_lite.run_folder import RunFolder
+from prism_lite.runs.folder import RunFolder
 from prism_lite.stages.replay import Replay
 
 

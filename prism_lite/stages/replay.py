@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from prism_lite.parts import Parts
-from prism_lite.types import Group, Sample
+from prism_lite.types import Group, Sample, students_of
 
 Replayed = tuple[Sample, tuple[Parts, ...]]
 
@@ -43,12 +43,3 @@ class Replay:
             (self._samples[key], tuple(Parts(*bodies) for bodies in students))
             for key, students in state
         ]
-
-
-def students_of(group: Group) -> tuple[Parts, ...]:
-    """The parts of a group's well-formed rollouts, in order."""
-    return tuple(
-        rollout.parts
-        for rollout in group.rollouts
-        if rollout.is_well_formed and isinstance(rollout.parts, Parts)
-    )

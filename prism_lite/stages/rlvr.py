@@ -10,19 +10,20 @@ import time
 import torch
 from torch import Tensor
 
-from prism_lite.advantages import reward_advantages, weighted_sum
-from prism_lite.checkpoint import Trained
 from prism_lite.config import RlvrConfig
-from prism_lite.losses import PolicyLossConfig
 from prism_lite.models.backbone import REFERENCE
-from prism_lite.optim import learning_rate_at, make_optimizer
-from prism_lite.peak import peak_gib
-from prism_lite.policy import rollout_kl, update_policy
-from prism_lite.records import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.rewards.guards import zero_spread_groups
+from prism_lite.models.device import peak_gib
+from prism_lite.models.optim import learning_rate_at, make_optimizer
+from prism_lite.policy.advantages import reward_advantages, weighted_sum
+from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.policy.step import rollout_kl, update_policy
+from prism_lite.rewards.group_rewards import reward_weights
+from prism_lite.runs.checkpoint import Trained
 from prism_lite.stages.alarms import Alarms
 from prism_lite.stages.context import Context
-from prism_lite.stages.draws import Draw, draw_groups, reward_weights
+from prism_lite.stages.guards import zero_spread_groups
+from prism_lite.stages.rollout_batches import Draw, draw_groups
+from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 
 WIDEST_GSPO_CLIP = (
     0.01  # above: bounds of token ratios, at which a ratio of completions never arrives

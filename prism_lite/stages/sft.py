@@ -8,17 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from prism_lite.checkpoint import Trained
 from prism_lite.config import OptimConfig
-from prism_lite.logprobs import pack_logprobs
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.device import peak_gib
+from prism_lite.models.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
-from prism_lite.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
-from prism_lite.peak import peak_gib
+from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.runs.checkpoint import Trained
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.types import Sample
+from prism_lite.types import Sample, teacher_parts
 
 
 def run_sft(context: Context) -> None:
@@ -114,3 +114,18 @@ def sft_step(
         loss += float(pack_loss.detach())
     stepped = optimizer_step(optimizer, backbone.policy_parameters(), learning_rate, max_grad_norm)
     return {"loss": loss, **stepped, "num_tokens": num_tokens}
+
+
+def run_teacher_sft(context: Context) -> None:
+    """Train the SFT policy on `task.align`'s teacher completions."""
+    config = context.config.align
+    context.load_policy("sft")
+    imitate(
+        context,
+        "align",
+        context.task.align,
+        lambda sample: teacher_parts(sample).render(),
+        num_steps=config.steps,
+        batch_size=config.prompts_per_step,
+        optim=config.optim,
+    )

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import time
 from random import Random
-from typing import Literal
 
-from prism_lite import parts
-from prism_lite.checkpoint import Trained
-from prism_lite.game import Judged, discriminator_step
-from prism_lite.models.discriminator import Discriminator
-from prism_lite.models.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
-from prism_lite.optim import learning_rate_at, make_optimizer
+from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts, cut_metrics
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
+from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.models.device import peak_gib
+from prism_lite.models.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
-from prism_lite.peak import peak_gib
-from prism_lite.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
-from prism_lite.rollouts import sample_in_pieces
+from prism_lite.runs.checkpoint import Trained
+from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
-from prism_lite.types import Sample
+from prism_lite.types import Sample, _parts_of, teacher_parts
 
 MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
 Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
@@ -124,25 +123,6 @@ def student_pairs(context: Context) -> list[Pair]:
             "SFT longer (sft.steps) before the warm-up."
         )
     return pairs
-
-
-def teacher_parts(sample: Sample) -> Parts:
-    """The teacher's parts of a row.
-
-    Raises:
-        ValueError: there is no teacher completion, or it is malformed; names the row.
-    """
-    return _parts_of(sample, "teacher")
-
-
-def _parts_of(sample: Sample, side: Literal["teacher", "student"]) -> Parts:
-    found = parts.parse(getattr(sample, side) or "")
-    if isinstance(found, Parts):
-        return found
-    raise ValueError(
-        f"{sample.source or sample.id}: the {side} completion is malformed ({found.reason}). "
-        "Expected <caption>..</caption><think>..</think><answer>..</answer>."
-    )
 
 
 def _with_mismatched(batch: list[Judged], fraction: float, seed: int, step: int) -> list[Judged]:

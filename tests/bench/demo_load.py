@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 from gradio_client import Client
 
-from demo.folder import SAMPLE_ID
+from demo.runs.folder import SAMPLE_ID
 
 NUM_CLIENTS = 10
 SERVER = """

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from prism_lite import load_recipe
+from prism_lite.digits.base_model import base_folder
 from prism_lite.models.backbone import Backbone, load_backbone
 from prism_lite.models.vision import VisionCache
-from prism_lite.pipeline import base_folder
 from prism_lite.types import Picture, Sample, Turn
 from tests.micro import fill_adapter
 

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prism_lite import rollouts
-from prism_lite.models import prefill
 from prism_lite.models.backbone import Backbone
+from prism_lite.sampling import prefill, rollouts
 
 
 def paired_seconds(

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 
 from prism_lite.config import DiscriminatorConfig, OptimConfig, SamplingConfig
-from prism_lite.game import Judged, discriminator_step
-from prism_lite.losses import PolicyLossConfig, bradley_terry_loss, cap_scores
+from prism_lite.discriminator.losses import bradley_terry_loss, cap_scores
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.models.backbone import Backbone
-from prism_lite.models.discriminator import Discriminator
+from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.vision import encode_pictures
-from prism_lite.optim import make_optimizer, optimizer_step
 from prism_lite.parts import Parts
-from prism_lite.policy import update_policy
-from prism_lite.rollouts import sample_groups
+from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.policy.step import update_policy
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.types import Group, Sample
 from tests.bench.engine_cases import (
     COMPLETION_TOKENS,

@@ -12,7 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from prism_lite.config import OptimConfig
 from prism_lite.models.backbone import Backbone
-from prism_lite.optim import make_optimizer
+from prism_lite.models.optim import make_optimizer
 from tests.bench.engine_cases import COMPLETION_TOKENS, GROUP_SIZE, forget_pictures, make_sample
 from tests.bench.engine_measure import PeakMemory, median_ratio
 from tests.bench.engine_parts import ours_grpo_step, reward_of

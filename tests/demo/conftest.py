@@ -19,7 +19,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 def sample_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app as `prism-lite demo` shows it where nothing was trained."""
     from demo.app import launch
-    from demo.folder import open_home
+    from demo.runs.folder import open_home
 
     root = tmp_path_factory.mktemp("no-runs")
     page, url, _ = launch(open_home(None, root=root), is_open=False)
@@ -40,7 +40,7 @@ def live_home(micro_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def live_url(live_home: Path) -> Iterator[str]:
     """The app on the micro run; its model answers."""
     from demo.app import launch
-    from demo.folder import open_home
+    from demo.runs.folder import open_home
 
     page, url, _ = launch(open_home(str(live_home)), is_open=False)
     yield url

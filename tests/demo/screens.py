@@ -45,7 +45,7 @@ def take(out: Path, run: str | None, wait_s: float) -> None:
     from playwright.sync_api import sync_playwright
 
     from demo.app import launch
-    from demo.folder import open_home
+    from demo.runs.folder import open_home
 
     out.mkdir(parents=True, exist_ok=True)
     home = open_home(run, root=out / "no-runs")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from demo import folder
+from demo.runs import folder
 from tests.demo.screens import PHONE, open_tab
 
 pytestmark = pytest.mark.browser
@@ -116,7 +116,7 @@ def test_hostile_and_endless_completions_are_only_text(
     visit: Callable[..., Any], hostile_home: Path
 ) -> None:
     from demo.app import launch
-    from demo.folder import open_home
+    from demo.runs.folder import open_home
 
     app, url, _ = launch(open_home(str(hostile_home)), is_open=False)
     try:
@@ -173,7 +173,7 @@ def test_reload_and_a_second_tab_show_the_training_that_runs(
     program.write_text(STAND_IN)
     import sys
 
-    from demo.jobs import Jobs
+    from demo.runs.jobs import Jobs
 
     jobs = Jobs(live_home.parent, program=(sys.executable, str(program)))
     jobs.start("drawn", [])

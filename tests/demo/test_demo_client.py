@@ -14,8 +14,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from demo import folder
-from demo.folder import SAMPLE_ID
+from demo.runs import folder
+from demo.runs.folder import SAMPLE_ID
 
 EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
 QUESTION = "What is the sum of the digits?"
@@ -147,15 +147,15 @@ def test_live_answers_are_those_of_the_library(live: Client, live_home: Path) ->
     """Greedy text of two stages equals plain sampling from the saved adapters."""
     import dataclasses
 
-    from demo import rows
-    from prism_lite.checkpoint import load_final
+    from demo.runs import samples
+    from prism_lite.digits.base_model import base_folder
     from prism_lite.models.backbone import load_backbone
-    from prism_lite.pipeline import base_folder
     from prism_lite.recipe import parse_config
-    from prism_lite.rollouts import sample_groups
+    from prism_lite.runs.checkpoint import load_final
+    from prism_lite.sampling.rollouts import sample_groups
 
     config = parse_config(folder.read_config(live_home))
-    task = rows.task_of(live_home)
+    task = samples.task_of(live_home)
     backbone = load_backbone(config.model, config.lora, base_folder(config), seed=config.seed)
     expected = []
     for stage in ("base", "rlvr"):
@@ -206,8 +206,8 @@ def test_two_users_are_answered_one_after_the_other(live: Client, live_url: str)
 
 def test_a_shared_app_asks_for_a_password_and_has_no_training(tmp_path: Path) -> None:
     from demo.app import build_app
-    from demo.folder import open_home
-    from demo.jobs import Jobs
+    from demo.runs.folder import open_home
+    from demo.runs.jobs import Jobs
     from demo.site import Site
 
     home = open_home(None, root=tmp_path, is_shared=True)
@@ -224,7 +224,7 @@ def test_a_machine_without_a_way_to_a_public_link_says_so(
     import gradio as gr
 
     from demo.app import launch
-    from demo.folder import open_home
+    from demo.runs.folder import open_home
 
     def launched(page: Any, **_: Any) -> tuple[Any, str, None]:
         page.share_url = None  # what Gradio leaves, with a line in the terminal

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo import drawing
-from prism_lite.data.digits import digit_images, strip_image
+from demo.models import drawing
+from prism_lite.digits.task import digit_images, strip_image
 
 SAMPLES = (0, 21, 46, 300, 1001)
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from demo import folder, jobs, rows
-from demo.folder import SAMPLE_ID, Home
-from demo.jobs import Jobs
+from demo.runs import folder, jobs, samples
+from demo.runs.folder import SAMPLE_ID, Home
+from demo.runs.jobs import Jobs
 
 # Behaves as `prism-lite run`: a line a step, obeys control.json, goes on where it was.
 STAND_IN = """
@@ -217,8 +217,8 @@ def test_the_recording_carries_every_prompt_that_it_names() -> None:
     for record in kept:
         line = lines[record["prompt_id"]]
         assert record.get("picture_ids", line["picture_ids"]) == line["picture_ids"]
-    sample = rows.recorded_sample(line)
-    assert rows.sample_line(sample) == line
+    sample = samples.recorded_sample(line)
+    assert samples.sample_line(sample) == line
     assert sample.pictures[0].open().size[1] == 32
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo.pictures import LOSSLESS_PIXELS, picture_file
+from demo.screens.pictures import LOSSLESS_PIXELS, picture_file
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo import rows
-from demo.model import Model
-from demo.routing import part_routing, part_tokens
+from demo.models.model import Model
+from demo.models.routing import part_routing, part_tokens
+from demo.runs import samples
 from prism_lite.parts import Parts, parse
 
 
@@ -59,7 +59,7 @@ def test_tokens_of_a_part_spell_its_text(model: Model) -> None:
 
 
 def test_a_group_is_the_same_twice_and_has_its_teacher(model: Model, live_home: Path) -> None:
-    sample = rows.task_of(live_home).align[1]
+    sample = samples.task_of(live_home).align[1]
     first, again = (model.group(sample, "rlvr", group_size=4, seed=7) for _ in range(2))
     assert first == again
     assert [row["who"] for row in first["rows"]].count("teacher") == 1
@@ -97,13 +97,13 @@ def test_what_sampling_refuses_is_said_to_whoever_asked(
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("the prompt is too long")
 
-    monkeypatch.setattr("demo.stream.sample_groups", refuse)
+    monkeypatch.setattr("demo.models.stream.sample_groups", refuse)
     with pytest.raises(ValueError, match="too long"):
         list(model.answer("base", model.task.heldout[0], seed=0, temperature=0.0))
 
 
 def test_an_open_page_does_not_take_the_model_from_another_run(live_home: Path) -> None:
-    from demo.live import Models
+    from demo.models.loader import Models
 
     models = Models()
     models.prepare(live_home)

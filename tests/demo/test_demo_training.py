@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from demo import command, folder
-from demo.jobs import Jobs
+from demo.runs import command, folder
+from demo.runs.jobs import Jobs
 from tests.micro import MICRO
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from demo import curves, view
-from demo.folder import StageProgress
-from demo.marks import mark
-from demo.rewards import reward_rows
-from prism_lite.data import wording
-from prism_lite.data.wording import DigitsFacts
+from demo.runs.folder import StageProgress
+from demo.screens import curves
+from demo.screens import html as view
+from demo.screens.verdicts import mark
+from demo.tabs.rewards import reward_rows
+from prism_lite.digits import wording
+from prism_lite.digits.wording import DigitsFacts
 from prism_lite.types import Sample, Turn
 
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
@@ -187,8 +188,8 @@ def test_reward_bars_add_up() -> None:
 
 
 def test_the_recorded_bars_add_up_to_the_logged_reward() -> None:
-    from demo import folder
-    from demo.rewards import weights
+    from demo.runs import folder
+    from demo.tabs.rewards import weights
 
     for step in folder.rollout_steps(folder.SAMPLE_RUN, "rlvr"):
         records = folder.read_rollouts(folder.SAMPLE_RUN, "rlvr", step)
@@ -200,13 +201,13 @@ def test_the_recorded_bars_add_up_to_the_logged_reward() -> None:
 
 
 def test_the_questions_of_the_task_are_the_ones_offered() -> None:
-    from demo.own import KIND_OF
+    from demo.models.questions import KIND_OF
 
     assert set(KIND_OF.values()) == set(wording.QUESTIONS)
 
 
 def test_the_plan_s_bars_are_its_figures() -> None:
-    from demo.memory import plan_frame, plan_verdict
+    from demo.tabs.memory import plan_frame, plan_verdict
 
     found = {
         "card_gib": 10,
@@ -240,7 +241,7 @@ def test_what_a_table_shows_of_a_completion(
 
 
 def test_further_rewards_are_in_the_bars(tmp_path: Path) -> None:
-    from demo.rewards import weights
+    from demo.tabs.rewards import weights
 
     (tmp_path / "config.yaml").write_text(
         "rlvr: {accuracy_weight: 0.5, format_weight: 0.2, ocr_weight: 0.3, judge_weight: 0.0}\n"
@@ -252,7 +253,7 @@ def test_further_rewards_are_in_the_bars(tmp_path: Path) -> None:
 
 
 def test_the_command_of_the_form_names_what_was_changed() -> None:
-    from demo import command
+    from demo.runs import command
 
     values = [None, 7, None, None, None, None]
     line = command.command_line("a", "tiny", values)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prism_lite.logprobs import pack_logprobs
+from prism_lite.models.device import card_of, choose_precision
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.precision import card_of, choose_precision
+from prism_lite.policy.logprobs import pack_logprobs
 from tests.micro import fill_adapter, micro_recipe
 
 pytestmark = [

@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
-from prism_lite.losses import BatchSize, LossInputs, PolicyLossConfig, policy_loss, token_kl
+from prism_lite.policy.losses import BatchSize, LossInputs, PolicyLossConfig, policy_loss, token_kl
 
 MAX_TOKENS = 9
 LENGTHS = (9, 3, 1, 7, 5, 9, 2, 4)
@@ -226,7 +226,7 @@ def test_gspo_token_equals_the_paper_and_with_one_advantage_a_rollout_gspo(seed)
 
 @pytest.mark.parametrize("buffer", [20, 50])
 def test_soft_overlong_equals_trl(buffer):
-    from prism_lite.advantages import soft_overlong
+    from prism_lite.policy.advantages import soft_overlong
 
     peer = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=buffer)
     lengths = [1, 49, 50, 51, 79, 80, 81, 90, 99, 100]

@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
+from prism_lite.digits.base_model import base_folder
+from prism_lite.files import read_jsonl
 from prism_lite.models.backbone import load_backbone
-from prism_lite.pipeline import base_folder
-from prism_lite.run_folder import open_run, read_jsonl
+from prism_lite.runs.folder import open_run
 from prism_lite.stages.context import Context
 from tests.micro import micro_recipe, quiet_console
 

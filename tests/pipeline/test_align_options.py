@@ -12,15 +12,16 @@ import yaml
 from safetensors.torch import load_file
 
 from prism_lite import pipeline
-from prism_lite.game import Judged, discriminator_step
-from prism_lite.models.discriminator import Discriminator
-from prism_lite.optim import make_optimizer
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.files import read_jsonl
+from prism_lite.models.optim import make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.recipe import to_dict
-from prism_lite.run_folder import RunFolder, Stopped, open_run, read_jsonl
+from prism_lite.runs.folder import RunFolder, Stopped, open_run
 from prism_lite.stages.align import run_align
-from prism_lite.stages.align_dpo import run_dpo
-from prism_lite.stages.align_sft import run_teacher_sft
+from prism_lite.stages.dpo import run_dpo
+from prism_lite.stages.sft import run_teacher_sft
 from tests.micro import micro_recipe, quiet_console
 
 MODES = ["acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from prism_lite import chat, parts, pipeline
+from prism_lite import parts, pipeline
+from prism_lite.cli.trained import evaluate_run
 from prism_lite.data.task import load_task
-from prism_lite.finished import evaluate_run, heldout_task, load_stage
-from prism_lite.rewards.of_groups import group_accuracy
-from prism_lite.rollouts import sample_groups
+from prism_lite.deploy import chat
+from prism_lite.deploy.load import heldout_task, load_stage
+from prism_lite.rewards.group_rewards import group_accuracy
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.types import Group, Rollout
 from tests.micro import micro_recipe, quiet_console
 from tests.pipeline.test_command_line import check_refused, in_process

@@ -14,8 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
-from prism_lite import machine, pipeline, precision
-from prism_lite.precision import Card
+from prism_lite import pipeline
+from prism_lite.cli import doctor
+from prism_lite.models import device
+from prism_lite.models.device import Card
 from prism_lite.recipe import recipe_names, to_dict
 from tests.micro import micro_recipe
 from tests.pipeline.commands import REPOSITORY, check_refused, in_process, prism_lite
@@ -245,8 +247,8 @@ def test_doctor_names_device_and_packages():
     ],
 )
 def test_doctor_names_the_recipes_that_would_start_here(card, expected, monkeypatch):
-    monkeypatch.setattr(precision, "card_of", lambda _model: card)
-    assert machine.recipes_for_this_machine() == expected
+    monkeypatch.setattr(device, "card_of", lambda _model: card)
+    assert doctor.recipes_for_this_machine() == expected
 
 
 @pytest.mark.parametrize(
@@ -267,16 +269,16 @@ def test_arguments_that_do_not_belong_together(arguments, words, tmp_path):
 
 def test_a_fault_inside_a_library_keeps_its_traceback(monkeypatch):
     """Only our own ValueErrors are sentences for the person."""
-    monkeypatch.setattr(machine, "describe", lambda: json.loads("{"))
+    monkeypatch.setattr(doctor, "describe", lambda: json.loads("{"))
     with pytest.raises(ValueError, match="Expecting property name"):
         in_process("doctor")
 
 
 def test_a_fault_of_a_builtin_in_our_code_keeps_its_traceback(monkeypatch):
-    code = compile("def describe(): return int('x')", machine.__file__, "exec")
-    names = {"__name__": "prism_lite.machine"}
+    code = compile("def describe(): return int('x')", doctor.__file__, "exec")
+    names = {"__name__": "prism_lite.cli.doctor"}
     exec(code, names)
-    monkeypatch.setattr(machine, "describe", names["describe"])
+    monkeypatch.setattr(doctor, "describe", names["describe"])
     with pytest.raises(ValueError, match="invalid literal"):
         in_process("doctor")
 

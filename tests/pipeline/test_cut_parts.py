@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from prism_lite.models.discriminator import Discriminator
-from prism_lite.models.part_tokens import about_cuts, cut_metrics, read_text
+from prism_lite.discriminator.metrics import about_cuts, cut_metrics
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.probes import artefact_auc
+from prism_lite.files import read_jsonl
 from prism_lite.parts import Parts
-from prism_lite.probes import artefact_auc
-from prism_lite.run_folder import read_jsonl
 from prism_lite.stages.align import run_align
 from prism_lite.stages.warmup import _report_artefacts, run_warmup
 from prism_lite.types import Sample, Turn

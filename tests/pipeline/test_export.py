@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
-from prism_lite import export, merge, publish
-from prism_lite.finished import evaluate_run, load_stage
+from prism_lite.cli.trained import evaluate_run
+from prism_lite.deploy import export, hub, merge
+from prism_lite.deploy.load import load_stage
+from prism_lite.deploy.reward_function import discriminator_reward
+from prism_lite.digits.base_model import base_folder
 from prism_lite.models.backbone import load_backbone
-from prism_lite.pipeline import base_folder
 from prism_lite.recipe import read_run
-from prism_lite.reward_model import discriminator_reward
 from tests.micro import fill_adapter, micro_recipe, quiet_console
 from tests.pipeline.test_command_line import check_refused, in_process
 
@@ -25,7 +26,7 @@ def big_run(micro_run, tmp_path_factory):
     """The micro run with an adapter large enough that a lost or doubled merge shows."""
     import shutil
 
-    from prism_lite.checkpoint import save_final
+    from prism_lite.runs.checkpoint import save_final
 
     _, folder, _, _ = micro_run
     copy = tmp_path_factory.mktemp("big") / "run"
@@ -191,8 +192,8 @@ def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
     from safetensors.torch import load_file
 
     from prism_lite import parts
+    from prism_lite.discriminator.model import Discriminator
     from prism_lite.models.backbone import TRUNK
-    from prism_lite.models.discriminator import Discriminator
 
     if config.discriminator.trunk == "sft":
         backbone.freeze_copy(TRUNK)
@@ -213,14 +214,14 @@ def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
 
 
 def test_gguf_prints_the_commands_where_llama_cpp_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(publish, "find_converter", lambda: None)
-    language, vision = publish.write_gguf(tmp_path / "with space", "q8_0")
+    monkeypatch.setattr(hub, "find_converter", lambda: None)
+    language, vision = hub.write_gguf(tmp_path / "with space", "q8_0")
     assert language.endswith("--outtype q8_0") and "'" in language
     assert vision.endswith("--outtype f16 --mmproj")
 
 
 def test_gguf_runs_the_converter_that_is_there(tmp_path, monkeypatch):
-    program = tmp_path / publish.CONVERTER
+    program = tmp_path / hub.CONVERTER
     program.write_text(
         "import sys, pathlib\n"
         "out = sys.argv[sys.argv.index('--outfile') + 1]\n"
@@ -228,12 +229,12 @@ def test_gguf_runs_the_converter_that_is_there(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
     (tmp_path / "model").mkdir()
-    assert publish.write_gguf(tmp_path / "model", "bf16") == []
+    assert hub.write_gguf(tmp_path / "model", "bf16") == []
     assert "--outtype bf16" in (tmp_path / "model" / "model-bf16.gguf").read_text()
     assert "--mmproj" in (tmp_path / "model" / "mmproj-f16.gguf").read_text()
     program.write_text("raise SystemExit(4)")
     with pytest.raises(RuntimeError, match="exit code 4"):
-        publish.write_gguf(tmp_path / "model", "bf16")
+        hub.write_gguf(tmp_path / "model", "bf16")
 
 
 def test_push_uploads_the_folder_and_says_what_the_hub_refused(tmp_path, monkeypatch):
@@ -252,11 +253,11 @@ def test_push_uploads_the_folder_and_says_what_the_hub_refused(tmp_path, monkeyp
             return dataclasses.make_dataclass("Commit", ["commit_url"])("https://hub/commit")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    assert publish.push_folder(tmp_path, "mine/policy") == "https://hub/commit"
+    assert hub.push_folder(tmp_path, "mine/policy") == "https://hub/commit"
     assert calls[0] == ("create", "mine/policy", {"private": True, "exist_ok": True})
     assert calls[1][1]["folder_path"] == str(tmp_path)
     with pytest.raises(ValueError, match="hf auth login"):
-        publish.push_folder(tmp_path, "mine/closed")
+        hub.push_folder(tmp_path, "mine/closed")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import shutil
 import torch
 
 from prism_lite import pipeline
-from prism_lite.checkpoint import load_latest
-from prism_lite.run_folder import read_jsonl
+from prism_lite.files import read_jsonl
+from prism_lite.runs.checkpoint import load_latest
 from tests.micro import micro_recipe, quiet_console
 from tests.pipeline.test_resume import final_bytes
 

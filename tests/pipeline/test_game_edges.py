@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prism_lite.run_folder import read_jsonl
+from prism_lite.files import read_jsonl
 from prism_lite.stages.align import run_align
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.warmup import run_warmup

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from prism_lite.config import OptimConfig, SamplingConfig
-from prism_lite.losses import PolicyLossConfig
+from prism_lite.files import read_jsonl
 from prism_lite.models.backbone import REFERENCE
-from prism_lite.optim import make_optimizer
-from prism_lite.policy import rollout_kl, update_policy
-from prism_lite.rollouts import sample_groups
-from prism_lite.run_folder import read_jsonl
+from prism_lite.models.optim import make_optimizer
+from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.policy.step import rollout_kl, update_policy
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.stages.rlvr import run_rlvr
 from tests.micro import fill_adapter
 

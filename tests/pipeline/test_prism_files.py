@@ -9,9 +9,9 @@ import datasets
 import pytest
 
 from prism_lite import parts, pipeline
-from prism_lite.data import digits_base
 from prism_lite.data.task import load_task
-from prism_lite.run_folder import read_jsonl
+from prism_lite.digits import lessons
+from prism_lite.files import read_jsonl
 from tests.micro import micro_recipe, quiet_console
 
 
@@ -75,7 +75,7 @@ def test_prism_files_go_through_all_stages(prism_files):
         data__align=str(folder / "align.parquet"),
         data__rlvr=str(folder / "rlvr.parquet"),
         data__heldout=str(folder / "heldout.parquet"),
-        data__system_prompt=digits_base.INSTRUCTION,
+        data__system_prompt=lessons.INSTRUCTION,
         sft__steps=2,
         warmup__steps=2,
         align__steps=2,

@@ -19,10 +19,11 @@ import yaml
 from safetensors.torch import load_file
 
 from prism_lite import pipeline
-from prism_lite.checkpoint import Trained
-from prism_lite.environment import check_same_data, write_environment
+from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
-from prism_lite.run_folder import Stopped, open_run, read_jsonl
+from prism_lite.runs.checkpoint import Trained
+from prism_lite.runs.environment import check_same_data, write_environment
+from prism_lite.runs.folder import Stopped, open_run
 from tests.micro import micro_recipe, quiet_console
 
 REPOSITORY = Path(__file__).parents[2]

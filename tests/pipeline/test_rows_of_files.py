@@ -9,13 +9,14 @@ import pytest
 from rich.console import Console
 
 from prism_lite import pipeline
-from prism_lite.chat import chat
-from prism_lite.data import doctor_rules, row_files
+from prism_lite.cli.trained import evaluate_run
+from prism_lite.data import stage_rows
+from prism_lite.data.checks import rules
 from prism_lite.data.task import load_task
-from prism_lite.export import export_discriminator, export_merged
-from prism_lite.finished import evaluate_run
-from prism_lite.reading import read_prompts
-from prism_lite.run_folder import read_jsonl
+from prism_lite.deploy.chat import chat
+from prism_lite.deploy.export import export_discriminator, export_merged
+from prism_lite.files import read_jsonl
+from prism_lite.stages.preflight import read_prompts
 from tests.file_rows import completion, files_recipe, make_rows, write_rows
 from tests.micro import quiet_console
 
@@ -145,7 +146,7 @@ def test_the_discriminator_is_exported_without_the_data(micro_run, tmp_path, mon
         raise AssertionError("the data was read")
 
     monkeypatch.setattr("prism_lite.data.task.load_task", refuse)
-    monkeypatch.setattr("prism_lite.export.load_task", refuse)
+    monkeypatch.setattr("prism_lite.deploy.export.load_task", refuse)
     out = export_discriminator(folder, tmp_path / "d", console=quiet_console())
     assert json.loads((out / "reward.json").read_text())["system_prompt"]
 
@@ -153,25 +154,25 @@ def test_the_discriminator_is_exported_without_the_data(micro_run, tmp_path, mon
 @pytest.fixture
 def decoded(monkeypatch):
     """Names of the pictures whose pixels were read."""
-    doctor_rules._inspect_path.cache_clear()
+    rules._inspect_path.cache_clear()
     names: list[str] = []
-    inspect = doctor_rules._inspect
+    inspect = rules._inspect
 
     def noted(picture, decode_up_to):
         if decode_up_to:
             names.append(picture.id.rsplit("/", 1)[-1])
         return inspect(picture, decode_up_to)
 
-    monkeypatch.setattr(doctor_rules, "_inspect", noted)
+    monkeypatch.setattr(rules, "_inspect", noted)
     return names
 
 
 def test_a_file_is_read_once_and_its_pictures_decoded_once(rows, tmp_path, decoded, monkeypatch):
     path = write_rows(tmp_path / "rows.jsonl", rows)
     opened = []
-    load = row_files.load_samples
+    load = stage_rows.load_samples
     monkeypatch.setattr(
-        row_files, "load_samples", lambda *a, **named: opened.append(a) or load(*a, **named)
+        stage_rows, "load_samples", lambda *a, **named: opened.append(a) or load(*a, **named)
     )
     config = files_recipe(path, path)
     stamps = tmp_path / "stamps"
@@ -183,14 +184,14 @@ def test_a_file_is_read_once_and_its_pictures_decoded_once(rows, tmp_path, decod
 
     def again() -> list[str]:
         decoded.clear()
-        doctor_rules._inspect_path.cache_clear()
+        rules._inspect_path.cache_clear()
         assert load_task(config, stamps=stamps).sft == task.sft
         return list(decoded)
 
     assert again() == []
     (tmp_path / "3.png").write_bytes((tmp_path / "4.png").read_bytes() + b" ")
     assert "3.png" in again() and again() == []
-    doctor_rules._inspect_path.cache_clear()
+    rules._inspect_path.cache_clear()
     (tmp_path / "3.png").write_bytes((tmp_path / "4.png").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"line 4: .*3\.png cannot be read"):
         load_task(config, stamps=stamps)
@@ -200,9 +201,9 @@ def test_a_slow_file_shows_its_progress(rows, tmp_path, monkeypatch):
     config = files_recipe(write_rows(tmp_path / "rows.jsonl", rows))
     texts = []
     for after_s in (60.0, -1.0):
-        monkeypatch.setattr(row_files, "SHOW_AFTER_S", after_s)
+        monkeypatch.setattr(stage_rows, "SHOW_AFTER_S", after_s)
         console = Console(file=io.StringIO(), width=200, force_terminal=True)
-        shown = row_files.shown_if_slow([1, 2, 3], "reading rows", console=console, total=3)
+        shown = stage_rows.shown_if_slow([1, 2, 3], "reading rows", console=console, total=3)
         assert list(shown) == [1, 2, 3]
         load_task(config, console=console)
         texts.append(printed(console))

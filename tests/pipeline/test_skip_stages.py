@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prism_lite import export, pipeline
+from prism_lite import pipeline
+from prism_lite.deploy import export
 from prism_lite.models.adapters import read_adapter
 from tests.micro import micro_recipe, quiet_console
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from prism_lite import pipeline
+from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
-from prism_lite.run_folder import Stopped, read_jsonl
+from prism_lite.runs.folder import Stopped
 from tests.micro import micro_recipe
 from tests.pipeline.commands import check_refused, in_process
 
@@ -197,14 +198,14 @@ def test_what_cannot_be_understood_exits_2(given, words):
 
 def test_the_bar_over_runs_lives_beside_the_bars_of_a_run(recipe, tmp_path, monkeypatch):
     """On a terminal: two live displays at once."""
-    from prism_lite import study
-    from prism_lite.arms import plan_study
+    from prism_lite.study import run as study
+    from prism_lite.study.arms import plan_study
 
     console = Console(force_terminal=True, width=100, file=(tmp_path / "screen").open("w"))
 
     def run(config, folder, *, stages, console):
         write_finished(Path(folder), stages)
-        from prism_lite.run_folder import RunFolder
+        from prism_lite.runs.folder import RunFolder
 
         assert list(RunFolder(Path(folder), config, console).each([1, 2], "evaluating")) == [1, 2]
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from prism_lite import pipeline
 from prism_lite.config import SamplingConfig
 from prism_lite.data.task import load_task
+from prism_lite.files import read_jsonl
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.processor import load_processor
 from prism_lite.recipe import to_dict
-from prism_lite.rollouts import sample_groups
-from prism_lite.run_folder import read_jsonl
+from prism_lite.sampling.rollouts import sample_groups
 from tests.micro import micro_recipe, quiet_console
 
 RATES = ("accuracy", "format_rate", "caption_accuracy", "think_validity")

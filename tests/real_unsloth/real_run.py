@@ -23,9 +23,9 @@ def pretend_to_have_a_card() -> None:
         "UNSLOTH_COMPILE_LOCATION": tempfile.mkdtemp(),
         "HF_HUB_OFFLINE": "1",
     }
-    from prism_lite.models import backend
+    from prism_lite.models import load_unsloth
 
-    unsloth = backend.import_unsloth()
+    unsloth = load_unsloth.import_unsloth()
     import torch
     import unsloth.models.loader as loader
     import unsloth.models.vision as vision
@@ -43,7 +43,7 @@ def pretend_to_have_a_card() -> None:
     vision.AutoProcessor = types.SimpleNamespace(  # the stock one needs torchvision
         from_pretrained=lambda path, **_settings: ImageOnlyProcessor.from_pretrained(path)
     )
-    backend.choose_backend = lambda _model, _card: ("unsloth", f"loaded by {unsloth.__name__}")
+    load_unsloth.choose_backend = lambda _model, _card: ("unsloth", f"loaded by {unsloth.__name__}")
 
 
 def main(backend_name: str, out: str) -> None:
@@ -52,13 +52,14 @@ def main(backend_name: str, out: str) -> None:
     import torch
     from bitsandbytes.nn import Linear4bit
 
-    from prism_lite import export, pipeline
-    from prism_lite.finished import load_stage
+    from prism_lite import pipeline
+    from prism_lite.deploy import export
+    from prism_lite.deploy.load import load_stage
     from prism_lite.models import backbone as backbone_module
-    from prism_lite.models import backend
+    from prism_lite.models import load_unsloth
     from tests.micro import micro_recipe, quiet_console
 
-    backbone_module.choose_backend = backend.choose_backend
+    backbone_module.choose_backend = load_unsloth.choose_backend
     torch.set_num_threads(1)
     steps = {"sft__steps": 4, "warmup__steps": 3, "align__steps": 3, "rlvr__steps": 3}
     config = micro_recipe(**steps)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from prism_lite.run_folder import read_jsonl
+from prism_lite.files import read_jsonl
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prism_lite.rewards import accuracy_reward, format_reward, symbolic
+from prism_lite.rewards import accuracy_reward, format_reward
 from prism_lite.rewards.accuracy import answers_match, compare_answers, judge_completion
-from prism_lite.rewards.choices import options_in
-from prism_lite.rewards.numbers import Number, match_number, numbers_agree
-from prism_lite.rewards.quantities import parse_quantity
-from prism_lite.rewards.text import clean
+from prism_lite.rewards.answers import symbolic
+from prism_lite.rewards.answers.choices import options_in
+from prism_lite.rewards.answers.numbers import Number, match_number, numbers_agree
+from prism_lite.rewards.answers.quantities import parse_quantity
+from prism_lite.rewards.answers.text import clean
 
 TABLE = Path(__file__).parent / "data" / "answers.tsv"
 with TABLE.open(encoding="utf-8") as stream:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prism_lite.advantages import (
+from prism_lite.policy.advantages import (
     Verified,
     alignment_advantages,
     debias_length,

@@ -10,17 +10,18 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from prism_lite import study_command, study_report
-from prism_lite.arms import ARMS, DEFAULT_ARMS, budget, commands_of, plan_study
-from prism_lite.comparison import (
+from prism_lite.cli import study
+from prism_lite.config import RunConfig
+from prism_lite.recipe import load_recipe, to_dict
+from prism_lite.study import report
+from prism_lite.study.arms import ARMS, DEFAULT_ARMS, budget, commands_of, plan_study
+from prism_lite.study.statistics import (
     Difference,
     over_seeds,
     paired_differences,
     t_interval95,
     t_quantile,
 )
-from prism_lite.config import RunConfig
-from prism_lite.recipe import load_recipe, to_dict
 
 OUT = Path("runs/s")
 
@@ -135,7 +136,7 @@ def test_where_they_cannot_be_the_same_it_is_said():
     assert configs["0/none"].rlvr.steps == 60 + 3  # 5 * 64 rollouts in batches of 128
     budgets = {arm: budget(configs[f"0/{arm}"]) for arm in DEFAULT_ARMS}
     assert budgets["none"]["completions"] >= budgets["adversarial"]["completions"]
-    text = study_report.about_budgets({"budgets": budgets})
+    text = report.about_budgets({"budgets": budgets})
     assert "none 63 updates, 8064 completions" in text
     assert "adversarial 65 updates, 8000 completions" in text
 
@@ -228,7 +229,7 @@ def a_study(num_seeds: int) -> dict:
 
 
 def test_tables_print_the_figures_and_mark_what_excludes_zero():
-    text = study_report.markdown(a_study(3))
+    text = report.markdown(a_study(3))
     # 0, 0.02, 0.01: deviation 0.01, half an interval 4.302653 * 0.01 / sqrt(3) = 0.0248
     assert (
         "| adversarial | 0.610±0.025 | 0.700±0.000 | 0.800±0.000 | 0.600±0.000 | - | 30.0±0.0 | 90 |"
@@ -241,14 +242,14 @@ def test_tables_print_the_figures_and_mark_what_excludes_zero():
 
 def test_eighty_columns_hold_the_tables():
     console = Console(file=io.StringIO(), width=80)
-    study_report.print_study(a_study(3), console)
+    report.print_study(a_study(3), console)
     text = console.file.getvalue()
     assert "…" not in text
     assert "adversarial 0.61±0.02" in text, text and "+0.11±0.02 *" in text
 
 
 def test_one_seed_has_no_intervals_and_says_so():
-    text = study_report.markdown(a_study(1))
+    text = report.markdown(a_study(1))
     assert "| adversarial | 0.600 | 0.700 | 0.800 | 0.600 | - | 30.0 | 90 |" in text
     assert "one seed" in text and "±" not in text and "*" not in text
     assert "nothing can be said" in text
@@ -256,7 +257,7 @@ def test_one_seed_has_no_intervals_and_says_so():
 
 def test_help_names_the_arms():
     parser = argparse.ArgumentParser()
-    study_command.add_command(parser.add_subparsers())
+    study.add_command(parser.add_subparsers())
     (command,) = parser._subparsers._group_actions[0].choices.values()
     text = " ".join(command.format_help().split())
     assert f"default: {' '.join(DEFAULT_ARMS)}; also: one-expert" in text

@@ -14,7 +14,7 @@ from prism_lite import pipeline
 from prism_lite.models.backbone import TRUNK, load_backbone, use_linear_patch_embedding
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.models.vision import by_picture
-from prism_lite.run_folder import open_run
+from prism_lite.runs.folder import open_run
 from prism_lite.stages.context import Context
 from tests.micro import fill_adapter, micro_recipe, quiet_console
 

@@ -15,12 +15,12 @@ import torch
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import ModelConfig
-from prism_lite.models import backbone as backbone_module
+from prism_lite.digits.base_model import base_folder
+from prism_lite.models import backbone
 from prism_lite.models.backbone import load_backbone
-from prism_lite.models.backend import choose_backend, known_to, load_with_unsloth
-from prism_lite.models.transformers_loader import SKIP_QUANTISATION
-from prism_lite.pipeline import base_folder
-from prism_lite.precision import Card, choose_precision
+from prism_lite.models.device import Card, choose_precision
+from prism_lite.models.load_transformers import SKIP_QUANTISATION
+from prism_lite.models.load_unsloth import choose_backend, known_to, load_with_unsloth
 from prism_lite.stages.context import Context
 from tests.micro import micro_recipe, quiet_console
 
@@ -110,7 +110,7 @@ def test_its_environment_is_set_before_it_is_imported(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in os.environ if name.startswith("UNSLOTH_")]:
         monkeypatch.delenv(name)
-    from prism_lite.models.backend import import_unsloth
+    from prism_lite.models.load_unsloth import import_unsloth
 
     seen = import_unsloth().SEEN
     for name in seen:
@@ -137,14 +137,12 @@ def test_arguments_that_a_release_does_not_know_are_left_out():
 
 def test_both_loaders_train_alike(stand_in, monkeypatch, task, tmp_path):
     """The stand-in loads what transformers loads: an SFT stage must come out the same to the bit."""
-    from prism_lite.run_folder import open_run
+    from prism_lite.runs.folder import open_run
     from prism_lite.stages.sft import run_sft
 
     states = []
     for backend in ("transformers", "unsloth"):
-        monkeypatch.setattr(
-            backbone_module, "choose_backend", lambda _m, _c, b=backend: (b, f"by {b}")
-        )
+        monkeypatch.setattr(backbone, "choose_backend", lambda _m, _c, b=backend: (b, f"by {b}"))
         config = micro_recipe(sft__steps=2)
         found = load_backbone(config.model, config.lora, base_folder(config), seed=0)
         assert found.loader == f"by {backend}"

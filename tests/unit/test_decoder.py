@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from prism_lite.models.attention import attend, merge
-from prism_lite.models.decoder import dense_bytes, lean_decoder
-from prism_lite.models.group_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
-from prism_lite.models.prefill import prefill
 from prism_lite.models.tree_attention import (
     TreeCall,
     attend_pack,
@@ -20,6 +17,9 @@ from prism_lite.models.tree_attention import (
     tree_mask,
 )
 from prism_lite.planner.tracker import Tracker, Watch
+from prism_lite.sampling.decoder import dense_bytes, lean_decoder
+from prism_lite.sampling.kv_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
+from prism_lite.sampling.prefill import prefill
 from tests.micro import fill_adapter
 from tests.unit.test_packing import SYSTEM, mixed_samples
 

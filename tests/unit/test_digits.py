@@ -12,8 +12,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from prism_lite.config import DigitsConfig, RunConfig
-from prism_lite.data import wording
-from prism_lite.data.digits import (
+from prism_lite.data.task import load_task
+from prism_lite.digits import wording
+from prism_lite.digits.lessons import make_lesson
+from prism_lite.digits.task import (
     DIGIT_PIXELS,
     HELDOUT_FROM,
     clean_teacher,
@@ -22,9 +24,7 @@ from prism_lite.data.digits import (
     make_samples,
     strip_image,
 )
-from prism_lite.data.digits_base import make_lesson
-from prism_lite.data.task import load_task
-from prism_lite.data.wording import NUM_CAPTION_STYLES, NUM_THINK_STYLES, DigitsFacts
+from prism_lite.digits.wording import NUM_CAPTION_STYLES, NUM_THINK_STYLES, DigitsFacts
 from prism_lite.parts import Parts, parse
 
 CONFIG = DigitsConfig()

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from prism_lite.logprobs import pack_logprobs
-from prism_lite.models.discriminator import Discriminator
+from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
+from prism_lite.policy.logprobs import pack_logprobs
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
 
 

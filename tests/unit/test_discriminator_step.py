@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from prism_lite.config import OptimConfig
-from prism_lite.game import Judged, discriminator_step
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.models.backbone import POLICY
-from prism_lite.models.discriminator import Discriminator
-from prism_lite.optim import Optimizer, make_optimizer
+from prism_lite.models.optim import Optimizer, make_optimizer
 from prism_lite.parts import Parts
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
 from tests.micro import fill_adapter

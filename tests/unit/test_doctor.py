@@ -12,9 +12,10 @@ from data_defects_files import FILE_DEFECTS
 from data_rows import GOOD, QUESTION, ROW, TEXT, TRIPLE, png, user, write_jsonl
 from PIL import Image
 
-from prism_lite.data import doctor
-from prism_lite.data.doctor import CheckRules, check, main_check
-from prism_lite.data.formats import load_samples
+from prism_lite.cli.data import main_check
+from prism_lite.data.checks import check as doctor
+from prism_lite.data.checks.check import CheckRules, check
+from prism_lite.data.formats.load import load_samples
 
 
 @pytest.fixture

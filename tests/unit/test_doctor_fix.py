@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from data_rows import GOOD, TEXT, png, write_jsonl
 
-from prism_lite.data.doctor import CheckRules, check, main_check
-from prism_lite.data.doctor_fix import write_fixed
-from prism_lite.data.formats import load_samples
+from prism_lite.cli.data import main_check
+from prism_lite.data.checks.check import CheckRules, check
+from prism_lite.data.checks.fix import write_fixed
+from prism_lite.data.formats.load import load_samples
 
 
 @pytest.fixture

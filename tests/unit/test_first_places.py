@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from random import Random
 
-from prism_lite.data.first_places import FirstPlaces
+from prism_lite.data.checks.first_places import FirstPlaces
 
 
 def test_it_answers_as_a_dictionary_over_several_files():

@@ -13,10 +13,10 @@ from data_conventions import CONVENTIONS
 from data_rows import QUESTION, ROW, STUDENT, TRIPLE, png, write_jsonl
 from PIL import Image
 
-from prism_lite.data import formats
-from prism_lite.data.formats import FileError, RowError, load_samples
-from prism_lite.data.formats_detect import detect
-from prism_lite.data.formats_turns import strip_answer
+from prism_lite.data.formats import load
+from prism_lite.data.formats.detect import detect
+from prism_lite.data.formats.load import FileError, RowError, load_samples
+from prism_lite.data.formats.turns import strip_answer
 from prism_lite.types import Sample, Turn
 
 
@@ -149,7 +149,7 @@ class TestPictures:
         assert sample.pictures[0].open().getpixel((0, 0)) == (200, 30, 30)
 
     def test_bytes_and_pil(self):
-        from prism_lite.data.formats_pictures import PictureRules, to_picture
+        from prism_lite.data.formats.pictures import PictureRules, to_picture
 
         picture = to_picture({"bytes": png(), "path": None}, PictureRules())
         assert picture.open().size == (40, 30)
@@ -196,7 +196,7 @@ class TestPictures:
             one(path)
         assert "data." not in str(refused.value), "no setting allows it"
         monkeypatch.setattr(
-            "prism_lite.data.formats_pictures.urllib.request.urlopen",
+            "prism_lite.data.formats.pictures.urllib.request.urlopen",
             lambda url, timeout: io.BytesIO(png()),
         )
         assert one(path, allow_urls=True).pictures[0].open().size == (40, 30)
@@ -292,4 +292,4 @@ def test_swift_objects_fill_their_marks(folder):
 def test_detect_needs_values():
     assert detect({"messages": None, "query": "q", "response": "r"}) == "query"
     assert detect({"a": 1}) is None
-    assert formats.FileError is FileError
+    assert load.FileError is FileError

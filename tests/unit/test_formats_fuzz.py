@@ -10,12 +10,12 @@ from data_conventions import CONVENTIONS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prism_lite.data.doctor import CheckRules, check
-from prism_lite.data.doctor_rules import defects_of
-from prism_lite.data.formats_base import RawRow, RowError
-from prism_lite.data.formats_detect import detect
-from prism_lite.data.formats_pictures import PictureRules
-from prism_lite.data.formats_rows import to_sample
+from prism_lite.data.checks.check import CheckRules, check
+from prism_lite.data.checks.rules import defects_of
+from prism_lite.data.formats.base import RawRow, RowError
+from prism_lite.data.formats.build import to_sample
+from prism_lite.data.formats.detect import detect
+from prism_lite.data.formats.pictures import PictureRules
 from prism_lite.types import Sample
 
 NUM_EXAMPLES = int(os.environ.get("PRISM_FUZZ_ROWS", "300"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from data_rows import QUESTION, ROW, STUDENT, TRIPLE, png, write_jsonl
 
-from prism_lite.data.formats import FileError, RowError, load_samples, render_sample
+from prism_lite.data.formats.load import FileError, RowError, load_samples, render_sample
 from prism_lite.types import Sample, Turn
 
 
@@ -161,7 +161,7 @@ class TestFile:
         assert text.endswith("... (2000 characters)")
 
     def test_json_array_in_small_pieces(self, folder, monkeypatch):
-        monkeypatch.setattr("prism_lite.data.formats_text._CHUNK_CHARACTERS", 7)
+        monkeypatch.setattr("prism_lite.data.formats.text._CHUNK_CHARACTERS", 7)
         path = folder / "x.json"
         path.write_text(
             " [" + ",\n".join(json.dumps({**ROW, "answer": i}) for i in range(9)) + " ] "

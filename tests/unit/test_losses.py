@@ -7,17 +7,15 @@ import math
 import pytest
 import torch
 
-from prism_lite import full_kl
-from prism_lite.full_kl import vocabulary_kl
-from prism_lite.losses import (
+from prism_lite.discriminator.losses import bradley_terry_loss, cap_scores, rank_spread_penalty
+from prism_lite.policy import full_kl
+from prism_lite.policy.full_kl import vocabulary_kl
+from prism_lite.policy.losses import (
     BatchSize,
     LossInputs,
     PolicyLossConfig,
-    bradley_terry_loss,
-    cap_scores,
     dpo_loss,
     policy_loss,
-    rank_spread_penalty,
     token_kl,
 )
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from prism_lite.muon import Muon, orthogonalise
-from prism_lite.stages import base
+from prism_lite.digits import base_model
+from prism_lite.digits.muon import Muon, orthogonalise
 from tests.micro import micro_recipe
 
 
@@ -68,12 +68,12 @@ def test_training_the_base_again_gives_the_same_bytes(tmp_path, micro_cache):
     for number in range(2):
         torch.manual_seed(100 + number)
         folder = tmp_path / str(number)
-        base.train_tiny_base(config.tiny, config.data.digits, folder)
+        base_model.train_tiny_base(config.tiny, config.data.digits, folder)
         found.append((folder / "model.safetensors").read_bytes())
         assert torch.initial_seed() == 100 + number, "the caller's generator is not touched"
     assert found[0] == found[1]
     other = micro_recipe(tiny__steps=3, tiny__vision_steps=3, tiny__seed=1)
-    base.train_tiny_base(other.tiny, other.data.digits, tmp_path / "other")
+    base_model.train_tiny_base(other.tiny, other.data.digits, tmp_path / "other")
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("0", "other"))
     assert any(not torch.equal(first[k], second[k]) for k in first)
 
@@ -87,14 +87,14 @@ def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
         started.wait(5)
         (folder / "model.safetensors").write_bytes(b"weights")
 
-    monkeypatch.setattr(base, "train_tiny_base", train)
+    monkeypatch.setattr(base_model, "train_tiny_base", train)
     config = micro_recipe()
     started = threading.Event()
     folders = []
     threads = [
         threading.Thread(
             target=lambda: folders.append(
-                base.tiny_base(config.tiny, config.data.digits, cache=tmp_path)
+                base_model.tiny_base(config.tiny, config.data.digits, cache=tmp_path)
             )
         )
         for _ in range(2)
@@ -112,13 +112,14 @@ def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
 def test_the_tower_tells_places_apart(tmp_path):
     """The position embedding must not drown in the patches': the order of digits depends on it."""
     config = micro_recipe(tiny__steps=1, tiny__vision_steps=30)
-    base.train_tiny_base(config.tiny, config.data.digits, tmp_path)
+    base_model.train_tiny_base(config.tiny, config.data.digits, tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     tower = model.model.visual
     with torch.no_grad():
-        patches = tower.patch_embed(base.strip_pixels((5, 7), None))
+        patches = tower.patch_embed(base_model.strip_pixels((5, 7), None))
         first, second = (
-            base._strip_features(model, [strip], None)[0].merged_ND for strip in ((5, 7), (7, 5))
+            base_model._strip_features(model, [strip], None)[0].merged_ND
+            for strip in ((5, 7), (7, 5))
         )
     assert tower.pos_embed.weight.std() > 0.2 * patches.std()
     assert (first[0] - second[1]).norm() > 0.1 * first[0].norm()  # picture 5, left and right
@@ -131,7 +132,7 @@ def test_the_lessons_leave_the_tower_as_it_was_schooled(tmp_path):
         config = micro_recipe(tiny__steps=steps, tiny__vision_steps=2)
         folder = tmp_path / str(steps)
         folder.mkdir()
-        base.train_tiny_base(config.tiny, config.data.digits, folder)
+        base_model.train_tiny_base(config.tiny, config.data.digits, folder)
         tensors = load_file(folder / "model.safetensors")
         towers.append({name: t for name, t in tensors.items() if "visual" in name})
     assert towers[0] and all(torch.equal(towers[1][name], t) for name, t in towers[0].items())

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from prism_lite.config import OptimConfig, SamplingConfig
-from prism_lite.game import Judged, discriminator_step
-from prism_lite.logprobs import pack_logprobs
-from prism_lite.losses import PolicyLossConfig
-from prism_lite.models.discriminator import Discriminator
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.models.optim import make_optimizer
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.optim import make_optimizer
 from prism_lite.parts import Parts
-from prism_lite.policy import update_policy
-from prism_lite.rollouts import sample_groups
+from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.policy.step import update_policy
+from prism_lite.sampling.rollouts import sample_groups
 from tests.kernels.watch import Allocations
 from tests.micro import fill_adapter, micro_recipe
 

@@ -11,7 +11,7 @@ import torch
 
 from prism_lite import seeding
 from prism_lite.config import OptimConfig
-from prism_lite.optim import learning_rate_at, make_optimizer, optimizer_step
+from prism_lite.models.optim import learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.seeding import batch_at, generator_for, seed_of
 
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
-from prism_lite.logprobs import pack_logprobs
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.models.tree_attention import choose_kind, tree_mask
+from prism_lite.policy.logprobs import pack_logprobs
 from prism_lite.types import Picture, Sample, Turn
 
 SYSTEM = "Reply with caption, think and answer."

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from prism_lite.config import OptimConfig
-from prism_lite.logprobs import pack_logprobs
 from prism_lite.models import placement
+from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.optim import make_optimizer, optimizer_step
+from prism_lite.policy.logprobs import pack_logprobs
 from tests.micro import fill_adapter
 
 

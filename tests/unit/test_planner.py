@@ -10,15 +10,15 @@ import contextlib
 import pytest
 import torch
 
+from prism_lite.digits.base_model import base_folder
 from prism_lite.models.backbone import load_backbone
-from prism_lite.pipeline import base_folder
-from prism_lite.planner import host
+from prism_lite.planner import cpu_memory
 from prism_lite.planner.architectures import architecture_of
-from prism_lite.planner.host import beside_card
-from prism_lite.planner.memory import build_memory, fill_caches, settle
-from prism_lite.planner.phases import run_phase
-from prism_lite.planner.run import full_depth, simulate_phase, simulate_regions
-from prism_lite.planner.stand_in import tensors_of
+from prism_lite.planner.cpu_memory import beside_card
+from prism_lite.planner.fake_backbone import tensors_of
+from prism_lite.planner.resident import build_memory, fill_caches, settle
+from prism_lite.planner.simulate_phase import full_depth, simulate_phase, simulate_regions
+from prism_lite.planner.steps import run_phase
 from prism_lite.planner.tracker import Tracker, Watch
 from prism_lite.planner.workload import PHASES, Workload
 from tests.micro import micro_recipe
@@ -101,7 +101,7 @@ def test_what_waits_on_the_cpu_agrees_with_the_real_step_to_the_byte(
     micro_cache, monkeypatch, stage, phase
 ):
     """Checkpoints, vision tower and optimizer states: on neither side are they on the card."""
-    monkeypatch.setattr(host, "PAGED_FROM", 200)  # the micro adapters are small
+    monkeypatch.setattr(cpu_memory, "PAGED_FROM", 200)  # the micro adapters are small
     plain = small_recipe(
         sft__optim__name="adamw8bit", align__optim__name="adamw8bit",
         discriminator__optim__name="adamw8bit",

@@ -16,15 +16,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen3VLForConditionalGeneration
 
 from prism_lite.__main__ import main
-from prism_lite.pipeline import base_folder
-from prism_lite.planner import host, moves, plan, search
+from prism_lite.digits.base_model import base_folder
+from prism_lite.planner import cpu_memory, offload, search
 from prism_lite.planner.architectures import architecture_of
+from prism_lite.planner.cards import card_of
 from prism_lite.planner.extrapolate import Depth
-from prism_lite.planner.hardware import card_of
-from prism_lite.planner.planning import Plan, StagePlan, with_settings
-from prism_lite.planner.run import Simulated, simulate_regions
-from prism_lite.planner.simulate import Simulation
-from prism_lite.planner.stand_in import StandInLinear4bit
+from prism_lite.planner.fake_backbone import StandInLinear4bit
+from prism_lite.planner.fake_tensors import Simulation
+from prism_lite.planner.plan import Plan, StagePlan, plan, with_settings
+from prism_lite.planner.simulate_phase import Simulated, simulate_regions
 from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker, Watch
 from prism_lite.recipe import RECIPES, load_recipe, recipe_names
 from tests.micro import micro_recipe
@@ -164,7 +164,7 @@ def test_tower_and_embeddings_on_the_cpu_are_off_the_card():
 def test_paged_states_are_off_the_card_from_the_size_that_bitsandbytes_pages():
     """4 layers of the 4B with rank 16: only gate.B, up.B and down.A have 100,000 entries."""
     assert "p.numel() < 1e5" in inspect.getsource(bnb.optim.optimizer.Optimizer8bit)
-    assert host.PAGED_FROM == 100_000
+    assert cpu_memory.PAGED_FROM == 100_000
     name = "Qwen/Qwen3-VL-4B-Instruct"
     paged = head_of(settings_of(model__name=name), 4)
     kept = head_of(settings_of(model__name=name, sft__optim__name="adamw8bit"), 4)
@@ -188,7 +188,7 @@ def pretend_need(monkeypatch, need):
         return need(config, (stage, phase))
 
     monkeypatch.setattr(search, "plan_phase", plan_phase)
-    monkeypatch.setattr(moves, "plan_phase", plan_phase)
+    monkeypatch.setattr(offload, "plan_phase", plan_phase)
     return asked
 
 
@@ -267,7 +267,7 @@ def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
         return 12 - 2 * model.offload_checkpoints - 1.5 * model.embeddings_on_cpu
 
     asked = pretend_need(monkeypatch, need)
-    found = moves.what_to_move(config, made_plan(12.0))
+    found = offload.what_to_move(config, made_plan(12.0))
     assert [(item.settings, item.saved_gib, item.peak_gib, item.fits) for item in found] == [
         ("model.offload_checkpoints=true", 2.0, 10.0, False),
         ("model.embeddings_on_cpu=true", 1.5, 10.5, False),
@@ -275,9 +275,9 @@ def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
         ("all of these", 3.5, 8.5, True),
     ]
     assert len(asked) == 4
-    assert moves.what_to_move(config, made_plan(8.0)) == []
+    assert offload.what_to_move(config, made_plan(8.0)) == []
     tied = load_recipe("rtx4090-4b", {"rlvr.optim.name": "adamw"})
-    names = [item.settings for item in moves.what_to_move(tied, made_plan(12.0))]
+    names = [item.settings for item in offload.what_to_move(tied, made_plan(12.0))]
     assert names == [
         "model.offload_checkpoints=true",
         "model.vision_on_cpu=true",

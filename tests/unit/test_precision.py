@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from prism_lite.config import ModelConfig, OptimConfig, SamplingConfig
-from prism_lite.logprobs import pack_logprobs
-from prism_lite.models import decoder
+from prism_lite.models.device import Card, card_of, choose_precision, has_native_bfloat16
+from prism_lite.models.optim import make_optimizer, mean_of, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.optim import make_optimizer, mean_of, optimizer_step
-from prism_lite.precision import Card, card_of, choose_precision, has_native_bfloat16
-from prism_lite.rollouts import sample_groups
+from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.sampling import decoder
+from prism_lite.sampling.rollouts import sample_groups
 from tests.micro import fill_adapter
 
 T4 = Card("Tesla T4", (7, 5), 14.7)

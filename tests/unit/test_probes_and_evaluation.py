@@ -12,9 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from prism_lite.evaluate import evaluate, interval95
-from prism_lite.models.discriminator import Discriminator
-from prism_lite.probes import (
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.probes import (
     area_under_roc,
     artefact_auc,
     first_wins,
@@ -22,6 +21,7 @@ from prism_lite.probes import (
     grounding_probe,
     pair_scores,
 )
+from prism_lite.stages.evaluate import evaluate, interval95
 from tests.micro import micro_recipe
 
 
@@ -140,7 +140,7 @@ def test_evaluation_counts_what_was_sampled(backbone, task):
     """The figures again, from the rollouts themselves."""
     import dataclasses
 
-    from prism_lite.rollouts import sample_groups
+    from prism_lite.sampling.rollouts import sample_groups
 
     config = micro_recipe(sampling__temperature=0.3)
     figures = evaluate(backbone, task, config)
@@ -183,7 +183,7 @@ def test_the_probe_of_a_reasoning_that_sees_the_caption_differs_in_the_reasoning
         seen.append(pairs)
         return torch.zeros(len(pairs), 2, 2)
 
-    monkeypatch.setattr("prism_lite.probes.pair_scores", look)
+    monkeypatch.setattr("prism_lite.discriminator.probes.pair_scores", look)
     grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
     perception, reasoning = seen
     assert all(a.caption != b.caption for _, a, b in perception)

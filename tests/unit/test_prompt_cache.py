@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from prism_lite.losses import cap_scores
+from prism_lite.discriminator.losses import cap_scores
 from prism_lite.models.backbone import TRUNK
 from prism_lite.models.packing import Tree, pack_trees
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken

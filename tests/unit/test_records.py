@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from prism_lite import parts
-from prism_lite.checkpoint import Trained
-from prism_lite.records import reward_metrics, rollout_metrics
-from prism_lite.run_folder import open_run
+from prism_lite.runs.checkpoint import Trained
+from prism_lite.runs.folder import open_run
+from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics
 from prism_lite.types import FinishReason, Group, Rollout, Sample, Turn
 from tests.micro import micro_recipe
 

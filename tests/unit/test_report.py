@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from prism_lite.report import results_table
+from prism_lite.runs.report import results_table
 
 FIGURES = {
     "accuracy": 0.5586,

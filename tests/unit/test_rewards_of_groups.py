@@ -9,9 +9,9 @@ import torch
 
 from prism_lite import parts
 from prism_lite.config import JudgeConfig, RlvrConfig
-from prism_lite.rewards import of_groups
+from prism_lite.rewards import group_rewards
+from prism_lite.rewards.group_rewards import further_rewards, group_accuracy, verifiable_rewards
 from prism_lite.rewards.judge import judge_reward
-from prism_lite.rewards.of_groups import further_rewards, group_accuracy, verifiable_rewards
 from prism_lite.types import Group, Rollout, Sample, Turn
 
 GOOD = "<caption>two digits</caption><think>3 and 7</think><answer>{}</answer>"
@@ -49,7 +49,7 @@ def test_further_rewards_only_where_they_have_a_weight(monkeypatch):
         asked.append(body["messages"][0]["content"])
         return {"choices": [{"message": {"content": "yes"}}]}
 
-    monkeypatch.setattr(of_groups, "judge_reward", functools.partial(judge_reward, post=post))
+    monkeypatch.setattr(group_rewards, "judge_reward", functools.partial(judge_reward, post=post))
     box = group(
         "[0, 0, 10, 10]",
         rollout(GOOD.format("[0, 0, 10, 5]")),

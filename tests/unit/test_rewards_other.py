@@ -7,10 +7,10 @@ import json
 import pytest
 
 from prism_lite.config import JudgeConfig
-from prism_lite.rewards import guards
 from prism_lite.rewards.boxes import boxes_score, iou, iou_reward, parse_boxes
 from prism_lite.rewards.judge import ask_judge, judge_reward
 from prism_lite.rewards.ocr import edit_distance, edit_similarity, ocr_reward
+from prism_lite.stages import guards
 
 
 def _completion(answer: str) -> str:

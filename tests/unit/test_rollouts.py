@@ -11,7 +11,7 @@ from prism_lite.config import SamplingConfig
 from prism_lite.models.backbone import SUPPRESSED_TOKENS
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.rollouts import rows_that_fit, sample_groups, split_jobs
+from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_jobs
 from tests.micro import fill_adapter
 
 GREEDY = SamplingConfig(temperature=0.0, max_completion_tokens=24)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prism_lite.data.formats import load_samples
+from prism_lite.data.formats.load import load_samples
 from prism_lite.data.task import load_task, without_samples
 from prism_lite.parts import Parts
-from prism_lite.reading import read_prompts
-from prism_lite.stages.draws import _not_seen
+from prism_lite.stages.preflight import read_prompts
 from prism_lite.stages.replay import Replay
+from prism_lite.stages.rollout_batches import _not_seen
 from prism_lite.types import Group, Rollout, Sample, Turn
 from tests.file_rows import COLUMNS, files_recipe, make_rows, write_rows
 from tests.micro import quiet_console

@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 )
 
 from prism_lite.config import SamplingConfig
-from prism_lite.sampling import BLOCK, draw_tokens
+from prism_lite.sampling.draw import BLOCK, draw_tokens
 
 LOGITS_V = torch.tensor([0.3, -1.0, 2.0, 0.0, -torch.inf, 1.0, -0.5, 0.9])  # token 4: suppressed
 # 99.9 % quantiles of chi-square, by degrees of freedom

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prism_lite.run_folder import open_run
-from prism_lite.trackers import check_trackers, flat_settings
+from prism_lite.runs.folder import open_run
+from prism_lite.runs.trackers import check_trackers, flat_settings
 from tests.micro import micro_recipe, quiet_console
 
 

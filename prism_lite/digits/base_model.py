@@ -1,0 +1,276 @@
+"""Stage 0 of the embedded task: train the tiny Qwen3-VL from scratch, once, and keep it.
+
+Two steps: the vision tower learns to name single digits and their places (its merged tokens against
+the digits' word embeddings) and is then kept; the decoder learns the lessons of `digits/lessons.py`.
+This is the only place that trains full weights; everything after it is LoRA on a frozen, quantised
+backbone.
+
+Shape letters: S digits of all strips, N reply tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from rich.progress import Progress
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from prism_lite.config import DigitsConfig, RunConfig, TinyConfig
+from prism_lite.digits import lessons as lessons_module
+from prism_lite.digits import task as digits
+from prism_lite.digits import tiny_qwen, wording
+from prism_lite.digits.lessons import Lesson, make_lesson
+from prism_lite.digits.muon import Muon
+from prism_lite.digits.task import DIGIT_PIXELS, HELDOUT_FROM, digit_images
+from prism_lite.files import cache_folder
+from prism_lite.models import processor, prompts
+from prism_lite.models.backbone import use_linear_patch_embedding
+from prism_lite.models.packing import Tree, forward_pack, pack_trees
+from prism_lite.models.vision import PictureFeatures, by_picture
+from prism_lite.types import Picture, Sample, Turn
+
+CORPUS_LESSONS = 3000  # the tokenizer's training text
+SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
+# The patches' embedding sums 1,536 pixels that rise and fall together: at the common rate it outgrew the
+# position embedding a hundredfold, the tower could not tell places apart, and order was read by luck.
+PATCH_RATE = 1 / 30
+POSITION_STD = 0.5
+EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
+
+
+def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
+    """The folder of the tiny base model, trained first if it is not cached.
+
+    The cache name is a hash of every setting and of the source files that make the model, so a changed
+    setting or program never meets an old model. The folder is an ordinary transformers one.
+
+    Args:
+        cache: where cached models lie; default `$PRISM_LITE_CACHE` or `~/.cache/prism_lite`.
+    """
+    folder = tiny_base_folder(config, task, cache=cache)
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Two runs started together: one trains, the other waits for it and takes the same base.
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
+        try:
+            train_tiny_base(config, task, unfinished)
+            os.replace(unfinished, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
+    """Where the base of these settings lies once it is trained; it may not be there yet."""
+    return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
+
+
+def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny base, learned from lessons; the same settings give the same one."""
+    return tiny_qwen.build_tokenizer(_corpus(task), config.vocab_size)
+
+
+def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
+    """Train the tiny base and write model, tokenizer and processor to `folder`."""
+    tokenizer = tiny_tokenizer(config, task)
+    model = tiny_qwen.build_model(config, tokenizer)
+    use_linear_patch_embedding(model)
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
+        model.model.visual.pos_embed.weight.mul_(POSITION_STD / 0.02)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
+        torch.manual_seed(config.seed)  # the place head's start comes from the global generator
+        _train_vision(model, tokenizer, config, task, generator, progress)
+        _train_lessons(model, tokenizer, config, task, generator, progress)
+    model.save_pretrained(folder)
+    tiny_qwen.build_processor(tokenizer).save_pretrained(folder)
+
+
+def _train_vision(
+    model: Any,
+    tokenizer: Any,
+    config: TinyConfig,
+    task: DigitsConfig,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    """Digits and their places, read off the merged visual tokens."""
+    digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
+    names_10D = model.get_input_embeddings().weight.detach()[digit_ids]
+    place_head = nn.Linear(config.hidden_size, task.max_digits)
+    named = dict(model.model.visual.named_parameters())
+    patches = [p for name, p in named.items() if "patch_embed" in name]
+    others = [p for name, p in named.items() if "patch_embed" not in name]
+    others += place_head.parameters()
+    parameters = [*patches, *others]
+    optimizer = torch.optim.AdamW([{"params": patches}, {"params": others}], weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [3e-3 * PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
+    )
+    _, labels = digit_images()
+    rng = Random(f"vision {config.seed}")
+    for _ in progress.track(range(config.vision_steps), description="tiny base: vision"):
+        strips = [
+            tuple(
+                rng.randrange(HELDOUT_FROM)
+                for _ in range(rng.randint(task.min_digits, task.max_digits))
+            )
+            for _ in range(32)
+        ]
+        merged_SD = torch.cat([f.merged_ND for f in _strip_features(model, strips, generator)])
+        digit_S = torch.tensor([int(labels[i]) for strip in strips for i in strip])
+        place_S = torch.tensor([place for strip in strips for place in range(len(strip))])
+        loss = F.cross_entropy(4 * merged_SD @ names_10D.T, digit_S)
+        loss = loss + 0.3 * F.cross_entropy(place_head(merged_SD), place_S)
+        _update(loss, parameters, [optimizer], [schedule])
+
+
+def _train_lessons(
+    model: Any,
+    tokenizer: Any,
+    config: TinyConfig,
+    task: DigitsConfig,
+    generator: torch.Generator,
+    progress: Progress,
+) -> None:
+    """Next-token loss on the replies; Muon for the decoder's matrices, AdamW for the rest."""
+    model.train()
+    model.model.visual.requires_grad_(False)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
+    others = [p for name, p in named.items() if not (p.ndim == 2 and "layers" in name)]
+    optimizers = [
+        Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _trapezoid(s, max(config.steps, 1)))
+        for optimizer in optimizers
+    ]
+    image_processor = tiny_qwen.build_processor(tokenizer)
+    end_id = tokenizer.convert_tokens_to_ids(tiny_qwen.END)
+    rng = Random(f"lessons {config.seed}")
+    for _ in progress.track(range(config.steps), description="tiny base: lessons"):
+        lessons = [make_lesson(task, rng) for _ in range(config.batch_size)]
+        trees = [
+            Tree(
+                _lesson_prompt(model, image_processor, lesson),
+                tuple(
+                    torch.tensor([*tokenizer(reply)["input_ids"], end_id])
+                    for reply in lesson.replies
+                ),
+            )
+            for lesson in lessons
+        ]
+        pack = pack_trees(trees)
+        strips = [lesson.picture for lesson in lessons if lesson.picture]
+        with torch.no_grad():  # schooled, and kept: the lessons' rates would ruin it
+            features = _strip_features(model, strips, generator)
+        hidden_FD = forward_pack(model, pack, features)
+        logits_NV = model.lm_head(hidden_FD[pack.predictor_N])
+        _update(F.cross_entropy(logits_NV, pack.target_N), [*named.values()], optimizers, schedules)
+    model.eval()
+
+
+def _trapezoid(step: int, num_steps: int) -> float:
+    """Twenty steps up, flat, the second half linearly down to 2 %."""
+    return min(1.0, (step + 1) / 20) * min(1.0, max(0.02, 2 * (num_steps - step) / num_steps))
+
+
+def _update(loss: Tensor, parameters: list[Tensor], optimizers: list[Any], schedules: list[Any]):
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        optimizer.step()
+        schedule.step()
+
+
+def _lesson_prompt(model: Any, image_processor: Any, lesson: Lesson) -> prompts.Prompt:
+    pictures = (Picture("strip", digits.strip_image(lesson.picture)),) if lesson.picture else ()
+    return prompts.encode_prompt(
+        Sample("lesson", (Turn("user", lesson.question),), pictures),
+        processor=image_processor,
+        rope_index=model.model.get_rope_index,
+        system_prompt=lesson.system,
+        max_tokens=4096,
+    )
+
+
+def _strip_features(
+    model: Any, strips: list[tuple[int, ...]], generator: torch.Generator | None
+) -> list[PictureFeatures]:
+    """Features of strips straight from the digits' arrays: the image processor is the slow part."""
+    pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])
+    grid = torch.tensor([[1, 2, 2 * len(strip)] for strip in strips])
+    return by_picture(model.model.get_image_features(pixels, grid))
+
+
+def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Patches of a strip as the image processor lays them out; augmented if a generator is given.
+
+    Returns:
+        float32 [4 * digits, 3 * 2 * 16 * 16] in -1..1: 2 x 2 patches a digit, digit after digit.
+    """
+    images, _ = digit_images()
+    side, patch = DIGIT_PIXELS, processor.PATCH_PIXELS
+    pixels = torch.from_numpy(np.stack([images[i] for i in strip]).astype(np.float32))
+    pixels = (16 * pixels).clamp(max=255) / 127.5 - 1
+    pixels = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    if generator is not None:
+        padded = F.pad(pixels, (SHIFT_PIXELS,) * 4, value=-1.0)
+        shifts = torch.randint(0, 2 * SHIFT_PIXELS + 1, (len(strip), 2), generator=generator)
+        pixels = torch.stack(
+            [
+                digit[y : y + side, x : x + side]
+                for digit, (y, x) in zip(padded, shifts.tolist(), strict=True)
+            ]
+        )
+        contrast = 0.8 + 0.4 * torch.rand(len(strip), 1, 1, generator=generator)
+        pixels = ((pixels + 1) * contrast - 1).clamp(-1, 1)
+    patches = pixels.view(-1, 2, patch, 2, patch).permute(0, 1, 3, 2, 4).reshape(-1, 1, patch**2)
+    return patches.expand(-1, 6, -1).reshape(-1, 6 * patch**2)
+
+
+def _corpus(task: DigitsConfig) -> list[str]:
+    rng = Random("corpus")
+    lessons = [make_lesson(task, rng) for _ in range(CORPUS_LESSONS)]
+    return [
+        text for lesson in lessons for text in (lesson.system, lesson.question, *lesson.replies)
+    ]
+
+
+def _fingerprint(config: TinyConfig, task: DigitsConfig) -> str:
+    settings = [dataclasses.asdict(config), task.min_digits, task.max_digits, task.kinds]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for module in (digits, lessons_module, wording, processor, prompts, tiny_qwen):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def base_folder(config: RunConfig) -> str:
+    """Hub id or folder of the base model; the tiny one is trained on first use."""
+    if config.model.name != "tiny":
+        return config.model.name
+    return str(tiny_base(config.tiny, config.data.digits))

@@ -1,0 +1,153 @@
+"""The embedded task: strips of real handwritten digits with questions about them.
+
+Pictures: the 1,797 handwritten digits of UCI's optical recognition set (E. Alpaydin, C. Kaynak, 1998,
+CC BY 4.0; the 8 x 8 ones that scikit-learn ships), in `digits.npz` in their original order. That order
+keeps the thirteen writers together: each block starts with 0..9 three times over. Training pictures
+come from the first ten writers, held-out ones from the last three.
+
+Two sources of completions: `demonstration` is what a public data set would hold, with slips of reading
+and of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified exactly.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from prism_lite.config import DigitsConfig
+from prism_lite.digits import wording
+from prism_lite.digits.wording import DigitsFacts
+from prism_lite.parts import Parts
+from prism_lite.types import Picture, Sample, Turn
+
+Split = Literal["train", "heldout"]
+HELDOUT_FROM = 1415  # first picture of the eleventh writer
+DIGIT_PIXELS = 32  # one digit fills one visual token: 2 x 2 patches of 16 pixels
+ATTRIBUTION = "UCI Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1998), CC BY 4.0"
+
+
+@cache
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """All pictures and labels: uint8 [1797, 8, 8] in 0..16, uint8 [1797]."""
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as archive:
+        return archive["images"], archive["labels"]
+
+
+def strip_image(indices: tuple[int, ...]) -> Image.Image:
+    """The digits side by side, each enlarged to 32 x 32 pixels, white on black."""
+    images, _ = digit_images()
+    row = np.concatenate([images[i] for i in indices], axis=1)
+    pixels = np.kron(np.minimum(row.astype(np.uint16) * 16, 255), np.ones((4, 4))).astype(np.uint8)
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> list[Sample]:
+    """Draw prompts with gold answer, demonstration and teacher completion.
+
+    Args:
+        split: which writers' pictures.
+        num: how many samples.
+        seed: names the draw; the same name gives the same samples.
+    """
+    _, labels = digit_images()
+    pool = range(HELDOUT_FROM) if split == "train" else range(HELDOUT_FROM, len(labels))
+    rng = Random(f"digits {seed}")
+    samples = []
+    for row in range(num):
+        num_digits = rng.randint(config.min_digits, config.max_digits)
+        indices = tuple(rng.choice(pool) for _ in range(num_digits))
+        digits = tuple(int(labels[i]) for i in indices)
+        facts = DigitsFacts(digits, rng.choice(config.kinds), pivot=rng.randint(3, 6))
+        path = wording.steps(digits, facts)
+        samples.append(
+            Sample(
+                id=f"{split}-{seed}-{row}",
+                turns=(Turn("user", facts.question),),
+                pictures=(Picture("digits-" + "-".join(map(str, indices)), strip_image(indices)),),
+                answer=wording.answer_text(facts, path),
+                demonstration=_demonstrate(config, facts, rng).render(),
+                teacher=_teach(config, facts, rng).render(),
+                facts=facts,
+                source=f"digits {split} {row}",
+            )
+        )
+    return samples
+
+
+def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
+    """The same parts with one digit misread in the caption and one step slipped in the reasoning.
+
+    The grounding probe compares each corrupted part with its clean original; the wording stays.
+    """
+    facts: DigitsFacts = sample.facts
+    caption_style = _style_of(
+        parts.caption, wording.NUM_CAPTION_STYLES, facts, wording.caption_text
+    )
+    path = wording.steps(facts.digits, facts)
+    clean_thinks = [
+        wording.think_text(facts.digits, facts, path, style)
+        for style in range(wording.NUM_THINK_STYLES)
+    ]
+    assert caption_style is not None and parts.think in clean_thinks, "corrupt() needs clean parts"
+    wrong_path = wording.slip(facts.digits, facts, path, rng)
+    return Parts(
+        caption=wording.caption_text(wording.misread(facts.digits, rng), caption_style),
+        think=wording.think_text(facts.digits, facts, wrong_path, clean_thinks.index(parts.think)),
+        answer=wording.answer_text(facts, wrong_path),
+    )
+
+
+def clean_teacher(sample: Sample, config: DigitsConfig, rng: Random) -> Parts:
+    """A teacher completion without slips, in the teacher's mix of wordings."""
+    facts: DigitsFacts = sample.facts
+    return _write(
+        facts, 0.0, 0.0, config.teacher_caption_weights, config.teacher_think_weights, rng
+    )
+
+
+def _demonstrate(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
+    return _write(
+        facts,
+        config.demonstration_misread_rate,
+        config.demonstration_slip_rate,
+        config.demonstration_caption_weights,
+        config.demonstration_think_weights,
+        rng,
+    )
+
+
+def _teach(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
+    return _write(
+        facts,
+        config.teacher_misread_rate,
+        config.teacher_slip_rate,
+        config.teacher_caption_weights,
+        config.teacher_think_weights,
+        rng,
+    )
+
+
+def _write(
+    facts: DigitsFacts,
+    misread_rate: float,
+    slip_rate: float,
+    caption_weights: tuple[float, ...],
+    think_weights: tuple[float, ...],
+    rng: Random,
+) -> Parts:
+    caption_style = rng.choices(range(wording.NUM_CAPTION_STYLES), caption_weights)[0]
+    think_style = rng.choices(range(wording.NUM_THINK_STYLES), think_weights)[0]
+    seen = facts.digits if rng.random() >= misread_rate else wording.misread(facts.digits, rng)
+    path = wording.steps(seen, facts)
+    if rng.random() < slip_rate:
+        path = wording.slip(seen, facts, path, rng)
+    return wording.compose(seen, facts, path, caption_style, think_style)
+
+
+def _style_of(text: str, num_styles: int, facts: DigitsFacts, render) -> int | None:
+    return next((s for s in range(num_styles) if render(facts.digits, s) == text), None)

@@ -1,0 +1,38 @@
+"""The discriminator's loss terms and the cap of its scores.
+
+Shape letters: K pairs of parts, G rollouts of one group.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+def bradley_terry_loss(teacher_score_K: Tensor, student_score_K: Tensor) -> Tensor:
+    """Mean of -log sigmoid(teacher - student) over pairs of parts of the same prompt."""
+    return F.softplus(student_score_K - teacher_score_K).mean()
+
+
+def rank_spread_penalty(score_G: Tensor) -> Tensor:
+    """Squared Wasserstein-2 distance of a group's centred scores to unit Gaussian quantiles.
+
+    Bradley-Terry on a group is minimised by scores that collapse together, while the policy's
+    z-scores live on their spread: this keeps it.
+
+    Args:
+        score_G: float32 [G], at least two scores.
+
+    Source: GRGC as METHOD section 6 states it.
+    """
+    count = len(score_G)
+    assert count > 1
+    sorted_G = (score_G - score_G.mean()).sort().values
+    share_G = (torch.arange(count, device=score_G.device, dtype=score_G.dtype) + 0.5) / count
+    return (sorted_G - torch.special.ndtri(share_G)).square().mean()
+
+
+def cap_scores(raw: Tensor, cap: float) -> Tensor:
+    """Bound scores smoothly to (-cap, cap): cap * tanh(raw / cap). Its gradient never is zero."""
+    return cap * torch.tanh(raw / cap)

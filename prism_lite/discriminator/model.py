@@ -1,0 +1,255 @@
+"""The discriminator: LoRA experts and two score heads on the policy's own frozen backbone.
+
+Each adapted decoder layer gets E low-rank experts beside its frozen MLP, mixed by a router; they act
+on completion tokens only, so a prompt's states are those of the frozen trunk. A part is scored at
+one sentinel position behind it, the end token, the same for teacher and student. METHOD section 2.
+
+The likelihood features, mean and minimum token log-prob of the part under this language model with
+the picture in context, go into the head beside the hidden state: without them the discriminator
+learns the teacher's style and not what the picture shows (METHOD section 6).
+
+So those are computed once per prompt (prompt_cache.py), and a step forwards the parts' tokens only.
+No activation is kept below the first adapted layer: nothing there needs a gradient.
+
+Shape letters: B trees, F their tokens, N part tokens, M those of their bodies, R parts (branches),
+K completions, D hidden, E experts, r rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import triton_kernels as tk
+from prism_lite.config import DiscriminatorConfig
+from prism_lite.discriminator.losses import cap_scores
+from prism_lite.discriminator.part_tokens import PartTokens, part_tokens
+from prism_lite.discriminator.prompt_cache import PromptStateCache
+from prism_lite.files import to_json, write_text
+from prism_lite.models.backbone import Backbone
+from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
+from prism_lite.models.prompts import Prompt
+from prism_lite.parts import CAPTION, THINK, Parts
+from prism_lite.seeding import generator_for
+
+MAX_KEPT_TOKENS = 4096  # completions; about 8 KiB each at 1,000 tokens
+LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of K completions' parts, with their graph.
+
+    Attributes:
+        perception_K, reasoning_K: float32 [K], smoothly capped.
+        balance_loss: [], mean over the adapted layers; 1 when every expert gets its share.
+        router_entropy: [], nats, mean over tokens and layers of the routing weights' entropy.
+        load_E: [E], fraction of the assignments each expert received.
+    """
+
+    perception_K: Tensor
+    reasoning_K: Tensor
+    balance_loss: Tensor
+    router_entropy: Tensor
+    load_E: Tensor
+
+
+class ExpertLayer(nn.Module):
+    """Router and experts of one decoder layer; they begin as exactly nothing (B = 0)."""
+
+    def __init__(self, config: DiscriminatorConfig, hidden_size: int, generator: Any) -> None:
+        super().__init__()
+        num_experts = 1 if config.routing == "dense" else config.num_experts
+        self.A = nn.Parameter(
+            torch.randn(num_experts, config.rank, hidden_size, generator=generator)
+            / hidden_size**0.5
+        )
+        self.B = nn.Parameter(torch.zeros(num_experts, hidden_size, config.rank))
+        self.router = nn.Parameter(
+            torch.randn(num_experts, hidden_size, generator=generator) / hidden_size**0.5
+        )
+
+
+class Discriminator(nn.Module):
+    """Scores (prompt, caption) and (prompt, think + answer). Use inside role "discriminator"."""
+
+    def __init__(self, backbone: Backbone, config: DiscriminatorConfig, *, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        text_config = backbone.core.config.text_config
+        num_layers, hidden_size = text_config.num_hidden_layers, text_config.hidden_size
+        num_adapted = max(1, round(num_layers * min(config.adapted_fraction, 1.0)))
+        self.first_layer = num_layers - num_adapted
+        generator = generator_for(seed, "discriminator", "init")
+        self.experts = nn.ModuleList(
+            ExpertLayer(config, hidden_size, generator) for _ in range(num_adapted)
+        )
+        # The game begins from likelihood alone: a part the trunk finds likelier scores higher.
+        start = list(LIKELIHOOD_HEAD_START) if config.likelihood_features else []
+        head = torch.tensor([*[0.0] * hidden_size, *start])
+        self.perception_head = nn.Parameter(head.clone())
+        self.reasoning_head = nn.Parameter(head.clone())
+        self._tokens: dict[Parts, PartTokens] = {}
+        self.prompt_cache = PromptStateCache(int(config.prompt_cache_gib * 2**30))
+        self.to(backbone.device)
+
+    def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:
+        """Score every completion of every prompt in one forward (or few, of `max_pack_tokens`).
+
+        Args:
+            judged: prompts, each with the parts of its completions (teacher and students alike).
+
+        Returns:
+            Scores of all completions, prompt after prompt.
+        """
+        trees = [
+            Tree(
+                prompt,
+                tuple(
+                    branch
+                    for parts in completions
+                    for branch in self.part_tokens(backbone, parts).branches
+                ),
+            )
+            for prompt, completions in judged
+            if completions
+        ]
+        packs = split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2)
+        scored = [self._score_pack(backbone, pack) for pack in packs]
+        score_K2 = torch.cat([score_R for score_R, _ in scored]).view(-1, 2)
+        routings = [routing for _, layers in scored for routing in layers]
+        return Scores(
+            perception_K=score_K2[:, 0],
+            reasoning_K=score_K2[:, 1],
+            balance_loss=torch.stack([r.balance_loss for r in routings]).mean(),
+            router_entropy=torch.stack([_entropy(r.weights) for r in routings]).mean(),
+            load_E=torch.stack([r.load for r in routings]).mean(0),
+        )
+
+    def part_tokens(self, backbone: Backbone, parts: Parts) -> PartTokens:
+        """What is read of a completion; the latest ones are kept, teachers come again every epoch."""
+        if parts not in self._tokens:
+            if len(self._tokens) >= MAX_KEPT_TOKENS:
+                self._tokens.pop(next(iter(self._tokens)))
+            self._tokens[parts] = part_tokens(backbone, self.config, parts)
+        return self._tokens[parts]
+
+    def part_lengths(self, backbone: Backbone, side: Iterable[Parts]) -> tuple[int, ...]:
+        """Tokens of each part of some completions, uncut."""
+        return tuple(n for parts in side for n in self.part_tokens(backbone, parts).lengths)
+
+    def _score_pack(
+        self, backbone: Backbone, trees: Sequence[Tree]
+    ) -> tuple[Tensor, list[tk.Routing]]:
+        """Scores [R] of the branches (perception and reasoning by turns) and each layer's routing."""
+        pack = pack_trees(trees, without_prompts=True)
+        states = self.prompt_cache.states(backbone, pack.prompts)
+        with self._attached(backbone, pack) as routings:
+            hidden_FD = forward_branches(backbone.core, pack, states, attention=backbone.attention)
+        feature_RD = hidden_FD[pack.last_R.to(hidden_FD.device)].float()
+        if self.config.likelihood_features:
+            likelihood_R2 = self._likelihood_features(backbone, pack, hidden_FD)
+            feature_RD = torch.cat([feature_RD, likelihood_R2], 1)
+        head_2D = torch.stack([self.perception_head, self.reasoning_head])
+        channel_R = torch.arange(pack.num_branches, device=feature_RD.device) % 2
+        raw_R = (feature_RD * head_2D[channel_R]).sum(1)
+        return cap_scores(raw_R, self.config.score_cap), routings
+
+    def _likelihood_features(self, backbone: Backbone, pack: Pack, hidden_FD: Tensor) -> Tensor:
+        """Mean and minimum token log-prob [R, 2] of each part's body.
+
+        The sentinel is left out, and so is the opening tag: a think that follows the prompt without
+        its caption makes `<think>` the least likely token of every part, right or wrong.
+        """
+        device, num_opening = hidden_FD.device, self._num_opening_tokens(backbone)
+        body, start = [], 0
+        for number, length in enumerate(pack.branch_lengths):
+            body.append(torch.arange(start + num_opening[number % 2], start + length - 1))
+            start += length
+        branch_M = torch.arange(len(body)).repeat_interleave(torch.tensor([*map(len, body)]))
+        branch_M, body_M = branch_M.to(device), torch.cat(body)
+        logprob_M = tk.token_logprobs(
+            hidden_FD[pack.predictor_N[body_M].to(device)],
+            backbone.head_weight,
+            pack.target_N[body_M].to(device),
+        )
+        zeros_R = logprob_M.new_zeros(pack.num_branches)
+        count_R = zeros_R.index_add(0, branch_M, torch.ones_like(logprob_M))
+        mean_R = zeros_R.index_add(0, branch_M, logprob_M) / count_R
+        min_R = zeros_R.scatter_reduce(0, branch_M, logprob_M, "amin", include_self=False)
+        return torch.stack([mean_R, min_R], 1)
+
+    def _num_opening_tokens(self, backbone: Backbone) -> tuple[int, int]:
+        """Tokens of the opening tag of the perception and of the reasoning part."""
+        reasoning = CAPTION if self.config.reasoning_sees_caption else THINK
+        perception_C, reasoning_C = (
+            backbone.tokenize(f"<{name}>", end=False) for name in (CAPTION, reasoning)
+        )
+        return len(perception_C), len(reasoning_C)
+
+    @contextmanager
+    def _attached(self, backbone: Backbone, pack: Pack) -> Iterator[list[tk.Routing]]:
+        """Hook the experts onto the last layers' MLPs for one forward; collect the routings."""
+        first = pack.layout.first_branch_token
+        allowed_NE = self._allowed(pack).to(backbone.device)
+        routings: list[tk.Routing] = []
+        layers = backbone.core.model.language_model.layers[self.first_layer :]
+        handles = []
+        for layer, expert in zip(layers, self.experts, strict=True):
+
+            def add_experts(
+                _module: Any, args: Any, output_1FD: Tensor, expert: Any = expert
+            ) -> Tensor:
+                delta_ND, routing = self._mix(expert, args[0][0, first:], allowed_NE)
+                routings.append(routing)
+                changed_1ND = output_1FD[:, first:] + delta_ND.to(output_1FD.dtype)
+                return torch.cat([output_1FD[:, :first], changed_1ND], 1) if first else changed_1ND
+
+            handles.append(layer.mlp.register_forward_hook(add_experts))
+        try:
+            yield routings
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _mix(
+        self, expert: ExpertLayer, x_ND: Tensor, allowed_NE: Tensor
+    ) -> tuple[Tensor, tk.Routing]:
+        if self.config.routing == "dense":
+            ones_N1 = x_ND.new_ones(x_ND.shape[0], 1, dtype=torch.float32)
+            routing = tk.Routing(ones_N1, ones_N1.new_ones(1), ones_N1.new_ones(()))
+        else:
+            logits_NE = x_ND.float() @ expert.router.T
+            routing = tk.route_topk(logits_NE, self.config.top_k, allowed=allowed_NE)
+        A, B = expert.A.to(x_ND.dtype), expert.B.to(x_ND.dtype)
+        return tk.lora_experts(x_ND, A, B, routing.weights, scale=self.config.scale), routing
+
+    def _allowed(self, pack: Pack) -> Tensor:
+        """bool [N, E]: the experts each part token may use. Even branches are perception."""
+        num_experts = self.config.num_experts
+        if self.config.routing != "grouped":
+            return torch.ones(len(pack.own_N), num_experts, dtype=torch.bool)
+        is_reasoning_N1 = (pack.branch_N % 2 == 1)[:, None]
+        is_reasoning_expert_E = torch.arange(num_experts) >= num_experts // 2
+        return is_reasoning_N1 == is_reasoning_expert_E
+
+
+def _entropy(weights_NE: Tensor) -> Tensor:
+    return torch.special.entr(weights_NE.detach()).sum(1).mean()
+
+
+def save_discriminator(
+    folder: Path, tensors: Mapping[str, Tensor], config: DiscriminatorConfig
+) -> None:
+    """Safetensors and config.json of a discriminator."""
+    folder.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "discriminator.safetensors")
+    write_text(folder / "config.json", to_json(dataclasses.asdict(config)))

@@ -1,0 +1,223 @@
+"""Advantages: from scores or rewards of a group to one number per rollout, zero mean in the group.
+
+Shape letters: R rollouts (rows of one prompt adjacent), P prompts, G = R / P rollouts per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_lite.config import AlignMode, RewardCombination, RewardScale
+
+SPREAD_FLOOR = 1e-6  # a group whose values differ by less teaches nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """What a verifier says of R rollouts: the weighted reward, float32, and who is wrong, bool."""
+
+    reward_R: Tensor
+    is_wrong_R: Tensor
+
+
+def group_zscore(value_R: Tensor, *, group_size: int, counted_R: Tensor | None = None) -> Tensor:
+    """Standardise values within each group.
+
+    Args:
+        value_R: float32 [R], finite where counted.
+        group_size: G.
+        counted_R: bool [R], True for the rollouts that form mean and deviation and get a z-score;
+            the others get 0. Default: all.
+
+    Returns:
+        z_R: float32 [R]. A group without spread, or with fewer than two counted rollouts, gives
+        zeros. The deviation is the population's (divided by the count).
+
+    Raises:
+        ValueError: R is not a multiple of `group_size`, or a counted value is not finite.
+    """
+    num_rollouts = value_R.shape[0]
+    if num_rollouts % group_size:
+        raise ValueError(
+            f"{num_rollouts} rollouts cannot form groups of {group_size}: the last prompt lacks "
+            f"{-num_rollouts % group_size}."
+        )
+    counted_R = torch.ones_like(value_R, dtype=torch.bool) if counted_R is None else counted_R
+    if not value_R[counted_R].isfinite().all():
+        raise ValueError("a score or reward is not finite: find the rollout it belongs to first.")
+    counted_PG = counted_R.view(-1, group_size)
+    value_PG = torch.where(counted_PG, value_R.view(-1, group_size), 0.0)
+    count_P1 = counted_PG.sum(1, keepdim=True).clamp(min=1)
+    mean_P1 = value_PG.sum(1, keepdim=True) / count_P1
+    centred_PG = torch.where(counted_PG, value_PG - mean_P1, 0.0)
+    deviation_P1 = (centred_PG.square().sum(1, keepdim=True) / count_P1).sqrt()
+    z_PG = torch.where(
+        deviation_P1 > SPREAD_FLOOR, centred_PG / deviation_P1.clamp(min=SPREAD_FLOOR), 0.0
+    )
+    return z_PG.flatten()
+
+
+def alignment_advantages(
+    perception_R: Tensor,
+    reasoning_R: Tensor,
+    *,
+    group_size: int,
+    well_formed_R: Tensor,
+    alpha: float = 0.5,
+    malformed_penalty: float = 1.5,
+    mode: AlignMode = "align",
+    verified: Verified | None = None,
+    weight: float = 1.0,
+    wrong_penalty: float = 1.0,
+) -> Tensor:
+    """Advantage of each rollout from the discriminator's two scores.
+
+    Each channel is standardised within the group over its well-formed rollouts only, A = alpha *
+    z_perception + (1 - alpha) * z_reasoning, 0 for a malformed one. With F = 1 for a malformed
+    rollout, W = 1 for a wrong one, g = (1 - F)(1 - W), Z the z-score within the group, c =
+    `weight`, pF = `malformed_penalty`, pW = `wrong_penalty` and r the verifiable reward, the modes
+    (those of the official code, by name) are
+
+    - align: A - pF F (the paper's; a malformed rollout's penalty is in units of the deviation of
+      the well-formed)
+    - acc_gate: c A - pW W - pF F
+    - gated: c A g - pW W - pF F
+    - rlvr: Z(r) + c A g
+    - rlvr_v2: Z(r - pW W - pF F) + c A g
+    - sign_align: Z((1 - F)(r - pW W) - pF F) + c A (1 - F)(1 - 2 W)
+
+    and then the group is centred.
+
+    Args:
+        perception_R, reasoning_R: float32 [R]; what a malformed rollout holds is not looked at.
+        group_size: G.
+        well_formed_R: bool [R].
+        alpha: weight of perception, 0 to 1.
+        verified: what the verifier says; needed by every mode but "align".
+
+    Returns:
+        advantage_R: float32 [R], zero mean in every group. Under "align" a group that is malformed
+        throughout gives zeros: it does not say which rollout is better.
+
+    Raises:
+        ValueError: see `group_zscore`; or alpha outside 0 to 1.
+
+    Source: METHOD section 3. The official code lets malformed rollouts into the statistics and
+    does not centre.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha = {alpha}, expected a weight from 0 to 1.")
+    z_perception_R = group_zscore(perception_R, group_size=group_size, counted_R=well_formed_R)
+    z_reasoning_R = group_zscore(reasoning_R, group_size=group_size, counted_R=well_formed_R)
+    aligned_R = alpha * z_perception_R + (1 - alpha) * z_reasoning_R
+    if mode == "align":
+        advantage_R = torch.where(well_formed_R, aligned_R, -malformed_penalty)
+        return center_groups(advantage_R, group_size=group_size)
+    assert verified is not None, f"mode {mode} needs the verifier's verdicts"
+    wrong_R, malformed_R = verified.is_wrong_R.float(), (~well_formed_R).float()
+    penalty_R = wrong_penalty * wrong_R + malformed_penalty * malformed_R
+    aligned_R = weight * aligned_R
+    gated_R = aligned_R * (1 - malformed_R) * (1 - wrong_R)
+
+    def zscore(value_R: Tensor) -> Tensor:
+        return group_zscore(value_R, group_size=group_size)
+
+    if mode == "acc_gate":
+        advantage_R = aligned_R - penalty_R
+    elif mode == "gated":
+        advantage_R = gated_R - penalty_R
+    elif mode == "rlvr":
+        advantage_R = zscore(verified.reward_R) + gated_R
+    elif mode == "rlvr_v2":
+        advantage_R = zscore(verified.reward_R - penalty_R) + gated_R
+    else:
+        assert mode == "sign_align"
+        reward_R = verified.reward_R - wrong_penalty * wrong_R
+        advantage_R = zscore((1 - malformed_R) * reward_R - malformed_penalty * malformed_R)
+        advantage_R = advantage_R + aligned_R * (1 - malformed_R) * (1 - 2 * wrong_R)
+    return center_groups(advantage_R, group_size=group_size)
+
+
+def debias_length(score_K: Tensor, num_tokens: Sequence[int], beta: float) -> Tensor:
+    """Scores less beta * log(1 + length of the part): what length alone earns is taken back."""
+    return score_K - beta * torch.tensor(num_tokens, dtype=score_K.dtype).log1p()
+
+
+def center_groups(advantage_R: Tensor, *, group_size: int) -> Tensor:
+    """Subtract each group's mean."""
+    advantage_PG = advantage_R.view(-1, group_size)
+    return (advantage_PG - advantage_PG.mean(1, keepdim=True)).flatten()
+
+
+def reward_advantages(
+    rewards: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    *,
+    group_size: int,
+    scale: RewardScale = "group",
+    combine: RewardCombination = "sum_then_normalize",
+) -> Tensor:
+    """RLVR's advantage of each rollout from its rewards.
+
+    sum_then_normalize: the weighted sum, less the group's mean; divided by the group's deviation
+    (GRPO, arXiv 2402.03300), the batch's, or nothing (Dr. GRPO, 2503.20783), as `scale` says.
+    normalize_then_sum: each reward standardised in its group, then the weighted sum divided by the
+    batch's deviation (GDPO, 2601.05242): a rare reward is not drowned by a frequent one.
+
+    Args:
+        rewards: by name, each float32 [R].
+        weights: by the same names.
+        group_size: G.
+
+    Returns:
+        advantage_R: float32 [R], zero mean in every group.
+
+    Raises:
+        ValueError: see `group_zscore`.
+    """
+    assert rewards.keys() == weights.keys()
+    if combine == "normalize_then_sum":
+        parts = {
+            name: group_zscore(value_R, group_size=group_size) for name, value_R in rewards.items()
+        }
+        return _batch_scaled(weighted_sum(parts, weights))
+    reward_R = weighted_sum(rewards, weights)
+    zscore_R = group_zscore(reward_R, group_size=group_size)  # also checks the values
+    if scale == "group":
+        return zscore_R
+    centred_R = center_groups(reward_R, group_size=group_size)
+    centred_R = torch.where(zscore_R == 0, 0.0, centred_R)  # no crumbs in groups without spread
+    return centred_R if scale == "none" else _batch_scaled(centred_R, reward_R)
+
+
+def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum of weight * value over the names, [R]."""
+    first, *others = (weights[name] * value_R for name, value_R in values.items())
+    return sum(others, start=first)
+
+
+def _batch_scaled(value_R: Tensor, of_R: Tensor | None = None) -> Tensor:
+    """Divided by the deviation of the batch (of `of_R` where given)."""
+    deviation = float((value_R if of_R is None else of_R).std(correction=0))
+    return value_R / deviation if deviation > SPREAD_FLOOR else torch.zeros_like(value_R)
+
+
+def soft_overlong(num_tokens: Sequence[int], *, max_tokens: int, buffer_tokens: int) -> Tensor:
+    """DAPO's soft penalty of long completions: 0 up to the buffer, then linear to -1 at the limit.
+
+    Args:
+        num_tokens: length of each completion.
+        max_tokens: the length limit.
+        buffer_tokens: how many tokens before the limit the penalty begins; at least 1.
+
+    Returns:
+        penalty_R: float32 [R], 0 to -1.
+
+    Source: equation 13 of arXiv 2503.14476.
+    """
+    length_R = torch.tensor(num_tokens, dtype=torch.float32)
+    return -((length_R - (max_tokens - buffer_tokens)) / buffer_tokens).clamp(0, 1)

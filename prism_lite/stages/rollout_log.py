@@ -1,0 +1,100 @@
+"""What is written of a batch of rollouts: metrics (TRL's names) and one record per rollout.
+
+Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from prism_lite.parts import Parts
+from prism_lite.policy.advantages import SPREAD_FLOOR
+from prism_lite.types import Group
+
+
+def rollout_metrics(groups: Sequence[Group], *, generated_s: float) -> dict[str, float]:
+    """Lengths, malformed rate, entropy and speed of sampling.
+
+    entropy, nats per token: of the distributions that the tokens were drawn from.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    terminated = [len(rollout.token_ids) for rollout in rollouts if rollout.finish == "end"]
+    entropy = sum(float(rollout.sampling_entropy_C.sum()) for rollout in rollouts)
+    return {
+        "num_tokens": sum(lengths),
+        "completions/mean_length": sum(lengths) / len(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": (len(rollouts) - len(terminated)) / len(rollouts),
+        **_terminated_metrics(terminated),
+        "malformed_rate": sum(not r.is_well_formed for r in rollouts) / len(rollouts),
+        "entropy": entropy / sum(lengths),
+        "gen_tokens_per_s": sum(lengths) / generated_s,
+    }
+
+
+def _terminated_metrics(lengths: Sequence[int]) -> dict[str, float]:
+    """Lengths of the completions that ended by themselves; nothing where none did."""
+    if not lengths:
+        return {}
+    return {
+        "completions/mean_terminated_length": sum(lengths) / len(lengths),
+        "completions/min_terminated_length": min(lengths),
+        "completions/max_terminated_length": max(lengths),
+    }
+
+
+def reward_metrics(
+    reward_R: Tensor, rewards: Mapping[str, Tensor], *, group_size: int
+) -> dict[str, float]:
+    """Mean reward, its spread within groups, how many groups have none; each reward's mean and std
+    over the batch. Deviations are the population's."""
+    deviation_P = reward_R.view(-1, group_size).std(1, correction=0)
+    return {
+        "reward": float(reward_R.mean()),
+        "reward_std": float(deviation_P.mean()),
+        "frac_reward_zero_std": float((deviation_P < SPREAD_FLOOR).float().mean()),
+        **{f"rewards/{name}/mean": float(value_R.mean()) for name, value_R in rewards.items()},
+        **{
+            f"rewards/{name}/std": float(value_R.std(correction=0))
+            for name, value_R in rewards.items()
+        },
+    }
+
+
+def rollout_records(
+    groups: Sequence[Group],
+    advantage_R: Tensor,
+    scores: Mapping[str, Tensor],
+    rewards: Mapping[str, Tensor],
+) -> list[dict[str, Any]]:
+    """One JSON-able record per rollout. A score exists only for well-formed rollouts."""
+    records = []
+    for group in groups:
+        for rollout in group.rollouts:
+            row = len(records)
+            record: dict[str, Any] = {
+                "prompt_id": group.sample.id,
+                "picture_ids": [picture.id for picture in group.sample.pictures],
+                "question": group.sample.question,
+                "completion": rollout.text,
+                "finish_reason": rollout.finish,
+                "advantage": round(float(advantage_R[row]), 6),
+                "rewards": {name: float(value_R[row]) for name, value_R in rewards.items()},
+            }
+            if isinstance(rollout.parts, Parts):
+                record["parts"] = {
+                    "caption": rollout.parts.caption,
+                    "think": rollout.parts.think,
+                    "answer": rollout.parts.answer,
+                }
+            else:
+                record["malformed"] = rollout.parts.reason
+            if rollout.is_well_formed and scores:
+                record["scores"] = {n: round(float(v[row]), 6) for n, v in scores.items()}
+            records.append(record)
+    return records
