@@ -53,11 +53,11 @@ def further_rewards(groups: Sequence[Group], config: RlvrConfig) -> dict[str, Te
     questions, texts = [sample.question for sample in samples], [r.text for r in rollouts]
     answers = [sample.answer for sample in samples]
     marks: dict[str, list[float | None]] = {}
-    if config.ocr_weight > 0:
+    if "ocr" in config.rewards:
         marks["ocr"] = ocr_reward(questions, list(texts), answer=answers)
-    if config.boxes_weight > 0:
+    if "boxes" in config.rewards:
         marks["boxes"] = iou_reward(questions, list(texts), boxes=answers)
-    if config.judge_weight > 0:
+    if "judge" in config.rewards:
         accepted: list[str | Sequence[str] | None] = [
             (s.answer, *s.accepted) if s.answer else None for s in samples
         ]
@@ -87,11 +87,4 @@ def verifiable_rewards(groups: Sequence[Group]) -> dict[str, Tensor]:
 
 def reward_weights(config: RlvrConfig) -> dict[str, float]:
     """Weight of each reward, by name; accuracy and format always, the others where they have one."""
-    weights = {"accuracy": config.accuracy_weight, "format": config.format_weight}
-    others = {
-        "ocr": config.ocr_weight,
-        "boxes": config.boxes_weight,
-        "judge": config.judge_weight,
-        "overlong": config.overlong_weight,
-    }
-    return weights | {name: weight for name, weight in others.items() if weight > 0}
+    return {"accuracy": 0.0, "format": 0.0} | dict(config.rewards)
