@@ -31,7 +31,7 @@ from prism_lite.stages.align import run_align
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
-from prism_lite.stages.preflight import _check_stages, read_prompts
+from prism_lite.stages.preflight import check_stages, read_prompts
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
@@ -82,7 +82,7 @@ def run(
     if config.data.task == "files":
         console.print("reading and checking the data")
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
-    _check_stages(config, Path(out), stages, task)
+    check_stages(config, Path(out), stages, task)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
@@ -91,7 +91,7 @@ def run(
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
-    _check_stages(config, Path(out), stages, task)  # rows may have been left out
+    check_stages(config, Path(out), stages, task)  # rows may have been left out
     with open_run(Path(out), config, console, backbone.device) as folder:
         _write_skipped(folder, task)
         context = Context(config, folder, backbone, task)

@@ -1,6 +1,6 @@
 """Log-probs of packed completions through `triton_kernels`: no [tokens, vocab] tensor is ever made.
 
-Shape letters as in packing.py: N branch tokens, F flat positions, D hidden size.
+Shape letters as in packing.py: N branch tokens, R branches, F flat positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ def predicted_logprobs_and_entropies(
     """Return `predicted_logprobs` and the entropy (float32 [N], nats) of each token's distribution."""
     inputs = _head_inputs(backbone, pack)
     return tk.token_logprobs(*inputs, temperature=temperature, return_entropy=True)
+
+
+def branch_sums(value_N: Tensor, pack: Pack) -> Tensor:
+    """Return the sum over the tokens of each branch of a pack, [R]."""
+    zero_R = value_N.new_zeros(pack.num_branches)
+    return zero_R.index_add(0, pack.branch_N.to(value_N.device), value_N)
 
 
 def _head_inputs(backbone: Backbone, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:

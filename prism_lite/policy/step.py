@@ -16,7 +16,11 @@ from prism_lite.config import KlKind, OptimConfig, PolicyLossConfig, SamplingCon
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import Optimizer, mean_of, optimizer_step
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
-from prism_lite.policy.logprobs import predicted_logprobs, predicted_logprobs_and_entropies
+from prism_lite.policy.logprobs import (
+    branch_sums,
+    predicted_logprobs,
+    predicted_logprobs_and_entropies,
+)
 from prism_lite.policy.losses import BatchSize, LossInputs, policy_loss, token_kl
 from prism_lite.types import Group
 
@@ -108,8 +112,7 @@ def rollout_kl(
         with backbone.role("reference"):
             reference_N = predicted_logprobs(backbone, pack, temperature=temperature)
         kl_N = token_kl(policy_N, reference_N, kind)
-        sum_R = torch.zeros(pack.num_branches, device=kl_N.device)
-        pack_kls.append(sum_R.index_add(0, pack.branch_N.to(kl_N.device), kl_N))
+        pack_kls.append(branch_sums(kl_N, pack))
     return torch.cat(pack_kls).cpu()
 
 

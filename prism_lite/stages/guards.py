@@ -1,8 +1,7 @@
-"""Guards: named alarms for the ways in which a reward is gamed or goes blind.
+"""Guards: named alarms for the ways in which a reward is exploited or stops carrying information.
 
-Pure functions over the completions, rewards or scores of one step. Each returns an Alarm or None;
-none changes a reward. The stage loop counts them in the metrics (`alarms/NAME`) and prints their
-text.
+Pure functions of the completions, rewards or scores of one step. Each returns an Alarm or None; none
+changes a reward. alarms.py logs and prints them.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from prism_lite import parts
 
 @dataclass(frozen=True)
 class Alarm:
-    """What was seen.
+    """A measured quantity that crossed its limit.
 
     Attributes:
         name: fixed, for the metrics: "length_collapse", "zero_spread_groups", ...
-        value: the measured quantity that crossed `limit`.
+        value: the quantity.
         limit: the threshold.
         message: one sentence with both and what to do.
     """
@@ -34,10 +33,15 @@ class Alarm:
     message: str
 
 
+def above_limit(name: str, value: float, limit: float, message: str) -> Alarm | None:
+    """Return an alarm if `value` is above `limit`."""
+    return Alarm(name, value, limit, message) if value > limit else None
+
+
 def length_collapse(
     num_tokens: Sequence[int], *, usual_num_tokens: float, min_share: float = 0.4
 ) -> Alarm | None:
-    """Completions far shorter than usual: the policy found that saying little pays.
+    """Check for completions far shorter than usual: the policy found that short answers pay.
 
     Args:
         num_tokens: lengths of this step's completions, in tokens.
@@ -54,15 +58,15 @@ def length_collapse(
         share,
         min_share,
         f"completions are {share:.0%} of their usual length ({usual_num_tokens:.0f} tokens), below "
-        f"{min_share:.0%}: read some rollouts; lower the learning rate or weigh the format reward "
-        "more.",
+        f"{min_share:.0%}: read some rollouts; lower the learning rate or increase the weight of the "
+        "format reward.",
     )
 
 
 def zero_spread_groups(
     rewards: Sequence[float], *, group_size: int, max_share: float = 0.7, tolerance: float = 1e-8
 ) -> Alarm | None:
-    """Too many groups whose rollouts all got the same reward: they teach nothing.
+    """Check for groups whose rollouts all got the same reward: the policy learns nothing from them.
 
     Args:
         rewards: R rewards, rows of one group adjacent.
@@ -76,21 +80,19 @@ def zero_spread_groups(
     _require_finite(rewards, "reward")
     if group_size < 1 or len(rewards) % group_size:
         raise ValueError(
-            f"{len(rewards)} rewards cannot form groups of {group_size}: pass whole groups."
+            f"{len(rewards)} rewards cannot form groups of {group_size}: pass complete groups."
         )
     if not rewards or group_size == 1:
         return None
     groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
     share = sum(max(group) - min(group) <= tolerance for group in groups) / len(groups)
-    if share <= max_share:
-        return None
-    return Alarm(
+    return above_limit(
         "zero_spread_groups",
         share,
         max_share,
         f"{share:.0%} of the groups have no spread in reward (limit {max_share:.0%}): the prompts "
-        "are too easy or too hard, or the reward is blind; turn on dynamic sampling or change the "
-        "data.",
+        "are too easy or too hard, or the reward does not tell completions apart; turn on dynamic "
+        "sampling or change the data.",
     )
 
 
@@ -98,9 +100,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def repeated_share(text: str, *, num_words: int = 4) -> float:
-    """Share of a text's word runs that occurred before in it: 0 for fresh text, near 1 for a loop.
+    """Return the share of a text's word runs that occurred in it before, near 1 for a loop.
 
-    Runs are `num_words` words or signs long. A text of fewer than twice that length has none.
+    Runs are `num_words` words or punctuation marks long. A text of fewer than twice that length has
+    none.
     """
     words = _WORD.findall(text)
     num_runs = len(words) - num_words + 1
@@ -113,7 +116,7 @@ def repeated_share(text: str, *, num_words: int = 4) -> float:
 def repeated_text(
     completions: Sequence[str], *, max_repeated: float = 0.5, max_share: float = 0.1
 ) -> Alarm | None:
-    """Too many completions that go round in circles.
+    """Check for completions that repeat themselves.
 
     Args:
         completions: decoded texts of one step.
@@ -123,9 +126,7 @@ def repeated_text(
     if not completions:
         return None
     share = sum(repeated_share(text) > max_repeated for text in completions) / len(completions)
-    if share <= max_share:
-        return None
-    return Alarm(
+    return above_limit(
         "repeated_text",
         share,
         max_share,
@@ -140,28 +141,24 @@ _ANSWER_CLAIM = re.compile(
 
 
 def answers_inside_think(completions: Sequence[str], *, max_share: float = 0.2) -> Alarm | None:
-    """Too many completions that announce their answer inside <think>, in tags, a box or "final
-    answer".
+    """Check for completions with an answer inside <think>: in tags, a box or as "final answer".
 
     The verifier reads the answer part alone, so this gains nothing; it shows that the policy drifts
-    from the format (or that the teacher's data has it).
+    from the format (or that the teacher's data does this).
 
     Args:
-        completions: decoded texts of one step; the think body is read also where the rest is
-            malformed.
+        completions: decoded texts of one step; the think body is also read in malformed ones.
         max_share: alarm above this share.
     """
     if not completions:
         return None
     share = sum(_claims_in_think(text) for text in completions) / len(completions)
-    if share <= max_share:
-        return None
-    return Alarm(
+    return above_limit(
         "answer_inside_think",
         share,
         max_share,
         f"{share:.0%} of the completions give their answer inside <think> (limit {max_share:.0%}): "
-        "check the teacher's completions for the same habit.",
+        "check whether the teacher's completions do the same.",
     )
 
 
@@ -176,12 +173,12 @@ def _claims_in_think(text: str) -> bool:
 def discriminator_saturation(
     scores: Sequence[float], *, cap: float, max_share: float = 0.5
 ) -> Alarm | None:
-    """Too many discriminator scores at their cap, where they have no slope.
+    """Check for discriminator scores at their cap, where their gradient vanishes.
 
     Args:
         scores: of teachers and students, as logits after the cap.
         cap: c of the smooth cap c * tanh(s / c); above 0.95 c its slope is below a tenth.
-        max_share: alarm when a larger share of the scores lies there.
+        max_share: alarm if a larger share of the scores is there.
 
     Raises:
         ValueError: a score is not finite.
@@ -190,14 +187,12 @@ def discriminator_saturation(
     if not scores:
         return None
     share = sum(abs(score) > 0.95 * cap for score in scores) / len(scores)
-    if share <= max_share:
-        return None
-    return Alarm(
+    return above_limit(
         "discriminator_saturation",
         share,
         max_share,
-        f"{share:.0%} of the scores lie at the cap of {cap:g} (limit {max_share:.0%}), where they "
-        "have no slope: lower the discriminator's learning rate.",
+        f"{share:.0%} of the scores are at the cap of {cap:g} (limit {max_share:.0%}), where their "
+        "gradient vanishes: lower the discriminator's learning rate.",
     )
 
 
@@ -207,8 +202,7 @@ def discriminator_too_strong(
     *,
     max_accuracy: float = 0.98,
 ) -> Alarm | None:
-    """The teacher wins nearly every pair: the students are told apart by something they cannot
-    mend.
+    """Check for a teacher that wins nearly every pair: what separates them may be out of reach.
 
     Args:
         teacher_scores: one per pair.
@@ -228,20 +222,16 @@ def discriminator_too_strong(
         return None
     pairs = zip(teacher_scores, student_scores, strict=True)
     accuracy = sum(teacher > student for teacher, student in pairs) / len(teacher_scores)
-    if accuracy <= max_accuracy:
-        return None
-    return Alarm(
+    return above_limit(
         "discriminator_too_strong",
         accuracy,
         max_accuracy,
         f"the teacher wins {accuracy:.1%} of the pairs (limit {max_accuracy:.0%}): look for an "
-        "artefact that gives teachers away, or slow the discriminator down.",
+        "artefact that reveals the teacher, or lower the discriminator's learning rate.",
     )
 
 
 def _require_finite(values: Sequence[float], name: str) -> None:
     for i, value in enumerate(values):
         if not math.isfinite(value):
-            raise ValueError(
-                f"{name} {i} is {value}: expected a finite number; find where it arose."
-            )
+            raise ValueError(f"{name} {i} is {value}, expected a finite number.")

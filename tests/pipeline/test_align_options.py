@@ -51,16 +51,6 @@ def test_a_mode_with_rewards_wants_answers_before_anything_is_loaded(task, tmp_p
         pipeline.run(micro_recipe(align__mode="rlvr"), tmp_path / "out", console=quiet_console())
 
 
-def test_length_debias_changes_the_advantage_and_not_the_recorded_score(play):
-    _, folder, _ = play(run_align, align__steps=1)
-    plain = read_jsonl(folder / "rollouts" / "align-0.jsonl")
-    _, folder, _ = play(run_align, align__steps=1, align__length_debias=5.0)
-    debiased = read_jsonl(folder / "rollouts" / "align-0.jsonl")
-    assert [r["completion"] for r in plain] == [r["completion"] for r in debiased]
-    assert [r.get("scores") for r in plain] == [r.get("scores") for r in debiased]
-    assert [r["advantage"] for r in plain] != [r["advantage"] for r in debiased]
-
-
 def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, tmp_path, task):
     """Stopped after two steps and run again: the same weights as in one go; without replay others."""
     options = {

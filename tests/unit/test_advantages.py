@@ -10,7 +10,6 @@ import torch
 from prism_lite.policy.advantages import (
     Verified,
     alignment_advantages,
-    debias_length,
     group_zscore,
     reward_advantages,
 )
@@ -298,9 +297,3 @@ def test_gdpo_standardises_each_reward_before_the_sum():
     deviation = math.sqrt(sum(v * v for v in sums) / 12)  # their mean is 0
     expected = torch.tensor([v / deviation for v in sums], dtype=torch.float64)
     torch.testing.assert_close(found_R, expected)
-
-
-def test_length_debias_takes_back_the_logarithm_of_the_length():
-    found_K = debias_length(torch.tensor([2.0, 2.0, 0.0]), [0, 99, 9], 0.5)
-    expected = [2.0, 2.0 - 0.5 * math.log(100), -0.5 * math.log(10)]
-    torch.testing.assert_close(found_K, torch.tensor(expected))
