@@ -57,9 +57,9 @@ def read_file(
         ValueError: the file cannot be read; or a row cannot, where data.on_bad_row is "error".
     """
     opened = load_samples(path, columns=data.columns or None, image_root=data.image_root)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=console is None
+        *bar, TimeElapsedColumn(), console=console, transient=True, disable=console is None
     ) as progress:
         stored = progress.track(opened.rows(), description=f"reading {path}")
         rows = [_raise_if_bad(sample, data) for _, sample in stored]
