@@ -1,7 +1,7 @@
 """One frozen Qwen3-VL, loaded once in NF4, and the roles it plays.
 
 policy: backbone + LoRA `policy`. reference: backbone + the adapter the stage started from, or none.
-discriminator: backbone + the frozen trunk adapter (METHOD: `discriminator.trunk`), experts attached by
+discriminator: backbone + the frozen trunk adapter (METHOD.md section 2), experts attached by
 `models/discriminator.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
 one adapter, or none, is ever active.
 """
