@@ -39,4 +39,4 @@ def woken(backbone, config=CONFIG):
 
 
 def prompts_of(backbone, task, num):
-    return [backbone.prompt(sample, task.system_prompt) for sample in task.align[:num]]
+    return [backbone.prompt(sample) for sample in task.align[:num]]

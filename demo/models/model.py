@@ -92,7 +92,6 @@ class Model:
             sampling=dataclasses.replace(
                 sampling, temperature=temperature, max_completion_tokens=limit
             ),
-            system_prompt=self.task.system_prompt,
             seed=("demo", seed),
         )
         token_ids: list[int] = []
@@ -129,12 +128,9 @@ class Model:
             [sample],
             group_size=group_size,
             sampling=self.config.sampling,
-            system_prompt=self.task.system_prompt,
             seed=("demo", seed),
         )
-        record = group_record(
-            backbone, self._loaded_discriminator(), group, self.task.system_prompt, self.config
-        )
+        record = group_record(backbone, self._loaded_discriminator(), group, self.config)
         return record | {"policy": stage, "discriminator": self.discriminator_stage}
 
     def _loaded_discriminator(self) -> Discriminator:

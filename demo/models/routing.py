@@ -30,7 +30,6 @@ def group_record(
     backbone: Backbone,
     discriminator: Discriminator,
     group: Group,
-    system_prompt: str,
     config: RunConfig,
 ) -> dict[str, Any]:
     """Scores, margins, advantages and routing of a group and its teacher, as plain values.
@@ -44,7 +43,7 @@ def group_record(
     teacher = parse(sample.teacher or "")
     if not isinstance(teacher, Parts):
         raise ValueError(f"{sample.id} has no teacher completion: choose another prompt.")
-    prompt = backbone.prompt(sample, system_prompt)
+    prompt = backbone.prompt(sample)
     judged = [
         (i, rollout.parts)
         for i, rollout in enumerate(group.rollouts)

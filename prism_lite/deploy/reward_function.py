@@ -74,7 +74,8 @@ def discriminator_reward(
             if isinstance(found, Parts):
                 pictures = images[row] if images is not None else image[row] if image else None
                 sample = to_sample(prompts[row], pictures)
-                judged.append((row, backbone.prompt(sample, content["system_prompt"]), found))
+                sample = sample.with_system_prompt(content["system_prompt"])
+                judged.append((row, backbone.prompt(sample), found))
         rewards: list[float | None] = [least] * len(completions)
         if judged:
             with torch.no_grad(), backbone.role("discriminator"):

@@ -209,10 +209,11 @@ def _update(loss: Tensor, parameters: list[Tensor], optimizers: list[Any], sched
 def _lesson_prompt(model: Any, image_processor: Any, lesson: Lesson) -> prompts.Prompt:
     pictures = (Picture("strip", digits.strip_image(lesson.picture)),) if lesson.picture else ()
     return prompts.encode_prompt(
-        Sample("lesson", (Turn("user", lesson.question),), pictures),
+        Sample("lesson", (Turn("user", lesson.question),), pictures).with_system_prompt(
+            lesson.system
+        ),
         processor=image_processor,
         rope_index=model.model.get_rope_index,
-        system_prompt=lesson.system,
         max_tokens=4096,
     )
 

@@ -38,7 +38,7 @@ from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
 from prism_lite.models.tree_attention import Kind, choose_kind
 from prism_lite.models.vision import VisionCache
-from prism_lite.types import Sample
+from prism_lite.types import Sample, Turn
 
 Role = Literal["policy", "reference", "discriminator"]
 POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
@@ -97,7 +97,7 @@ class Backbone:
             disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
-        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, tuple[Turn, ...]], Prompt] = OrderedDict()
         if model.gradient_checkpointing:
             enable_checkpointing(core, offload=model.offload_checkpoints)
 
@@ -176,13 +176,13 @@ class Backbone:
             self.peft.save_pretrained(parent, selected_adapters=[POLICY])
             shutil.copytree(Path(parent) / POLICY, folder, dirs_exist_ok=True)
 
-    def prompt(self, sample: Sample, system_prompt: str) -> Prompt:
+    def prompt(self, sample: Sample) -> Prompt:
         """The encoded prompt of a sample; the latest ones are kept.
 
         Raises:
             ValueError: see `encode_prompt`.
         """
-        key = sample.key
+        key = (sample.key, sample.turns)
         if key not in self._prompts:
             if len(self._prompts) >= MAX_CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
@@ -190,7 +190,6 @@ class Backbone:
                 sample,
                 processor=self.processor,
                 rope_index=self.core.model.get_rope_index,
-                system_prompt=system_prompt,
                 max_tokens=self.config.max_prompt_tokens,
             )
         return self._prompts[key]
@@ -280,10 +279,8 @@ def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
     )
 
 
-def encode_samples(
-    backbone: Backbone, samples: Sequence[Sample], system_prompt: str
-) -> list[Prompt]:
+def encode_samples(backbone: Backbone, samples: Sequence[Sample]) -> list[Prompt]:
     """Prompts of many samples, pictures encoded along the way."""
-    prompts = [backbone.prompt(sample, system_prompt) for sample in samples]
+    prompts = [backbone.prompt(sample) for sample in samples]
     backbone.vision.features([picture for prompt in prompts for picture in prompt.pictures])
     return prompts

@@ -47,7 +47,6 @@ def sample_groups(
     *,
     group_size: int,
     sampling: SamplingConfig,
-    system_prompt: str,
     seed: tuple[object, ...],
 ) -> list[Group]:
     """Draw `group_size` completions of every prompt under the active role.
@@ -61,7 +60,7 @@ def sample_groups(
         One Group per sample, in order. Sampling log-probs and entropies are those of the distribution
         drawn from (`sampling.draw_tokens` says which where it is cut).
     """
-    prompts = [backbone.prompt(sample, system_prompt) for sample in samples]
+    prompts = [backbone.prompt(sample) for sample in samples]
     backbone.core.eval()
     dense = holds_dense_weights(backbone, sampling)
     decoder = lean_decoder(
@@ -92,7 +91,6 @@ def sample_in_pieces(
     doing: str,
     group_size: int,
     sampling: SamplingConfig,
-    system_prompt: str,
     seed: tuple[object, ...],
 ) -> list[Group]:
     """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
@@ -110,7 +108,6 @@ def sample_in_pieces(
             piece,
             group_size=group_size,
             sampling=sampling,
-            system_prompt=system_prompt,
             seed=seed,
         )
     ]

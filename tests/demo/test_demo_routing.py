@@ -24,7 +24,7 @@ def test_load_and_entropy_are_those_that_the_discriminator_reports(model: Model)
     for sample in model.task.align[:3]:
         parts = parse(sample.teacher or "")
         assert isinstance(parts, Parts)
-        prompt = backbone.prompt(sample, model.task.system_prompt)
+        prompt = backbone.prompt(sample)
         with torch.no_grad(), backbone.role("discriminator"):
             scores = discriminator.score(backbone, [(prompt, [parts])])
             found = part_routing(backbone, discriminator, prompt, parts)

@@ -96,7 +96,7 @@ def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, t
 
 def test_replayed_students_move_the_discriminator_and_not_the_metrics(backbone, task):
     def judged(i: int, digit: int) -> Judged:
-        prompt = backbone.prompt(task.align[i], task.system_prompt)
+        prompt = backbone.prompt(task.align[i])
         students = tuple(Parts(f"- row {digit}-{k}", f"first {k}", "no") for k in (1, 2, 3))
         return Judged(prompt, Parts("- digits: 3,7", "first 3,last 7,so no", "no"), students)
 
