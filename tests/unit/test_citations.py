@@ -40,7 +40,9 @@ def problems(text: str, sections: list[str]) -> list[str]:
         numbers = re.findall(r"\d+(?:\.\d+)?", match["numbers"] or "")
         if not numbers and not match.group().endswith(".md"):
             found.append(f"{text[match.start() : match.end() + 12]!r} names no section")
-        found += [f"section {number} does not exist" for number in numbers if number not in sections]
+        found += [
+            f"section {number} does not exist" for number in numbers if number not in sections
+        ]
     return found
 
 
