@@ -2,7 +2,7 @@
 
 policy: backbone + LoRA `policy`. reference: backbone + the adapter the stage started from, or none.
 discriminator: backbone + the frozen trunk adapter (METHOD.md section 2), experts attached by
-`models/discriminator.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
+`discriminator/model.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
 one adapter, or none, is ever active.
 """
 
