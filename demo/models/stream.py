@@ -22,7 +22,6 @@ def sampled_tokens(
     sample: Sample,
     *,
     sampling: SamplingConfig,
-    system_prompt: str,
     seed: tuple[object, ...],
 ) -> Iterator[int | Rollout]:
     """The tokens of a completion as they are drawn, and the whole rollout as the last item.
@@ -52,7 +51,6 @@ def sampled_tokens(
                 [sample],
                 group_size=1,
                 sampling=sampling,
-                system_prompt=system_prompt,
                 seed=seed,
             )
             found.extend(group.rollouts)

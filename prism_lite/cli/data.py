@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from prism_lite.types import STAGES
+
 if TYPE_CHECKING:
     from prism_lite.data.checks.check import Report
 
@@ -18,7 +20,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("path", help="file, folder or hub id")
     command.add_argument("--fix", metavar="OUT", help="write the clean rows here")
     command.add_argument("--eval", metavar="FILE", help="also look for overlap with this file")
-    command.add_argument("--stage", choices=("sft", "warmup", "align", "rlvr", "eval"))
+    command.add_argument("--stage", choices=(*STAGES, "eval"))
     command.add_argument(
         "--columns", metavar="MAP", help="'{prompt: question, images: image, answer: answer}'"
     )

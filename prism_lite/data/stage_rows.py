@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prism_lite.config import DataConfig
 from prism_lite.data.checks.check import check_row
-from prism_lite.data.checks.rules import NEEDED_FIELDS, CheckRules, Stage, picture_defects
+from prism_lite.data.checks.rules import NEEDED_FIELDS, CheckRules, DataStage, picture_defects
 from prism_lite.data.formats.base import Finding, RowError
 from prism_lite.data.formats.load import load_samples
 from prism_lite.types import Picture, Sample
@@ -103,7 +103,7 @@ def _fingerprint(pictures: Sequence[Picture]) -> str:
 
 
 def rows_for(
-    data: DataConfig, stored: StoredFile, stage: Stage
+    data: DataConfig, stored: StoredFile, stage: DataStage
 ) -> tuple[tuple[Sample, ...], list[Finding]]:
     """Return the rows that hold what a stage needs, and the first defect of each bad row.
 
@@ -125,7 +125,7 @@ def rows_for(
     return tuple(samples), skipped
 
 
-def needed_by(stage: Stage) -> str:
+def needed_by(stage: DataStage) -> str:
     """Return the field of a sample without which a stage has no use for it."""
     return "student" if stage == "warmup" else NEEDED_FIELDS[stage]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from prism_lite import parts
 from prism_lite.config import DataConfig, RunConfig
-from prism_lite.data.checks.rules import Stage
+from prism_lite.data.checks.rules import DataStage
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, read_file, rows_for
 from prism_lite.digits import lessons, wording
@@ -21,6 +21,8 @@ from prism_lite.digits import task as digits
 from prism_lite.digits.wording import Verdict
 from prism_lite.parts import Parts
 from prism_lite.types import ProbePair, Sample
+
+_SAMPLE_FIELDS = ("sft", "warmup", "align", "rlvr", "heldout")  # of TaskData, beside the probe
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,6 @@ class TaskData:
         sft, align, rlvr: rows with a demonstration, a teacher completion, an answer.
         heldout: evaluation rows; empty where none were given.
         probe: held-out pairs for the grounding probe.
-        system_prompt: before every prompt that has no system turn.
         verify: judges caption, think and answer separately, where the task can; else None.
         warmup: rows with a recorded student beside the teacher; empty where none were given.
         skipped: rows that were left out.
@@ -42,7 +43,6 @@ class TaskData:
     rlvr: tuple[Sample, ...]
     heldout: tuple[Sample, ...]
     probe: tuple[ProbePair, ...]
-    system_prompt: str
     verify: Callable[[Sample, Parts], Verdict] | None
     warmup: tuple[Sample, ...] = ()
     skipped: tuple[Finding, ...] = ()
@@ -62,8 +62,10 @@ def load_task(
         ValueError: a file is missing, empty or holds a broken row; names file and row.
     """
     if config.data.task == "digits":
-        return _digits(config)
-    return _files(config, console=console, stamps=stamps)
+        task = _digits(config)
+    else:
+        task = _files(config, console=console, stamps=stamps)
+    return _with_system_prompt(task, system_prompt_of(config))
 
 
 def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskData:
@@ -77,38 +79,45 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
     else:
         rows, verify = _Rows(config.data, console), None
         heldout, skipped = rows.of("heldout", "eval"), rows.skipped()
-    return TaskData(
-        sft=(),
-        align=(),
-        rlvr=(),
-        heldout=heldout,
-        probe=(),
-        system_prompt=system_prompt_of(config),
-        verify=verify,
-        skipped=skipped,
+    task = TaskData(
+        sft=(), align=(), rlvr=(), heldout=heldout, probe=(), verify=verify, skipped=skipped
     )
+    return _with_system_prompt(task, system_prompt_of(config))
 
 
 def system_prompt_of(config: RunConfig) -> str:
-    """Return the system turn of every prompt that has none; reads no file."""
+    """Return the system turn of every prompt without one of its own; read no file."""
     default = lessons.INSTRUCTION if config.data.task == "digits" else parts.SYSTEM_PROMPT
     return default if config.data.system_prompt is None else config.data.system_prompt
 
 
+def _with_system_prompt(task: TaskData, text: str) -> TaskData:
+    """Give every sample without a system turn of its own this one."""
+    samples = {
+        name: tuple(sample.with_system_prompt(text) for sample in getattr(task, name))
+        for name in _SAMPLE_FIELDS
+    }
+    probe = tuple(
+        dataclasses.replace(pair, sample=pair.sample.with_system_prompt(text))
+        for pair in task.probe
+    )
+    return dataclasses.replace(task, **samples, probe=probe)
+
+
 def all_samples(task: TaskData) -> Iterator[Sample]:
     """Yield every sample of a task; one that several stages read comes several times."""
-    yield from (*task.sft, *task.warmup, *task.align, *task.rlvr, *task.heldout)
+    yield from (sample for name in _SAMPLE_FIELDS for sample in getattr(task, name))
     yield from (pair.sample for pair in task.probe)
 
 
 def without_samples(task: TaskData, bad: Collection[str]) -> TaskData:
     """Return the task without the samples of these keys."""
-    kept = {
+    samples = {
         name: tuple(sample for sample in getattr(task, name) if sample.key not in bad)
-        for name in ("sft", "warmup", "align", "rlvr", "heldout")
+        for name in _SAMPLE_FIELDS
     }
     probe = tuple(pair for pair in task.probe if pair.sample.key not in bad)
-    return dataclasses.replace(task, **kept, probe=probe)
+    return dataclasses.replace(task, **samples, probe=probe)
 
 
 def _digits(config: RunConfig) -> TaskData:
@@ -130,7 +139,6 @@ def _digits(config: RunConfig) -> TaskData:
         rlvr=train["rlvr"],
         heldout=_digits_heldout(config),
         probe=tuple(probe),
-        system_prompt=system_prompt_of(config),
         verify=_verify_digits,
     )
 
@@ -165,7 +173,6 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
         rlvr=rlvr,
         heldout=heldout,
         probe=_mismatched_probe(align[num_align:]),
-        system_prompt=system_prompt_of(config),
         verify=None,
         warmup=warmup,
         skipped=rows.skipped(),
@@ -183,7 +190,7 @@ class _Rows:
         self._skipped: dict[Finding, None] = {}
 
     def of(
-        self, setting: Literal["train", "warmup", "align", "rlvr", "heldout"], stage: Stage
+        self, setting: Literal["train", "warmup", "align", "rlvr", "heldout"], stage: DataStage
     ) -> tuple[Sample, ...]:
         """Return a stage's rows of `data.<setting>`; of `data.train` where align or rlvr is not set.
 
@@ -211,7 +218,7 @@ class _Rows:
         return tuple(self._skipped)
 
 
-def _no_rows(stored: StoredFile, stage: Stage, skipped: Sequence[Finding]) -> str:
+def _no_rows(stored: StoredFile, stage: DataStage, skipped: Sequence[Finding]) -> str:
     left_out = f" {len(skipped)} rows were skipped: {skipped[0].message}" if skipped else ""
     return (
         f"{stored.path}: no row has a {needed_by(stage)}, which stage {stage} needs.{left_out} "

@@ -17,12 +17,12 @@ from prism_lite import parts
 from prism_lite.rewards.answers.choices import parse_choice
 from prism_lite.rewards.answers.compare import compare_answers
 from prism_lite.rewards.answers.text import clean, word_form
-from prism_lite.types import Picture, Sample
+from prism_lite.types import Picture, Sample, Stage
 
-Stage = Literal["sft", "warmup", "align", "rlvr", "eval"]
+DataStage = Stage | Literal["eval"]
 Defect = tuple[str, str]  # kind and message; the caller adds file and row
 
-NEEDED_FIELDS: dict[Stage, str] = {
+NEEDED_FIELDS: dict[DataStage, str] = {
     "sft": "demonstration",
     "warmup": "teacher",  # the student may be sampled
     "align": "teacher",
@@ -54,7 +54,7 @@ class CheckRules:
         decode_pictures: read all pixels, which finds truncated files; else only their headers.
     """
 
-    stage: Stage | None = None
+    stage: DataStage | None = None
     rows_of_other_stages: bool = False
     max_pixels: int = 40_000_000
     min_side: int = 8
@@ -130,7 +130,7 @@ def _answer_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
             yield "answer_not_in_choices", message
 
 
-def _completion_defects(sample: Sample, stage: Stage | None) -> Iterator[Defect]:
+def _completion_defects(sample: Sample, stage: DataStage | None) -> Iterator[Defect]:
     for name in _COMPLETIONS:
         text = getattr(sample, name)
         if text is None:
