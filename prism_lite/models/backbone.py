@@ -1,8 +1,8 @@
 """One frozen Qwen3-VL, loaded once in NF4, and the roles it plays.
 
 policy: backbone + LoRA `policy`. reference: backbone + the adapter the stage started from, or none.
-discriminator: backbone + the frozen trunk adapter (METHOD: `discriminator.trunk`), experts attached by
-`models/discriminator.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
+discriminator: backbone + the frozen trunk adapter (METHOD.md section 2), experts attached by
+`discriminator/model.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
 one adapter, or none, is ever active.
 """
 

@@ -137,7 +137,7 @@ def test_the_sum_over_experts_equals_a_plain_loop(backbone, task):
 
 
 def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
-    """METHOD 5.2: every part ends in the same token, whoever wrote it, however long."""
+    """METHOD.md section 5.2: every part ends in the same token, whoever wrote it, however long."""
     long = Parts("- digits: " + "3," * 300 + "7", "so " * 400 + "no", "no")
     for config in (CONFIG, dataclasses.replace(CONFIG, reasoning_sees_caption=True)):
         discriminator = discriminator_for(backbone, config, seed=0)

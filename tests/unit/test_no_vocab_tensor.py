@@ -1,4 +1,4 @@
-"""No tensor of tokens x vocabulary is ever made in training (DESIGN section 5).
+"""No tensor of tokens x vocabulary is ever made in training (METHOD.md section 10).
 
 A dispatch mode looks at every tensor that any operation returns. The vocabulary of the micro model
 is widened so that one chunk of the head is clearly smaller than the whole.
