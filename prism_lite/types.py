@@ -108,7 +108,7 @@ class Sample:
         source: file and row, for error messages: two files of the same name look alike in it.
         file: path or hub id of the data file, as it was given; "" where none was read.
         row: number in that file, from 1.
-        columns: further fields of the row, for reward functions of the user's.
+        columns: the fields of the row as stored, without pictures, for the user's reward functions.
     """
 
     id: str

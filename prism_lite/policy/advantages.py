@@ -5,7 +5,7 @@ Shape letters: R rollouts (rows of one prompt adjacent), P prompts, G = R / P ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch

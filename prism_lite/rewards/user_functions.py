@@ -21,7 +21,7 @@ from prism_lite.types import Group, Rollout, Sample
 COLUMNS = ("id", "answer", "accepted", "choices", "demonstration", "teacher", "student", "facts")
 
 
-def trl_arguments(groups: Sequence[Group]) -> dict[str, list[Any]]:
+def trl_arguments(groups: Sequence[Group]) -> dict[str, Any]:
     """Return the arguments that every reward function gets, R values each."""
     samples = [group.sample for group in groups for _ in group.rollouts]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -62,7 +62,9 @@ def call_user_function(reward: Reward, groups: Sequence[Group]) -> list[float]:
         for group in groups if len(groups) > 1 else ():
             call_user_function(reward, [group])  # raises where it fails for this prompt alone
         samples = [group.sample for group in groups]
-        rows = [f"{sample.id} ({sample.source})" if sample.source else sample.id for sample in samples]
+        rows = [
+            f"{sample.id} ({sample.source})" if sample.source else sample.id for sample in samples
+        ]
         raise ValueError(
             f"reward {reward.name} failed for prompt {', '.join(rows)}: "
             f"{describe_error(error, reward.file, reward.function)}. Fix the function: expected a finite "
@@ -106,7 +108,9 @@ def _file_columns(reward: Reward, groups: Sequence[Group]) -> dict[str, list[Any
     samples = [group.sample for group in groups for _ in group.rollouts]
     parameters = inspect.signature(reward.function).parameters
     names = {name for sample in samples for name in sample.columns}
-    names |= {p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    names |= {
+        p.name for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+    }
     columns = {name: [sample.columns.get(name) for sample in samples] for name in names}
     if "images" in parameters:  # opened only for a function that names them
         opened = [[picture.open() for picture in group.sample.pictures] for group in groups]

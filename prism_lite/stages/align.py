@@ -147,9 +147,7 @@ def _replayed(context: Context, replay: Replay, step: int) -> list[Judged]:
     ]
 
 
-def _verified(
-    context: Context, groups: Sequence[Group], rewards: dict[str, Tensor]
-) -> Verified:
+def _verified(context: Context, groups: Sequence[Group], rewards: dict[str, Tensor]) -> Verified:
     """Return the weighted reward, and who is wrong whether or not accuracy is among the rewards."""
     accuracy_R = rewards.get("accuracy")
     if accuracy_R is None:

@@ -96,6 +96,22 @@ def zero_spread_groups(
     )
 
 
+def unscored_rollouts(rewards: Sequence[float]) -> Alarm | None:
+    """Check for rollouts without any reward (NaN): they have advantage 0.
+
+    Args:
+        rewards: R rewards; NaN where every reward function returned None.
+    """
+    share = sum(map(math.isnan, rewards)) / len(rewards)
+    return above_limit(
+        "unscored_rollouts",
+        share,
+        0.0,
+        f"{share:.0%} of the rollouts have no reward, because every function of rlvr.rewards returned "
+        "None for them: the policy learns nothing from them; add a reward that always has a value.",
+    )
+
+
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 

@@ -22,6 +22,9 @@ from prism_lite.data.task import TaskData, all_samples, without_samples
 from prism_lite.discriminator.part_tokens import part_tokens
 from prism_lite.models.backbone import Backbone, encode_samples
 from prism_lite.parts import Parts
+from prism_lite.rewards.boxes import parse_boxes
+from prism_lite.rewards.load import Reward
+from prism_lite.rewards.user_functions import check_user_function
 from prism_lite.types import Sample
 
 PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
@@ -157,6 +160,30 @@ def _discriminator_continuations(
         sampled = copies * config.sampling.max_completion_tokens + REWRITTEN_TOKENS
         longest = min(longest, sampled)
     yield _Continuation("the longest parts of a completion", longest, remedy)
+
+
+def check_rewards(
+    config: RunConfig, rewards: Sequence[Reward], stages: Sequence[str], task: TaskData
+) -> None:
+    """Check the reward functions on the rows of the stages that use them.
+
+    Raises:
+        ValueError: a user's function cannot be called, see `check_user_function`; or a gold answer
+            holds no box, where boxes are rewarded.
+    """
+    samples = [*task.rlvr] if "rlvr" in stages else []
+    if "align" in stages and config.align.mode != "align":
+        samples += task.align
+    for reward in rewards if samples else ():
+        if reward.file is not None:
+            check_user_function(reward, samples)
+        for sample in samples if reward.name == "boxes" else ():
+            if sample.answer and not parse_boxes(sample.answer):
+                raise ValueError(
+                    f"{sample.source or sample.id}: the answer {sample.answer[:80]!r} holds no box, "
+                    "which the reward boxes expects: write [x1, y1, x2, y2], or leave boxes out of "
+                    "rlvr.rewards."
+                )
 
 
 def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: TaskData) -> None:

@@ -88,7 +88,7 @@ def sample_batch(context: Context, step: int) -> RolloutBatch:
     if not config.dynamic_sampling:
         return RolloutBatch(groups, rewards, is_kept_P)
     num_kept = int(is_kept_P.sum())
-    metrics = {
+    metrics: dict[str, float] = {
         "dynamic_sampling/num_batches": num_batches,
         "dynamic_sampling/num_kept": num_kept,
         "dynamic_sampling/num_filtered": int((~may_keep_P).sum()),

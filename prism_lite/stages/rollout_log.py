@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from prism_lite.parts import Parts
-from prism_lite.policy.advantages import SPREAD_FLOOR
+from prism_lite.policy.advantages import SPREAD_FLOOR, fill_unscored
 from prism_lite.types import Group
 
 
@@ -52,18 +52,27 @@ def reward_metrics(
     """Compute the mean and the spread of the total reward, and of each reward over the batch.
 
     reward_std is the mean deviation within groups, frac_reward_zero_std the share of groups without
-    any. Deviations are the population's.
+    any. Deviations are the population's. Rollouts without a reward (NaN) do not count; a reward
+    that no rollout has is left out.
     """
-    deviation_P = reward_R.view(-1, group_size).std(1, correction=0)
-    return {
-        "reward": float(reward_R.mean()),
-        "reward_std": float(deviation_P.mean()),
-        "frac_reward_zero_std": float((deviation_P < SPREAD_FLOOR).float().mean()),
-        **{f"rewards/{name}/mean": float(value_R.mean()) for name, value_R in rewards.items()},
-        **{
-            f"rewards/{name}/std": float(value_R.std(correction=0))
-            for name, value_R in rewards.items()
-        },
+    is_scored_PG = ~reward_R.isnan().view(-1, group_size)
+    num_scored_P = is_scored_PG.sum(1)
+    # filled in with the mean of its group a rollout adds no square, only to the count
+    filled_PG = fill_unscored(reward_R, group_size=group_size).view(-1, group_size)
+    deviation_P = filled_PG.std(1, correction=0) * (group_size / num_scored_P).sqrt()
+    deviation_P = deviation_P[num_scored_P > 0]
+    metrics = {}
+    if len(deviation_P):
+        metrics = {
+            "reward": float(reward_R[is_scored_PG.flatten()].mean()),
+            "reward_std": float(deviation_P.mean()),
+            "frac_reward_zero_std": float((deviation_P < SPREAD_FLOOR).float().mean()),
+        }
+    scored = {name: value_R[~value_R.isnan()] for name, value_R in rewards.items()}
+    scored = {name: value_R for name, value_R in scored.items() if len(value_R)}
+    metrics |= {f"rewards/{name}/mean": float(value_R.mean()) for name, value_R in scored.items()}
+    return metrics | {
+        f"rewards/{name}/std": float(value_R.std(correction=0)) for name, value_R in scored.items()
     }
 
 
@@ -73,7 +82,10 @@ def rollout_records(
     scores: Mapping[str, Tensor],
     rewards: Mapping[str, Tensor],
 ) -> list[dict[str, Any]]:
-    """Return one JSON-able record per rollout; only well-formed rollouts have scores."""
+    """Return one JSON-able record per rollout; only well-formed rollouts have scores.
+
+    A reward that is NaN (its function returned None) is left out.
+    """
     records = []
     for group in groups:
         for rollout in group.rollouts:
@@ -85,7 +97,11 @@ def rollout_records(
                 "completion": rollout.text,
                 "finish_reason": rollout.finish,
                 "advantage": round(float(advantage_R[row]), 6),
-                "rewards": {name: float(value_R[row]) for name, value_R in rewards.items()},
+                "rewards": {
+                    name: float(value_R[row])
+                    for name, value_R in rewards.items()
+                    if not value_R[row].isnan()
+                },
             }
             if isinstance(rollout.parts, Parts):
                 record["parts"] = dataclasses.asdict(rollout.parts)
