@@ -116,7 +116,8 @@ def describe_error(error: Exception, file: Path | None, function: Any = None) ->
     lines = [code.co_firstlineno] if code else []
     lines += [frame.lineno for frame in frames if frame.filename == str(file)]
     place = f"{file}, line {lines[-1]}: " if lines else ""
-    return f"{place}{type(error).__name__}: {error}".rstrip(".")
+    text = " ".join(str(error).split())  # some messages have several lines
+    return f"{place}{type(error).__name__}: {text}".rstrip(".")
 
 
 def _run_file(path: Path) -> ModuleType:

@@ -19,6 +19,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from prism_lite.config import PolicyLoss, PolicyLossConfig
 from prism_lite.policy.losses import LOSSES, BatchSize, LossInputs, policy_loss, token_kl
+from prism_lite.rewards.overlong import overlong_reward
 
 MAX_TOKENS = 9
 LENGTHS = (9, 3, 1, 7, 5, 9, 2, 4)
@@ -234,11 +235,10 @@ def test_gspo_token_equals_the_paper_and_with_one_advantage_a_rollout_gspo(seed)
 
 @pytest.mark.parametrize("buffer", [20, 50])
 def test_soft_overlong_equals_trl(buffer):
-    from prism_lite.policy.advantages import soft_overlong
-
     peer = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=buffer)
-    lengths = [1, 49, 50, 51, 79, 80, 81, 90, 99, 100]
-    expected = peer(completion_ids=[[0] * n for n in lengths])
-    found = soft_overlong(lengths, max_tokens=100, buffer_tokens=buffer)
-    assert found.tolist() == pytest.approx(expected, abs=1e-7)
-    assert found[-1] == -1.0
+    completion_ids = [[0] * n for n in (1, 49, 50, 51, 79, 80, 81, 90, 99, 100)]
+    rewards = overlong_reward(
+        [], [], completion_ids=completion_ids, max_tokens=100, buffer_tokens=buffer
+    )
+    assert rewards == pytest.approx(peer(completion_ids=completion_ids), abs=1e-7)
+    assert rewards[-1] == -1.0
