@@ -5,6 +5,7 @@ Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +35,7 @@ class RolloutBatch:
     groups: list[Group]
     rewards: dict[str, Tensor]
     is_kept_P: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     ran_out: bool = False
 
     @property
