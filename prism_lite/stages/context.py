@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prism_lite.config import OptimConfig, RunConfig
 from prism_lite.data.task import TaskData
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.models.backbone import TRUNK, Backbone
 from prism_lite.models.optim import Optimizer, make_optimizer
 from prism_lite.runs.checkpoint import Trained
@@ -44,7 +44,7 @@ class Context:
         config = self.config.discriminator
         if config.trunk == "sft":
             self.backbone.load_adapter_state(self.run.load_final("sft")["policy"], TRUNK)
-        return Discriminator(self.backbone, config, seed=self.config.seed)
+        return discriminator_for(self.backbone, config, seed=self.config.seed)
 
     def optimizer(
         self, optim: OptimConfig, discriminator: Discriminator | None = None
