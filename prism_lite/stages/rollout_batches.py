@@ -5,7 +5,6 @@ Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +34,7 @@ class RolloutBatch:
     groups: list[Group]
     rewards: dict[str, Tensor]
     is_kept_P: Tensor
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     ran_out: bool = False
 
     @property
@@ -90,7 +89,7 @@ def sample_batch(context: Context, step: int) -> RolloutBatch:
     if not config.dynamic_sampling:
         return RolloutBatch(groups, rewards, is_kept_P)
     num_kept = int(is_kept_P.sum())
-    metrics = {
+    metrics: dict[str, float] = {
         "dynamic_sampling/num_batches": num_batches,
         "dynamic_sampling/num_kept": num_kept,
         "dynamic_sampling/num_filtered": int((~may_keep_P).sum()),
