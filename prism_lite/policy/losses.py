@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -105,34 +106,16 @@ def policy_loss(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, M
     return loss, metrics
 
 
-def grpo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]:
-    """Compute the clipped loss, each rollout's mean averaged over the rollouts."""
-    loss_N, metrics = _clipped(inputs.log_ratio_N, inputs, config)
-    return _batch_mean(loss_N, inputs, config, over="rollouts"), metrics
-
-
-def bnpo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]:
-    """Compute the clipped loss, a mean over the minibatch's tokens."""
-    loss_N, metrics = _clipped(inputs.log_ratio_N, inputs, config)
-    return _batch_mean(loss_N, inputs, config, over="minibatch tokens"), metrics
-
-
-def dr_grpo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]:
-    """Compute the clipped loss, divided by the rollouts and the length limit."""
-    loss_N, metrics = _clipped(inputs.log_ratio_N, inputs, config)
-    return _batch_mean(loss_N, inputs, config, over="token limit"), metrics
-
-
-def dapo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]:
-    """Compute the clipped loss, a mean over the batch's tokens."""
-    loss_N, metrics = _clipped(inputs.log_ratio_N, inputs, config)
-    return _batch_mean(loss_N, inputs, config, over="batch tokens"), metrics
+def clipped(inputs: LossInputs, config: PolicyLossConfig, *, over: Over) -> tuple[Tensor, Metrics]:
+    """Compute the clipped loss with a ratio per token: grpo, bnpo, dr_grpo and dapo."""
+    loss_N, metrics = _clip(inputs.log_ratio_N, inputs, config, share_of="batch tokens")
+    return _batch_mean(loss_N, inputs, config, over=over), metrics
 
 
 def gspo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]:
-    """Compute grpo's loss with one ratio per rollout, the geometric mean over its tokens."""
+    """Compute the clipped loss with one ratio per rollout, the geometric mean over its tokens."""
     log_ratio_N = _rollout_mean(inputs.log_ratio_N, inputs)[inputs.rollout_N]
-    loss_N, metrics = _clipped(log_ratio_N, inputs, config, share_of="rollouts")
+    loss_N, metrics = _clip(log_ratio_N, inputs, config, share_of="rollouts")
     return _batch_mean(loss_N, inputs, config, over="rollouts"), metrics
 
 
@@ -143,7 +126,8 @@ def gspo_token(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Me
     """
     rollout_log_ratio_R = _rollout_mean(inputs.log_ratio_N.detach(), inputs)
     zero_N = inputs.policy_logprob_N - inputs.policy_logprob_N.detach()  # its gradient is 1
-    loss_N, metrics = _clipped(rollout_log_ratio_R[inputs.rollout_N] + zero_N, inputs, config)
+    log_ratio_N = rollout_log_ratio_R[inputs.rollout_N] + zero_N
+    loss_N, metrics = _clip(log_ratio_N, inputs, config, share_of="batch tokens")
     return _batch_mean(loss_N, inputs, config, over="rollouts"), metrics
 
 
@@ -158,7 +142,7 @@ def cispo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics
 
 
 def sapo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]:
-    """Compute -4 / t sigmoid(t (r - 1)) A, with temperature t by the sign of A; averaged as grpo."""
+    """Compute -4 / t sigmoid(t (r - 1)) A, with temperature t by the sign of A; averaged over rollouts."""
     ratio_N, advantage_N = inputs.log_ratio_N.exp(), inputs.advantage_N
     temperature_N = torch.where(
         advantage_N > 0, config.sapo_temperature_positive, config.sapo_temperature_negative
@@ -168,10 +152,10 @@ def sapo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]
 
 
 LOSSES: dict[PolicyLoss, LossFunction] = {
-    "grpo": grpo,
-    "bnpo": bnpo,
-    "dr_grpo": dr_grpo,
-    "dapo": dapo,
+    "grpo": partial(clipped, over="rollouts"),
+    "bnpo": partial(clipped, over="minibatch tokens"),
+    "dr_grpo": partial(clipped, over="token limit"),
+    "dapo": partial(clipped, over="batch tokens"),
     "gspo": gspo,
     "gspo_token": gspo_token,
     "cispo": cispo,
@@ -179,12 +163,8 @@ LOSSES: dict[PolicyLoss, LossFunction] = {
 }
 
 
-def _clipped(
-    log_ratio_N: Tensor,
-    inputs: LossInputs,
-    config: PolicyLossConfig,
-    *,
-    share_of: Over = "batch tokens",
+def _clip(
+    log_ratio_N: Tensor, inputs: LossInputs, config: PolicyLossConfig, *, share_of: Over
 ) -> tuple[Tensor, Metrics]:
     """Return -min(r A, clip(r, 1 - low, 1 + high) A), where A < 0 at most -dual A, and what it clips.
 

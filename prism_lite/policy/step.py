@@ -63,14 +63,10 @@ def update_policy(
         return {"learning_rate": learning_rate}
     started_s = time.perf_counter()
     advantages = advantage_R.split([len(group.rollouts) for group in groups])
-    batch = [
-        _Group(
-            _tree(backbone, group),
-            advantage_G,
-            torch.tensor([not mask_truncated or r.finish == "end" for r in group.rollouts]),
-        )
-        for group, advantage_G in zip(groups, advantages, strict=True)
-    ]
+    batch = []
+    for group, advantage_G in zip(groups, advantages, strict=True):
+        is_counted = [not mask_truncated or r.finish == "end" for r in group.rollouts]
+        batch.append(_Group(_tree(backbone, group), advantage_G, torch.tensor(is_counted)))
     needs_all = kl_weight > 0 or loss.entropy_weight > 0
     forwarded = [group for group in batch if needs_all or bool(group.advantage_G.any())]
     num_minibatches = min(num_minibatches, max(1, len(forwarded)))
@@ -144,13 +140,11 @@ def _tree(backbone: Backbone, group: Group) -> Tree:
 
 def _num_counted(groups: Sequence[_Group]) -> int:
     """Return the number of tokens that take part in the loss, 1 where there are none."""
-    num_tokens = (
-        len(branch)
-        for group in groups
-        for branch, is_counted in zip(group.tree.branches, group.is_counted_G, strict=True)
-        if is_counted
-    )
-    return max(1, sum(num_tokens))
+    num_tokens = 0
+    for group in groups:
+        length_G = torch.tensor([len(branch) for branch in group.tree.branches])
+        num_tokens += int(length_G[group.is_counted_G].sum())
+    return max(1, num_tokens)
 
 
 def _minibatches(

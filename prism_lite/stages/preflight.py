@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -51,11 +50,7 @@ def read_prompts(
         samples.items(), "reading prompts", total=len(samples), console=console, transient=True
     ):
         try:
-            num_prompt_tokens = len(backbone.prompt(sample))
-            for continuation in _continuations(config, backbone, sample, stages.get(key, ())):
-                _check_room(
-                    sample, num_prompt_tokens, continuation, backbone.config.max_pack_tokens
-                )
+            _check_room(config, backbone, sample, stages.get(key, ()))
         except ValueError as error:
             if config.data.on_bad_row == "error":
                 raise
@@ -73,30 +68,18 @@ def read_prompts(
     return task
 
 
-class _Continuation(NamedTuple):
-    """Tokens that go through one forward together with a prompt, in some stage.
-
-    Attributes:
-        name: for the message.
-        num_tokens: of all its branches.
-        remedy: a setting that would help besides model.max_pack_tokens.
-    """
-
-    name: str
-    num_tokens: int
-    remedy: str
-
-
 def _check_room(
-    sample: Sample, num_prompt_tokens: int, continuation: _Continuation, max_pack_tokens: int
+    config: RunConfig, backbone: Backbone, sample: Sample, stages: Collection[str]
 ) -> None:
-    total = num_prompt_tokens + continuation.num_tokens
-    if total > max_pack_tokens:
-        raise ValueError(
-            f"{sample.source or sample.id}: the prompt has {num_prompt_tokens} tokens, with "
-            f"{continuation.name} {total}, more than model.max_pack_tokens = {max_pack_tokens}. Raise "
-            f"that, {continuation.remedy}, or drop the row."
-        )
+    """Raise if the prompt and what follows it in some stage do not fit one pack."""
+    num_prompt_tokens, limit = len(backbone.prompt(sample)), backbone.config.max_pack_tokens
+    for name, num_tokens, remedy in _continuations(config, backbone, sample, stages):
+        if num_prompt_tokens + num_tokens > limit:
+            raise ValueError(
+                f"{sample.source or sample.id}: the prompt has {num_prompt_tokens} tokens, with {name} "
+                f"{num_prompt_tokens + num_tokens}, more than model.max_pack_tokens = {limit}. Raise "
+                f"that, {remedy}, or drop the row."
+            )
 
 
 def _stages_of(config: RunConfig, task: TaskData) -> dict[str, set[str]]:
@@ -119,47 +102,46 @@ def _stages_of(config: RunConfig, task: TaskData) -> dict[str, set[str]]:
 
 def _continuations(
     config: RunConfig, backbone: Backbone, sample: Sample, stages: Collection[str]
-) -> Iterator[_Continuation]:
-    """Yield what follows a row's prompt, in the largest units that a pack must hold."""
+) -> Iterator[tuple[str, int, str]]:
+    """Yield what follows a row's prompt, in the largest units that a pack must hold.
+
+    Each with its name, its number of tokens, and a remedy besides a larger pack.
+    """
     limit = config.sampling.max_completion_tokens
-    sampled = _Continuation(
-        f"a completion of sampling.max_completion_tokens = {limit}",
-        limit,
-        "lower sampling.max_completion_tokens or model.max_pixels",
-    )
+    sampled = f"a completion of sampling.max_completion_tokens = {limit}"
+    shorten_sampled = "lower sampling.max_completion_tokens or model.max_pixels"
     if "sft" in stages:
         num_tokens = len(backbone.tokenize(sample.demonstration or ""))
-        yield _Continuation("its demonstration", num_tokens, "shorten the demonstration")
+        yield "its demonstration", num_tokens, "shorten the demonstration"
     if "rlvr" in stages or ("align" in stages and config.align.method == "adversarial"):
-        yield sampled
+        yield sampled, limit, shorten_sampled
     if "discriminator" in stages:
         yield from _discriminator_continuations(config, backbone, sample)
     elif "align" in stages:
         teacher = parts.parse(sample.teacher or "")
         num_tokens = len(backbone.tokenize(teacher.render())) if isinstance(teacher, Parts) else 0
-        name, remedy = "its teacher completion", "shorten that completion"
         if config.align.method == "dpo":
-            name, remedy = f"{name} and {sampled.name}", sampled.remedy
-            num_tokens += limit
-        yield _Continuation(name, num_tokens, remedy)
+            yield f"its teacher completion and {sampled}", num_tokens + limit, shorten_sampled
+        else:
+            yield "its teacher completion", num_tokens, "shorten that completion"
 
 
 def _discriminator_continuations(
     config: RunConfig, backbone: Backbone, sample: Sample
-) -> Iterator[_Continuation]:
+) -> Iterator[tuple[str, int, str]]:
     """Yield the two parts of a completion, as the discriminator reads them."""
     disc, remedy = config.discriminator, "lower discriminator.max_part_tokens"
     for side in ("teacher", "student"):
         parsed = parts.parse(getattr(sample, side) or "")
         if isinstance(parsed, Parts):
             num_tokens = part_tokens(backbone, disc, parsed).num_tokens
-            yield _Continuation(f"the parts of its {side}", num_tokens, remedy)
+            yield f"the parts of its {side}", num_tokens, remedy
     longest = 2 * disc.max_part_tokens
     if config.warmup.mismatched_fraction == 0:  # otherwise the parts of any other row may follow
         copies = 2 if disc.reasoning_sees_caption else 1
         sampled = copies * config.sampling.max_completion_tokens + REWRITTEN_TOKENS
         longest = min(longest, sampled)
-    yield _Continuation("the longest parts of a completion", longest, remedy)
+    yield "the longest parts of a completion", longest, remedy
 
 
 def check_rewards(

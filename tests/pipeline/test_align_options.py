@@ -51,6 +51,21 @@ def test_a_mode_with_rewards_wants_answers_before_anything_is_loaded(task, tmp_p
         pipeline.run(micro_recipe(align__mode="rlvr"), tmp_path / "out", console=quiet_console())
 
 
+def test_alignment_takes_the_loss_and_the_minibatches_of_its_settings(play):
+    """A clip this narrow acts on the second minibatch of each step; the default has only one."""
+    _, _, lines = play(run_align, align__steps=1)
+    assert lines[0]["num_optimizer_steps"] == 1
+    assert lines[0]["clip_ratio/region_mean"] == 0
+    _, _, lines = play(
+        run_align,
+        align__steps=1,
+        align__num_minibatches=2,
+        align__loss={"name": "gspo", "clip_low": 1e-7, "clip_high": 1e-7, "clip_dual": None},
+    )
+    assert lines[0]["num_optimizer_steps"] == 2
+    assert lines[0]["clip_ratio/region_mean"] > 0
+
+
 def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, tmp_path, task):
     """Stopped after two steps and run again: the same weights as in one go; without replay others."""
     options = {

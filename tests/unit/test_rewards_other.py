@@ -207,7 +207,7 @@ class TestGuards:
         assert guards.repeated_share("one two three four five six seven eight nine ten") == 0.0
         assert guards.repeated_share("short") == 0.0
         # 9 words, 6 runs of 4, of which the last 2 repeat the first 2.
-        assert guards.repeated_share("a b c d x a b c d", num_words=4) == pytest.approx(1 / 6)
+        assert guards.repeated_share("a b c d x a b c d") == pytest.approx(1 / 6)
         assert guards.repeated_text(["fine text here"] * 9 + [loop]) is None
         alarm = guards.repeated_text(["fine text here"] * 3 + [loop])
         assert alarm and alarm.name == "repeated_text" and alarm.value == 0.25
