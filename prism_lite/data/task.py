@@ -93,15 +93,14 @@ def system_prompt_of(config: RunConfig) -> str:
 
 def _with_system_prompt(task: TaskData, text: str) -> TaskData:
     """Give every sample without a system turn of its own this one."""
+    # By identity: a row that several stages read stays one object.
+    prompted = {id(sample): sample.with_system_prompt(text) for sample in all_samples(task)}
     samples = {
-        name: tuple(sample.with_system_prompt(text) for sample in getattr(task, name))
+        name: tuple(prompted[id(sample)] for sample in getattr(task, name))
         for name in _SAMPLE_FIELDS
     }
-    probe = tuple(
-        dataclasses.replace(pair, sample=pair.sample.with_system_prompt(text))
-        for pair in task.probe
-    )
-    return dataclasses.replace(task, **samples, probe=probe)
+    probe = (dataclasses.replace(pair, sample=prompted[id(pair.sample)]) for pair in task.probe)
+    return dataclasses.replace(task, **samples, probe=tuple(probe))
 
 
 def all_samples(task: TaskData) -> Iterator[Sample]:

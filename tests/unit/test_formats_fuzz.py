@@ -54,7 +54,7 @@ FIELDS = sorted({name for row, *_ in CONVENTIONS.values() for name in row} | {"o
 
 @pytest.fixture(scope="module")
 def picture_folder(tmp_path_factory) -> Path:
-    """The picture that the conventions' rows name: it is found, others are not."""
+    """Return a folder with the one picture that the conventions' rows name."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "a.png").write_bytes(png())
     return folder
@@ -62,7 +62,7 @@ def picture_folder(tmp_path_factory) -> Path:
 
 @st.composite
 def spoiled_rows(draw):
-    """A good row of some convention with some of its fields replaced, removed or added."""
+    """Draw a good row of some convention; replace, remove or add some of its fields."""
     row = dict(CONVENTIONS[draw(st.sampled_from(sorted(CONVENTIONS)))][0])
     for name in draw(st.lists(st.sampled_from([*row, *FIELDS]), min_size=1, max_size=3)):
         if draw(st.booleans()):
