@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -140,10 +141,11 @@ def test_the_other_methods_move_the_policy_towards_the_teacher(play, stage):
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert not (folder / "stages/align/final/discriminator.safetensors").exists()
     if method == "dpo":
-        assert lines[0]["loss"] == pytest.approx(0.6931, abs=2e-3), "it starts at its reference"
-        assert lines[0]["rewards/margins"] == pytest.approx(0, abs=2e-2)
-        assert lines[-1]["rewards/margins"] > 0.05
-        assert lines[-1]["rewards/accuracies"] > 0.5
+        margins = [line["rewards/margins"] for line in lines]
+        assert margins[0] == pytest.approx(0, abs=1e-4), "it starts at its reference"
+        assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert margins == sorted(margins) and margins[-1] > 100 * abs(margins[0])
+        assert lines[-1]["rewards/accuracies"] > lines[0]["rewards/accuracies"]
 
 
 def test_the_pipeline_with_dpo_skips_the_warmup_and_resumes(micro_run, tmp_path):

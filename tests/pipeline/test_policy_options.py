@@ -13,7 +13,7 @@ from prism_lite.files import read_jsonl
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.models.optim import make_optimizer
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.parts import Malformed
+from prism_lite.parts import Malformed, Parts
 from prism_lite.policy.losses import LOSSES
 from prism_lite.policy.step import rollout_kl, update_policy
 from prism_lite.sampling.rollouts import sample_groups
@@ -260,13 +260,27 @@ def test_the_stage_with_each_place_of_the_kl(play, make_backbone, task, kl_in, k
     assert "one optimizer step per batch: the ratio is 1" in play.text
 
 
-def test_dynamic_sampling_fills_the_batch_with_groups_that_teach(play):
-    config, folder, lines = play(
-        run_rlvr,
-        rlvr__preset="dapo",
-        rlvr__steps=2,
-        sampling__temperature=1.0,
-    )
+def test_dynamic_sampling_fills_the_batch_with_groups_that_teach(play, task, monkeypatch):
+    """Set rollouts: all right for the prompts of the first batch, one wrong for all others."""
+    flat = {sample.key for sample in batch_at(task.rlvr, 0, 2, 0, "rlvr")}
+
+    def set_groups(backbone, samples, *, group_size, sampling, seed):
+        groups = []
+        for sample in samples:
+            answers = [sample.answer] * group_size
+            if sample.key not in flat:
+                answers[-1] = "neither"
+            rollouts = []
+            for answer in answers:
+                parts = Parts("- digits: 3,7", "first 3", answer)
+                ids = tuple(backbone.tokenize(parts.render()).tolist())
+                zero_C = torch.zeros(len(ids))
+                rollouts.append(Rollout(ids, parts.render(), parts, "end", zero_C, zero_C))
+            groups.append(Group(sample, tuple(rollouts)))
+        return groups
+
+    monkeypatch.setattr("prism_lite.stages.rollout_batches.sample_groups", set_groups)
+    config, folder, lines = play(run_rlvr, rlvr__preset="dapo", rlvr__steps=2)
     size = config.rlvr.group_size
     for line in lines:
         records = read_jsonl(folder / "rollouts" / f"rlvr-{line['step']}.jsonl")
@@ -275,12 +289,13 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_teach(play):
         assert len(set(prompts)) == len(prompts), "no prompt is sampled twice in a step"
         spread = [len({r["rewards"]["accuracy"] for r in group}) > 1 for group in groups]
         assert line["dynamic_sampling/num_filtered"] == spread.count(False)
-        assert line["dynamic_sampling/num_kept"] == min(spread.count(True), 2)
+        assert line["dynamic_sampling/num_kept"] == 2
         assert {"overlong", "accuracy", "format"} == set(records[0]["rewards"])
         kept = [i for i, has_spread in enumerate(spread) if has_spread][:2]
         for i, group in enumerate(groups):
             assert any(r["advantage"] for r in group) == (i in kept)
-    assert any(line["dynamic_sampling/num_batches"] > 1 for line in lines)
+    assert lines[0]["dynamic_sampling/num_batches"] > 1
+    assert lines[0]["dynamic_sampling/num_filtered"] == 2
 
 
 def test_dynamic_sampling_without_anything_to_keep_says_so_once_and_goes_on(play):
