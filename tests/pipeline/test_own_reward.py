@@ -18,16 +18,16 @@ from prism_lite.stages.rlvr import run_rlvr
 from tests.micro import micro_recipe, quiet_console
 from tests.pipeline.commands import check_refused, in_process
 
-BREVITY = '''"""A reward for short completions that give their answer."""
+BREVITY = '''"""A reward for short completions."""
 
 from prism_lite.rewards import completion_text
 
 
 def brevity(prompts, completions, answer, **columns):
-    """Return 1 for no text at all, less for a longer one, None without the gold answer in it."""
-    texts = [completion_text(completion) for completion in completions]
-    pairs = zip(texts, answer, strict=True)
-    return [1 - len(text) / 1000 if gold in text else None for text, gold in pairs]
+    """Return 1 for no text at all and less for a longer one; no opinion on every fourth one."""
+    rewards = [1 - len(completion_text(completion)) / 1000 for completion in completions]
+    rewards[3::4] = [None] * len(rewards[3::4])
+    return rewards
 '''
 FEW_STEPS = ("sft.steps=2", "warmup.steps=1", "align.steps=1", "rlvr.steps=3", "eval.num_samples=1")
 
@@ -64,18 +64,14 @@ def test_a_file_of_ten_lines_trains_from_end_to_end(recipe, tmp_path, monkeypatc
     lines = [m for m in read_jsonl(out / "metrics.jsonl") if m["stage"] == "rlvr"]
     assert len(lines) == 3
     weights = {"accuracy": 0.8, "format": 0.2, "brevity": 0.5}
-    num_brief = 0
     for line in lines:
         records = read_jsonl(out / "rollouts" / f"rlvr-{line['step']}.jsonl")
         brief = [r["rewards"]["brevity"] for r in records if "brevity" in r["rewards"]]
-        num_brief += len(brief)
-        assert line.get("rewards/brevity/mean") == (
-            pytest.approx(sum(brief) / len(brief)) if brief else None
-        )
+        assert line["rewards/brevity/mean"] == pytest.approx(sum(brief) / len(brief))
         totals = []
-        for record in records:
-            assert {"accuracy", "format"} <= set(record["rewards"]) <= set(weights)
-            if "brevity" in record["rewards"]:
+        for i, record in enumerate(records):
+            assert set(record["rewards"]) == set(weights) - ({"brevity"} if i % 4 == 3 else set())
+            if i % 4 != 3:
                 expected = 1 - len(record["completion"]) / 1000
                 assert record["rewards"]["brevity"] == pytest.approx(expected, abs=1e-6)
             totals.append(sum(weights[name] * v for name, v in record["rewards"].items()))
@@ -85,7 +81,6 @@ def test_a_file_of_ten_lines_trains_from_end_to_end(recipe, tmp_path, monkeypatc
         advantages = torch.tensor([record["advantage"] for record in records]).view(2, 4)
         expected = (total_PG - total_PG.mean(1, keepdim=True)) / deviation_P1
         torch.testing.assert_close(advantages, expected, rtol=1e-3, atol=1e-3)
-    assert 0 < num_brief < 24, "None and numbers both occur"
 
     assert "0.5 brevity (`my_rewards.py:brevity`)" in (out / "README.md").read_text()
     assert (out / "plots" / "rlvr.png").is_file()
