@@ -17,17 +17,18 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from prism_lite.__main__ import main
 from prism_lite.digits.base_model import base_folder
-from prism_lite.planner import cpu_memory, offload, search
+from prism_lite.planner import cpu_memory, search
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import card_of
-from prism_lite.planner.extrapolate import Depth
 from prism_lite.planner.fake_backbone import StandInLinear4bit
 from prism_lite.planner.fake_tensors import Simulation
-from prism_lite.planner.plan import Plan, StagePlan, plan, with_settings
-from prism_lite.planner.simulate_phase import Simulated, simulate_regions
+from prism_lite.planner.plan import Plan, plan, with_settings
+from prism_lite.planner.simulate_phase import Simulated
 from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker, Watch
+from prism_lite.planner.workload import Phase
 from prism_lite.recipe import RECIPES, load_recipe, recipe_names
 from tests.micro import micro_recipe
+from tests.planning import card_regions
 
 GIB = 2**30
 CARDS = [name for name in recipe_names() if load_recipe(name).model.min_gpu_gib > 0]
@@ -126,13 +127,12 @@ def settings_of(**overrides):
 
 
 def head_of(config, num_layers=5):
-    """The SFT step's memory when the last layer is through, with few layers, on a card."""
-    architecture, card = architecture_of(config), card_of(12)
-    regions, _ = simulate_regions(
-        config, architecture, torch.bfloat16, card, "sft", "train", Depth(0, num_layers),
-        num_draws=4, tower_depth=4, has_host=True,
-    )  # fmt: skip
-    return regions["head", 1]
+    """The SFT step's memory after the last layer's forward, with few layers, on a card."""
+    architecture = architecture_of(config)
+    architecture.config.text_config.num_hidden_layers = num_layers
+    architecture.config.vision_config.depth = 4
+    architecture.config.vision_config.deepstack_visual_indexes = [0, 1, 2]
+    return card_regions(config, architecture, Phase("sft", "train"))["head", 1]
 
 
 def test_offloaded_checkpoints_are_the_layers_inputs():
@@ -173,22 +173,23 @@ def test_paged_states_are_off_the_card_from_the_size_that_bitsandbytes_pages():
     assert kept.by_category["optimizer"] - paged.by_category["optimizer"] == paged.off_card
 
 
-def made_plan(gib: float, part=("rlvr", "train")) -> Plan:
-    peak = Peak(int(gib * GIB), dict.fromkeys(CATEGORIES, 0) | {"activations": int(gib * GIB)})
-    stage = StagePlan(part[0], (Simulated(part[1], peak, 1.0, 2),), 2.0)
-    return Plan("r", "m", card_of(10), {part[0]: stage})
+def simulated(gib: float, phase: Phase) -> Simulated:
+    return Simulated(phase, Peak(int(gib * GIB), dict.fromkeys(CATEGORIES, 0)), 1.0, 2)
+
+
+def made_plan(gib: float, phase=Phase("rlvr", "train")) -> Plan:
+    return Plan("r", "m", card_of(10), {phase: simulated(gib, phase)})
 
 
 def pretend_need(monkeypatch, need):
-    """A need in GiB instead of a simulation; returns the values that are asked for."""
+    """A need in GiB instead of a simulation; returns the settings that are asked for."""
     asked = []
 
-    def plan_phase(config, _card, stage, phase):
-        asked.append((stage, phase, config))
-        return need(config, (stage, phase))
+    def phase_gib(config, _card, phase):
+        asked.append(config)
+        return need(config, phase)
 
-    monkeypatch.setattr(search, "plan_phase", plan_phase)
-    monkeypatch.setattr(offload, "plan_phase", plan_phase)
+    monkeypatch.setattr(search, "phase_gib", phase_gib)
     return asked
 
 
@@ -200,7 +201,7 @@ def test_what_fits_is_found_by_trying_few_values(monkeypatch):
     pack = found["model.max_pack_tokens"]
     assert (pack.now, pack.largest, pack.next_larger) == (4000, 6656, 7168)
     assert pack.peak_gib == pytest.approx(8.656)
-    assert len({c.model.max_pack_tokens for _, _, c in asked}) <= 12
+    assert len({c.model.max_pack_tokens for c in asked}) <= 12
     group = found["align.group_size and rlvr.group_size"]
     assert (group.largest, group.next_larger) == (32, None), (
         "it costs nothing here: up to the limit"
@@ -213,13 +214,13 @@ def test_what_fits_is_found_by_trying_few_values(monkeypatch):
 def test_steps_and_other_phases_are_respected(monkeypatch):
     """A need that jumps, and a second phase that is small now and grows faster."""
     config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=2048)
-    peak = Peak(int(2.5 * GIB), dict.fromkeys(CATEGORIES, 0))
     planned = made_plan(4.0)
-    planned.stages["sft"] = StagePlan("sft", (Simulated("train", peak, 1.0, 1),), 1.0)
+    sft = Phase("sft", "train")
+    planned.phases[sft] = simulated(2.5, sft)
 
-    def need(config, part):
+    def need(config, phase):
         tokens = config.model.max_pack_tokens
-        return tokens * 2.5 / 2048 if part[0] == "sft" else 3 + tokens // 1024 / 2
+        return tokens * 2.5 / 2048 if phase == sft else 3 + tokens // 1024 / 2
 
     pretend_need(monkeypatch, need)
     found = {item.setting: item for item in search.find_largest(config, planned)}
@@ -231,12 +232,16 @@ def test_steps_and_other_phases_are_respected(monkeypatch):
 def test_where_no_setting_is_enough_alone_two_are_lowered_together(monkeypatch):
     """Rows decide one phase and the pack another: 9 GiB take 18 rows and 2,304 tokens."""
     config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096, sampling__max_rows=32)
-    planned = made_plan(16.0, ("warmup", "judge"))
-    planned.stages["align"] = made_plan(16.0, ("align", "sample")).stages["align"]
+    planned = made_plan(16.0, Phase("warmup", "judge"))
+    sampling = Phase("align", "sample")
+    planned.phases[sampling] = simulated(16.0, sampling)
 
-    def need(config, part):
-        is_sampling = part[1] == "sample"
-        return config.sampling.max_rows / 2 if is_sampling else config.model.max_pack_tokens / 256
+    def need(config, phase):
+        return (
+            config.sampling.max_rows / 2
+            if phase == sampling
+            else config.model.max_pack_tokens / 256
+        )
 
     pretend_need(monkeypatch, need)
     assert search.what_to_lower(config, planned) == []
@@ -248,7 +253,7 @@ def test_where_no_setting_is_enough_alone_two_are_lowered_together(monkeypatch):
 def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
     config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096)
 
-    def need(config, _part):
+    def need(config, _phase):
         if config.model.max_pack_tokens < 1536:
             raise ValueError("a prompt with one completion does not fit")
         return config.model.max_pack_tokens / 256
@@ -262,12 +267,12 @@ def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
     """A part that fits keeps its need; settings that are on already are not offered."""
     config = load_recipe("rtx4090-8b", {"model.vision_on_cpu": True})
 
-    def need(config, _part):
+    def need(config, _phase):
         model = config.model
         return 12 - 2 * model.offload_checkpoints - 1.5 * model.embeddings_on_cpu
 
     asked = pretend_need(monkeypatch, need)
-    found = offload.what_to_move(config, made_plan(12.0))
+    found = search.what_to_move(config, made_plan(12.0))
     assert [(item.settings, item.saved_gib, item.peak_gib, item.fits) for item in found] == [
         ("model.offload_checkpoints=true", 2.0, 10.0, False),
         ("model.embeddings_on_cpu=true", 1.5, 10.5, False),
@@ -275,9 +280,9 @@ def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
         ("all of these", 3.5, 8.5, True),
     ]
     assert len(asked) == 4
-    assert offload.what_to_move(config, made_plan(8.0)) == []
+    assert search.what_to_move(config, made_plan(8.0)) == []
     tied = load_recipe("rtx4090-4b", {"rlvr.optim.name": "adamw"})
-    names = [item.settings for item in offload.what_to_move(tied, made_plan(12.0))]
+    names = [item.settings for item in search.what_to_move(tied, made_plan(12.0))]
     assert names == [
         "model.offload_checkpoints=true",
         "model.vision_on_cpu=true",
