@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prism_lite.digits.base_model import base_folder
 from prism_lite.models.backbone import load_backbone
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cpu_memory import separate_cpu_memory
 from prism_lite.planner.fake_backbone import build_backbone, faking
@@ -26,7 +27,7 @@ def real_regions(config, phase, *, separates_cpu=False):
     tracker = _tracker(architecture_of(config))
     with separate_cpu_memory(tracker) if separates_cpu else contextlib.nullcontext():
         backbone = load_backbone(config.model, config.lora, base_folder(config), seed=0)
-        _mark_layers(tracker, backbone.core.model.language_model.layers)
+        _mark_layers(tracker, family.decoder_layers(backbone.core))
         run_phase(
             tracker, Watch(tracker), Workload(backbone, config), phase,
             building=contextlib.nullcontext(), on_card=False, num_draws=NUM_DRAWS,
@@ -56,7 +57,7 @@ def _tracker(architecture):
 def _simulate(tracker, config, architecture, dtype, phase, *, on_card):
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     backbone = build_backbone(config, architecture, dtype, fake_mode)
-    _mark_layers(tracker, backbone.core.model.language_model.layers)
+    _mark_layers(tracker, family.decoder_layers(backbone.core))
     mode = Simulation(tracker, fake_mode, on_card=on_card)
     run_phase(
         tracker, mode, Workload(backbone, config), phase,

@@ -92,11 +92,7 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     console.print(f"\n{_verdict(planned)}")
     if not planned.fits:
         console.print(_moved_table(search.what_to_move(config, planned)))
-        lowered = search.what_to_lower(config, planned)
-        title = "lowering one of these is enough"
-        if not lowered:
-            lowered = search.what_to_lower_together(config, planned)
-            title = "no setting is enough alone; these together are"
+        title, lowered = search.what_to_lower(config, planned)
         console.print(_largest_table(lowered, title) if lowered else NOTHING_HELPS)
     if arguments.find:
         largest = search.find_largest(config, planned)

@@ -5,16 +5,18 @@ Shape letters: N visual tokens of one picture, D hidden size.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from prism_lite.models import placement
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.picture_store import PictureStore, picture_name, tower_name
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
@@ -48,7 +50,7 @@ class VisionCache:
 
     def __init__(
         self,
-        core: Any,
+        core: Core,
         image_processor: Any,
         *,
         max_pictures: int,
@@ -64,15 +66,16 @@ class VisionCache:
         """
         self._core = core
         self._image_processor = image_processor
-        self._max_pictures = max_pictures
-        self._max_bytes = max_bytes
         self._disk = disk if disk_bytes > 0 else None
         self._disk_bytes = disk_bytes
-        self._features: OrderedDict[Key, PictureFeatures] = OrderedDict()
-        self._num_bytes = 0
+        # A picture counts as its share of `max_pictures` at least, so that both limits hold.
+        share = max_bytes // max_pictures
+        self._features: LRUCache[Key, PictureFeatures] = LRUCache(
+            max_bytes, getsizeof=lambda features: max(share, features.num_bytes)
+        )
         self._tower: tuple[tuple[int, int], ...] = ()
         self._store: PictureStore | None = None
-        self._visitors = placement.vision_parts(core) if on_cpu else []
+        self._visitors = family.movable_tower_parts(core) if on_cpu else []
         placement.modules_to_cpu(self._visitors)
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
@@ -82,14 +85,12 @@ class VisionCache:
             ValueError: a picture cannot be read.
             RuntimeError: a file of the disk cache is damaged.
         """
-        parameters = list(self._core.model.visual.parameters())
+        parameters = list(family.vision_tower(self._core).parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return encode_pictures(self._core, self._image_processor, pictures) if pictures else []
         self._forget_other_towers(parameters)
         unique = {_key(picture): picture for picture in pictures}
         found = {key: self._features[key] for key in unique if key in self._features}
-        for key in found:
-            self._features.move_to_end(key)
         missing = {key: picture for key, picture in unique.items() if key not in found}
         found |= self._encode(missing)
         return [found[_key(picture)] for picture in pictures]
@@ -125,27 +126,23 @@ class VisionCache:
 
     def put(self, picture: Picture, features: PictureFeatures) -> None:
         """Keep features that were made elsewhere, for the tower as it is now."""
-        self._forget_other_towers(list(self._core.model.visual.parameters()))
+        self._forget_other_towers(list(family.vision_tower(self._core).parameters()))
         self._remember(_key(picture), features)
 
     def _remember(self, key: Key, features: PictureFeatures) -> None:
-        replaced = self._features.pop(key, None)
-        self._features[key] = features
-        self._num_bytes += features.num_bytes - (replaced.num_bytes if replaced else 0)
-        while self._features and (
-            len(self._features) > self._max_pictures or self._num_bytes > self._max_bytes
-        ):
-            self._num_bytes -= self._features.popitem(last=False)[1].num_bytes
+        self._features.pop(key, None)
+        if features.num_bytes <= self._features.maxsize:
+            self._features[key] = features
 
     def _forget_other_towers(self, parameters: Sequence[Tensor]) -> None:
         tower = tuple((id(p), p._version) for p in parameters)
         if tower != self._tower:
             self._features.clear()
-            self._num_bytes, self._tower, self._store = 0, tower, None
+            self._tower, self._store = tower, None
 
     def _open_store(self, folder: Path) -> PictureStore:
         if self._store is None:
-            name = tower_name(self._core.model.visual, self._image_processor)
+            name = tower_name(family.vision_tower(self._core), self._image_processor)
             self._store = PictureStore(folder / name, self._disk_bytes)
         return self._store
 
@@ -165,29 +162,12 @@ def _from_tensors(tensors: dict[str, Tensor]) -> PictureFeatures:
 
 
 def encode_pictures(
-    core: Any, image_processor: Any, pictures: Sequence[Picture]
+    core: Core, image_processor: Any, pictures: Sequence[Picture]
 ) -> list[PictureFeatures]:
     """Run the vision tower on pictures, all of them in one pass; differentiable in its weights."""
-    device = core.device
     inputs = pixel_inputs(image_processor, pictures)
-    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-    return by_picture(core.model.get_image_features(pixels.to(device), grids.to(device)))
-
-
-def by_picture(output: Any) -> list[PictureFeatures]:
-    """The tower's output, picture by picture.
-
-    transformers 5.23 splits each DeepStack level like the merged features, 5.17 hands it over whole.
-    """
-    sizes = [len(merged) for merged in output.pooler_output]
-    levels = [
-        level.split(sizes) if isinstance(level, Tensor) else level
-        for level in output.deepstack_features
-    ]
-    return [
-        PictureFeatures(merged, tuple(deepstack))
-        for merged, *deepstack in zip(output.pooler_output, *levels, strict=True)
-    ]
+    encoded = family.encode_pixels(core, inputs["pixel_values"], inputs["image_grid_thw"])
+    return [PictureFeatures(merged_ND, deepstack) for merged_ND, deepstack in encoded]
 
 
 def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from prism_lite.config import RunConfig
-from prism_lite.models.backbone import LANGUAGE_LINEARS, Backbone, hold_as_set
+from prism_lite.models.backbone import Backbone, hold_as_set
 from prism_lite.models.device import choose_precision
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
 from prism_lite.planner.architectures import Architecture
 
@@ -136,7 +137,7 @@ def build_backbone(
 
 def _quantise(core: Any, dtype: torch.dtype) -> None:
     for name, module in list(core.named_modules()):
-        if isinstance(module, nn.Linear) and re.fullmatch(LANGUAGE_LINEARS, name):
+        if isinstance(module, nn.Linear) and re.fullmatch(family.LANGUAGE_LINEARS, name):
             parent, _, leaf = name.rpartition(".")
             stand_in = StandInLinear4bit(module.out_features, module.in_features, dtype)
             setattr(core.get_submodule(parent), leaf, stand_in)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -129,18 +129,4 @@ def show_progress(items: Sequence[T], description: str) -> Iterable[T]:
     console = Console(stderr=True)
     return track(
         items, description, console=console, transient=True, disable=not console.is_terminal
-    )
-
-
-def with_settings(config: RunConfig, **values: Any) -> RunConfig:
-    """Return the settings with some replaced: `with_settings(config, sampling__max_rows=16)`."""
-    for name, value in values.items():
-        config = _replaced(config, name.split("__"), value)
-    return config
-
-
-def _replaced(settings: Any, path: Sequence[str], value: Any) -> Any:
-    name, *rest = path
-    return replace(
-        settings, **{name: _replaced(getattr(settings, name), rest, value) if rest else value}
     )

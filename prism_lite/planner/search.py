@@ -12,8 +12,9 @@ from typing import Any
 from prism_lite.config import RunConfig
 from prism_lite.models.optim import optimizer_name
 from prism_lite.planner.architectures import architecture_of
-from prism_lite.planner.plan import Plan, phase_gib, show_progress, with_settings
+from prism_lite.planner.plan import Plan, phase_gib, show_progress
 from prism_lite.planner.workload import CELL, PHASES, Phase
+from prism_lite.recipe import with_overrides
 from prism_lite.sampling.rollouts import MOST_ROWS
 
 LARGEST = 4  # times the present value is the largest that is tried, and a quarter the smallest
@@ -52,28 +53,27 @@ class _Setting:
 
     Attributes:
         value: reads it.
-        change: returns settings with another value.
+        overrides: the dotted keys and values that set it.
         grid: values to try around the present one, ascending.
         phases: those whose memory it changes.
     """
 
     name: str
     value: Callable[[RunConfig], int]
-    change: Callable[[RunConfig, int], RunConfig]
+    overrides: Callable[[RunConfig, int], dict[str, int]]
     grid: Callable[[int], list[int]]
     phases: tuple[Phase, ...]
 
 
-def _with_pixels(config: RunConfig, pixels: int) -> RunConfig:
+def _set_pixels(config: RunConfig, pixels: int) -> dict[str, int]:
     """Change the pictures' size, and prompts and packs by as many tokens."""
     model = config.model
     more_tokens = (pixels - model.max_pixels) // CELL**2
-    return with_settings(
-        config,
-        model__max_pixels=pixels,
-        model__max_prompt_tokens=model.max_prompt_tokens + more_tokens,
-        model__max_pack_tokens=model.max_pack_tokens + more_tokens,
-    )
+    return {
+        "model.max_pixels": pixels,
+        "model.max_prompt_tokens": model.max_prompt_tokens + more_tokens,
+        "model.max_pack_tokens": model.max_pack_tokens + more_tokens,
+    }
 
 
 def _squares(pixels: int) -> list[int]:
@@ -85,28 +85,28 @@ def _squares(pixels: int) -> list[int]:
 _GROUP = _Setting(
     "align.group_size and rlvr.group_size",
     lambda config: config.rlvr.group_size,
-    lambda config, size: with_settings(config, align__group_size=size, rlvr__group_size=size),
+    lambda _config, size: {"align.group_size": size, "rlvr.group_size": size},
     lambda now: [*range(2, LARGEST * now + 1, 2)],
     tuple(phase for phase in PHASES if phase.stage in ("align", "rlvr")),
 )
 _PACK = _Setting(
     "model.max_pack_tokens",
     lambda config: config.model.max_pack_tokens,
-    lambda config, tokens: with_settings(config, model__max_pack_tokens=tokens),
+    lambda _config, tokens: {"model.max_pack_tokens": tokens},
     lambda now: [*range(PACK_STEP, LARGEST * now + 1, PACK_STEP)],
     PHASES,
 )
 _PIXELS = _Setting(
     "model.max_pixels (prompt and pack change with it)",
     lambda config: config.model.max_pixels,
-    _with_pixels,
+    _set_pixels,
     _squares,
     PHASES,
 )
 _ROWS = _Setting(
     "sampling.max_rows",
     lambda config: config.sampling.max_rows or MOST_ROWS,
-    lambda config, rows: with_settings(config, sampling__max_rows=rows),
+    lambda _config, rows: {"sampling.max_rows": rows},
     lambda now: [*range(1, LARGEST * now + 1)],
     tuple(phase for phase in PHASES if phase.work == "sample"),
 )
@@ -123,29 +123,29 @@ def find_largest(config: RunConfig, plan: Plan) -> list[LargestValue]:
     return results
 
 
-def what_to_lower(config: RunConfig, plan: Plan) -> list[LargestValue]:
-    """Search settings that make the plan fit when lowered alone, and how far.
+def what_to_lower(config: RunConfig, plan: Plan) -> tuple[str, list[LargestValue]]:
+    """Search settings that make a plan fit when lowered, and how far.
 
-    Empty where the plan fits, has no card, or none is enough alone.
+    Returns:
+        How they help, in words; and those that are enough alone, else the rows of sampling and the pack
+        of the rest together. Empty where not even these are enough.
     """
-    results = [
+    alone = [
         _largest(config, plan, setting, _lower_values(config, setting), plan.failing)
         for setting in (_PACK, _ROWS, _GROUP, _PIXELS)
-        # any other leaves a failing phase as it is
-        if plan.failing and set(plan.failing) <= set(setting.phases)
+        if set(plan.failing) <= set(setting.phases)  # others leave a failing phase as it is
     ]
-    return [result for result in results if result.largest is not None]
-
-
-def what_to_lower_together(config: RunConfig, plan: Plan) -> list[LargestValue]:
-    """Lower rows for the sampling that does not fit, the pack for the rest; empty if not enough."""
-    results = []
+    alone = [result for result in alone if result.largest is not None]
+    if alone:
+        return "lowering one of these is enough", alone
+    together = []
     for setting, is_sampling in ((_ROWS, True), (_PACK, False)):
         phases = [phase for phase in plan.failing if (phase.work == "sample") == is_sampling]
         if phases:
             values = _lower_values(config, setting)
-            results.append(_largest(config, plan, setting, values, phases))
-    return [] if any(result.largest is None for result in results) else results
+            together.append(_largest(config, plan, setting, values, phases))
+    is_enough = all(result.largest is not None for result in together)
+    return "no setting is enough alone; these together are", together if is_enough else []
 
 
 def _lower_values(config: RunConfig, setting: _Setting) -> list[int]:
@@ -174,13 +174,14 @@ def _largest(
         if value == now:
             return plan.phases[phase].peak_gib
         try:
-            return phase_gib(setting.change(config, value), card, phase)
+            changed = with_overrides(config, setting.overrides(config, value))
+            return phase_gib(changed, card, phase)
         except ValueError:
             return -math.inf
 
     num_fitting = len(values)  # of `values`, from the first
-    ordered = sorted(phases, key=lambda phase: -plan.phases[phase].peak_gib)
-    for phase in show_progress(ordered, setting.name):
+    phases = sorted(plan.phases.keys() & phases, key=lambda phase: -plan.phases[phase].peak_gib)
+    for phase in show_progress(phases, setting.name):
         if num_fitting == 0 or need_gib(phase, values[0]) > room_gib:
             return LargestValue(setting.name, now, None, None, values[0] if values else None)
         if need_gib(phase, values[num_fitting - 1]) > room_gib:
@@ -215,7 +216,7 @@ def what_to_move(config: RunConfig, plan: Plan) -> list[Moved]:
     kept_gib = [s.peak_gib for phase, s in plan.phases.items() if phase not in plan.failing]
     results = []
     for text, values in moves.items():
-        changed = with_settings(config, **values)
+        changed = with_overrides(config, values)
         phases = show_progress(plan.failing, text)
         peak_gib = max([*kept_gib, *(phase_gib(changed, plan.card, phase) for phase in phases)])
         fits = peak_gib <= plan.room_gib
@@ -224,35 +225,31 @@ def what_to_move(config: RunConfig, plan: Plan) -> list[Moved]:
 
 
 def _moves(config: RunConfig, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Settings as they are given to the command, with the values that `with_settings` takes."""
+    """Overrides that move memory to the CPU, by how they are given to the command."""
     model = config.model
     checkpointing: dict[str, Any] = {}
     moves: list[dict[str, Any]] = []
     if not model.gradient_checkpointing:
-        checkpointing = {"model__gradient_checkpointing": True}
+        checkpointing = {"model.gradient_checkpointing": True}
         moves.append(checkpointing)
     if not model.offload_checkpoints:
-        moves.append(checkpointing | {"model__offload_checkpoints": True})
+        moves.append(checkpointing | {"model.offload_checkpoints": True})
     if not model.vision_on_cpu:
-        moves.append({"model__vision_on_cpu": True})
+        moves.append({"model.vision_on_cpu": True})
     if not model.embeddings_on_cpu and not architecture_of(config).config.tie_word_embeddings:
-        moves.append({"model__embeddings_on_cpu": True})
+        moves.append({"model.embeddings_on_cpu": True})
     if model.picture_cache_gib > SMALL_CACHE_GIB:
-        moves.append({"model__picture_cache_gib": SMALL_CACHE_GIB})
+        moves.append({"model.picture_cache_gib": SMALL_CACHE_GIB})
     sections = dict.fromkeys(phase.stage for phase in plan.failing)
-    if "align" in sections:  # a section keeps the optimizer of its name; alignment has two
+    if "align" in sections:  # a section has the optimizer of its name; alignment has two
         sections["discriminator"] = None
     optims = {
-        f"{section}__optim__name": "paged_adamw8bit"
+        f"{section}.optim.name": "paged_adamw8bit"
         for section in sections
         if "paged" not in optimizer_name(getattr(config, section).optim, "cuda")
     }
     moves += [optims] if optims else []
-    return {_as_arguments(values): values for values in moves}
-
-
-def _as_arguments(values: dict[str, Any]) -> str:
-    return " ".join(
-        f"{name.replace('__', '.')}={'true' if value is True else value}"
-        for name, value in values.items()
-    )
+    return {
+        " ".join(f"{key}={str(value).lower()}" for key, value in move.items()): move
+        for move in moves
+    }

@@ -23,6 +23,7 @@ from prism_lite.config import OptimConfig
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.step import discriminator_step
 from prism_lite.models.backbone import REFERENCE, TRUNK, Backbone
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.optim import Optimizer, make_optimizer, optimizer_name, optimizer_step
 from prism_lite.models.vision import PictureFeatures
 from prism_lite.planner.fake_backbone import tensors_of
@@ -103,7 +104,13 @@ def _build_memory(
         if stage in ("warmup", "align"):
             if config.discriminator.trunk == "sft":
                 backbone.freeze_copy(TRUNK)
-            discriminator = Discriminator(backbone, config.discriminator, seed=0)
+            text = backbone.core.config.text_config
+            discriminator = Discriminator(
+                config.discriminator,
+                num_layers=text.num_hidden_layers,
+                hidden_size=text.hidden_size,
+                seed=0,
+            ).to(backbone.device)
         if stage == "rlvr" and config.rlvr.kl_weight > 0 and config.rlvr.kl_reference == "start":
             backbone.freeze_copy(REFERENCE)
     if discriminator is not None:
@@ -174,7 +181,7 @@ def _fill_caches(
     """
     backbone, prompt = workload.backbone, workload.prompts(1)[0]
     vision, text = backbone.core.config.vision_config, backbone.core.config.text_config
-    dtype = backbone.core.model.visual.patch_embed.proj.weight.dtype
+    dtype = family.vision_tower(backbone.core).patch_embed.proj.weight.dtype
     # the merged features, and a level for each layer that feeds DeepStack
     num_levels = 1 + len(vision.deepstack_visual_indexes)
     shape = (num_levels, int(prompt.is_picture_P.sum()), text.hidden_size)

@@ -216,7 +216,7 @@ class Workload:
         prompt = encode_prompt(
             self._sample("", num_words),
             processor=self.backbone.processor,
-            rope_index=self.backbone.core.model.get_rope_index,
+            core=self.backbone.core,
             max_tokens=2**30,
         )
         return len(prompt)

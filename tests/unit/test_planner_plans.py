@@ -22,11 +22,11 @@ from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import card_of
 from prism_lite.planner.fake_backbone import StandInLinear4bit
 from prism_lite.planner.fake_tensors import Simulation
-from prism_lite.planner.plan import Plan, plan, with_settings
+from prism_lite.planner.plan import Plan, plan
 from prism_lite.planner.simulate_phase import Simulated
 from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker, Watch
 from prism_lite.planner.workload import Phase
-from prism_lite.recipe import RECIPES, load_recipe, recipe_names
+from prism_lite.recipe import RECIPES, load_recipe, recipe_names, with_overrides
 from tests.micro import micro_recipe
 from tests.planning import card_regions
 
@@ -126,18 +126,24 @@ def settings_of(**overrides):
     return load_recipe("rtx3060-2b", {k.replace("__", "."): v for k, v in overrides.items()})
 
 
-def head_of(config, num_layers=5):
-    """The SFT step's memory after the last layer's forward, with few layers, on a card."""
+def few_layers(config, num_layers):
+    """The recipe's architecture with so many decoder layers and four layers in the tower."""
     architecture = architecture_of(config)
     architecture.config.text_config.num_hidden_layers = num_layers
     architecture.config.vision_config.depth = 4
     architecture.config.vision_config.deepstack_visual_indexes = [0, 1, 2]
-    return card_regions(config, architecture, Phase("sft", "train"))["head", 1]
+    return architecture
+
+
+def head_of(config, num_layers=4):
+    """The SFT step's memory after the last layer's forward, on a card."""
+    return card_regions(config, few_layers(config, num_layers), Phase("sft", "train"))["head", 1]
 
 
 def test_offloaded_checkpoints_are_the_layers_inputs():
     """Of 5 layers: a pack of 2 samples, 2 x (1,024 + 512) tokens of 2,048 bfloat16 each."""
-    plain, offloaded = head_of(settings_of()), head_of(settings_of(model__offload_checkpoints=True))
+    settings = (settings_of(), settings_of(model__offload_checkpoints=True))
+    plain, offloaded = (head_of(config, num_layers=5) for config in settings)
     inputs = 5 * 2 * (1024 + 512) * 2048 * 2
     assert (plain.off_card, offloaded.off_card) == (0, inputs)
     # the last one is in use itself
@@ -148,13 +154,13 @@ def test_offloaded_checkpoints_are_the_layers_inputs():
 def test_tower_and_embeddings_on_the_cpu_are_off_the_card():
     common = {"model__name": "Qwen/Qwen3-VL-8B-Instruct", "sft__optim__name": "adamw8bit"}
     with torch.device("meta"):
-        model: Any = Qwen3VLForConditionalGeneration(architecture_of(settings_of(**common)).config)
+        model: Any = Qwen3VLForConditionalGeneration(few_layers(settings_of(**common), 4).config)
     tower = sum(p.numel() for p in model.model.visual.parameters())
     tower -= sum(p.numel() for p in model.model.visual.patch_embed.parameters())
     embeddings = model.get_input_embeddings().weight.numel()
-    plain = head_of(settings_of(**common), 4)
+    plain = head_of(settings_of(**common))
     for setting, numbers in (("vision_on_cpu", tower), ("embeddings_on_cpu", embeddings)):
-        moved = head_of(settings_of(**common, **{f"model__{setting}": True}), 4)
+        moved = head_of(settings_of(**common, **{f"model__{setting}": True}))
         saved = plain.by_category["weights"] - moved.by_category["weights"]
         assert saved == moved.off_card == 2 * numbers, setting
     with pytest.raises(ValueError, match="output head"):
@@ -166,18 +172,21 @@ def test_paged_states_are_off_the_card_from_the_size_that_bitsandbytes_pages():
     assert "p.numel() < 1e5" in inspect.getsource(bnb.optim.optimizer.Optimizer8bit)
     assert cpu_memory.PAGED_FROM == 100_000
     name = "Qwen/Qwen3-VL-4B-Instruct"
-    paged = head_of(settings_of(model__name=name), 4)
-    kept = head_of(settings_of(model__name=name, sft__optim__name="adamw8bit"), 4)
+    paged = head_of(settings_of(model__name=name))
+    kept = head_of(settings_of(model__name=name, sft__optim__name="adamw8bit"))
     assert paged.off_card == 4 * 3 * 9728 * 16 * 2 * 1
     assert kept.total - paged.total == paged.off_card
     assert kept.by_category["optimizer"] - paged.by_category["optimizer"] == paged.off_card
+
+
+RLVR_TRAIN = Phase("rlvr", "train")
 
 
 def simulated(gib: float, phase: Phase) -> Simulated:
     return Simulated(phase, Peak(int(gib * GIB), dict.fromkeys(CATEGORIES, 0)), 1.0, 2)
 
 
-def made_plan(gib: float, phase=Phase("rlvr", "train")) -> Plan:
+def made_plan(gib: float, phase: Phase = RLVR_TRAIN) -> Plan:
     return Plan("r", "m", card_of(10), {phase: simulated(gib, phase)})
 
 
@@ -195,7 +204,7 @@ def pretend_need(monkeypatch, need):
 
 def test_what_fits_is_found_by_trying_few_values(monkeypatch):
     """2 GiB and one GiB per 1,000 pack tokens: 9 GiB of a card of 10 take 7,000, in steps of 512."""
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4000)
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 4000})
     asked = pretend_need(monkeypatch, lambda config, _: 2 + config.model.max_pack_tokens / 1000)
     found = {item.setting: item for item in search.find_largest(config, made_plan(6.0))}
     pack = found["model.max_pack_tokens"]
@@ -206,14 +215,14 @@ def test_what_fits_is_found_by_trying_few_values(monkeypatch):
     assert (group.largest, group.next_larger) == (32, None), (
         "it costs nothing here: up to the limit"
     )
-    too_large = with_settings(config, model__max_pack_tokens=16000)
-    lowered = search.what_to_lower(too_large, made_plan(18.0))
+    too_large = with_overrides(config, {"model.max_pack_tokens": 16000})
+    _, lowered = search.what_to_lower(too_large, made_plan(18.0))
     assert [(item.setting, item.largest) for item in lowered] == [("model.max_pack_tokens", 6656)]
 
 
 def test_steps_and_other_phases_are_respected(monkeypatch):
     """A need that jumps, and a second phase that is small now and grows faster."""
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=2048)
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 2048})
     planned = made_plan(4.0)
     sft = Phase("sft", "train")
     planned.phases[sft] = simulated(2.5, sft)
@@ -231,7 +240,7 @@ def test_steps_and_other_phases_are_respected(monkeypatch):
 
 def test_where_no_setting_is_enough_alone_two_are_lowered_together(monkeypatch):
     """Rows decide one phase and the pack another: 9 GiB take 18 rows and 2,304 tokens."""
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096, sampling__max_rows=32)
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 4096, "sampling.max_rows": 32})
     planned = made_plan(16.0, Phase("warmup", "judge"))
     sampling = Phase("align", "sample")
     planned.phases[sampling] = simulated(16.0, sampling)
@@ -244,14 +253,14 @@ def test_where_no_setting_is_enough_alone_two_are_lowered_together(monkeypatch):
         )
 
     pretend_need(monkeypatch, need)
-    assert search.what_to_lower(config, planned) == []
-    rows, pack = search.what_to_lower_together(config, planned)
+    title, (rows, pack) = search.what_to_lower(config, planned)
+    assert "together" in title
     assert (rows.setting, rows.now, rows.largest) == ("sampling.max_rows", 32, 18)
     assert (pack.setting, pack.now, pack.largest) == ("model.max_pack_tokens", 4096, 2048)
 
 
 def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096)
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 4096})
 
     def need(config, _phase):
         if config.model.max_pack_tokens < 1536:
@@ -259,7 +268,8 @@ def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
         return config.model.max_pack_tokens / 256
 
     pretend_need(monkeypatch, need)
-    lowered = {item.setting: item for item in search.what_to_lower(config, made_plan(16.0))}
+    _, found = search.what_to_lower(config, made_plan(16.0))
+    lowered = {item.setting: item for item in found}
     assert lowered["model.max_pack_tokens"].largest == 2048
 
 
@@ -309,10 +319,10 @@ def test_a_local_folder_is_planned_like_the_model_it_holds(micro_cache, capsys, 
     config = micro_recipe(tiny__steps=0)
     folder = base_folder(config)
     named = plan(config, stages=("sft",)).to_json()
-    assert plan(with_settings(config, model__name=folder), stages=("sft",)).to_json() == named
+    assert plan(with_overrides(config, {"model.name": folder}), stages=("sft",)).to_json() == named
     (tmp_path / "config.json").write_text(Path(folder, "config.json").read_text())
     assert main(["plan", f"model.name={tmp_path}"]) == 2
-    assert "holds no tokenizer" in capsys.readouterr().err
+    assert "contains no tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
