@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 _FORBID_EXTRA: pydantic.ConfigDict = {"extra": "forbid"}
 
 
-# Policy losses, by TRL's names. METHOD's token mean is "dapo" here: a mean over the batch's tokens.
+# Policy losses, by TRL's names (METHOD.md section 11); "dapo" is a mean over the batch's tokens.
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
 # PRISM's six ways to combine alignment with verifiable rewards, see advantages.alignment_advantages.
 AlignMode = Literal["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]

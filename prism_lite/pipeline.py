@@ -35,14 +35,14 @@ from prism_lite.stages.preflight import _check_stages, read_prompts
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
-from prism_lite.types import POLICY_STAGES
+from prism_lite.types import POLICY_STAGES, STAGES, Stage
 
 ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
     "dpo": run_dpo,
     "sft": run_teacher_sft,
 }
-STAGES: dict[str, Callable[[Context], None]] = {
+RUN_STAGE: dict[Stage, Callable[[Context], None]] = {
     "sft": run_sft,
     "warmup": run_warmup,
     "align": lambda context: ALIGN_METHODS[context.config.align.method](context),
@@ -54,7 +54,7 @@ def run(
     config: RunConfig,
     out: str | Path,
     *,
-    stages: Sequence[str] = tuple(STAGES),
+    stages: Sequence[Stage] = STAGES,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run the stages that are not done yet, evaluate each policy, write results, plots and card.
@@ -73,7 +73,7 @@ def run(
         Stopped: asked to stop; saved.
     """
     console = console or Console()
-    if tuple(stages) == tuple(STAGES) and config.align.method != "adversarial":
+    if tuple(stages) == STAGES and config.align.method != "adversarial":
         stages = [stage for stage in stages if stage != "warmup"]
     check_machine(config)
     check_trackers(config)
@@ -92,7 +92,7 @@ def run(
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
     _check_stages(config, Path(out), stages, task)  # rows may have been left out
-    with open_run(Path(out), config, console) as folder:
+    with open_run(Path(out), config, console, backbone.device) as folder:
         _write_skipped(folder, task)
         context = Context(config, folder, backbone, task)
         write_environment(folder.path, config, backbone.core)
@@ -102,7 +102,7 @@ def run(
             if not folder.is_done(stage):
                 start_peak(backbone.device)
                 with _seconds_noted(folder, stage), _memory_advice(context, f"stage {stage}"):
-                    STAGES[stage](context)
+                    RUN_STAGE[stage](context)
             if stage in POLICY_STAGES and stage not in folder.results().get("stages", {}):
                 context.load_policy(stage)
                 _evaluate(context, stage, {})

@@ -1,4 +1,4 @@
-"""The values that travel through the pipeline: frozen, small, without behaviour.
+"""The values that travel through the pipeline: frozen and small.
 
 data -> Sample -> rollouts -> Group of Rollout -> scores, rewards, advantages -> losses.
 
@@ -7,6 +7,7 @@ Shape letters: C completion tokens of one rollout.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FinishReason = Literal["end", "length"]
+Stage = Literal["sft", "warmup", "align", "rlvr"]
+PolicyStage = Literal["sft", "align", "rlvr"]
+EvaluatedStage = Literal["base", "sft", "align", "rlvr"]
+
+# The one table of stages: what trains, in order; what changes the policy; what is evaluated.
+STAGES: tuple[Stage, ...] = ("sft", "warmup", "align", "rlvr")
+POLICY_STAGES: tuple[PolicyStage, ...] = ("sft", "align", "rlvr")
+EVALUATED_STAGES: tuple[EvaluatedStage, ...] = ("base", *POLICY_STAGES)
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,39 @@ class Sample:
         """The text of the last user turn."""
         return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
 
+    @property
+    def teacher_parts(self) -> Parts:
+        """The teacher's parts.
+
+        Raises:
+            ValueError: there is no teacher completion, or it is malformed; names the row.
+        """
+        return self._parts_of("teacher")
+
+    @property
+    def student_parts(self) -> Parts:
+        """The recorded student's parts.
+
+        Raises:
+            ValueError: as `teacher_parts`.
+        """
+        return self._parts_of("student")
+
+    def with_system_prompt(self, text: str) -> Sample:
+        """Return the sample with this system turn where it has none of its own; "" adds none."""
+        if not text or any(turn.role == "system" for turn in self.turns):
+            return self
+        return dataclasses.replace(self, turns=(Turn("system", text), *self.turns))
+
+    def _parts_of(self, side: Literal["teacher", "student"]) -> Parts:
+        parsed = parts.parse(getattr(self, side) or "")
+        if isinstance(parsed, Parts):
+            return parsed
+        raise ValueError(
+            f"{self.source or self.id}: the {side} completion is malformed ({parsed.reason}). "
+            "Expected <caption>..</caption><think>..</think><answer>..</answer>."
+        )
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -162,6 +204,15 @@ class Group:
     sample: Sample
     rollouts: tuple[Rollout, ...]
 
+    @property
+    def students(self) -> tuple[Parts, ...]:
+        """The parts of the well-formed rollouts, in order."""
+        return tuple(
+            rollout.parts
+            for rollout in self.rollouts
+            if rollout.finish == "end" and isinstance(rollout.parts, Parts)
+        )
+
 
 @dataclass(frozen=True)
 class ProbePair:
@@ -170,37 +221,3 @@ class ProbePair:
     sample: Sample
     clean: Parts
     corrupted: Parts
-
-
-POLICY_STAGES = ("sft", "align", "rlvr")
-
-
-STAGE_ORDER = ("base", "sft", "align", "rlvr")
-
-
-def students_of(group: Group) -> tuple[Parts, ...]:
-    """The parts of a group's well-formed rollouts, in order."""
-    return tuple(
-        rollout.parts
-        for rollout in group.rollouts
-        if rollout.is_well_formed and isinstance(rollout.parts, Parts)
-    )
-
-
-def teacher_parts(sample: Sample) -> Parts:
-    """The teacher's parts of a row.
-
-    Raises:
-        ValueError: there is no teacher completion, or it is malformed; names the row.
-    """
-    return _parts_of(sample, "teacher")
-
-
-def _parts_of(sample: Sample, side: Literal["teacher", "student"]) -> Parts:
-    found = parts.parse(getattr(sample, side) or "")
-    if isinstance(found, Parts):
-        return found
-    raise ValueError(
-        f"{sample.source or sample.id}: the {side} completion is malformed ({found.reason}). "
-        "Expected <caption>..</caption><think>..</think><answer>..</answer>."
-    )

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from demo.models import MAX_GROUP_SIZE
 from demo.models.routing import group_record
 from demo.runs import folder, samples
-from demo.screens.groups import MAX_GROUP_SIZE
 from prism_lite.config import RunConfig
 from prism_lite.digits.base_model import tiny_base_folder
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.models.backbone import TRUNK, Backbone, load_backbone
 from prism_lite.recipe import parse_config
 from prism_lite.runs.checkpoint import load_final
@@ -115,8 +115,7 @@ class Model:
         if not 2 <= group_size <= MAX_GROUP_SIZE:
             raise ValueError(f"group size {group_size}: expected 2 to {MAX_GROUP_SIZE}.")
         group = self._sample(stage, sample, group_size, seed)
-        prompt = self.task.system_prompt
-        record = group_record(self.backbone, discriminator, group, prompt, self.config)
+        record = group_record(self.backbone, discriminator, group, self.config)
         return record | {"policy": stage, "discriminator": self.discriminator_stage}
 
     def _sample(
@@ -128,7 +127,6 @@ class Model:
             [sample],
             group_size=group_size,
             sampling=dataclasses.replace(self.config.sampling, **settings),
-            system_prompt=self.task.system_prompt,
             seed=("demo", seed),
         )
         return group
@@ -181,7 +179,7 @@ class Model:
             config = self.config.discriminator
             if config.trunk == "sft":
                 self.backbone.load_adapter_state(self._policies["sft"], TRUNK)
-            self._discriminator = Discriminator(self.backbone, config, seed=self.config.seed)
+            self._discriminator = discriminator_for(self.backbone, config, seed=self.config.seed)
             tensors: Any = load_final(self.path / "stages" / self.discriminator_stage)
             self._discriminator.load_state_dict(tensors["discriminator"])
             self._discriminator.requires_grad_(False)

@@ -16,11 +16,10 @@ from typing import Any
 import yaml
 
 from prism_lite.files import read_jsonl
+from prism_lite.types import EVALUATED_STAGES, STAGES
 
 SAMPLE_RUN = Path(__file__).parents[1] / "sample_run"
 SAMPLE_ID = "recorded sample"
-STAGES = ("sft", "warmup", "align", "rlvr")
-EVALUATED_STAGES = ("base", "sft", "align", "rlvr")
 STAGE_TITLES = {
     "base": "Base",
     "sft": "SFT",

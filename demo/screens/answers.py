@@ -13,11 +13,10 @@ import gradio as gr
 from PIL import Image
 
 from demo.runs import folder, samples
-from demo.runs.folder import EVALUATED_STAGES
 from demo.screens import html
 from demo.screens.marks import Marks, mark, marks_line
 from demo.screens.pictures import picture_file
-from prism_lite.types import Sample
+from prism_lite.types import EVALUATED_STAGES, Sample
 
 if TYPE_CHECKING:
     from demo.models.model import Model

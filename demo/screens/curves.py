@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from demo.runs.folder import STAGE_TITLES, STAGES
+from demo.runs.folder import STAGE_TITLES
+from prism_lite.types import STAGES
 
 MAX_POINTS = 500
 # The palette of Okabe and Ito: distinguishable with every kind of color vision, and by lightness.

@@ -23,7 +23,6 @@ from demo.screens.pictures import picture_file
 HEADERS = ["row", "who", "perception", "reasoning", "margin", "advantage", "answer", "caption"]
 STRONGEST, BALANCE = "strongest expert", "perception minus reasoning share"
 EXPERT_COLORS = (BLUE, SKY, GREEN, GRAY, ORANGE, YELLOW, PINK, PURPLE)
-MAX_GROUP_SIZE = 16  # of a group that a visitor samples
 NUM_STEPS = 6  # listed of the alignment stage, besides the last one
 MAX_CELL = 80
 GROUPED = (

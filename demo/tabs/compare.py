@@ -12,11 +12,12 @@ from PIL import Image
 from demo.models import drawing, questions
 from demo.models.questions import KIND_OF
 from demo.runs import folder
-from demo.runs.folder import EVALUATED_STAGES, STAGE_TITLES
+from demo.runs.folder import STAGE_TITLES
 from demo.screens import answers, html, widgets
 from demo.screens.answers import GREEDY, NUM_EXAMPLES, SAMPLED
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
+from prism_lite.types import EVALUATED_STAGES
 
 EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
 CANVAS = (640, 200)

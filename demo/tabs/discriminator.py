@@ -9,11 +9,13 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from demo.models import MAX_GROUP_SIZE
 from demo.runs import samples
-from demo.runs.folder import EVALUATED_STAGES, STAGE_TITLES
+from demo.runs.folder import STAGE_TITLES
 from demo.screens import curves, groups, widgets
-from demo.screens.groups import MAX_GROUP_SIZE, STRONGEST
+from demo.screens.groups import STRONGEST
 from demo.site import Header, Site, connect, errors_on_page
+from prism_lite.types import EVALUATED_STAGES
 
 COLUMN_HELP = {
     "perception": "Logit of the caption given the picture: higher is more like a teacher's.",

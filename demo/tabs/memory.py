@@ -12,11 +12,12 @@ import gradio as gr
 import pandas as pd
 
 from demo.runs import folder
-from demo.runs.folder import STAGE_TITLES, STAGES
+from demo.runs.folder import STAGE_TITLES
 from demo.runs.process import PRISM_LITE, environment
 from demo.screens import curves, html, widgets
 from demo.site import Header, Site, errors_on_page
 from prism_lite.recipe import recipe_names
+from prism_lite.types import STAGES
 
 PLAN_LIMIT_S = 600
 USABLE = "usable on the GPU"

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo.runs import command, folder
+from demo.runs import folder, process
 from demo.runs.folder import SAMPLE_ID
 from demo.screens import curves, html, training, widgets
 from demo.site import Header, Site, connect, errors_on_page
@@ -56,7 +56,7 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
                 None, label=title, info=text, precision=0, minimum=0, min_width=130,
                 placeholder="recipe", elem_id=f"setting-{key.replace('.', '-')}",
             )
-            for key, title, text in command.FORM_SETTINGS
+            for key, title, text in process.FORM_SETTINGS
         ]  # fmt: skip
     line = gr.Textbox(
         label="The same as a command", interactive=False, buttons=["copy"], elem_id="command"
@@ -71,9 +71,9 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
             raise ValueError(
                 f"run {run_id!r} exists: continue it with Resume, or choose another name."
             )
-        command.require_embedded_data(recipe)
+        process.require_embedded_data(recipe)
         site.models.free_gpu()
-        process = site.trainer.start(run_id, command.training_arguments(recipe, values))
+        process = site.trainer.start(run_id, process.training_arguments(recipe, values))
         gr.Info(f"{run_id} starts (process {process.pid}).")
         text = f"{run_id} prepares its base model, then trains. This page switches to it soon."
         return html.note(text), run_id
@@ -87,7 +87,7 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
     inputs = [name, recipe, *numbers]
     for event in (header.opened.then, *(component.change for component in inputs)):
         connect(
-            event, lambda name, recipe, *values: command.command_line(name, recipe, values),
+            event, lambda name, recipe, *values: process.command_line(name, recipe, values),
             inputs, [line],
         )  # fmt: skip
     start.click(begin, inputs, [status, expected], queue=False, api_name="start")

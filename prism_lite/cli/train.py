@@ -31,10 +31,11 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from prism_lite import pipeline
     from prism_lite.runs import report
     from prism_lite.runs.folder import Stopped
+    from prism_lite.types import STAGES
 
     console = Console()
     out = arguments.out or f"runs/{config.recipe}"
-    stages = arguments.stages or tuple(pipeline.STAGES)
+    stages = arguments.stages or STAGES
     try:
         results = pipeline.run(config, out, stages=stages, console=console)
     except (Stopped, KeyboardInterrupt) as stop:

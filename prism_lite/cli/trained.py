@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_lite.cli.imports import quiet_libraries
+from prism_lite.types import EVALUATED_STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-STAGES = ("base", "sft", "align", "rlvr")
 
 
 def add_commands(commands: Any) -> None:
@@ -41,7 +40,7 @@ def add_commands(commands: Any) -> None:
         "16-bit base on the CPU: 4 GiB for 2B, 8.3 for 4B, 16.3 for 8B. --discriminator writes the "
         "discriminator as a reward function.",
     )
-    _run_and_stage(export, stages=(*STAGES, "warmup"))
+    _run_and_stage(export, stages=(*EVALUATED_STAGES, "warmup"))
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--merge", action="store_true", help="the policy, merged into full weights")
     what.add_argument("--discriminator", action="store_true", help="a reward function for TRL")
@@ -96,7 +95,9 @@ def add_commands(commands: Any) -> None:
     chat.set_defaults(handler=_chat)
 
 
-def _run_and_stage(command: argparse.ArgumentParser, stages: tuple[str, ...] = STAGES) -> None:
+def _run_and_stage(
+    command: argparse.ArgumentParser, stages: tuple[str, ...] = EVALUATED_STAGES
+) -> None:
     command.add_argument(
         "--run", required=True, metavar="DIR", help="a run folder, like runs/t4-2b"
     )
@@ -248,7 +249,6 @@ def evaluate_run(
         task.heldout[:num_shown],
         group_size=1,
         sampling=dataclasses.replace(config.sampling, temperature=0.0),
-        system_prompt=task.system_prompt,
         seed=("show",),
     )
     for group in shown:

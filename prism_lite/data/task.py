@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -37,7 +37,6 @@ class TaskData:
         sft, align, rlvr: rows with a demonstration, a teacher completion, an answer.
         heldout: evaluation rows; empty where none were given.
         probe: held-out pairs for the grounding probe.
-        system_prompt: in front of every prompt without one of its own.
         verify: judges caption, think and answer apart, where the task can; else None.
         warmup: rows with a recorded student beside the teacher; empty where none were given.
         skipped: rows that were left out.
@@ -48,7 +47,6 @@ class TaskData:
     rlvr: tuple[Sample, ...]
     heldout: tuple[Sample, ...]
     probe: tuple[ProbePair, ...]
-    system_prompt: str
     verify: Callable[[Sample, Parts], Verdict] | None
     warmup: tuple[Sample, ...] = ()
     skipped: tuple[SkippedRow, ...] = ()
@@ -67,8 +65,10 @@ def load_task(
         ValueError: a file is missing, empty or holds a broken row; names file and row.
     """
     if config.data.task == "digits":
-        return _digits(config)
-    return _files(config, console=console, stamps=stamps)
+        task = _digits(config)
+    else:
+        task = _files(config, console=console, stamps=stamps)
+    return _with_system_prompt(task, system_prompt_of(config))
 
 
 def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskData:
@@ -82,22 +82,42 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
     else:
         rows, verify = _Rows(config.data, console), None
         heldout, skipped = rows.of("heldout", "eval"), rows.skipped()
-    return TaskData(
+    task = TaskData(
         sft=(),
         align=(),
         rlvr=(),
         heldout=heldout,
         probe=(),
-        system_prompt=system_prompt_of(config),
         verify=verify,
         skipped=skipped,
     )
+    return _with_system_prompt(task, system_prompt_of(config))
 
 
 def system_prompt_of(config: RunConfig) -> str:
-    """What stands in front of every prompt without a system turn of its own; reads no file."""
+    """Return the system turn of every prompt without one of its own; read no file."""
     default = lessons.INSTRUCTION if config.data.task == "digits" else parts.SYSTEM_PROMPT
     return default if config.data.system_prompt is None else config.data.system_prompt
+
+
+def _with_system_prompt(task: TaskData, text: str) -> TaskData:
+    """Give every sample without a system turn of its own this one."""
+
+    def with_text(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+        return tuple(sample.with_system_prompt(text) for sample in samples)
+
+    return dataclasses.replace(
+        task,
+        sft=with_text(task.sft),
+        align=with_text(task.align),
+        rlvr=with_text(task.rlvr),
+        heldout=with_text(task.heldout),
+        probe=tuple(
+            dataclasses.replace(pair, sample=pair.sample.with_system_prompt(text))
+            for pair in task.probe
+        ),
+        warmup=with_text(task.warmup),
+    )
 
 
 def all_samples(task: TaskData) -> Iterator[Sample]:
@@ -146,7 +166,6 @@ def _digits(config: RunConfig) -> TaskData:
         rlvr=rlvr,
         heldout=_digits_heldout(config),
         probe=tuple(probe),
-        system_prompt=system_prompt_of(config),
         verify=_verify_digits,
     )
 
@@ -181,7 +200,6 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
         rlvr=rlvr,
         heldout=heldout,
         probe=_mismatched_probe(judged),
-        system_prompt=system_prompt_of(config),
         verify=None,
         warmup=warmup,
         skipped=rows.skipped(),

@@ -48,16 +48,14 @@ def chat(
     )
     backbone = load_stage(run, config, stage or last_stage(run))
     limit = max_tokens or config.sampling.max_completion_tokens
-    return answer(
-        backbone, sample, system_prompt_of(config), temperature=temperature, max_tokens=limit
-    )
+    sample = sample.with_system_prompt(system_prompt_of(config))
+    return answer(backbone, sample, temperature=temperature, max_tokens=limit)
 
 
 @torch.no_grad()
 def answer(
     backbone: Backbone,
     sample: Sample,
-    system_prompt: str,
     *,
     temperature: float,
     max_tokens: int,
@@ -68,7 +66,7 @@ def answer(
     Args:
         streamer: is given the tokens; default: prints their text.
     """
-    prompt = backbone.prompt(sample, system_prompt)
+    prompt = backbone.prompt(sample)
     backbone.core.eval()  # training mode with checkpointing would switch the cache off
     inputs = {
         "input_ids": prompt.token_ids_P[None],

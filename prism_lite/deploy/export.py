@@ -125,13 +125,9 @@ def _held_out_completions(backbone: Backbone, config: RunConfig) -> list[Spoken]
         samples,
         group_size=1,
         sampling=dataclasses.replace(config.sampling, temperature=1.0),
-        system_prompt=task.system_prompt,
         seed=(config.seed, "export"),
     )
-    return [
-        Spoken(backbone.prompt(group.sample, task.system_prompt), group.rollouts[0].token_ids)
-        for group in groups
-    ]
+    return [Spoken(backbone.prompt(group.sample), group.rollouts[0].token_ids) for group in groups]
 
 
 def _check(exact: Distance, moved: Distance, *, tolerance: float, bound: float) -> None:

@@ -73,7 +73,11 @@ def heldout_task(
     if file is None:
         return load_heldout(config, console=console)
     data = dataclasses.replace(
-        config.data, task="files", heldout=file, columns=dict(columns or {}), image_root=None
+        config.data,
+        task="files",
+        heldout=file,
+        columns=dict(columns or {}),
+        image_root=None,
+        system_prompt=system_prompt_of(config),
     )
-    task = load_heldout(dataclasses.replace(config, data=data), console=console)
-    return dataclasses.replace(task, system_prompt=system_prompt_of(config))
+    return load_heldout(dataclasses.replace(config, data=data), console=console)

@@ -61,7 +61,6 @@ def grounding_probe(
     backbone: Backbone,
     discriminator: Discriminator,
     probe: Sequence[ProbePair],
-    system_prompt: str,
 ) -> dict[str, float]:
     """Share of held-out pairs whose clean part scores above its corrupted copy, per channel.
 
@@ -72,9 +71,7 @@ def grounding_probe(
     """
     if not probe:
         return {}
-    pairs = [
-        (backbone.prompt(pair.sample, system_prompt), pair.clean, pair.corrupted) for pair in probe
-    ]
+    pairs = [(backbone.prompt(pair.sample), pair.clean, pair.corrupted) for pair in probe]
     perception, reasoning = first_wins(pair_scores(backbone, discriminator, pairs))
     if discriminator.config.reasoning_sees_caption:
         slipped = [

@@ -1,8 +1,8 @@
 """One frozen Qwen3-VL, loaded once in NF4, and the roles it plays.
 
 policy: backbone + LoRA `policy`. reference: backbone + the adapter the stage started from, or none.
-discriminator: backbone + the frozen trunk adapter (METHOD: `discriminator.trunk`), experts attached by
-`models/discriminator.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
+discriminator: backbone + the frozen trunk adapter (METHOD.md section 2), experts attached by
+`discriminator/model.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
 one adapter, or none, is ever active.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from cachetools import LRUCache
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
 from prism_lite.models.tree_attention import Kind, choose_kind
 from prism_lite.models.vision import VisionCache
-from prism_lite.types import Sample
+from prism_lite.types import Sample, Turn
 
 Role = Literal["policy", "reference", "discriminator"]
 POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
@@ -97,7 +97,7 @@ class Backbone:
             disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
-        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._prompts: LRUCache[tuple[str, tuple[Turn, ...]], Prompt] = LRUCache(MAX_CACHED_PROMPTS)
         if model.gradient_checkpointing:
             enable_checkpointing(core, offload=model.offload_checkpoints)
 
@@ -176,21 +176,18 @@ class Backbone:
             self.peft.save_pretrained(parent, selected_adapters=[POLICY])
             shutil.copytree(Path(parent) / POLICY, folder, dirs_exist_ok=True)
 
-    def prompt(self, sample: Sample, system_prompt: str) -> Prompt:
+    def prompt(self, sample: Sample) -> Prompt:
         """The encoded prompt of a sample; the latest ones are kept.
 
         Raises:
             ValueError: see `encode_prompt`.
         """
-        key = sample.key
+        key = (sample.key, sample.turns)
         if key not in self._prompts:
-            if len(self._prompts) >= MAX_CACHED_PROMPTS:
-                self._prompts.popitem(last=False)
             self._prompts[key] = encode_prompt(
                 sample,
                 processor=self.processor,
                 rope_index=self.core.model.get_rope_index,
-                system_prompt=system_prompt,
                 max_tokens=self.config.max_prompt_tokens,
             )
         return self._prompts[key]
@@ -280,10 +277,8 @@ def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
     )
 
 
-def encode_samples(
-    backbone: Backbone, samples: Sequence[Sample], system_prompt: str
-) -> list[Prompt]:
+def encode_samples(backbone: Backbone, samples: Sequence[Sample]) -> list[Prompt]:
     """Prompts of many samples, pictures encoded along the way."""
-    prompts = [backbone.prompt(sample, system_prompt) for sample in samples]
+    prompts = [backbone.prompt(sample) for sample in samples]
     backbone.vision.features([picture for prompt in prompts for picture in prompt.pictures])
     return prompts

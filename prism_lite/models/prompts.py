@@ -41,7 +41,7 @@ class Prompt:
         return self.token_ids_P.shape[0]
 
 
-def chat_messages(sample: Sample, system_prompt: str) -> list[dict[str, Any]]:
+def chat_messages(sample: Sample) -> list[dict[str, Any]]:
     """The conversation in the form chat templates take, pictures at their `<image>` marks.
 
     Raises:
@@ -55,8 +55,6 @@ def chat_messages(sample: Sample, system_prompt: str) -> list[dict[str, Any]]:
             "stand first)."
         )
     messages: list[dict[str, Any]] = []
-    if system_prompt and all(turn.role != "system" for turn in sample.turns):
-        messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
     unplaced = len(sample.pictures) if num_marks == 0 else 0
     for turn in sample.turns:
         content: list[dict[str, Any]] = []
@@ -70,15 +68,12 @@ def chat_messages(sample: Sample, system_prompt: str) -> list[dict[str, Any]]:
     return messages
 
 
-def encode_prompt(
-    sample: Sample, *, processor: Any, rope_index: Any, system_prompt: str, max_tokens: int
-) -> Prompt:
+def encode_prompt(sample: Sample, *, processor: Any, rope_index: Any, max_tokens: int) -> Prompt:
     """Tokenise a prompt and place it on the three M-RoPE axes.
 
     Args:
         processor: the model's processor.
         rope_index: the model's `get_rope_index`.
-        system_prompt: used where the sample has no system turn of its own; "" for none.
         max_tokens: longest prompt accepted. A prompt is never truncated: visual tokens would be lost.
 
     Raises:
@@ -86,7 +81,7 @@ def encode_prompt(
     """
     tokenizer, pictures = processor.tokenizer, processor.image_processor
     text = tokenizer.apply_chat_template(
-        chat_messages(sample, system_prompt), tokenize=False, add_generation_prompt=True
+        chat_messages(sample), tokenize=False, add_generation_prompt=True
     )
     grids = [picture_grid(picture, pictures) for picture in sample.pictures]
     placeholder, merge = "<|image_pad|>", pictures.merge_size

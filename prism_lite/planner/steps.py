@@ -82,7 +82,6 @@ def _sample(
             group_size=group_size,
             # dense weights are a CPU's way
             sampling=dataclasses.replace(config.sampling, dense_weights="never"),
-            system_prompt="",
             seed=("plan",),
         )
 
@@ -146,7 +145,6 @@ def _train(
         optimizer,
         groups,
         torch.tensor([1.0 if i % 2 == 0 else -1.0 for i in range(num)]),
-        system_prompt="",
         temperature=config.sampling.temperature,
         optim=settings.optim,
         learning_rate=1e-9,

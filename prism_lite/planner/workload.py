@@ -119,7 +119,6 @@ class Workload:
             sample,
             processor=self.backbone.processor,
             rope_index=self.backbone.core.model.get_rope_index,
-            system_prompt="",
             max_tokens=2**30,
         )
 
@@ -127,7 +126,7 @@ class Workload:
         return [self._sample(f"sample {i}", self._num_words) for i in range(num)]
 
     def prompts(self, num: int) -> list[Prompt]:
-        return [self.backbone.prompt(sample, "") for sample in self.samples(num)]
+        return [self.backbone.prompt(sample) for sample in self.samples(num)]
 
     def trees(self) -> list[Tree]:
         """Demonstrations that fill one pack of the SFT stage."""

@@ -28,7 +28,6 @@ def update_policy(
     groups: Sequence[Group],
     advantage_R: Tensor,
     *,
-    system_prompt: str,
     temperature: float,
     optim: OptimConfig,
     learning_rate: float,
@@ -59,7 +58,7 @@ def update_policy(
     started_s = time.perf_counter()
     num_rollouts = [len(group.rollouts) for group in groups]
     batch = [
-        _Group(_tree(backbone, group, system_prompt), group.rollouts, advantage_G, mask_truncated)
+        _Group(_tree(backbone, group), group.rollouts, advantage_G, mask_truncated)
         for group, advantage_G in zip(groups, advantage_R.split(num_rollouts), strict=True)
     ]
     needs_all = loss.kl_weight > 0 or loss.entropy_weight > 0
@@ -93,14 +92,13 @@ def rollout_kl(
     groups: Sequence[Group],
     kind: KlKind,
     *,
-    system_prompt: str,
     temperature: float,
 ) -> Tensor:
     """KL(policy || reference) of each rollout, summed over its tokens, in nats: float32 [R].
 
     For a KL term inside the reward. Costs a forward of the policy and one of the reference.
     """
-    trees = [_tree(backbone, group, system_prompt) for group in groups]
+    trees = [_tree(backbone, group) for group in groups]
     found = []
     for packed in split_trees(trees, backbone.config.max_pack_tokens):
         pack = pack_trees(packed)
@@ -157,9 +155,9 @@ def _num_counted(groups: Sequence[_Group]) -> int:
     )
 
 
-def _tree(backbone: Backbone, group: Group, system_prompt: str) -> Tree:
+def _tree(backbone: Backbone, group: Group) -> Tree:
     branches = tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts)
-    return Tree(backbone.prompt(group.sample, system_prompt), branches)
+    return Tree(backbone.prompt(group.sample), branches)
 
 
 def _pieces(backbone: Backbone, minibatch: Sequence[_Group], size: BatchSize) -> list[_Piece]:

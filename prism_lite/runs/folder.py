@@ -35,6 +35,7 @@ from rich.progress import (
 from prism_lite.runs.checkpoint import (Restored, Trained, load_final, load_latest, save_checkpoint, save_final)
 from prism_lite.files import write_text
 from prism_lite.config import RunConfig
+from prism_lite.models.device import peak_gib
 from prism_lite.recipe import to_dict
 from prism_lite.runs.resume import check_same_settings, fingerprint
 from prism_lite.runs.trackers import open_trackers
@@ -62,15 +63,20 @@ class RunFolder:
         path: the folder.
         config: the resolved settings.
         console: where progress and warnings are printed.
+        device: whose peak memory is logged.
     """
 
-    def __init__(self, path: Path, config: RunConfig, console: Console) -> None:
+    def __init__(
+        self, path: Path, config: RunConfig, console: Console, device: torch.device | None = None
+    ) -> None:
         self.path = path
         self.config = config
         self.console = console
+        self.device = device or torch.device("cpu")
         self._stop_requested = False
         self._started_s = time.monotonic()
         self._last = ""
+        self._step_started_s: float | None = None
         self._trackers: list[Any] = []
         self._num_logged = len(self.metrics())
 
@@ -123,6 +129,7 @@ class RunFolder:
             task = progress.add_task(stage, total=num_steps, completed=start, last="")
             saved = start
             for step in range(start, num_steps):
+                self._step_started_s = time.perf_counter()
                 yield step
                 progress.update(task, advance=1, last=self._last)
                 done, stop = step + 1, self._asked_to_stop()
@@ -136,6 +143,7 @@ class RunFolder:
                     saved = done
                 if stop:
                     raise Stopped(f"stopped in stage {stage} after step {saved} of {num_steps}")
+        self._step_started_s = None
 
     def each(self, items: Sequence[T], doing: str) -> Iterator[T]:
         """Go through items with a progress bar; a wish to stop or pause is obeyed in between.
@@ -149,14 +157,21 @@ class RunFolder:
             yield item
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line to metrics.jsonl. What was not measured is left out, never filled in."""
+        """Append a line to metrics.jsonl; a step's line gets its time and the peak memory so far.
+
+        What was not measured is left out, never filled in.
+        """
+        metrics = dict(metrics)
+        if self._step_started_s is not None:
+            metrics["step_time"] = time.perf_counter() - self._step_started_s
+            metrics["mem/peak_gib"] = peak_gib(self.device)
         line = {
             "stage": stage,
             "step": step,
             "time_s": round(time.monotonic() - self._started_s, 3),
         }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | dict(metrics)) + "\n")
+            file.write(json.dumps(line | metrics) + "\n")
         for tracker in self._trackers:
             named = {f"{stage}/{name}": value for name, value in metrics.items()}
             tracker.log(named, step=self._num_logged)
@@ -214,7 +229,9 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFolder]:
+def open_run(
+    path: Path, config: RunConfig, console: Console, device: torch.device | None = None
+) -> Iterator[RunFolder]:
     """Open a run folder for writing: make it, or take it up again if the settings are the same.
 
     Raises:
@@ -236,7 +253,7 @@ def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFol
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
         write_text(config_path, text)
         (path / "control.json").unlink(missing_ok=True)
-        run = RunFolder(path, config, console)
+        run = RunFolder(path, config, console, device)
         with _ctrl_c_stops(run), open_trackers(config, path) as run._trackers:
             yield run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prism_lite.types import STAGE_ORDER
+from prism_lite.types import EVALUATED_STAGES
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def resume_line(stop: BaseException, given: Sequence[str]) -> str:
 def results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
     """Header and one row per evaluated stage, as text."""
     rows = [figures_header("stage")]
-    for stage in STAGE_ORDER:
+    for stage in EVALUATED_STAGES:
         figures = results.get("stages", {}).get(stage)
         if figures is None:
             continue
@@ -174,7 +174,7 @@ def write_plots(folder: RunFolder) -> None:
 
 def _plot_results(folder: RunFolder, plt: Any) -> None:
     stages = folder.results().get("stages", {})
-    shown = [stage for stage in STAGE_ORDER if stage in stages]
+    shown = [stage for stage in EVALUATED_STAGES if stage in stages]
     if not shown:
         return
     figure, axis = plt.subplots(figsize=(7.5, 3.5))

@@ -20,6 +20,7 @@ from torch import Tensor
 from prism_lite import parts
 from prism_lite.config import SamplingConfig
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, run
 from prism_lite.sampling.draw import draw_tokens
@@ -33,7 +34,7 @@ LEAVE_WHEN = 1 / 8  # finished share of the rows from which on they are dropped
 
 
 @dataclass(frozen=True)
-class Job:
+class RowSpan:
     """Rollouts `first` to `first + count - 1` of one prompt."""
 
     prompt: int
@@ -47,7 +48,6 @@ def sample_groups(
     *,
     group_size: int,
     sampling: SamplingConfig,
-    system_prompt: str,
     seed: tuple[object, ...],
 ) -> list[Group]:
     """Draw `group_size` completions of every prompt under the active role.
@@ -61,7 +61,7 @@ def sample_groups(
         One Group per sample, in order. Sampling log-probs and entropies are those of the distribution
         drawn from (`sampling.draw_tokens` says which where it is cut).
     """
-    prompts = [backbone.prompt(sample, system_prompt) for sample in samples]
+    prompts = [backbone.prompt(sample) for sample in samples]
     backbone.core.eval()
     dense = holds_dense_weights(backbone, sampling)
     decoder = lean_decoder(
@@ -69,18 +69,18 @@ def sample_groups(
     )
     max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
-    for jobs in split_jobs(len(prompts), group_size, max_rows):
-        chunk = [prompts[job.prompt] for job in jobs]
+    for spans in split_rows(len(prompts), group_size, max_rows):
+        chunk = [prompts[span.prompt] for span in spans]
         uniforms = [
             [
                 _uniform(sampling, *seed, prompt.id, number)
-                for number in range(job.first, job.first + job.count)
+                for number in range(span.first, span.first + span.count)
             ]
-            for job, prompt in zip(jobs, chunk, strict=True)
+            for span, prompt in zip(spans, chunk, strict=True)
         ]
-        found = _decode(backbone, decoder, chunk, uniforms, sampling)
-        for job, group in zip(jobs, found, strict=True):
-            rollouts[job.prompt] += group
+        decoded = _decode(backbone, decoder, chunk, uniforms, sampling)
+        for span, rows in zip(spans, decoded, strict=True):
+            rollouts[span.prompt] += rows
     return [Group(sample, tuple(group)) for sample, group in zip(samples, rollouts, strict=True)]
 
 
@@ -92,7 +92,6 @@ def sample_in_pieces(
     doing: str,
     group_size: int,
     sampling: SamplingConfig,
-    system_prompt: str,
     seed: tuple[object, ...],
 ) -> list[Group]:
     """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
@@ -110,25 +109,19 @@ def sample_in_pieces(
             piece,
             group_size=group_size,
             sampling=sampling,
-            system_prompt=system_prompt,
             seed=seed,
         )
     ]
 
 
-def split_jobs(num_prompts: int, group_size: int, max_rows: int) -> list[list[Job]]:
-    """Batches of at most `max_rows` rollouts; a group is parted only where it is larger than that."""
-    batches: list[list[Job]] = []
-    room = 0
-    for prompt in range(num_prompts):
-        for first in range(0, group_size, max_rows):
-            count = min(max_rows, group_size - first)
-            if count > room:
-                batches.append([])
-                room = max_rows
-            batches[-1].append(Job(prompt, first, count))
-            room -= count
-    return batches
+def split_rows(num_prompts: int, group_size: int, max_rows: int) -> list[list[RowSpan]]:
+    """Split into batches of at most `max_rows` rollouts; only a group larger than that is split."""
+    spans = (
+        RowSpan(prompt, first, min(max_rows, group_size - first))
+        for prompt in range(num_prompts)
+        for first in range(0, group_size, max_rows)
+    )
+    return greedy_batches(spans, lambda span: span.count, max_rows)
 
 
 def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from prism_lite.discriminator.probes import GROUNDED, first_wins, grounding_probe, pair_scores
 from prism_lite.discriminator.step import GameScores, Judged, discriminator_step
-from prism_lite.models.device import peak_gib
 from prism_lite.models.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.policy.advantages import Verified, alignment_advantages, debias_length, weighted_sum
@@ -30,7 +29,7 @@ from prism_lite.stages.alarms import Alarms, of_cuts, of_game
 from prism_lite.stages.context import Context
 from prism_lite.stages.replay import Replay
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.types import Group, students_of, teacher_parts
+from prism_lite.types import Group
 
 
 def run_align(context: Context) -> None:
@@ -74,7 +73,6 @@ def run_align(context: Context) -> None:
             batch_at(task.align, step, config.prompts_per_step, seed, "align"),
             group_size=config.group_size,
             sampling=sampling,
-            system_prompt=task.system_prompt,
             seed=(seed, "align", step),
         )
         generated_s = time.perf_counter() - started_s
@@ -116,7 +114,6 @@ def run_align(context: Context) -> None:
             optimizers["policy"],
             groups,
             advantage_R,
-            system_prompt=task.system_prompt,
             temperature=sampling.temperature,
             optim=config.optim,
             learning_rate=learning_rate_at(config.optim, step, config.steps),
@@ -130,11 +127,7 @@ def run_align(context: Context) -> None:
         metrics |= alarms.ring(seen, step)
         if step % config.panel_every == 0 or step + 1 == config.steps:
             metrics |= _panel(context, discriminator, step)
-        times = {
-            "step_time": time.perf_counter() - started_s,
-            "mem/peak_gib": peak_gib(backbone.device),
-        }
-        run.log("align", step, metrics | times)
+        run.log("align", step, metrics)
     run.save_final("align", tensors())
 
 
@@ -142,10 +135,10 @@ def _judge(context: Context, groups: Sequence[Group]) -> list[Judged]:
     """Teacher and well-formed students of each prompt that has any."""
     judged = []
     for group in groups:
-        students = students_of(group)
+        students = group.students
         if students:
-            prompt = context.backbone.prompt(group.sample, context.task.system_prompt)
-            judged.append(Judged(prompt, teacher_parts(group.sample), students))
+            prompt = context.backbone.prompt(group.sample)
+            judged.append(Judged(prompt, group.sample.teacher_parts, students))
     return judged
 
 
@@ -160,11 +153,11 @@ def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Ten
 
 def _replayed(context: Context, replay: Replay, step: int) -> list[Judged]:
     """Earlier students for the discriminator's batch, `replay_fraction` of it in prompts."""
-    config, task = context.config.align, context.task
+    config = context.config.align
     count = round(config.prompts_per_step * config.replay_fraction / (1 - config.replay_fraction))
     rng = Random(seed_of(context.config.seed, "align", step, "replay"))
     return [
-        Judged(context.backbone.prompt(sample, task.system_prompt), teacher_parts(sample), students)
+        Judged(context.backbone.prompt(sample), sample.teacher_parts, students)
         for sample, students in replay.draw(count, rng)
     ]
 
@@ -190,9 +183,7 @@ def _verified(context: Context, rewards: dict[str, Tensor]) -> Verified:
 
 
 def _check_grounding(context: Context, discriminator) -> None:
-    found = grounding_probe(
-        context.backbone, discriminator, context.task.probe, context.task.system_prompt
-    )
+    found = grounding_probe(context.backbone, discriminator, context.task.probe)
     if not found:
         context.run.console.print(
             "[yellow]no held-out pairs: whether the discriminator judges content was not measured "
@@ -215,11 +206,10 @@ def _panel(context: Context, discriminator, step: int) -> dict[str, float]:
         [pair.sample for pair in task.probe],
         group_size=1,
         sampling=config.sampling,
-        system_prompt=task.system_prompt,
         seed=(config.seed, "align", step, "panel"),
     )
     pairs = [(item.prompt, item.teacher, item.students[0]) for item in _judge(context, groups)]
-    panel = grounding_probe(context.backbone, discriminator, task.probe, task.system_prompt)
+    panel = grounding_probe(context.backbone, discriminator, task.probe)
     if pairs:
         wins = first_wins(pair_scores(context.backbone, discriminator, pairs))
         (

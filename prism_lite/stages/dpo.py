@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from prism_lite.models.backbone import REFERENCE, Backbone
-from prism_lite.models.device import peak_gib
 from prism_lite.models.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import pack_logprobs
@@ -24,7 +23,7 @@ from prism_lite.runs.checkpoint import Trained
 from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.types import Sample, teacher_parts
+from prism_lite.types import Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +65,7 @@ def run_dpo(context: Context) -> None:
         metrics |= stepped | {
             "learning_rate": learning_rate,
             "num_tokens": sum(len(branch) for tree in trees for branch in tree.branches),
-            "step_time": step_time,
             "train_tokens_per_s": sum(tree.num_tokens for tree in trees) / step_time,
-            "mem/peak_gib": peak_gib(backbone.device),
         }
         run.log("align", step, metrics)
     backbone.drop_adapter(REFERENCE)
@@ -91,13 +88,12 @@ def static_pairs(context: Context) -> dict[str, Pair]:
         doing="sampling static pairs",
         group_size=1,
         sampling=context.config.sampling,
-        system_prompt=context.task.system_prompt,
         seed=(context.config.seed, "align", "static"),
     )
     return {
         group.sample.key: Pair(
             group.sample,
-            context.backbone.tokenize(teacher_parts(group.sample).render()),
+            context.backbone.tokenize(group.sample.teacher_parts.render()),
             torch.tensor(group.rollouts[0].token_ids),
         )
         for group in groups
@@ -109,7 +105,7 @@ def _rows(context: Context, step: int, count: int) -> list[Sample]:
 
 
 def _tree(context: Context, pair: Pair) -> Tree:
-    prompt = context.backbone.prompt(pair.sample, context.task.system_prompt)
+    prompt = context.backbone.prompt(pair.sample)
     return Tree(prompt, (pair.teacher, pair.student))
 
 

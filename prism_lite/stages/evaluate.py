@@ -46,7 +46,6 @@ def evaluate(
     sampled = dataclasses.replace(config.sampling, temperature=1.0)
     greedy = dataclasses.replace(config.sampling, temperature=0.0)
     settings = {
-        "system_prompt": task.system_prompt,
         "seed": (config.seed, "evaluate"),
         "each": each,
     }

@@ -47,7 +47,7 @@ def read_prompts(
         samples.items(), "reading prompts", total=len(samples), console=console, transient=True
     ):
         try:
-            num_prompt_tokens = len(backbone.prompt(sample, task.system_prompt))
+            num_prompt_tokens = len(backbone.prompt(sample))
             for companion in _companions(config, backbone, sample, stages.get(key, ())):
                 _check_room(sample, num_prompt_tokens, companion, backbone.config.max_pack_tokens)
         except ValueError as error:
@@ -64,7 +64,7 @@ def read_prompts(
         starts = range(0, len(kept), PICTURES_AT_ONCE)
         for start in track(starts, "encoding pictures", console=console, transient=True):
             piece = kept[start : start + PICTURES_AT_ONCE]
-            encode_samples(backbone, piece, task.system_prompt)
+            encode_samples(backbone, piece)
     return task
 
 

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from prism_lite.parts import Parts
-from prism_lite.types import Group, Sample, students_of
+from prism_lite.types import Group, Sample
 
 Replayed = tuple[Sample, tuple[Parts, ...]]
 
@@ -26,7 +26,7 @@ class Replay:
 
     def add(self, groups: Sequence[Group]) -> None:
         """Keep these groups; the oldest go."""
-        with_students = [(group.sample, students_of(group)) for group in groups]
+        with_students = [(group.sample, group.students) for group in groups]
         self._kept += [item for item in with_students if item[1]]
         self._kept = self._kept[-self._num_prompts :]
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from prism_lite.config import RlvrConfig
 from prism_lite.models.backbone import REFERENCE
-from prism_lite.models.device import peak_gib
 from prism_lite.models.optim import learning_rate_at, make_optimizer
 from prism_lite.policy.advantages import reward_advantages, weighted_sum
 from prism_lite.policy.losses import PolicyLossConfig
@@ -72,7 +71,6 @@ def run_rlvr(context: Context) -> None:
             optimizer,
             draw.kept,
             advantage_R[draw.is_kept_R],
-            system_prompt=context.task.system_prompt,
             temperature=context.config.sampling.temperature,
             optim=config.optim,
             learning_rate=learning_rate_at(config.optim, step, config.steps),
@@ -84,11 +82,7 @@ def run_rlvr(context: Context) -> None:
         metrics |= reward_metrics(reward_R, draw.rewards, group_size=config.group_size)
         spread = zero_spread_groups(reward_R.tolist(), group_size=config.group_size)
         metrics |= alarms.ring([*alarms.of_rollouts(draw.groups), spread], step)
-        times = {
-            "step_time": time.perf_counter() - started_s,
-            "mem/peak_gib": peak_gib(backbone.device),
-        }
-        run.log("rlvr", step, metrics | times)
+        run.log("rlvr", step, metrics)
     run.save_final("rlvr", {"policy": backbone.adapter_state()})
 
 
@@ -118,7 +112,6 @@ def _advantages(context: Context, draw: Draw) -> tuple[Tensor, dict[str, float]]
             context.backbone,
             draw.kept,
             config.kl_kind,
-            system_prompt=context.task.system_prompt,
             temperature=context.config.sampling.temperature,
         )
         rewards, weights = rewards | {"kl": -kl_R}, weights | {"kl": config.kl_weight}

@@ -73,7 +73,6 @@ def draw_groups(context: Context, step: int) -> Draw:
                 samples,
                 group_size=config.group_size,
                 sampling=context.config.sampling,
-                system_prompt=task.system_prompt,
                 seed=(seed, "rlvr", step, *name),
             )
             rewards = _rewards(fresh, config, context.config.sampling.max_completion_tokens)

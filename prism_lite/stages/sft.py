@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from prism_lite.config import OptimConfig
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import Backbone
-from prism_lite.models.device import peak_gib
 from prism_lite.models.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import pack_logprobs
 from prism_lite.runs.checkpoint import Trained
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.types import Sample, teacher_parts
+from prism_lite.types import Sample
 
 
 def run_sft(context: Context) -> None:
@@ -49,7 +48,7 @@ def imitate(
     optim: OptimConfig,
 ) -> None:
     """Train the policy as it is on completions: mean negative log-prob of their tokens."""
-    backbone, run, task = context.backbone, context.run, context.task
+    backbone, run = context.backbone, context.run
     optimizer = make_optimizer(
         backbone.policy_parameters(), optim, scales_loss=backbone.precision.scales_loss
     )
@@ -63,7 +62,7 @@ def imitate(
         samples = batch_at(rows, step, batch_size, context.config.seed, stage)
         trees = [
             Tree(
-                backbone.prompt(sample, task.system_prompt),
+                backbone.prompt(sample),
                 (backbone.tokenize(completion_of(sample)),),
             )
             for sample in samples
@@ -83,9 +82,7 @@ def imitate(
             metrics
             | {
                 "learning_rate": learning_rate,
-                "step_time": step_time,
                 "train_tokens_per_s": sum(tree.num_tokens for tree in trees) / step_time,
-                "mem/peak_gib": peak_gib(backbone.device),
             },
         )
     run.save_final(stage, {"policy": backbone.adapter_state()})
@@ -124,7 +121,7 @@ def run_teacher_sft(context: Context) -> None:
         context,
         "align",
         context.task.align,
-        lambda sample: teacher_parts(sample).render(),
+        lambda sample: sample.teacher_parts.render(),
         num_steps=config.steps,
         batch_size=config.prompts_per_step,
         optim=config.optim,

@@ -6,7 +6,6 @@ probe. After: the grounding probe, which pair accuracy alone does not show.
 
 from __future__ import annotations
 
-import time
 from random import Random
 
 from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts, cut_metrics
@@ -14,7 +13,6 @@ from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.part_tokens import read_text
 from prism_lite.discriminator.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
 from prism_lite.discriminator.step import Judged, discriminator_step
-from prism_lite.models.device import peak_gib
 from prism_lite.models.optim import learning_rate_at, make_optimizer
 from prism_lite.parts import Parts
 from prism_lite.runs.checkpoint import Trained
@@ -22,7 +20,7 @@ from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
-from prism_lite.types import Sample, _parts_of, teacher_parts
+from prism_lite.types import Sample
 
 MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
 Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
@@ -53,9 +51,8 @@ def run_warmup(context: Context) -> None:
         return Trained({"discriminator": discriminator.state_dict()}, {"discriminator": optimizer})
 
     for step in run.steps("warmup", start, config.steps, trained):
-        started_s = time.perf_counter()
         batch = [
-            Judged(backbone.prompt(sample, task.system_prompt), teacher_parts(sample), (student,))
+            Judged(backbone.prompt(sample), sample.teacher_parts, (student,))
             for sample, student in batch_at(
                 pairs, step, config.pairs_per_step, context.config.seed, "warmup"
             )
@@ -73,12 +70,8 @@ def run_warmup(context: Context) -> None:
         )
         cap = context.config.discriminator.score_cap
         metrics = scores.metrics | alarms.ring(of_game(scores, score_cap=cap), step)
-        times = {
-            "step_time": time.perf_counter() - started_s,
-            "mem/peak_gib": peak_gib(backbone.device),
-        }
-        run.log("warmup", step, metrics | {"learning_rate": learning_rate} | times)
-    probe |= grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
+        run.log("warmup", step, metrics | {"learning_rate": learning_rate})
+    probe |= grounding_probe(backbone, discriminator, task.probe)
     run.log("warmup", config.steps, probe)
     run.console.print(
         "grounding probe (clean above corrupted): "
@@ -99,7 +92,7 @@ def student_pairs(context: Context) -> list[Pair]:
     config, task = context.config, context.task
     if task.warmup:
         context.run.console.print(f"warm-up on {len(task.warmup)} recorded pairs")
-        return [(sample, _parts_of(sample, "student")) for sample in task.warmup]
+        return [(sample, sample.student_parts) for sample in task.warmup]
     samples = task.align[: config.warmup.num_prompts]
     groups = sample_in_pieces(
         context.backbone,
@@ -108,14 +101,12 @@ def student_pairs(context: Context) -> list[Pair]:
         doing="sampling the SFT policy",
         group_size=1,
         sampling=config.sampling,
-        system_prompt=task.system_prompt,
         seed=(config.seed, "warmup"),
     )
     pairs = []
     for group in groups:
         rollout = group.rollouts[0]
         if rollout.is_well_formed and isinstance(rollout.parts, Parts):
-            teacher_parts(group.sample)  # a malformed one is named before the first step
             pairs.append((group.sample, rollout.parts))
     if len(pairs) < 4:
         raise ValueError(
@@ -142,7 +133,7 @@ def _report_cuts(
     """Share of each side's parts that the discriminator reads without their end."""
     backbone, limit = context.backbone, context.config.discriminator.max_part_tokens
     judged = pairs[:MAX_PROBED_PAIRS]
-    teacher = discriminator.part_lengths(backbone, (teacher_parts(sample) for sample, _ in judged))
+    teacher = discriminator.part_lengths(backbone, (sample.teacher_parts for sample, _ in judged))
     student = discriminator.part_lengths(backbone, (student for _, student in judged))
     share, sentence = about_cuts(teacher, student, limit)
     warning = share > CUT_WARNING
@@ -157,7 +148,7 @@ def _report_artefacts(context: Context, discriminator: Discriminator, pairs: lis
 
     judged = pairs[:MAX_PROBED_PAIRS]
     auc = artefact_auc(
-        [read(teacher_parts(sample)) for sample, _ in judged],
+        [read(sample.teacher_parts) for sample, _ in judged],
         [read(student) for _, student in judged],
     )
     context.run.console.print(f"artefact probe (0.5: form gives nothing away): AUC {auc:.2f}")

@@ -18,11 +18,11 @@ import yaml
 
 from prism_lite.config import RunConfig
 from prism_lite.recipe import load_recipe
+from prism_lite.types import STAGES, Stage
 
 START = "start"  # the run folder of a seed whose SFT policy its arms share
 REFERENCE_ARM = "adversarial"  # the one that the others are compared with
 DEFAULT_ARMS = ("none", "sft", "dpo", REFERENCE_ARM)
-ALL_STAGES = ("sft", "warmup", "align", "rlvr")
 # What the arms are about; a study sets them itself.
 SET_BY_STUDY = ("seed", "align.method", "rlvr.start")
 
@@ -43,7 +43,7 @@ class PlannedRun:
     arm: str
     seed: int
     folder: Path
-    stages: tuple[str, ...]
+    stages: tuple[Stage, ...]
     overrides: tuple[str, ...]
     config: RunConfig
 
@@ -128,7 +128,7 @@ def plan_study(
         for arm in arms:
             given = (*seeded, *_texts(shared | ARMS[arm](config)))
             own = load_recipe(recipe, given)
-            stages = ("sft", "rlvr") if own.rlvr.start == "sft" else ALL_STAGES
+            stages = ("sft", "rlvr") if own.rlvr.start == "sft" else STAGES
             planned.append(PlannedRun(arm, seed, home / arm, stages, given, own))
     return planned
 
@@ -147,7 +147,7 @@ def budget(config: RunConfig) -> dict[str, int]:
 
 def commands_of(planned: PlannedRun, recipe: str) -> list[str]:
     """The ordinary commands that do the same as this run of the study."""
-    names = ("run",) if planned.stages == ALL_STAGES else planned.stages
+    names = ("run",) if planned.stages == STAGES else planned.stages
     rest = ["--recipe", recipe, "--out", str(planned.folder), *planned.overrides]
     return [shlex.join(["prism-lite", name, *rest]) for name in names]
 

@@ -69,7 +69,7 @@ def make_sample(num_tokens: int, backbone: Backbone, number: int = 0) -> Sample:
 
     missing = num_tokens - len(backbone.prompt(sample(0), ""))
     found = sample(missing)
-    assert len(backbone.prompt(found, "")) == num_tokens
+    assert len(backbone.prompt(found)) == num_tokens
     return found
 
 

@@ -167,7 +167,6 @@ def test_live_answers_are_those_of_the_library(live: Client, live_home: Path) ->
             task.heldout[:1],
             group_size=1,
             sampling=dataclasses.replace(config.sampling, temperature=0.0),
-            system_prompt=task.system_prompt,
             seed=("any",),
         )
         expected.append(group.rollouts[0].text)

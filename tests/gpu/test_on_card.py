@@ -17,10 +17,7 @@ pytestmark = [
 
 
 def gradient(backbone, task) -> torch.Tensor:
-    trees = [
-        Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
-        for s in task.sft[:8]
-    ]
+    trees = [Tree(backbone.prompt(s), (backbone.tokenize(s.demonstration),)) for s in task.sft[:8]]
     pack = pack_trees(trees)
     (-pack_logprobs(backbone.core, pack, backbone.hidden_states(pack)).mean()).backward()
     return torch.cat([p.grad.flatten() for p in backbone.policy_parameters()])

@@ -112,7 +112,6 @@ def sample_groups_of(folder, config, file) -> Group:
         task.heldout,
         group_size=config.eval.num_samples,
         sampling=dataclasses.replace(config.sampling, temperature=1.0),
-        system_prompt=task.system_prompt,
         seed=(config.seed, "evaluate"),
     )
     return group
@@ -154,14 +153,12 @@ def test_the_streamed_answer_is_the_greedy_completion(micro_run, task):
         task.heldout[:1],
         group_size=1,
         sampling=dataclasses.replace(config.sampling, temperature=0.0),
-        system_prompt=task.system_prompt,
         seed=("any",),
     )
     heard = Heard()
     text = chat.answer(
         backbone,
         task.heldout[0],
-        task.system_prompt,
         temperature=0.0,
         max_tokens=48,
         streamer=heard,
@@ -218,7 +215,7 @@ def test_evaluation_takes_the_prompts_and_stages_it_is_given(micro_run, tmp_path
 
 def test_downloads_show_their_progress_and_nothing_else_does():
     code = (
-        "from prism_lite.quiet import quiet_libraries; quiet_libraries()\n"
+        "from prism_lite.cli.imports import quiet_libraries; quiet_libraries()\n"
         "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
         "from transformers.utils import logging\n"
         "print(off(), logging.is_progress_bar_enabled())"

@@ -129,7 +129,7 @@ def test_a_16_bit_base_keeps_its_type_and_the_stated_tolerance(micro_cache, task
     fill_adapter(backbone, scale=0.1)
     spoken = [
         merge.Spoken(
-            backbone.prompt(sample, task.system_prompt),
+            backbone.prompt(sample),
             tuple(backbone.tokenize(sample.demonstration).tolist()),
         )
         for sample in task.sft[:4]
@@ -145,10 +145,7 @@ def test_a_16_bit_base_keeps_its_type_and_the_stated_tolerance(micro_cache, task
 
 def test_plain_transformers_agrees_with_the_packed_forward(random_backbone, task):
     backbone = random_backbone
-    spoken = [
-        merge.Spoken(backbone.prompt(s, task.system_prompt), (5, 9, 17, backbone.end_id))
-        for s in task.sft[:3]
-    ]
+    spoken = [merge.Spoken(backbone.prompt(s), (5, 9, 17, backbone.end_id)) for s in task.sft[:3]]
     packed = merge.trained_logprobs(backbone, spoken)
     plain = merge.plain_logprobs(backbone.core, backbone.processor.image_processor, spoken)
     assert merge.distance(packed, plain).largest < 1e-4
@@ -192,18 +189,16 @@ def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
     from safetensors.torch import load_file
 
     from prism_lite import parts
-    from prism_lite.discriminator.model import Discriminator
+    from prism_lite.discriminator.model import discriminator_for
     from prism_lite.models.backbone import TRUNK
 
     if config.discriminator.trunk == "sft":
         backbone.freeze_copy(TRUNK)
-    discriminator = Discriminator(backbone, config.discriminator, seed=0)
+    discriminator = discriminator_for(backbone, config.discriminator, seed=0)
     discriminator.load_state_dict(load_file(folder / "discriminator" / "discriminator.safetensors"))
     with torch.no_grad(), backbone.role("discriminator"):
         scores = [
-            discriminator.score(
-                backbone, [(backbone.prompt(s, task.system_prompt), (parts.parse(s.teacher),))]
-            )
+            discriminator.score(backbone, [(backbone.prompt(s), (parts.parse(s.teacher),))])
             for s in samples[:2]
         ]
     expected = [0.25 * float(s.perception_K[0]) + 0.75 * float(s.reasoning_K[0]) for s in scores]

@@ -28,7 +28,6 @@ def sampled(backbone, task):
         task.rlvr[:3],
         group_size=4,
         sampling=SamplingConfig(max_completion_tokens=24),
-        system_prompt=task.system_prompt,
         seed=("options",),
     )
     assert {r.finish for group in groups for r in group.rollouts} == {"end", "length"}
@@ -63,7 +62,6 @@ def update(
         optimizer,
         groups,
         advantage_R,
-        system_prompt=task.system_prompt,
         temperature=1.0,
         optim=OptimConfig(max_grad_norm=1e9),
         learning_rate=1e-3,
@@ -82,7 +80,7 @@ def test_packs_split_a_batch_without_changing_its_gradient(sampled, task, kind):
     before = backbone.adapter_state()
     loss = PolicyLossConfig(kind=kind, kl_weight=0.1, entropy_weight=0.05, max_completion_tokens=24)
     found = []
-    longest = max(len(backbone.prompt(group.sample, task.system_prompt)) for group in groups)
+    longest = max(len(backbone.prompt(group.sample)) for group in groups)
     for max_pack_tokens in (100_000, longest + 50):  # at most two rollouts a pack
         backbone.load_adapter_state(before)
         found.append(
@@ -135,7 +133,7 @@ def test_old_logprobs_are_those_of_the_policy_that_sampled(sampled, task):
 @pytest.mark.parametrize("kind", ["k1", "abs", "k2", "k3", "full"])
 def test_kl_to_the_start_is_zero_there_and_grows(sampled, task, kind):
     backbone, groups = sampled
-    arguments = {"system_prompt": task.system_prompt, "temperature": 1.0}
+    arguments = {"temperature": 1.0}
     backbone.freeze_copy(REFERENCE)
     assert rollout_kl(backbone, groups, kind, **arguments).abs().max() < 1e-3
     loss = PolicyLossConfig(kl_weight=0.1, kl_kind=kind)
@@ -153,7 +151,7 @@ def test_the_base_as_reference_is_the_backbone_without_adapter(sampled, task):
     backbone, groups = sampled
     backbone.freeze_copy(REFERENCE)
     backbone.drop_adapter(REFERENCE)
-    arguments = {"system_prompt": task.system_prompt, "temperature": 1.0}
+    arguments = {"temperature": 1.0}
     assert rollout_kl(backbone, groups, "full", **arguments).max() > 1e-3
     state = backbone.adapter_state()
     backbone.load_adapter_state({name: torch.zeros_like(t) for name, t in state.items()})

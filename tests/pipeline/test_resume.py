@@ -24,10 +24,10 @@ from prism_lite.recipe import to_dict
 from prism_lite.runs.checkpoint import Trained
 from prism_lite.runs.environment import check_same_data, write_environment
 from prism_lite.runs.folder import Stopped, open_run
+from prism_lite.types import STAGES
 from tests.micro import micro_recipe, quiet_console
 
 REPOSITORY = Path(__file__).parents[2]
-STAGES = ("sft", "warmup", "align", "rlvr")
 
 
 def policy_bytes(folder: Path) -> dict[str, bytes]:

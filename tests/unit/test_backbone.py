@@ -60,9 +60,7 @@ def test_every_language_linear_has_an_adapter_and_nothing_else_has(backbone):
 
 def test_the_fresh_policy_is_exactly_the_base(backbone, task):
     sample = task.sft[0]
-    tree = Tree(
-        backbone.prompt(sample, task.system_prompt), (backbone.tokenize(sample.demonstration),)
-    )
+    tree = Tree(backbone.prompt(sample), (backbone.tokenize(sample.demonstration),))
     pack = pack_trees([tree])
     with torch.no_grad():
         fresh = backbone.hidden_states(pack)
@@ -166,7 +164,7 @@ def test_no_frozen_weight_changes_a_bit_in_a_whole_run(micro_cache, task, tmp_pa
     assert sum(".quant_state." in name for name in before) == 14
     with open_run(tmp_path / "r", config, quiet_console()) as folder:
         context = Context(config, folder, backbone, task)
-        for stage in pipeline.STAGES.values():
+        for stage in pipeline.RUN_STAGE.values():
             stage(context)
     after = frozen_state(backbone.core)
     assert before.keys() == after.keys()

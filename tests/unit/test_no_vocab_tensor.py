@@ -1,4 +1,4 @@
-"""No tensor of tokens x vocabulary is ever made in training (DESIGN section 5).
+"""No tensor of tokens x vocabulary is ever made in training (METHOD.md section 10).
 
 A dispatch mode looks at every tensor that any operation returns. The vocabulary of the micro model
 is widened so that one chunk of the head is clearly smaller than the whole.
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prism_lite.config import OptimConfig, SamplingConfig
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.models.optim import make_optimizer
 from prism_lite.models.packing import Tree, pack_trees
@@ -65,7 +65,7 @@ def test_the_watch_sees_a_whole_logits_tensor(wide, task):
 def sft_pack(backbone, task):
     trees = [
         Tree(
-            backbone.prompt(sample, task.system_prompt),
+            backbone.prompt(sample),
             (backbone.tokenize(sample.demonstration),),
         )
         for sample in task.sft[:12]
@@ -89,7 +89,6 @@ def test_policy_update(wide, task, kl_kind):
         task.rlvr[:2],
         group_size=4,
         sampling=SamplingConfig(max_completion_tokens=40),
-        system_prompt=task.system_prompt,
         seed=("wide",),
     )
     num_tokens = sum(len(r.token_ids) for group in groups for r in group.rollouts)
@@ -100,7 +99,6 @@ def test_policy_update(wide, task, kl_kind):
             optimizer,
             groups,
             torch.tensor([1.0, -1.0, 0.5, -0.5] * 2),
-            system_prompt=task.system_prompt,
             temperature=1.0,
             optim=config.rlvr.optim,
             learning_rate=1e-4,
@@ -112,12 +110,9 @@ def test_policy_update(wide, task, kl_kind):
 
 def test_discriminator_step(wide, task):
     config = micro_recipe().discriminator
-    discriminator = Discriminator(wide, config, seed=0)
+    discriminator = discriminator_for(wide, config, seed=0)
     optimizer = make_optimizer(list(discriminator.parameters()), config.optim)
-    judged = [
-        Judged(wide.prompt(sample, task.system_prompt), TEACHER, (STUDENT,) * 3)
-        for sample in task.align[:2]
-    ]
+    judged = [Judged(wide.prompt(sample), TEACHER, (STUDENT,) * 3) for sample in task.align[:2]]
     num_tokens = 8 * sum(len(wide.tokenize(text)) for text in (TEACHER.caption, TEACHER.think))
     with Allocations() as seen:
         discriminator_step(

@@ -14,10 +14,7 @@ from tests.micro import fill_adapter
 
 
 def gradients(backbone, task) -> dict[str, torch.Tensor]:
-    trees = [
-        Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
-        for s in task.sft[:3]
-    ]
+    trees = [Tree(backbone.prompt(s), (backbone.tokenize(s.demonstration),)) for s in task.sft[:3]]
     pack = pack_trees(trees)
     (-pack_logprobs(backbone.core, pack, backbone.hidden_states(pack)).mean()).backward()
     found = {n: p.grad for n, p in backbone.core.named_parameters() if p.grad is not None}

@@ -81,8 +81,7 @@ def test_flash_attention_only_where_it_is_installed_and_can_run(monkeypatch, ins
 
 def sft_pack(backbone, task, num=2):
     trees = [
-        Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
-        for s in task.sft[:num]
+        Tree(backbone.prompt(s), (backbone.tokenize(s.demonstration),)) for s in task.sft[:num]
     ]
     return pack_trees(trees)
 
@@ -274,12 +273,11 @@ def test_sampling_in_float16_holds_a_large_stream_and_agrees_with_training(
         task.heldout[:2],
         group_size=3,
         sampling=sampling,
-        system_prompt=task.system_prompt,
         seed=("float16",),
     )
     for sample, group in zip(task.heldout, groups, strict=False):
         completions = tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts)
-        pack = pack_trees([Tree(backbone.prompt(sample, task.system_prompt), completions)])
+        pack = pack_trees([Tree(backbone.prompt(sample), completions)])
         with torch.no_grad():
             hidden_ND = backbone.hidden_states(pack)[pack.predictor_N].float()
         logits_NV = hidden_ND @ backbone.head_weight.float().T
@@ -299,7 +297,6 @@ def test_logits_that_are_not_finite_stop_sampling(backbone, task):
             task.heldout[:1],
             group_size=1,
             sampling=SamplingConfig(max_completion_tokens=3, dense_weights="never"),
-            system_prompt=task.system_prompt,
             seed=("nan",),
         )
     handle.remove()

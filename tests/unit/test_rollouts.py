@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from prism_lite.config import SamplingConfig
+from prism_lite.digits import lessons
 from prism_lite.models.backbone import SUPPRESSED_TOKENS
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_jobs
+from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_rows
 from tests.micro import fill_adapter
 
 GREEDY = SamplingConfig(temperature=0.0, max_completion_tokens=24)
@@ -24,7 +25,6 @@ def sample_many(backbone, task, samples, group_size=1, sampling=WARM, seed=("tes
         samples,
         group_size=group_size,
         sampling=sampling,
-        system_prompt=task.system_prompt,
         seed=seed,
     )
 
@@ -37,7 +37,9 @@ def different_prompts(task):
     """Held-out samples, one of them with a longer question, so that left padding matters."""
     samples = list(task.heldout[:5])
     longer = dataclasses.replace(samples[1].turns[-1], text="Look closely. " + samples[1].question)
-    samples[1] = dataclasses.replace(samples[1], id="longer", turns=(longer,))
+    samples[1] = dataclasses.replace(
+        samples[1], id="longer", turns=(*samples[1].turns[:-1], longer)
+    )
     return samples
 
 
@@ -49,7 +51,7 @@ def test_greedy_rollouts_equal_generate_token_for_token(backbone, task):
     lengths = set()
     for sample, group in zip(samples, groups, strict=True):
         messages = [
-            {"role": "system", "content": [{"type": "text", "text": task.system_prompt}]},
+            {"role": "system", "content": [{"type": "text", "text": lessons.INSTRUCTION}]},
             {
                 "role": "user",
                 "content": [{"type": "image"}, {"type": "text", "text": sample.question}],
@@ -127,7 +129,7 @@ def test_sampling_logprobs_equal_teacher_forced_ones(backbone, task, temperature
         backbone, task, different_prompts(task), group_size=3, sampling=sampling
     ):
         branches = tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts)
-        prompt = backbone.prompt(group.sample, task.system_prompt)
+        prompt = backbone.prompt(group.sample)
         pack = pack_trees([Tree(prompt, branches)])
         with torch.no_grad():
             hidden_ND = backbone.hidden_states(pack)[pack.predictor_N]
@@ -228,7 +230,7 @@ def test_top_k_one_is_greedy(backbone, task):
 
 def test_jobs_hold_every_rollout_once_within_the_limit():
     for num_prompts, group_size, max_rows in ((3, 4, 8), (5, 3, 3), (2, 7, 3), (4, 1, 2)):
-        batches = split_jobs(num_prompts, group_size, max_rows)
+        batches = split_rows(num_prompts, group_size, max_rows)
         assert all(sum(job.count for job in batch) <= max_rows for batch in batches)
         found = [
             (job.prompt, number)
@@ -240,7 +242,7 @@ def test_jobs_hold_every_rollout_once_within_the_limit():
 
 
 def test_rows_follow_the_free_memory_of_a_card(backbone, task, monkeypatch):
-    prompts = [backbone.prompt(sample, task.system_prompt) for sample in task.heldout[:2]]
+    prompts = [backbone.prompt(sample) for sample in task.heldout[:2]]
     assert rows_that_fit(backbone, prompts, WARM) == 512  # a CPU
     text = backbone.core.config.text_config
     token_bytes = 4 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim

@@ -41,7 +41,7 @@ def test_prompts_of_two_files_of_one_name_are_their_own(backbone, two_files):
     for rows, question in ((task.sft, QUESTIONS["train"]), (task.heldout, QUESTIONS["test"])):
         assert len(rows) == NUM_ROWS
         for i, sample in enumerate(rows):
-            prompt = backbone.prompt(sample, task.system_prompt)
+            prompt = backbone.prompt(sample)
             text = backbone.tokenizer.decode(prompt.token_ids_P)
             assert f"{question} ({i})" in text
             assert prompt.pictures == sample.pictures
