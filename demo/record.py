@@ -30,11 +30,7 @@ COPIED = ("config.yaml", "env.json", "metrics.jsonl", "results.json")
 
 
 def record(run: Path, out: Path) -> None:
-    """Write the recording.
-
-    Raises:
-        ValueError: `run` is not finished, or `out` is not empty.
-    """
+    """Write the recording of a finished run to a new folder."""
     if not folder.is_finished(run):
         raise ValueError(f"{run} is not finished: record a complete run.")
     if out.exists() and any(out.iterdir()):
@@ -61,11 +57,9 @@ def record(run: Path, out: Path) -> None:
         "kept": f"{', '.join(COPIED)} unchanged; the rollouts of these steps",
         "rollout_steps": kept,
         "left_out": "all weights and checkpoints, plots, the model card, the other rollouts",
-        "demo/compare.jsonl": f"{NUM_PROMPTS} held-out prompts, every stage: the most likely tokens with "
-        f"seed 0, and temperature 1 with seeds {', '.join(map(str, SEEDS))}",
-        "demo/samples.jsonl": "question, picture, gold answer and teacher of every prompt in the recording",
-        "demo/groups.jsonl": f"{NUM_GROUPS} alignment prompts, {GROUP_SIZE} completions of the aligned "
-        "policy each, scored and routed by the discriminator at the end of alignment; weights rounded",
+        "demo/compare.jsonl": "completions of held-out prompts by every stage, with marks",
+        "demo/samples.jsonl": "the prompts with gold answer and teacher",
+        "demo/groups.jsonl": "groups of the aligned policy with scores and routing",
     }
     _write_lines(out / "demo" / "recorded.json", [about], indent=1)
 

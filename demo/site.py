@@ -33,11 +33,7 @@ class Site:
         return folder.run_path(self.home, run_id)
 
     def load_model(self, path: Path) -> Model:
-        """Return the run's model; on a GPU, loading it takes a while.
-
-        Raises:
-            ValueError: a training occupies the GPU, or the run has no model.
-        """
+        """Return the run's model, or raise a ValueError that says why there is none to ask."""
         if folder.has_weights(path):
             self._require_free_gpu()
             self.models.prepare(path)

@@ -69,11 +69,7 @@ def visitor_sample(
 
 
 def drawn_picture(sketch: Any) -> Image.Image:
-    """Return the drawing on the sketchpad, on white paper.
-
-    Raises:
-        ValueError: nothing is drawn.
-    """
+    """Return the drawing on the sketchpad, on white paper."""
     composite = (sketch or {}).get("composite")
     if composite is None:
         raise ValueError("nothing is drawn yet: write digits on the pad.")

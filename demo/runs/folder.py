@@ -52,11 +52,7 @@ class Home:
 
 
 def open_home(run: str | None, *, root: Path = Path("runs"), is_shared: bool = False) -> Home:
-    """Return the folder that contains `run`, or `root` if no run is named.
-
-    Raises:
-        ValueError: `run` is not a run folder.
-    """
+    """Return the folder that contains `run`, which must be a run folder, or `root` if it is None."""
     if run is None:
         return Home(root.resolve(), None, is_shared)
     path = Path(run).resolve()
@@ -81,11 +77,7 @@ def run_ids(home: Home) -> list[str]:
 
 
 def run_path(home: Home, run_id: str) -> Path:
-    """Return the folder of a run.
-
-    Raises:
-        ValueError: no such run.
-    """
+    """Return the folder of a run; raise a ValueError if it does not exist."""
     if run_id not in run_ids(home):
         raise ValueError(f"run {run_id!r} does not exist (any more): choose one from the list.")
     return SAMPLE_RUN if run_id == SAMPLE_ID else home.root / run_id
@@ -163,7 +155,7 @@ def has_final(path: Path, stage: str) -> bool:
 
 
 def has_weights(path: Path) -> bool:
-    """Return whether any stage of the run has a policy to sample from."""
+    """Return whether any stage has a policy to sample from."""
     return len(stages_with_weights(path)) > 1
 
 

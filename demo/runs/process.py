@@ -44,9 +44,6 @@ def training_arguments(recipe: str, values: Sequence[float | None]) -> list[str]
 
     Args:
         values: one per setting of the form; None keeps the recipe's value.
-
-    Raises:
-        ValueError: no such recipe, or a value that is out of range.
     """
     if recipe not in recipe_names():  # `load_recipe` would also read a file
         raise ValueError(f"recipe {recipe!r}: choose one of {', '.join(recipe_names())}.")
@@ -122,11 +119,7 @@ class Trainer:
         return process if process.is_alive() else None
 
     def start(self, run_id: str, arguments: Sequence[str]) -> TrainingProcess:
-        """Start `prism-lite run --out DIR` with these arguments for a new or an unfinished run.
-
-        Raises:
-            ValueError: the id is not valid, or a training is already running.
-        """
+        """Start `prism-lite run --out DIR` with these arguments, for a new or an unfinished run."""
         if not RUN_ID.fullmatch(run_id):
             raise ValueError(
                 f"run name {run_id!r}: expected 1 to 40 lower-case letters, digits, hyphens or "

@@ -28,6 +28,7 @@ SOURCES = {
     "RLVR prompts": "rlvr",
     "held-out prompts": "heldout",
 }
+ALL, CORRECT, WITH_ERRORS = "all", "correct", "with errors"
 CACHED_RUNS = 4
 _LOADING = threading.Lock()  # two visitors must not load the same files twice
 
@@ -50,23 +51,13 @@ class Row(NamedTuple):
 
 
 def task_of(path: Path) -> TaskData:
-    """Return the data of a run.
-
-    Raises:
-        ValueError: a data file of the run is missing or broken.
-    """
+    """Return the data of a run; raise a ValueError if one of its files is missing or broken."""
     with _LOADING:
         return _task(path, _changed_ns(path))
 
 
 def samples_of(path: Path, source: str) -> Sequence[Sample]:
-    """Return the samples of one of SOURCES.
-
-    Raises:
-        ValueError: as `task_of`, or no such source.
-    """
-    if source not in SOURCES:
-        raise ValueError(f"no source {source!r}: choose one of {', '.join(SOURCES)}.")
+    """Return the samples of one of SOURCES."""
     return getattr(task_of(path), SOURCES[source])
 
 
@@ -104,27 +95,15 @@ def recorded_sample(line: Mapping[str, Any]) -> Sample:
 
 
 def filtered_rows(
-    path: Path,
-    source: str,
-    *,
-    question_kind: str,
-    num_digits: int,
-    errors: str,
-    max_characters: float,
+    path: Path, source: str, question_kind: str, num_digits: str, errors: str, max_characters: float
 ) -> list[Row]:
-    """Return the rows of a source that pass every filter.
-
-    Args:
-        question_kind: "all" or one kind.
-        num_digits: 0 for any number.
-        errors: "all", "correct" or "with errors", of the demonstration.
-    """
+    """Return the rows of a source that pass every filter of the Data tab (ALL passes any row)."""
     return [
         row
         for row in _rows(path, source, _changed_ns(path))
-        if question_kind in ("all", row.question_kind)
-        and num_digits in (0, row.num_digits)
-        and (errors == "all" or bool(row.errors) == (errors == "with errors"))
+        if question_kind in (ALL, row.question_kind)
+        and num_digits in (ALL, str(row.num_digits))
+        and (errors == ALL or bool(row.errors) == (errors == WITH_ERRORS))
         and row.num_characters <= max_characters
     ]
 

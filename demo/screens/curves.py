@@ -48,16 +48,11 @@ class Panel:
 
 PANELS = (
     Panel(
-        "sft_loss",
-        "SFT loss (nats per token)",
-        ("sft",),
-        "loss",
+        "sft_loss", "SFT loss (nats per token)", ("sft",), "loss",
         "Mean negative log-probability of the demonstrations' tokens; it falls and then levels off.",
     ),
     Panel(
-        "pair_accuracy",
-        "Pair accuracy in alignment",
-        ("align",),
+        "pair_accuracy", "Pair accuracy in alignment", ("align",),
         {
             "perception": ("disc/pair_accuracy_perception", BLUE),
             "reasoning": ("disc/pair_accuracy_reasoning", ORANGE),
@@ -67,9 +62,7 @@ PANELS = (
         has_chance=True,
     ),
     Panel(
-        "scores",
-        "Discriminator scores in alignment",
-        ("align",),
+        "scores", "Discriminator scores in alignment", ("align",),
         {
             "teacher, perception": ("disc/score_teacher_perception", BLUE),
             "student, perception": ("disc/score_student_perception", SKY),
@@ -79,42 +72,27 @@ PANELS = (
         "Mean logit of each part; alignment closes the gap between teacher and student.",
     ),
     Panel(
-        "rewards",
-        "Mean reward in RLVR",
-        ("rlvr",),
-        "rewards/*/mean",
+        "rewards", "Mean reward in RLVR", ("rlvr",), "rewards/*/mean",
         "Mean of each reward over the rollouts of a step, before weighting.",
     ),
     Panel(
-        "malformed",
-        "Malformed share of rollouts",
-        ("align", "rlvr"),
-        "malformed_rate",
+        "malformed", "Malformed share of rollouts", ("align", "rlvr"), "malformed_rate",
         "Share of completions that are not caption, think and answer in this order, once each.",
     ),
     Panel(
-        "entropy",
-        "Entropy of the policy (nats per token)",
-        ("align", "rlvr"),
-        "entropy",
+        "entropy", "Entropy of the policy (nats per token)", ("align", "rlvr"), "entropy",
         "How uncertain the policy is about the next token; near 0 it no longer explores.",
     ),
     Panel(
-        "length",
-        "Mean completion length (tokens)",
-        ("align", "rlvr"),
-        "completions/mean_length",
+        "length", "Mean completion length (tokens)", ("align", "rlvr"), "completions/mean_length",
         "A sudden drop or rise is the first sign that the policy is gaming a reward.",
     ),
     Panel(
-        "peak",
-        "Peak memory (GiB)",
-        STAGES,
-        "mem/peak_gib",
+        "peak", "Peak memory (GiB)", STAGES, "mem/peak_gib",
         "On a GPU, the most memory the allocator held in this stage; on a CPU, the most the process has "
         "held so far.",
     ),
-)
+)  # fmt: skip
 
 
 def reward_colors(names: Iterable[str]) -> dict[str, str]:
@@ -127,10 +105,7 @@ def reward_colors(names: Iterable[str]) -> dict[str, str]:
 def panel_plot(
     panel: Panel, metrics: Sequence[Mapping[str, Any]]
 ) -> tuple[pd.DataFrame | None, dict[str, str]]:
-    """Return the frame of a panel, each curve thinned to MAX_POINTS, and the colors of its curves.
-
-    The frame is None if nothing was measured.
-    """
+    """Return the frame of a panel (None if nothing was measured) and the colors of its curves."""
     points: list[tuple[float, float, str]] = []
     colors: dict[str, str] = {}
     offset = 0

@@ -71,3 +71,8 @@ def figures(elem_id: str | None = None, items: Mapping[str, str] | None = None) 
 def picked_number(event: gr.SelectData) -> int:
     """Return the number, from 1, of the picture that was selected in a gallery."""
     return event.index + 1
+
+
+def picked_row(event: gr.SelectData) -> int:
+    """Return the index of the row that was selected in a table."""
+    return event.index[0]

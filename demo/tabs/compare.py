@@ -94,24 +94,16 @@ def _picture_form() -> PictureForm:
         pad_hint = gr.HTML()
         pad = gr.Sketchpad(
             value=Image.new("RGB", CANVAS, "white"),  # without it the pen must be selected first
-            label="Your drawing",
-            type="pil",
-            canvas_size=CANVAS,
-            fixed_canvas=True,
-            layers=False,
+            label="Your drawing", type="pil", canvas_size=CANVAS, fixed_canvas=True, layers=False,
             brush=gr.Brush(default_size=16, colors=["#000000"], color_mode="fixed"),
-            height=300,
-            elem_id="pad",
-            buttons=[],
-        )
+            height=300, elem_id="pad", buttons=[],
+        )  # fmt: skip
     with gr.Column(visible=False) as upload_box:
         # a gr.Image would decode the file itself, without our limits and messages
         upload = gr.File(
-            label="PNG, JPEG or WebP, at most 10 MiB",
+            label="PNG, JPEG or WebP, at most 10 MiB", height=150, elem_id="upload",
             file_types=[".png", ".jpg", ".jpeg", ".webp"],
-            height=150,
-            elem_id="upload",
-        )
+        )  # fmt: skip
     boxes = (example_box, drawing_box, upload_box)
     return PictureForm(source, boxes, gallery, example, pad_hint, pad, upload)
 
@@ -119,12 +111,9 @@ def _picture_form() -> PictureForm:
 def _question_form() -> QuestionForm:
     question = gr.Dropdown(list(KIND_OF), label="Question", visible=False, elem_id="question")
     truth = gr.Textbox(
-        label="Which digits are they? (optional: to check the answers)",
-        placeholder="3 7 1",
-        max_length=20,
-        visible=False,
-        elem_id="truth",
-    )
+        label="Which digits are they? (optional: to check the answers)", placeholder="3 7 1",
+        max_length=20, visible=False, elem_id="truth",
+    )  # fmt: skip
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90)
         tokens = gr.Radio([GREEDY, SAMPLED], value=GREEDY, label="Tokens")

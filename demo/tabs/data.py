@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from demo.runs import folder, samples
+from demo.runs.samples import ALL, CORRECT, WITH_ERRORS
 from demo.screens import html, widgets
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
@@ -18,7 +20,7 @@ PAGE_ROWS = 12
 MAX_CHECKED_ROWS = 10_000
 MAX_SHOWN_FINDINGS = 200
 FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet"]
-ANY_NUMBER, ANY_STAGE = "any number of digits", "any stage"
+ANY_STAGE = "any stage"
 
 
 def build(site: Site, header: Header, tab: gr.Tab) -> None:
@@ -42,26 +44,13 @@ def build(site: Site, header: Header, tab: gr.Tab) -> None:
         ):
             row_screen.append(widgets.completion(title, elem_id, min_width=280))
 
-    def read(
-        run_id: str, source: str, question_kind: str, num_digits: str, errors: str, longest: float
-    ) -> list[samples.Row]:
-        return samples.filtered_rows(
-            site.path(run_id),
-            source,
-            question_kind=question_kind,
-            num_digits=0 if num_digits == ANY_NUMBER else int(num_digits),
-            errors=errors,
-            max_characters=longest,
-        )
+    def read(run_id: str, *chosen: Any) -> list[samples.Row]:
+        return samples.filtered_rows(site.path(run_id), *chosen)
 
-    def show(change: int | None) -> Any:
-        """Return a handler that moves by some pages, or to the first one (None)."""
-
-        def handler(page: float | None, *chosen: Any) -> tuple[Any, ...]:
-            page = 1 if change is None else int(page or 1) + change
-            return _screen(site.path(chosen[0]), read(*chosen), page)
-
-        return handler
+    def show(change: int | None, page: float | None, *chosen: Any) -> tuple[Any, ...]:
+        """Show the page that is `change` pages further, or the first one (None)."""
+        number = 1 if change is None else int(page or 1) + change
+        return _screen(site.path(chosen[0]), read(*chosen), number)
 
     def show_row(page: float | None, number: float | None, *chosen: Any) -> tuple[Any, ...]:
         index = (int(page or 1) - 1) * PAGE_ROWS + int(number or 1) - 1
@@ -69,11 +58,11 @@ def build(site: Site, header: Header, tab: gr.Tab) -> None:
 
     inputs, outputs = [page, *filters], [page, gallery, note, number, *row_screen]
     for component in filters:
-        connect(component.change, show(None), inputs, outputs)
+        connect(component.change, functools.partial(show, None), inputs, outputs)
     for event, change in (
         (tab.select, 0), (page.submit, 0), (previous.click, -1), (following.click, 1),
     ):  # fmt: skip
-        connect(event, show(change), inputs, outputs)
+        connect(event, functools.partial(show, change), inputs, outputs)
     connect(gallery.select, widgets.picked_number, None, [number])
     connect(number.change, show_row, [page, number, *filters], row_screen)
     if not site.home.is_shared:
@@ -81,13 +70,12 @@ def build(site: Site, header: Header, tab: gr.Tab) -> None:
 
 
 def _filters() -> list[gr.Component]:
-    kinds, numbers = ["all", *wording.QUESTIONS], [ANY_NUMBER, *map(str, range(2, 7))]
     with gr.Row():
         return [
             gr.Dropdown(list(samples.SOURCES), label="Rows", elem_id="data-source"),
-            gr.Dropdown(kinds, label="Question kind"),
-            gr.Dropdown(numbers, label="Difficulty"),
-            gr.Dropdown(["all", "correct", "with errors"], label="Demonstration"),
+            gr.Dropdown([ALL, *wording.QUESTIONS], label="Question kind"),
+            gr.Dropdown([ALL, *map(str, range(2, 7))], label="Number of digits"),
+            gr.Dropdown([ALL, CORRECT, WITH_ERRORS], label="Demonstration"),
             gr.Slider(50, 4000, value=4000, step=50, label="Maximum length (characters)"),
         ]
 
@@ -119,7 +107,7 @@ def _row_screen(rows: list[samples.Row]) -> tuple[Any, ...]:
         return "", None, None
     sample, errors = rows[0].sample, rows[0].errors
     cells = [sample.question, f"gold answer: {'none' if sample.answer is None else sample.answer}"]
-    cells += [f"errors of the demonstration: {errors}"] if errors else []
+    cells += [f"errors in the demonstration: {errors}"] if errors else []
     completions = (sample.demonstration, sample.teacher)
     spans = (html.part_spans(text) if text else None for text in completions)
     return html.note(" · ".join(cells)), *spans
@@ -131,11 +119,9 @@ def _build_check() -> None:
     with gr.Row():
         with gr.Column(min_width=260):
             upload = gr.File(
-                label="JSONL, JSON, CSV, TSV or Parquet, at most 10 MiB",
-                file_types=FILE_TYPES,
-                elem_id="data-file",
-                height=140,
-            )
+                label="JSONL, JSON, CSV, TSV or Parquet, at most 10 MiB", height=140,
+                file_types=FILE_TYPES, elem_id="data-file",
+            )  # fmt: skip
             stages = [ANY_STAGE, "sft", "warmup", "align", "rlvr", "eval"]
             stage = gr.Dropdown(stages, label="Fields required by", elem_id="data-stage")
             button = gr.Button("Check", variant="primary", elem_id="check")

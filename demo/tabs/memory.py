@@ -92,11 +92,7 @@ def build(site: Site, header: Header) -> None:
 
 
 def plan_memory(recipe: str, gpu_gib: int | None) -> Mapping[str, Any]:
-    """Run `prism-lite plan --json` in a separate process, so that the web process loads no model.
-
-    Raises:
-        ValueError: no such recipe, or the plan failed; with its message.
-    """
+    """Return the result of `prism-lite plan --json`, run in a separate process."""
     if recipe not in recipe_names():
         raise ValueError(f"recipe {recipe!r}: choose one of {', '.join(recipe_names())}.")
     command = [*PRISM_LITE, "plan", "--recipe", recipe, "--json"]

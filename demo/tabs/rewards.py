@@ -49,90 +49,66 @@ def build(site: Site, header: Header) -> None:
 
     def show_row(run_id: str, step: int | None, index: int | None) -> Any:
         records = read(run_id, step)
-        is_listed = index is not None and 0 <= index < len(records)
-        return html.part_spans(records[index]["completion"]) if is_listed else None
-
-    def pick(event: gr.SelectData) -> int:
-        return event.index[0]
+        if index is None or not 0 <= index < len(records):
+            return None
+        return html.part_spans(records[index]["completion"])
 
     inputs = [header.run_choice, step]
     header.on_run(list_steps, [step])
     connect(step.change, show, inputs, [figures, plot, alarms, table, row, completion])
-    connect(table.select, pick, None, [row])
+    connect(table.select, widgets.picked_row, None, [row])
     connect(row.change, show_row, [*inputs, row], [completion])
 
 
 def reward_weights(path: Path) -> dict[str, float]:
     """Return the weight of each reward in the sum that RLVR trains on, without zeros."""
     config = folder.read_config(path)["rlvr"]
-    # A function is given as file:name or module.name and recorded under its name. Older runs, such as the
-    # recorded one, have settings named accuracy_weight, format_weight and so on.
-    weights = {
-        name.rpartition(":")[2].rpartition(".")[2]: w
-        for name, w in config.get("rewards", {}).items()
-    }
+    # A user's function is configured as file.py:name or module.name and recorded as name.
+    weights = {key.split(":")[-1].split(".")[-1]: w for key, w in config.get("rewards", {}).items()}
+    # Older runs, such as the recorded one, have accuracy_weight, format_weight and so on.
     weights = weights or {
-        key.removesuffix("_weight"): value
-        for key, value in config.items()
-        if key.endswith("_weight")
+        key.removesuffix("_weight"): w for key, w in config.items() if key.endswith("_weight")
     }
     return {name: float(weight) for name, weight in weights.items() if weight}
 
 
-def reward_rows(records: Records, weights: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return per rollout: its number "group.rollout", the weighted rewards, and their sum."""
-    rows: list[dict[str, Any]] = []
-    groups: dict[str, int] = {}
-    for record in records:
-        group = groups.setdefault(record["prompt_id"], len(groups) + 1)
-        number = 1 + sum(row["group"] == group for row in rows)
-        weighted = {
-            name: weights[name] * value
-            for name, value in record["rewards"].items()
-            if name in weights and value is not None
-        }
-        rows.append(
-            {
-                "group": group,
-                "rollout": f"{group}.{number}",
-                "weighted": weighted,
-                "sum": sum(weighted.values()),
-            }
-        )
-    return rows
+def weighted_rewards(records: Records, weights: Mapping[str, float]) -> pd.DataFrame:
+    """Return a row of weighted rewards per rollout, with its group and its name "group.rollout"."""
+    frame = pd.DataFrame([record["rewards"] for record in records], dtype=float)
+    frame = frame[[name for name in frame if name in weights]] * pd.Series(weights)
+    group = pd.Series(pd.factorize(pd.Series([record["prompt_id"] for record in records]))[0]) + 1
+    number = group.groupby(group).cumcount() + 1
+    names = group.astype(str) + "." + number.astype(str)
+    return frame.set_index([pd.Index(group, name="group"), pd.Index(names, name="rollout")])
 
 
 def _screen(path: Path, step: int, records: Records) -> tuple[Any, ...]:
-    rows = reward_rows(records, reward_weights(path))
+    weighted = weighted_rewards(records, reward_weights(path))
+    sums = weighted.sum(axis=1)
+    rollouts = list(weighted.index.get_level_values("rollout"))
+    points = weighted.reset_index("group", drop=True).melt(ignore_index=False, var_name="reward")
     names = list(dict.fromkeys(name for record in records for name in record["rewards"]))
-    points = [
-        (row["rollout"], name, value) for row in rows for name, value in row["weighted"].items()
+    rows = [
+        [rollout, html.number(total), *_cells(path, record, names)]
+        for rollout, total, record in zip(rollouts, sums, records, strict=True)
     ]
-    frame = pd.DataFrame(points, columns=["rollout", "reward", "value"])
     headers = ["rollout", "sum", *names, "advantage", "answer", "gold answer", "accurate"]
-    table = [_cells(path, row, record, names) for row, record in zip(rows, records, strict=True)]
-    choices = [(row["rollout"], index) for index, row in enumerate(rows)]
     return (
-        _figures(path, step, rows),
-        gr.BarPlot(value=frame, color_map=curves.reward_colors(names)),
-        _alarms(rows, records),
-        gr.Dataframe(value=table, headers=headers),
-        gr.Dropdown(choices=choices, value=0),
+        _figures(path, step, sums),
+        gr.BarPlot(value=points.dropna().reset_index(), color_map=curves.reward_colors(names)),
+        _alarms(sums, records),
+        gr.Dataframe(value=rows, headers=headers),
+        gr.Dropdown(choices=[(name, index) for index, name in enumerate(rollouts)], value=0),
         html.part_spans(records[0]["completion"]),
     )
 
 
-def _cells(
-    path: Path, row: Mapping[str, Any], record: Mapping[str, Any], names: Sequence[str]
-) -> list[str]:
+def _cells(path: Path, record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     sample = samples.sample_by_id(path, record["prompt_id"])
     _, answer = html.caption_and_answer(record["completion"], record["finish_reason"])
-    rewards = record["rewards"]
-    accuracy = rewards.get("accuracy")
+    accuracy = record["rewards"].get("accuracy")
     return [
-        row["rollout"],
-        html.number(row["sum"]),
-        *(html.number(rewards.get(name)) for name in names),
+        *(html.number(record["rewards"].get(name)) for name in names),
         html.number(record["advantage"]),
         answer[:MAX_CELL],
         ((sample and sample.answer) or "unknown")[:MAX_CELL],
@@ -140,26 +116,14 @@ def _cells(
     ]
 
 
-def _sums_by_group(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    groups: dict[int, list[float]] = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row["sum"])
-    return list(groups.values())
-
-
-def _figures(path: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> str:
-    groups = _sums_by_group(rows)
-    num_flat = sum(max(group) - min(group) < 1e-8 for group in groups)
-    mean = sum(row["sum"] for row in rows) / len(rows)
+def _figures(path: Path, step: int, sums: pd.Series) -> str:
+    spreads = [group.max() - group.min() for _, group in sums.groupby("group")]
+    num_flat = sum(spread < 1e-8 for spread in spreads)
     items = [
-        (
-            "mean of the bars",
-            f"{mean:.4f}",
-            "Mean of the weighted rewards of this step's rollouts.",
-        ),
+        ("mean of the bars", f"{sums.mean():.4f}", "Mean weighted reward of this step's rollouts."),
         (
             "groups without spread",
-            f"{num_flat} of {len(groups)}",
+            f"{num_flat} of {len(spreads)}",
             "All rollouts of such a group earned the same: it has no advantage and teaches nothing.",
         ),
     ]
@@ -170,14 +134,13 @@ def _figures(path: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> str:
     return html.figures(items)
 
 
-def _alarms(rows: Sequence[Mapping[str, Any]], records: Records) -> str:
+def _alarms(sums: pd.Series, records: Records) -> str:
     """Return what the guards of the training say about this step's rollouts."""
     texts = [record["completion"] for record in records]
     alarms = [guards.repeated_text(texts), guards.answers_inside_think(texts)]
-    sizes = {len(group) for group in _sums_by_group(rows)}
+    sizes = set(sums.groupby("group").size())
     if len(sizes) == 1:
-        sums = [row["sum"] for row in rows]
-        alarms.append(guards.zero_spread_groups(sums, group_size=sizes.pop()))
+        alarms.append(guards.zero_spread_groups(list(sums), group_size=sizes.pop()))
     notes = [html.note(f"Alarm {a.name}: {a.message}", tone="warn") for a in alarms if a]
     text = "No alarms (checked: repeated text, answers inside think, groups without spread)."
     return "".join(notes) or html.note(text, tone="good")

@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from demo.runs import folder, process
-from demo.runs.folder import SAMPLE_ID
-from demo.screens import curves, html, training, widgets
+from demo.runs import folder, samples
+from demo.runs.folder import SAMPLE_ID, STAGE_TITLES
+from demo.runs.process import (
+    FORM_SETTINGS,
+    TrainingProcess,
+    command_line,
+    require_embedded_data,
+    training_arguments,
+)
+from demo.screens import curves, html, widgets
+from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.recipe import recipe_names
+
+STALE_S = 60.0
+NUM_PROMPTS = 3  # whose newest rollouts are shown
+MAX_CELL = 300
+# Name, metric, format, explanation.
+FIGURES = (
+    ("step time", "step_time", "{:.1f} s", "Duration of the last optimizer step, with sampling."),
+    ("loss", "loss", "{:.3f}", "Loss of the last step; in alignment and RLVR it says little."),
+    (
+        "pair accuracy, perception", "disc/pair_accuracy_perception", "{:.2f}",
+        "Share of pairs in which the teacher's caption scores higher; at 0.5 the discriminator is fooled.",
+    ),
+    (
+        "pair accuracy, reasoning", "disc/pair_accuracy_reasoning", "{:.2f}",
+        "Share of pairs in which the teacher's reasoning scores higher; at 0.5 it is fooled.",
+    ),
+    ("reward", "reward", "{:.3f}", "Mean weighted reward of the last step's rollouts."),
+    (
+        "ratio clipped", "clip_ratio/region_mean", "{:.3f}",
+        "Share of tokens whose probability ratio was clipped in the last update.",
+    ),
+    ("malformed", "malformed_rate", "{:.1%}", "Share of rollouts without the three parts in order."),
+    ("generated", "gen_tokens_per_s", "{:.0f} tokens/s", "Sampling speed over all rollouts."),
+    ("trained", "train_tokens_per_s", "{:.0f} tokens/s", "Tokens through forward and backward."),
+    ("peak memory", "mem/peak_gib", "{:.2f} GiB", "Peak of this stage; on a CPU, of the process."),
+)  # fmt: skip
+STATES = {
+    "recorded": "A recorded run that ships with the demo: real results, no weights. "
+    "Start a run of your own below.",
+    "finished": "Finished: every stage is trained and evaluated.",
+    "training": "Training as a separate process: closing this page, or the demo, does not stop it.",
+    "paused": "Paused: it keeps its memory. Resume continues the training.",
+    "stopped": "Not running and not finished. Resume continues from its last checkpoint.",
+    "elsewhere": "Another program is writing to this run (its last step is less than a minute old).",
+}
+TONES = {"training": "good", "stopped": "warn", "paused": "warn"}
 
 
 def build(site: Site, header: Header) -> None:
@@ -29,7 +75,14 @@ def build(site: Site, header: Header) -> None:
     with gr.Accordion("Start a new run", open=False, elem_id="new-run"):
         _new_run(site, header, status)
     figures = widgets.figures("train-figures")
-    _connect_watching(site, header, [stepper, status, figures, *_plots(), *_rollouts(), _output()])
+    outputs = [stepper, status, figures, *_plots(), *_rollouts()]
+    outputs.append(
+        gr.Textbox(
+            label="Output of the training", lines=8, max_lines=8, interactive=False,
+            autoscroll=False, elem_id="log", buttons=["copy"],
+        )
+    )  # fmt: skip
+    _connect_watching(site, header, outputs)
 
 
 def _control(site: Site, action: Callable[[str], str]) -> Callable[[str], None]:
@@ -56,13 +109,16 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
                 None, label=title, info=text, precision=0, minimum=0, min_width=130,
                 placeholder="recipe", elem_id=f"setting-{key.replace('.', '-')}",
             )
-            for key, title, text in process.FORM_SETTINGS
+            for key, title, text in FORM_SETTINGS
         ]  # fmt: skip
-    line = gr.Textbox(
+    command = gr.Textbox(
         label="The same as a command", interactive=False, buttons=["copy"], elem_id="command"
     )
     start = gr.Button("Start training", variant="primary", elem_id="start")
     expected = gr.State(None)  # id of a run that was started and has no folder yet
+
+    def show_command(run_id: str, recipe: str, *values: float | None) -> str:
+        return command_line(run_id, recipe, values)
 
     @errors_on_page()
     def begin(run_id: str, recipe: str, *values: float | None) -> tuple[str, str]:
@@ -71,9 +127,9 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
             raise ValueError(
                 f"run {run_id!r} exists: continue it with Resume, or choose another name."
             )
-        process.require_embedded_data(recipe)
+        require_embedded_data(recipe)
         site.models.free_gpu()
-        process = site.trainer.start(run_id, process.training_arguments(recipe, values))
+        process = site.trainer.start(run_id, training_arguments(recipe, values))
         gr.Info(f"{run_id} starts (process {process.pid}).")
         text = f"{run_id} prepares its base model, then trains. This page switches to it soon."
         return html.note(text), run_id
@@ -86,10 +142,7 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
 
     inputs = [name, recipe, *numbers]
     for event in (header.opened.then, *(component.change for component in inputs)):
-        connect(
-            event, lambda name, recipe, *values: process.command_line(name, recipe, values),
-            inputs, [line],
-        )  # fmt: skip
+        connect(event, show_command, inputs, [command])
     start.click(begin, inputs, [status, expected], queue=False, api_name="start")
     connect(header.tick.tick, follow, [expected], [header.run_choice, expected])
 
@@ -101,22 +154,12 @@ def _plots() -> list[gr.Component]:
         with gr.Row():
             for panel in curves.PANELS[first : first + 2]:
                 with gr.Column(min_width=300, elem_classes="plot"):
-                    plots.append(
-                        gr.LinePlot(
-                            None,  # an empty frame would break the plot for good
-                            x="step",
-                            y="value",
-                            color="curve",
-                            title=panel.title,
-                            y_title=" ",
-                            color_title=" ",
-                            show_label=False,
-                            height=230,
-                            tooltip="all",
-                            buttons=["fullscreen"],
-                            elem_id=f"plot-{panel.id}",
-                        )
-                    )
+                    plot = gr.LinePlot(  # without data: an empty frame would break it for good
+                        x="step", y="value", color="curve", title=panel.title, y_title=" ",
+                        color_title=" ", show_label=False, height=230, tooltip="all",
+                        buttons=["fullscreen"], elem_id=f"plot-{panel.id}",
+                    )  # fmt: skip
+                    plots.append(plot)
                     gr.HTML(f'<p class="plot-help">{panel.help}</p>')
     return plots
 
@@ -135,13 +178,6 @@ def _rollouts() -> list[gr.Component]:
     return [note, pictures, table]
 
 
-def _output() -> gr.Textbox:
-    return gr.Textbox(
-        label="Output of the training", lines=8, max_lines=8, interactive=False,
-        autoscroll=False, elem_id="log", buttons=["copy"],
-    )  # fmt: skip
-
-
 def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
     """Read the run folder on every tick; send only what has changed."""
     shown_state = gr.State(None)  # of what this visitor's page shows
@@ -149,11 +185,94 @@ def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
     def refresh(run_id: str, shown: Any) -> tuple[Any, ...]:
         path, process = site.path(run_id), site.trainer.current()
         output = site.trainer.log_tail(run_id)
-        state = training.state_of_screen(path, process, output)
+        signature = folder.signature(path)
+        state = (signature, process, len(output), _is_stale(path))
         if state == shown:
             return tuple(gr.skip() for _ in [shown_state, *outputs])
-        same_curves = shown is not None and shown[0] == state[0]
-        return state, *training.screen(path, run_id, process, output, same_curves=same_curves)
+        same_curves = shown is not None and shown[0] == signature
+        return state, *_screen(path, run_id, process, output, same_curves=same_curves)
 
     header.on_run(lambda run_id: refresh(run_id, None), [shown_state, *outputs])
     connect(header.tick.tick, refresh, [header.run_choice, shown_state], [shown_state, *outputs])
+
+
+def _screen(
+    path: Path, run_id: str, process: TrainingProcess | None, output: str, *, same_curves: bool
+) -> tuple[Any, ...]:
+    """Return stepper, note, numbers, a plot per panel, rollouts (3 values) and the training's output."""
+    is_training = process is not None and process.run_id == run_id
+    stages = folder.progress(path)
+    state = _state(path, is_training)
+    active = next((s.stage for s in stages if not s.is_done), None)
+    metrics = folder.read_metrics(path)
+    text = STATES[state]
+    if process is not None and not is_training:
+        text = f"{process.run_id!r} is training now; this is {run_id!r}. {text}"
+    plots: list[Any] = [gr.skip()] * len(curves.PANELS)
+    if not same_curves:
+        frames = [curves.panel_plot(panel, metrics) for panel in curves.PANELS]
+        plots = [gr.LinePlot(value=frame, color_map=colors) for frame, colors in frames]
+    return (
+        html.stepper(stages, active, state),
+        html.note(text, tone=TONES.get(state, "plain")),
+        _figures(metrics),
+        *plots,
+        *_newest_rollouts(path),
+        output or "No output here: this run was not started from this page.",
+    )
+
+
+def _state(path: Path, is_training: bool) -> str:
+    if path == folder.SAMPLE_RUN:
+        return "recorded"
+    if is_training:
+        return "paused" if folder.control_command(path) == "pause" else "training"
+    if folder.is_finished(path):
+        return "finished"
+    return "stopped" if _is_stale(path) else "elsewhere"
+
+
+def _is_stale(path: Path) -> bool:
+    """Return whether nothing was logged for a while."""
+    file = path / "metrics.jsonl"
+    return not file.exists() or time.time() - file.stat().st_mtime > STALE_S
+
+
+def _figures(metrics: Sequence[Mapping[str, Any]]) -> str:
+    if not metrics:
+        return html.note("No step yet: the numbers appear with the first one.")
+    last = metrics[-1]
+    step = f"{STAGE_TITLES[last['stage']]} {last['step'] + 1}"
+    items = [
+        (name, pattern.format(last[key]), text)
+        for name, key, pattern, text in FIGURES
+        if key in last
+    ]
+    return html.figures([("stage and step", step, "The last optimizer step logged."), *items])
+
+
+def _newest_rollouts(path: Path) -> tuple[Any, ...]:
+    """Return a note, pictures, and the best and the worst completion of a few prompts."""
+    saved = {stage: folder.rollout_steps(path, stage) for stage in ("rlvr", "align")}
+    stage = next((stage for stage, steps in saved.items() if steps), None)
+    if stage is None:
+        return html.note("No rollouts yet: they come with alignment and RLVR."), None, None
+    step = saved[stage][-1]
+    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
+    for record in folder.read_rollouts(path, stage, step):
+        by_prompt.setdefault(record["prompt_id"], []).append(record)
+    pictures, table = [], []
+    for number, (prompt_id, group) in enumerate(list(by_prompt.items())[:NUM_PROMPTS], 1):
+        sample = samples.sample_by_id(path, prompt_id)
+        if sample is not None and sample.pictures:
+            file = picture_file(sample.pictures[0].open())
+            pictures.append((file, f"{number} · {sample.question}"))
+        for select in (max, min):
+            record = select(group, key=lambda record: record["advantage"])
+            cells = [record["completion"][:MAX_CELL], html.number(record["advantage"])]
+            table.append([str(number), *cells, record["finish_reason"]])
+    text = (
+        f"Newest rollouts: {STAGE_TITLES[stage]} step {step + 1}; for each prompt the completions with the "
+        "highest and the lowest advantage."
+    )
+    return html.note(text), pictures, table
