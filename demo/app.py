@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 from demo.headers import SecurityHeaders
 from demo.runs import folder
 from demo.runs.folder import Home
-from demo.runs.process import Trainer
+from demo.runs.trainer import Trainer
 from demo.screens import html
 from demo.site import Header, Site, connect
 from demo.tabs import compare, data, discriminator, memory, rewards, train

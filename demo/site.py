@@ -14,7 +14,7 @@ from gradio.events import Dependency
 from demo.models.loader import Models
 from demo.runs import folder
 from demo.runs.folder import Home
-from demo.runs.process import Trainer
+from demo.runs.trainer import Trainer
 
 if TYPE_CHECKING:
     from demo.models.model import Model
@@ -34,28 +34,23 @@ class Site:
 
     def load_model(self, path: Path) -> Model:
         """Return the run's model, or raise a ValueError that says why there is none to ask."""
-        if folder.has_weights(path):
-            self._require_free_gpu()
-            self.models.prepare(path)
-            model = self.models.wait(path)
-            if model is not None:
-                return model
-        _, problem = self.models.status(path)
-        raise ValueError(
-            f"this needs the run's model: {problem}. Choose a run that was trained on this machine."
-        )
-
-    def _require_free_gpu(self) -> None:
         process = self.trainer.current()
-        if process is None:
-            return
-        import torch
+        if process is not None and folder.has_weights(path):
+            import torch
 
-        if torch.cuda.is_available():
+            if torch.cuda.is_available():
+                raise ValueError(
+                    f"{process.run_id!r} is training on the GPU: stop it or wait until it is finished, "
+                    "then ask the model."
+                )
+        self.models.prepare(path)
+        model = self.models.wait(path)
+        if model is None:
             raise ValueError(
-                f"{process.run_id!r} is training on the GPU: stop it or wait until it is finished, then "
-                "ask the model."
+                f"this needs the run's model: {self.models.status(path)[1]}. Choose a run that was trained "
+                "on this machine."
             )
+        return model
 
 
 @dataclass(frozen=True)

@@ -140,14 +140,14 @@ def _advantages(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pd.D
 
 
 def row_screen(
-    group: Group | None, chosen: str | None, layer: int, color_by: str
+    group: Group | None, chosen: str | None, layer: float, color_by: str
 ) -> tuple[Any, ...]:
     """Return a row's completion, the tokens of both parts colored by routing, and a legend."""
     if not group or not chosen:
         return None, None, None, ""
     names = row_names(group)
     row = group["rows"][names.index(chosen) if chosen in names else 0]
-    return html.part_spans(row["completion"]), *_heat(group, row, layer, color_by)
+    return html.part_spans(row["completion"]), *_heat(group, row, int(layer), color_by)
 
 
 def _heat(group: Group, row: Mapping[str, Any], layer: int, color_by: str) -> tuple[Any, ...]:

@@ -66,13 +66,7 @@ def build(site: Site, header: Header) -> None:
             picture = _picture_form()
         with gr.Column(scale=2, min_width=280):
             form = _question_form()
-            model_input = gr.Image(
-                label="What the model sees",
-                height=120,
-                interactive=False,
-                buttons=[],
-                elem_id="seen",
-            )
+            model_input = widgets.picture("What the model sees", "seen", height=120)
     note = gr.HTML(elem_id="compare-note")
     gr.HTML(LEGEND)
     screen = [model_input, note, *_answer_columns()]
@@ -131,11 +125,8 @@ def _answer_columns() -> list[gr.Component]:
             title, text = STAGE_TITLES[stage], STAGE_HELP[stage]
             with gr.Column(min_width=240, elem_classes="answer"):
                 gr.HTML(f'<h3>{title}</h3><p class="stage-help">{text}</p>')
-                cells.append(
-                    widgets.completion(
-                        title, f"answer-{stage}", show_label=False, show_inline_category=False
-                    )
-                )
+                settings = {"show_label": False, "show_inline_category": False}
+                cells.append(widgets.completion(title, f"answer-{stage}", **settings))
                 cells.append(gr.HTML(elem_id=f"marks-{stage}"))
     return cells
 
@@ -154,16 +145,14 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
                 f"Shares of {results.get('n')} held-out prompts ± half of the 95 % interval, sampled at "
                 "temperature 1 except for greedy accuracy."
             )
-        pictures = [
-            (picture_file(sample.pictures[0].open()), f"{number}")
-            for number, sample in enumerate(samples, 1)
-        ]
+        numbers = list(range(1, len(samples) + 1))
+        files = [picture_file(sample.pictures[0].open()) for sample in samples]
         data = folder.read_config(path)["data"]
         # a model trained on files answers any question
         choices = list(KIND_OF) if data["task"] == "digits" else []
         return (
-            pictures,
-            gr.Dropdown(choices=list(range(1, len(samples) + 1)), value=1 if samples else None),
+            list(zip(files, map(str, numbers), strict=True)),
+            gr.Dropdown(choices=numbers, value=1 if samples else None),
             gr.Dropdown(
                 choices=choices, value=next(iter(choices), None), allow_custom_value=not choices
             ),

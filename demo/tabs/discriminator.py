@@ -44,9 +44,7 @@ def build(site: Site, header: Header) -> None:
         with gr.Column(scale=3, min_width=280):
             form, origin = _group_form()
         with gr.Column(scale=2, min_width=240):
-            picture = gr.Image(
-                label="Picture", height=130, interactive=False, buttons=[], elem_id="group-picture"
-            )
+            picture = widgets.picture("Picture", "group-picture", height=130)
             question = gr.Textbox(label="Question and gold answer", interactive=False)
     gr.HTML('<p class="plot-help">Meaning of the columns: point at a name, or press Tab.</p>')
     widgets.figures(items=COLUMN_HELP)
@@ -62,8 +60,8 @@ def build(site: Site, header: Header) -> None:
     row_form = [row, layer, color_by]
     row_screen = [widgets.completion("Completion", "row-text"), *_heat_maps()]
     group_screen = [current, origin, picture, question, table, plot, *row_form]
-    group_events = _connect_group(site, header, form, group_screen)
-    _connect_row(group_events, current, table, row_form, row_screen)
+    events = _connect_group(site, header, form, group_screen)
+    _connect_row(events, current, table, row_form, row_screen)
 
 
 def _group_form() -> tuple[GroupForm, gr.HTML]:
@@ -83,13 +81,11 @@ def _heat_maps() -> list[gr.Component]:
     with gr.Row():
         maps = [
             gr.HighlightedText(
-                label=f"Routing of the {channel} part, token by token",
-                elem_id=f"heat-{channel}",
-                elem_classes="heat",
-                min_width=280,
+                label=f"Routing of the {channel} part, token by token", min_width=280,
+                elem_id=f"heat-{channel}", elem_classes="heat",
             )
             for channel in ("perception", "reasoning")
-        ]
+        ]  # fmt: skip
     return [*maps, gr.HTML(elem_id="heat-note")]
 
 
@@ -104,10 +100,8 @@ def _connect_group(
 
     def show_group(run_id: str, title: str | None) -> tuple[Any, ...]:
         path = site.path(run_id)
-        known = groups.known_groups(path)
-        return (
-            groups.group_screen(path, known[title]()) if title in known else groups.empty_screen()
-        )
+        read_group = groups.known_groups(path).get(title or "")
+        return groups.group_screen(path, read_group()) if read_group else groups.empty_screen()
 
     @errors_on_page()
     def sample_group(
@@ -139,27 +133,22 @@ def _connect_group(
 
 
 def _connect_row(
-    group_events: list[Dependency],
+    events: list[Dependency],
     current: gr.State,
     table: gr.Dataframe,
-    row_form: list[Any],
+    form: list[Any],
     screen: list[Any],
 ) -> None:
-    """Show the chosen row.
+    """Show the chosen row, after a new group is shown and when the visitor chooses another.
 
-    It follows a new group and what the visitor does. `change` events would also fire for each field that
-    a new group fills, and the last of their answers to arrive would stay.
+    `change` events would also fire for each field that a new group fills, and the last of their answers
+    to arrive would stay.
     """
 
     def pick(event: gr.SelectData, group: Mapping[str, Any] | None) -> str | None:
         return groups.row_names(group)[event.index[0]] if group else None
 
-    def show_row(
-        group: Mapping[str, Any] | None, row: str | None, layer: float, color_by: str
-    ) -> tuple[Any, ...]:
-        return groups.row_screen(group, row, int(layer), color_by)
-
-    clicked = connect(table.select, pick, [current], [row_form[0]])
-    events = [event.then for event in (*group_events, clicked)]
-    for event in (*events, *(field.input for field in row_form)):
-        connect(event, show_row, [current, *row_form], screen)
+    clicked = connect(table.select, pick, [current], [form[0]])
+    listeners = [event.then for event in (*events, clicked)] + [field.input for field in form]
+    for listener in listeners:
+        connect(listener, groups.row_screen, [current, *form], screen)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from demo.runs import folder
 from demo.runs.folder import STAGE_TITLES
-from demo.runs.process import PRISM_LITE, environment
+from demo.runs.trainer import PRISM_LITE, environment
 from demo.screens import curves, html, widgets
 from demo.site import Header, Site, errors_on_page
 from prism_lite.recipe import recipe_names
@@ -73,11 +73,11 @@ def build(site: Site, header: Header) -> None:
         peaks = measured_peaks(path)
         if not peaks:
             return "", None, html.note("No peaks yet: every stage logs its own in each step.")
-        titled = [(STAGE_TITLES[stage], gib) for stage, gib in peaks.items()]
-        points = [(title, gib, "measured") for title, gib in titled]
-        frame = pd.DataFrame(points, columns=["stage", "GiB", "what"])
+        frame = pd.DataFrame(
+            {"stage": list(peaks), "GiB": list(peaks.values()), "what": "measured"}
+        )
         text = "Highest value of mem/peak_gib in this stage."
-        items = [(title, f"{gib:.2f} GiB", text) for title, gib in titled]
+        items = [(title, f"{gib:.2f} GiB", text) for title, gib in peaks.items()]
         return html.figures(items), frame, html.note(_explanation(path))
 
     @errors_on_page()
@@ -114,7 +114,7 @@ def plan_memory(recipe: str, gpu_gib: int | None) -> Mapping[str, Any]:
 def plan_frame(plan: Mapping[str, Any]) -> pd.DataFrame:
     """Return GiB by stage and category; if a GPU is known, a last bar shows how much of it is usable."""
     points = [
-        (STAGE_TITLES.get(stage, stage), gib, category)
+        (STAGE_TITLES[stage], gib, category)
         for stage, peak in plan["stages"].items()
         for category, gib in peak["by_category"].items()
         if gib > 0
@@ -148,12 +148,12 @@ def plan_summary(plan: Mapping[str, Any]) -> str:
 
 
 def measured_peaks(path: Path) -> dict[str, float]:
-    """Return the logged peak of each stage in GiB."""
+    """Return the logged peak of each stage in GiB, by the stage's title."""
     peaks: dict[str, float] = {}
     for line in folder.read_metrics(path):
-        stage, gib = line["stage"], line.get("mem/peak_gib")
-        if gib is not None and stage in STAGES:
-            peaks[stage] = max(peaks.get(stage, 0.0), gib)
+        title, gib = STAGE_TITLES[line["stage"]], line.get("mem/peak_gib")
+        if gib is not None:
+            peaks[title] = max(peaks.get(title, 0.0), gib)
     return peaks
 
 

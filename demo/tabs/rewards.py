@@ -63,8 +63,8 @@ def build(site: Site, header: Header) -> None:
 def reward_weights(path: Path) -> dict[str, float]:
     """Return the weight of each reward in the sum that RLVR trains on, without zeros."""
     config = folder.read_config(path)["rlvr"]
-    # A user's function is configured as file.py:name or module.name and recorded as name.
-    weights = {key.split(":")[-1].split(".")[-1]: w for key, w in config.get("rewards", {}).items()}
+    # A user's function is configured as file.py:name or module:name and recorded as name.
+    weights = {key.rpartition(":")[2]: w for key, w in config.get("rewards", {}).items()}
     # Older runs, such as the recorded one, have accuracy_weight, format_weight and so on.
     weights = weights or {
         key.removesuffix("_weight"): w for key, w in config.items() if key.endswith("_weight")
@@ -84,12 +84,12 @@ def weighted_rewards(records: Records, weights: Mapping[str, float]) -> pd.DataF
 
 def _screen(path: Path, step: int, records: Records) -> tuple[Any, ...]:
     weighted = weighted_rewards(records, reward_weights(path))
-    sums = weighted.sum(axis=1)
+    sums = weighted.sum(axis=1, min_count=1)  # NaN where no function returned a reward
     rollouts = list(weighted.index.get_level_values("rollout"))
     points = weighted.reset_index("group", drop=True).melt(ignore_index=False, var_name="reward")
     names = list(dict.fromkeys(name for record in records for name in record["rewards"]))
     rows = [
-        [rollout, html.number(total), *_cells(path, record, names)]
+        [rollout, html.number(None if pd.isna(total) else total), *_cells(path, record, names)]
         for rollout, total, record in zip(rollouts, sums, records, strict=True)
     ]
     headers = ["rollout", "sum", *names, "advantage", "answer", "gold answer", "accurate"]
@@ -139,7 +139,7 @@ def _alarms(sums: pd.Series, records: Records) -> str:
     texts = [record["completion"] for record in records]
     alarms = [guards.repeated_text(texts), guards.answers_inside_think(texts)]
     sizes = set(sums.groupby("group").size())
-    if len(sizes) == 1:
+    if len(sizes) == 1 and sums.notna().all():
         alarms.append(guards.zero_spread_groups(list(sums), group_size=sizes.pop()))
     notes = [html.note(f"Alarm {a.name}: {a.message}", tone="warn") for a in alarms if a]
     text = "No alarms (checked: repeated text, answers inside think, groups without spread)."

@@ -9,15 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from demo.runs import folder, samples
+from demo.runs import folder, samples, trainer
 from demo.runs.folder import SAMPLE_ID, STAGE_TITLES
-from demo.runs.process import (
-    FORM_SETTINGS,
-    TrainingProcess,
-    command_line,
-    require_embedded_data,
-    training_arguments,
-)
 from demo.screens import curves, html, widgets
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
@@ -109,7 +102,7 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
                 None, label=title, info=text, precision=0, minimum=0, min_width=130,
                 placeholder="recipe", elem_id=f"setting-{key.replace('.', '-')}",
             )
-            for key, title, text in FORM_SETTINGS
+            for key, title, text in trainer.FORM_SETTINGS
         ]  # fmt: skip
     command = gr.Textbox(
         label="The same as a command", interactive=False, buttons=["copy"], elem_id="command"
@@ -118,7 +111,7 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
     expected = gr.State(None)  # id of a run that was started and has no folder yet
 
     def show_command(run_id: str, recipe: str, *values: float | None) -> str:
-        return command_line(run_id, recipe, values)
+        return trainer.command_line(run_id, recipe, values)
 
     @errors_on_page()
     def begin(run_id: str, recipe: str, *values: float | None) -> tuple[str, str]:
@@ -127,9 +120,9 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
             raise ValueError(
                 f"run {run_id!r} exists: continue it with Resume, or choose another name."
             )
-        require_embedded_data(recipe)
+        trainer.require_embedded_data(recipe)
         site.models.free_gpu()
-        process = site.trainer.start(run_id, training_arguments(recipe, values))
+        process = site.trainer.start(run_id, trainer.training_arguments(recipe, values))
         gr.Info(f"{run_id} starts (process {process.pid}).")
         text = f"{run_id} prepares its base model, then trains. This page switches to it soon."
         return html.note(text), run_id
@@ -197,7 +190,12 @@ def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
 
 
 def _screen(
-    path: Path, run_id: str, process: TrainingProcess | None, output: str, *, same_curves: bool
+    path: Path,
+    run_id: str,
+    process: trainer.TrainingProcess | None,
+    output: str,
+    *,
+    same_curves: bool,
 ) -> tuple[Any, ...]:
     """Return stepper, note, numbers, a plot per panel, rollouts (3 values) and the training's output."""
     is_training = process is not None and process.run_id == run_id

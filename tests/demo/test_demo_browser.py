@@ -93,7 +93,7 @@ def test_numbers_explain_themselves_on_focus(visit: Callable[..., Any], sample_u
 
 @pytest.fixture(scope="module")
 def hostile_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recording with hostile completions: markup, and 20,000 tokens."""
+    """Return a copy of the recording with hostile completions: markup, and 20,000 tokens."""
     run = tmp_path_factory.mktemp("hostile") / "run"
     shutil.copytree(folder.SAMPLE_RUN, run)
     file = run / "demo" / "compare.jsonl"
@@ -171,7 +171,7 @@ def test_reload_and_a_second_tab_show_the_training_that_runs(
     program.write_text(STAND_IN)
     import sys
 
-    from demo.runs.process import Trainer
+    from demo.runs.trainer import Trainer
 
     trainer = Trainer(live_home.parent, program=(sys.executable, str(program)))
     trainer.start("drawn", [])

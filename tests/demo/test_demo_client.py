@@ -34,7 +34,7 @@ def compare(client: Client, run: str, example: int, **changed: Any) -> list[Any]
 
 
 def completions(screen: list[Any]) -> list[str]:
-    """The four completions of a screen: picture, note, then completion and marks of each stage."""
+    """Return the four completions of a screen: they follow picture and note, with marks between."""
     return ["".join(span["token"] for span in screen[i] or []) for i in (2, 4, 6, 8)]
 
 
@@ -206,7 +206,7 @@ def test_two_users_are_answered_one_after_the_other(live: Client, live_url: str)
 def test_a_shared_app_asks_for_a_password_and_has_no_training(tmp_path: Path) -> None:
     from demo.app import build_app
     from demo.runs.folder import open_home
-    from demo.runs.process import Trainer
+    from demo.runs.trainer import Trainer
     from demo.site import Site
 
     home = open_home(None, root=tmp_path, is_shared=True)

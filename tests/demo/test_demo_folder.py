@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from demo.runs import folder, process, samples
+from demo.runs import folder, samples, trainer
 from demo.runs.folder import SAMPLE_ID, Home
-from demo.runs.process import Trainer
+from demo.runs.trainer import Trainer
 from prism_lite.types import STAGES
 
 # Behaves as `prism-lite run`: logs a line per step, obeys control.json, resumes.
@@ -105,7 +105,7 @@ def test_a_second_start_is_refused_also_by_another_web_process(
 def test_a_killed_web_process_loses_nothing(training: Trainer, stand_in: tuple[str, ...]) -> None:
     """Another process starts the training and is killed; this one finds it and stops it."""
     code = (
-        "import sys, time; from pathlib import Path; from demo.runs.process import Trainer\n"
+        "import sys, time; from pathlib import Path; from demo.runs.trainer import Trainer\n"
         f"Trainer(Path({str(training.root)!r}), program={stand_in!r}).start('a', [])\n"
         "print('started', flush=True); time.sleep(60)"
     )
@@ -128,7 +128,7 @@ def test_a_killed_training_leaves_a_stale_lock_and_resumes(training: Trainer) ->
     until(lambda: steps_of(run) > 3)
     os.kill(first.pid, signal.SIGKILL)
     until_ended(training)
-    assert (training.root / process.RECORD).exists() and training.current() is None
+    assert (training.root / trainer.RECORD).exists() and training.current() is None
     num_steps = steps_of(run)
     assert "last checkpoint" in training.resume("a")
     until(lambda: steps_of(run) > num_steps)
@@ -138,7 +138,7 @@ def test_a_killed_training_leaves_a_stale_lock_and_resumes(training: Trainer) ->
 def test_a_process_id_used_again_is_not_the_training(training: Trainer) -> None:
     training.root.mkdir()
     record = {"run_id": "a", "pid": os.getpid(), "created_s": 1.0}
-    (training.root / process.RECORD).write_text(json.dumps(record))
+    (training.root / trainer.RECORD).write_text(json.dumps(record))
     assert training.current() is None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from demo.runs import folder
-from demo.runs.process import FORM_SETTINGS, Trainer
+from demo.runs.trainer import FORM_SETTINGS, Trainer
 from tests.micro import MICRO
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

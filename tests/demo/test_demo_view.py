@@ -254,7 +254,7 @@ def test_older_runs_have_a_weight_setting_per_reward(tmp_path: Path) -> None:
 
 def test_rewards_of_the_user_are_in_the_bars_and_the_curves(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
-        "rlvr: {rewards: {accuracy: 0.5, 'my/rewards.py:brevity': 0.25, my.module.color: 1, ocr: 0}}\n"
+        "rlvr: {rewards: {accuracy: 0.5, 'my/rewards.py:brevity': 0.25, 'my.module:color': 1, ocr: 0}}\n"
     )
     weights = reward_weights(tmp_path)
     assert weights == {"accuracy": 0.5, "brevity": 0.25, "color": 1.0}
@@ -282,12 +282,12 @@ def test_unknown_rewards_get_their_own_colors() -> None:
 
 
 def test_the_command_of_the_form_names_what_was_changed() -> None:
-    from demo.runs import process
+    from demo.runs import trainer
 
     values = [None, 7, None, None, None, None]
-    line = process.command_line("a", "tiny", values)
+    line = trainer.command_line("a", "tiny", values)
     assert line == "prism-lite run --out runs/a --recipe tiny sft.steps=7"
     with pytest.raises(ValueError, match="expected 0 to"):
-        process.training_arguments("tiny", [-1, *values[1:]])
+        trainer.training_arguments("tiny", [-1, *values[1:]])
     with pytest.raises(ValueError, match="your own file"):
-        process.require_embedded_data("t4-2b")
+        trainer.require_embedded_data("t4-2b")
