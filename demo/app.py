@@ -37,11 +37,8 @@ STYLE = Path(__file__).with_name("style.css")
 
 def build_app(site: Site) -> gr.Blocks:
     """Build all tabs of the app."""
-    with gr.Blocks(
-        title="prism_lite",
-        analytics_enabled=False,
-        delete_cache=(DELETE_UPLOADS_S, DELETE_UPLOADS_S),
-    ) as page:
+    delete_cache = (DELETE_UPLOADS_S, DELETE_UPLOADS_S)
+    with gr.Blocks(title="prism_lite", analytics_enabled=False, delete_cache=delete_cache) as page:
         header = _header(site, page)
         with gr.Tabs():
             with gr.Tab("Compare"):

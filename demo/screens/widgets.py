@@ -26,18 +26,9 @@ def bars(
 ) -> gr.BarPlot:
     """Return a bar plot without data: an empty frame would break it for good."""
     return gr.BarPlot(
-        None,
-        x=x,
-        y=y,
-        color=color,
-        title=title,
-        height=height,
-        color_title=" ",
-        show_label=False,
-        buttons=[],
-        elem_id=elem_id,
-        **settings,
-    )
+        x=x, y=y, color=color, title=title, height=height, color_title=" ", show_label=False,
+        buttons=[], elem_id=elem_id, **settings,
+    )  # fmt: skip
 
 
 def table(elem_id: str, **settings: Any) -> gr.Dataframe:
@@ -56,15 +47,9 @@ def picture(label: str, elem_id: str, height: int) -> gr.Image:
 def gallery(label: str, elem_id: str, **settings: Any) -> gr.Gallery:
     """Return a gallery whose pictures can be selected but not enlarged."""
     return gr.Gallery(
-        label=label,
-        object_fit="contain",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id=elem_id,
-        elem_classes="strips",
-        **settings,
-    )
+        label=label, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
+        elem_id=elem_id, elem_classes="strips", **settings,
+    )  # fmt: skip
 
 
 def figures(elem_id: str | None = None, items: Mapping[str, str] | None = None) -> gr.HTML:

@@ -66,7 +66,7 @@ def build(site: Site, header: Header) -> None:
             picture = _picture_form()
         with gr.Column(scale=2, min_width=280):
             form = _question_form()
-            model_input = widgets.picture("What the model sees", "seen", height=120)
+            model_input = widgets.picture("What the model sees", "model-input", height=120)
     note = gr.HTML(elem_id="compare-note")
     gr.HTML(LEGEND)
     screen = [model_input, note, *_answer_columns()]
@@ -222,11 +222,8 @@ def _connect_question(
             form.tokens, picture.pad, picture.upload,
         ],
         screen,
-        api_name="compare",
-        concurrency_id="model",
-        concurrency_limit=1,
-        show_progress="minimal",
-        trigger_mode="once",
+        api_name="compare", show_progress="minimal", trigger_mode="once",
+        concurrency_id="model", concurrency_limit=1,
     )  # fmt: skip
     form.stop.click(None, cancels=[answering], queue=False, api_visibility="private")
 

@@ -61,7 +61,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Yield `visit(url, width=390)`, which opens a page as a new visitor; external requests fail the test."""
+    """Yield `visit(url, width=390)`: opens a page as a new visitor; external requests fail the test."""
     contexts, elsewhere = [], []
 
     def open_page(url: str, *, width: int = 1280, height: int = 860) -> Any:

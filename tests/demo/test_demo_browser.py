@@ -158,7 +158,7 @@ def test_a_drawing_is_answered(visit: Callable[..., Any], live_url: str) -> None
     page.locator("#ask").click()
     page.wait_for_selector("#marks-rlvr .mark")
     assert "Gold answer: no" in text_of(page, "#compare-note")
-    assert page.locator("#seen img").count() == 1
+    assert page.locator("#model-input img").count() == 1
 
 
 def test_reload_and_a_second_tab_show_the_training_that_runs(
@@ -238,5 +238,5 @@ def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:
     page = visit(f"{sample_url}?__theme=dark")
     assert page.evaluate("document.body.classList.contains('dark')")
     page.wait_for_selector("#marks-rlvr .mark")
-    colour = page.locator(".note").first.evaluate("e => getComputedStyle(e).backgroundColor")
-    assert max(int(v) for v in colour.strip("rgb()").split(",")[:3]) < 80
+    color = page.locator(".note").first.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert max(int(v) for v in color.strip("rgb()").split(",")[:3]) < 80

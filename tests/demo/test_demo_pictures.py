@@ -16,9 +16,9 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def strip(colour: str = "white") -> Image.Image:
+def strip(color: str = "white") -> Image.Image:
     image = Image.new("RGB", (128, 32), "black")
-    image.paste(colour, (3, 5, 20, 9))
+    image.paste(color, (3, 5, 20, 9))
     return image
 
 

@@ -1,4 +1,4 @@
-"""What a person waits for before the page: imports."""
+"""The imports that a user waits for before the page."""
 
 from __future__ import annotations
 

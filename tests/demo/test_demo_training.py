@@ -22,7 +22,7 @@ from tests.micro import MICRO
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SFT_STEPS = 150
-# What the form's fields are given; the rest of MICRO comes with the program.
+# Entered in the form; the other settings of MICRO are arguments of the program.
 SETTINGS = {"sft.steps": SFT_STEPS, "warmup.steps": 2, "align.steps": 2, "align.group_size": 3}
 SETTINGS |= {"rlvr.steps": 2}
 LIMIT_S = 120
