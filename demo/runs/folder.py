@@ -88,14 +88,9 @@ def read_config(path: Path) -> dict[str, Any]:
     return _read(path / "config.yaml", {})
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Return results.json, {} before the first evaluation."""
-    return _read(path / "results.json", {})
-
-
-def read_environment(path: Path) -> dict[str, Any]:
-    """Return env.json, {} if the run has none."""
-    return _read(path / "env.json", {})
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file such as results.json, {} if it is missing."""
+    return _read(path, {})
 
 
 def read_lines(path: Path) -> tuple[dict[str, Any], ...]:
@@ -131,12 +126,13 @@ class StageProgress:
 
 def progress(path: Path) -> list[StageProgress]:
     """Return the progress of all four stages."""
-    config, results, metrics = read_config(path), read_results(path), read_metrics(path)
+    config, metrics = read_config(path), read_metrics(path)
+    evaluated = read_json(path / "results.json").get("stages", {})
     stages = []
     for stage in STAGES:
         num_steps = int(config.get(stage, {}).get("steps", 0))
         num_logged = 1 + max((m["step"] for m in metrics if m["stage"] == stage), default=-1)
-        is_done = has_final(path, stage) or stage in results.get("stages", {})
+        is_done = has_final(path, stage) or stage in evaluated
         # the recorded sample has no weights: its last step shows that a stage is done
         is_done |= path == SAMPLE_RUN and num_logged >= max(1, num_steps)
         # the warm-up logs its last probe as an extra step

@@ -39,6 +39,12 @@ FORM_SETTINGS = (
 MAX_VALUE = 100_000  # of these settings
 
 
+def form_values(recipe: str) -> list[int]:
+    """Return the recipe's own values of these settings."""
+    config = load_recipe(recipe)
+    return [functools.reduce(getattr, key.split("."), config) for key, _, _ in FORM_SETTINGS]
+
+
 def training_arguments(recipe: str, values: Sequence[float | None]) -> list[str]:
     """Return the arguments of `prism-lite run --out DIR`: the recipe and what differs from it.
 
@@ -47,14 +53,13 @@ def training_arguments(recipe: str, values: Sequence[float | None]) -> list[str]
     """
     if recipe not in recipe_names():  # `load_recipe` would also read a file
         raise ValueError(f"recipe {recipe!r}: choose one of {', '.join(recipe_names())}.")
-    config, overrides = load_recipe(recipe), []
-    for (key, title, _), value in zip(FORM_SETTINGS, values, strict=True):
-        if value is None:
+    overrides, defaults = [], form_values(recipe)
+    for (key, title, _), value, default in zip(FORM_SETTINGS, values, defaults, strict=True):
+        if value is None or value == default:
             continue
         if not 0 <= value <= MAX_VALUE:
             raise ValueError(f"{title} = {value:g}: expected 0 to {MAX_VALUE}.")
-        if value != functools.reduce(getattr, key.split("."), config):
-            overrides.append(f"{key}={int(value)}")
+        overrides.append(f"{key}={int(value)}")
     load_recipe(recipe, overrides)  # reports an invalid value before anything starts
     return ["--recipe", recipe, *overrides]
 

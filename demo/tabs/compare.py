@@ -137,7 +137,7 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
     def show_run(run_id: str) -> tuple[Any, ...]:
         path = site.path(run_id)
         samples = answers.examples(path)
-        results = folder.read_results(path)
+        results = folder.read_json(path / "results.json")
         headers, rows = html.stages_table(results)
         text = "Nothing is evaluated yet: results appear after each stage of the training."
         if rows:

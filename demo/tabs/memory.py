@@ -158,7 +158,7 @@ def measured_peaks(path: Path) -> dict[str, float]:
 
 
 def _explanation(path: Path) -> str:
-    device = folder.read_environment(path).get("device", "cpu")
+    device = folder.read_json(path / "env.json").get("device", "cpu")
     if device == "cpu":
         return (
             "Measured on a CPU: the most memory that the process, with Python and libraries, has used so "

@@ -99,10 +99,12 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
     with gr.Row():
         numbers = [
             gr.Number(
-                None, label=title, info=text, precision=0, minimum=0, min_width=130,
-                placeholder="recipe", elem_id=f"setting-{key.replace('.', '-')}",
+                value, label=title, info=text, precision=0, minimum=0, min_width=130,
+                elem_id=f"setting-{key.replace('.', '-')}",
             )
-            for key, title, text in trainer.FORM_SETTINGS
+            for (key, title, text), value in zip(
+                trainer.FORM_SETTINGS, trainer.form_values("tiny"), strict=True
+            )
         ]  # fmt: skip
     command = gr.Textbox(
         label="The same as a command", interactive=False, buttons=["copy"], elem_id="command"
@@ -134,7 +136,9 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
         return gr.Dropdown(choices=known, value=run_id), None
 
     inputs = [name, recipe, *numbers]
-    for event in (header.opened.then, *(component.change for component in inputs)):
+    filled = connect(recipe.change, trainer.form_values, [recipe], numbers)
+    events = (header.opened.then, name.change, filled.then, *(field.change for field in numbers))
+    for event in events:
         connect(event, show_command, inputs, [command])
     start.click(begin, inputs, [status, expected], queue=False, api_name="start")
     connect(header.tick.tick, follow, [expected], [header.run_choice, expected])

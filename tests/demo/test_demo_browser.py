@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from demo.runs import folder
+from prism_lite.recipe import load_recipe
 from tests.demo.screens import PHONE, open_tab
 
 pytestmark = pytest.mark.browser
@@ -79,6 +80,31 @@ def test_every_control_is_reached_by_keyboard(visit: Callable[..., Any], sample_
     for name in ("run", "source", "examples", "example", "ask"):
         assert name in ids, sorted(reached)
     assert any(item.startswith("tab ") for item in reached)
+
+
+def test_the_form_shows_the_recipe_and_the_command(
+    visit: Callable[..., Any], sample_url: str
+) -> None:
+    def wait_for_command(text: str) -> None:
+        page.wait_for_function(
+            "text => document.querySelector('#command textarea').value === text",
+            arg=f"prism-lite run --out runs/{text}",
+        )
+
+    page = visit(sample_url)
+    open_tab(page, "Train")
+    page.locator("#new-run button").first.click()
+    wait_for_command("NAME --recipe tiny")
+    page.locator("#run-name input, #run-name textarea").first.fill("first")
+    wait_for_command("first --recipe tiny")
+    steps = page.locator("#setting-sft-steps input")
+    assert int(steps.input_value()) == load_recipe("tiny").sft.steps
+    steps.fill("7")
+    wait_for_command("first --recipe tiny sft.steps=7")
+    page.locator("#recipe input").click()
+    page.get_by_role("option", name="t4-2b").click()
+    wait_for_command("first --recipe t4-2b")
+    assert int(steps.input_value()) == load_recipe("t4-2b").sft.steps
 
 
 def test_numbers_explain_themselves_on_focus(visit: Callable[..., Any], sample_url: str) -> None:
