@@ -21,13 +21,7 @@ MAX_HEAT_TOKENS = 1_500
 PART_LABELS = {CAPTION: "C caption", THINK: "T think", ANSWER: "A answer"}
 PART_COLORS = {"C caption": "#2a9d8f", "T think": "#d9a441", "A answer": "#e8735a"}
 HEAT_COLORS = {"+": curves.ORANGE, "-": curves.BLUE}
-BADGE_TITLES = {
-    "recorded": "recorded run",
-    "tiny": "tiny model",
-    "live": "live",
-    "loading": "loading",
-    "training": "training",
-}
+BADGE_TITLES = {"recorded": "recorded run", "tiny": "tiny model"}
 _TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
 
 
@@ -54,9 +48,10 @@ def part_spans(text: str) -> list[tuple[str, str | None]]:
 
 
 def badge(state: str, detail: str) -> str:
-    """Return the header's badge for one of the states in BADGE_TITLES."""
+    """Return the header's badge: "recorded", "loading", "tiny", "live" or "training", and why."""
+    title = BADGE_TITLES.get(state, state)
     return (
-        f'<div class="badge badge-{state}" role="status"><b>{BADGE_TITLES[state]}</b> '
+        f'<div class="badge badge-{state}" role="status"><b>{title}</b> '
         f"<span>{escape(detail)}</span></div>"
     )
 
