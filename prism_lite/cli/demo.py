@@ -13,7 +13,7 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     if overrides:
         raise ValueError(
-            f"demo takes no settings, got {overrides[0]!r}: they are those of the run."
+            f"demo takes no settings, got {overrides[0]!r}: give them to `prism-lite run`."
         )
     repository = Path(prism_lite.__file__).parent.parent
     if not (repository / "demo" / "app.py").is_file():
