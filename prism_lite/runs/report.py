@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from prism_lite.files import read_json, write_text
-from prism_lite.models.load_transformers import SKIP_QUANTISATION
+from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 from prism_lite.runs.folder import RunFolder
 from prism_lite.types import EVALUATED_STAGES
 
@@ -226,7 +226,7 @@ def _usage(folder: RunFolder, compute_dtype: str) -> str:
     nf4 = folder.config.model.quantization == "nf4"
     quantisation = f"""nf4 = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.{compute_dtype}, llm_int8_skip_modules={SKIP_QUANTISATION},
+    bnb_4bit_compute_dtype=torch.{compute_dtype}, llm_int8_skip_modules={NOT_QUANTISED},
 )
 """
     return f"""Use the policy with plain PEFT, on the base it was trained on:
