@@ -84,8 +84,8 @@ def static_pairs(context: Context) -> dict[str, Pair]:
     groups = sample_in_pieces(
         context.backbone,
         samples,
-        each=context.run.each,
-        doing="sampling static pairs",
+        with_progress=context.run.with_progress,
+        description="sampling static pairs",
         group_size=1,
         sampling=context.config.sampling,
         seed=(context.config.seed, "align", "static"),

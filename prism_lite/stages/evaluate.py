@@ -29,13 +29,13 @@ def evaluate(
     task: TaskData,
     config: RunConfig,
     *,
-    each: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
+    with_progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
     stage: str = "",
 ) -> dict[str, Any]:
     """Sample the held-out prompts at temperature 1 and greedily, under the active role.
 
     Args:
-        each: goes through pieces of the work and shows what is being done (`RunFolder.each`).
+        with_progress: yields the pieces of the work and shows them (`RunFolder.with_progress`).
         stage: whose policy it is, for that line.
 
     Returns:
@@ -47,7 +47,7 @@ def evaluate(
     greedy = dataclasses.replace(config.sampling, temperature=0.0)
     settings = {
         "seed": (config.seed, "evaluate"),
-        "each": each,
+        "with_progress": with_progress,
     }
     samples = evaluated_samples(task, config)
     groups = sample_in_pieces(
@@ -55,7 +55,7 @@ def evaluate(
         samples,
         group_size=config.eval.num_samples,
         sampling=sampled,
-        doing=f"evaluating {stage}, sampled",
+        description=f"evaluating {stage}, sampled",
         **settings,
     )
     rates = _rates(groups, task)
@@ -64,7 +64,7 @@ def evaluate(
         samples,
         group_size=1,
         sampling=greedy,
-        doing=f"evaluating {stage}, greedy",
+        description=f"evaluating {stage}, greedy",
         **settings,
     )
     rates |= {f"greedy_{name}": values for name, values in _rates(greedy_groups, task).items()}

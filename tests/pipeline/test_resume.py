@@ -340,7 +340,7 @@ def test_a_stop_is_obeyed_between_two_pieces_of_an_evaluation(tmp_path):
     with open_run(tmp_path / "r", micro_recipe(), quiet_console()) as run:
         done = []
         with pytest.raises(Stopped, match="while evaluating"):
-            for piece in run.each([1, 2, 3], "evaluating sft"):
+            for piece in run.with_progress([1, 2, 3], "evaluating sft"):
                 done.append(piece)
                 run.request_stop()
         assert done == [1]

@@ -207,7 +207,7 @@ def test_the_bar_over_runs_lives_beside_the_bars_of_a_run(recipe, tmp_path, monk
         write_finished(Path(folder), stages)
         from prism_lite.runs.folder import RunFolder
 
-        assert list(RunFolder(Path(folder), config, console).each([1, 2], "evaluating")) == [1, 2]
+        assert list(RunFolder(Path(folder), config, console).with_progress([1, 2], "evaluating")) == [1, 2]
 
     monkeypatch.setattr(pipeline, "run", run)
     planned = plan_study(str(recipe), [], arms=["none"], seeds=[0], out=tmp_path / "s")
