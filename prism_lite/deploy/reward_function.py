@@ -109,7 +109,7 @@ def _to_sample(prompt: Any, pictures: Any = None) -> Sample:
         prompt: the text of the user, or messages with text and image blocks.
         pictures: a PIL image, a list of them, or None: those inside the messages.
     """
-    images: list[Image.Image] = []
+    images: list[Any] = []
     turns = []
     messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     for message in messages:

@@ -57,8 +57,8 @@ def check_same_as(reference: Path, folder: Path) -> None:
 
 
 def cut_back(finished: Path, folder: Path, stage: str) -> Path:
-    """A copy of a finished run as a kill at the end of `stage` would have left it: its checkpoints,
-    but neither its final weights nor anything behind them. Returns the stage's folder."""
+    """Copy a finished run and cut the copy back to a kill at the end of `stage`: its checkpoints are
+    there, but neither its final weights nor anything later. Return the stage's folder."""
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "stages" / stage / "final")
     shutil.rmtree(folder / "policy")
@@ -300,7 +300,7 @@ def test_rlvr_can_start_from_sft(micro_run, tmp_path):
     assert moved <= 1.1 * config.rlvr.optim.learning_rate
 
 
-def test_a_run_that_ran_out_of_memory_goes_on_with_smaller_packs(micro_run, tmp_path):
+def test_a_run_that_ran_out_of_memory_resumes_with_smaller_packs(micro_run, tmp_path):
     config, finished, _, _ = micro_run
     cut_back(finished, tmp_path / "r", "rlvr")
     smaller = micro_recipe(
@@ -375,9 +375,9 @@ def test_data_that_changed_is_refused_by_name(tmp_path):
         write_environment(tmp_path, config, core)
     finally:
         torch.set_num_threads(torch.get_num_threads() - 1)
-    found = json.loads((tmp_path / "env.json").read_text())
-    assert len(found["earlier_sessions"]) == 1
-    assert found["earlier_sessions"][0]["data"] != found["data"]
+    environment = json.loads((tmp_path / "env.json").read_text())
+    assert len(environment["earlier_sessions"]) == 1
+    assert environment["earlier_sessions"][0]["data"] != environment["data"]
 
 
 def test_seconds_of_several_sessions_add_up(micro_run, tmp_path):
