@@ -9,16 +9,17 @@ It loads its own frozen backbone in addition to the trainer's model: a second NF
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from prism_lite.config import RunConfig
+from prism_lite.data.formats.base import as_list
+from prism_lite.data.formats.pictures import to_picture
+from prism_lite.data.formats.turns import to_turns, with_marks
 from prism_lite.digits.base_model import base_folder
 from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.files import read_json
@@ -27,7 +28,7 @@ from prism_lite.models.device import check_machine
 from prism_lite.parts import Parts, parse
 from prism_lite.recipe import parse_config
 from prism_lite.rewards.format import completion_text
-from prism_lite.types import Picture, Sample, Turn
+from prism_lite.types import Sample
 
 Reward = Callable[..., list[float | None]]
 
@@ -102,38 +103,18 @@ def _load(folder: Path, config: RunConfig) -> tuple[Any, Discriminator]:
     return backbone, discriminator
 
 
-def _to_sample(prompt: Any, pictures: Any = None) -> Sample:
-    """Convert a TRL prompt (a string or chat messages) and its pictures to a Sample.
+def _to_sample(prompt: Any, pictures: Any) -> Sample:
+    """Convert a TRL prompt and its pictures to a Sample.
 
     Args:
         prompt: the text of the user, or messages with text and image blocks.
         pictures: a PIL image, a list of them, or None: those inside the messages.
     """
-    images: list[Any] = []
-    turns = []
-    messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    for message in messages:
-        blocks = message["content"]
-        if isinstance(blocks, str):
-            blocks = [{"type": "text", "text": blocks}]
-        text = ""
-        for block in blocks:
-            if block.get("type") == "image":
-                text += "<image>"
-                images += [block["image"]] if block.get("image") is not None else []
-            else:
-                text += block["text"]
-        turns.append(Turn(message["role"], text))
+    references: list[Any] = []
+    turns = to_turns(prompt, references)
     if pictures is not None:
-        images = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
-    named = tuple(Picture(_picture_id(image), image) for image in images)
-    content = json.dumps([(turn.role, turn.text) for turn in turns]) + "".join(
-        picture.id for picture in named
-    )
-    return Sample(hashlib.sha256(content.encode()).hexdigest(), tuple(turns), named)
-
-
-def _picture_id(image: Image.Image) -> str:
-    """Hash the pixels: equal pictures share vision features."""
-    header = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(header + image.tobytes()).hexdigest()
+        references = as_list(pictures)
+    marked, references = with_marks(turns, references)
+    named = tuple(to_picture(reference, ()) for reference in references)
+    content = repr([(turn.role, turn.text) for turn in marked] + [picture.id for picture in named])
+    return Sample(hashlib.sha256(content.encode()).hexdigest(), marked, named)

@@ -31,23 +31,10 @@ from rich.progress import (
 )
 
 from prism_lite.config import RunConfig
-from prism_lite.files import (
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from prism_lite.models.device import peak_gib
 from prism_lite.recipe import to_dict
-from prism_lite.runs.checkpoint import (
-    Restored,
-    Trained,
-    load_final,
-    load_latest,
-    save_checkpoint,
-    save_final,
-)
+from prism_lite.runs import checkpoint
 from prism_lite.runs.resume import check_same_settings, fingerprint
 from prism_lite.runs.trackers import open_trackers
 
@@ -100,15 +87,15 @@ class RunFolder:
 
     def load_final(self, stage: str) -> dict[str, dict[str, torch.Tensor]]:
         """Load the tensors of a finished stage, by name ("policy", "discriminator")."""
-        return load_final(self.stage(stage))
+        return checkpoint.load_final(self.stage(stage))
 
     def save_final(self, stage: str, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Save the tensors of a stage by name, which marks it as finished."""
-        save_final(self.stage(stage), tensors)
+        checkpoint.save_final(self.stage(stage), tensors)
 
-    def restore(self, stage: str) -> Restored | None:
+    def restore(self, stage: str) -> checkpoint.Restored | None:
         """Load the newest good checkpoint of an unfinished stage; print which ones were refused."""
-        restored, refused = load_latest(
+        restored, refused = checkpoint.load_latest(
             self.stage(stage), fingerprint=fingerprint(self.config, stage)
         )
         for sentence in refused:
@@ -122,7 +109,7 @@ class RunFolder:
         return restored
 
     def steps(
-        self, stage: str, start: int, num_steps: int, trained: Callable[[], Trained]
+        self, stage: str, start: int, num_steps: int, trained: Callable[[], checkpoint.Trained]
     ) -> Iterator[int]:
         """Yield the remaining step numbers, with a progress bar.
 
@@ -154,7 +141,9 @@ class RunFolder:
                 done, stop = step + 1, self._asked_to_stop()
                 if stop or (done < num_steps and done % self.config.save_every == 0):
                     settings = fingerprint(self.config, stage)
-                    save_checkpoint(self.stage(stage), done, trained(), fingerprint=settings)
+                    checkpoint.save_checkpoint(
+                        self.stage(stage), done, trained(), fingerprint=settings
+                    )
                 if stop:
                     raise Stopped(f"stopped in stage {stage} after step {done} of {num_steps}")
         self._step_started_s = None
@@ -210,21 +199,16 @@ class RunFolder:
 
     def _asked_to_stop(self) -> bool:
         """Wait while control.json says "pause"; return whether the run has to stop."""
-        while not self._stop_requested:
-            command = self._command()
-            if command != "pause":
-                self._stop_requested = command == "stop"
-                break
+        while (command := self._command()) == "pause" and not self._stop_requested:
             time.sleep(_PAUSE_POLL_S)
+        self._stop_requested = self._stop_requested or command == "stop"
         return self._stop_requested
 
     def _command(self) -> str | None:
         try:
             return read_json(self.path / "control.json").get("command")
-        except FileNotFoundError:
-            return None
-        except json.JSONDecodeError:  # it is being written: it is read again after the next step
-            return None
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None  # a file that is being written is read again after the next step
 
 
 @contextmanager
