@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import linecache
+import shlex
 import sys
 from collections.abc import Sequence
 
 from prism_lite.cli import data, demo, doctor, plan, study, train, trained
+from prism_lite.types import Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,11 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     command_line = sys.argv[1:] if argv is None else list(argv)
     arguments, rest = _parser().parse_known_args(command_line)
-    arguments.command_line = command_line
     try:
         if rest and not arguments.takes_settings:
             raise ValueError(f"{arguments.command} takes no settings, got {rest[0]!r}.")
         return arguments.handler(arguments, _overrides(rest))
+    except (Stopped, KeyboardInterrupt) as stop:
+        resume = shlex.join(["prism-lite", *command_line])
+        print(f"{str(stop) or 'interrupted'}; resume with: {resume}")
+        return 3
     except (ValueError, RuntimeError) as error:
         if not _is_raised_by_us(error):
             raise

@@ -64,7 +64,6 @@ def run(
         out: run folder; created, or resumed if it holds a run with the same settings.
         stages: a part of the pipeline; the stages before it must be finished in this folder. All
             stages: without the warm-up if alignment has no discriminator.
-        console: shows the progress.
 
     Returns:
         The content of results.json.

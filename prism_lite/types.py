@@ -31,6 +31,10 @@ POLICY_STAGES: tuple[Literal["sft", "align", "rlvr"], ...] = ("sft", "align", "r
 EVALUATED_STAGES: tuple[Literal["base", "sft", "align", "rlvr"], ...] = ("base", *POLICY_STAGES)
 
 
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """The run was asked to stop and has saved; running the same command again resumes it."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture of a prompt, opened when it is needed.

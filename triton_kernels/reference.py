@@ -33,15 +33,7 @@ def token_logprobs(
 
 
 def route_topk(logits: Tensor, top_k: int, *, allowed: Tensor | None = None) -> Routing:
-    """Compute the softmax over the k largest allowed logits; the balance loss in one formula:
-
-        balance_loss = 1/T' * sum_e  c_e * P_e / a_e
-
-    over the T' tokens that may use at least one expert: c_e tokens sent to e (a token with k_t
-    experts counts 1/k_t for each), P_e = sum of e's softmax share over the token's allowed experts,
-    a_e = the tokens e would get from an even router (a token with n_t allowed experts gives 1/n_t).
-    Without `allowed` it is the Switch loss E * sum_e f_e * mean(p_e). An even load in each group gives 1.
-    """
+    """Compute the softmax over the k largest allowed logits and the balance loss (see `tk.route_topk`)."""
     allowed_TE = torch.ones_like(logits, dtype=torch.bool) if allowed is None else allowed
     # Rank forbidden experts below an allowed -inf; a stable sort breaks ties by the lower index.
     rank_TE = logits.clamp(min=torch.finfo(logits.dtype).min).masked_fill(~allowed_TE, -torch.inf)

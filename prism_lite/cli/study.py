@@ -56,17 +56,11 @@ def _study(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prepare_imports(planned[0].config.model)
     from rich.console import Console
 
-    from prism_lite.runs import report
-    from prism_lite.runs.folder import Stopped
     from prism_lite.study.report import print_study
     from prism_lite.study.run import run_study
 
     console = Console()
-    try:
-        study = run_study(planned, out, console=console)
-    except (Stopped, KeyboardInterrupt) as stop:
-        console.print(report.resume_line(stop, arguments.command_line), soft_wrap=True)
-        return 3
+    study = run_study(planned, out, console=console)
     print_study(study, console)
     console.print(f"study: {out} (study.json, study.md, study.png, seed-N/ARM/)")
     return 0

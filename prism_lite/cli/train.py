@@ -31,11 +31,7 @@ def add_command(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run all stages or one, or print the settings.
-
-    Returns:
-        0, or 3 where the run was stopped on request.
-    """
+    """Run all stages or one, or print the settings."""
     import yaml
 
     from prism_lite.recipe import load_recipe, to_dict
@@ -51,18 +47,13 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
     from prism_lite import pipeline
-    from prism_lite.runs import report
-    from prism_lite.runs.folder import Stopped
+    from prism_lite.runs.report import results_table
     from prism_lite.types import STAGES
 
     console = Console()
     out = arguments.out or f"runs/{config.recipe}"
-    try:
-        results = pipeline.run(config, out, stages=arguments.stages or STAGES, console=console)
-    except (Stopped, KeyboardInterrupt) as stop:
-        console.print(report.resume_line(stop, arguments.command_line), soft_wrap=True)
-        return 3
+    results = pipeline.run(config, out, stages=arguments.stages or STAGES, console=console)
     if results.get("stages"):
-        console.print(report.results_table(results))
+        console.print(results_table(results))
     console.print(f"run folder: {out} (plots/, README.md, policy/, metrics.jsonl)")
     return 0

@@ -24,13 +24,12 @@ def add_command(commands: Any) -> None:
         "and prints accuracy with intervals. Writes nothing into the run folder.",
     )
     _add_run_and_stage(evaluate)
-    evaluate.add_argument("--data", metavar="FILE", help="rows to evaluate on (default: held-out)")
-    evaluate.add_argument("--columns", metavar="MAP", help="'{prompt: question, answer: answer}'")
-    evaluate.add_argument(
-        "--model", metavar="DIR|ID", help="evaluate this checkpoint instead of a stage"
-    )
-    evaluate.add_argument("--json", metavar="FILE", help="write the figures here")
-    evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N completions")
+    option = evaluate.add_argument
+    option("--data", metavar="FILE", help="rows to evaluate on (default: held-out)")
+    option("--columns", metavar="MAP", help="'{prompt: question, answer: answer}'")
+    option("--model", metavar="DIR|ID", help="evaluate this checkpoint instead of a stage")
+    option("--json", metavar="FILE", help="write the figures here")
+    option("--show", type=int, default=0, metavar="N", help="print N completions")
     evaluate.set_defaults(handler=_eval, takes_settings=False)
 
     export = commands.add_parser(
@@ -45,33 +44,32 @@ def add_command(commands: Any) -> None:
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--merge", action="store_true", help="the policy, merged into full weights")
     what.add_argument("--discriminator", action="store_true", help="a reward function for TRL")
-    export.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    export.add_argument(
+    option = export.add_argument
+    option("--out", required=True, metavar="DIR", help="a new folder")
+    option(
         "--weights",
         choices=("original", "dequantised"),
         help="merge into the base as published (default), or into the values of its NF4 weights, with "
         "which the adapter was trained",
     )
-    export.add_argument(
+    option(
         "--bound",
         type=float,
         metavar="NATS",
         help="refuse a merge whose log-probs differ more than this from the trained policy's, a mean over "
         "tokens; default: 0.1",
     )
-    export.add_argument(
+    option(
         "--gguf",
         choices=("f16", "bf16", "q8_0"),
         help="print the llama.cpp commands that convert the merge to this type",
     )
-    export.add_argument(
+    option(
         "--push",
         metavar="REPO",
         help="upload to this hub repository (user/name), private; log in with `hf auth login`",
     )
-    export.add_argument(
-        "--public", action="store_true", help="with --push: a new repository is public"
-    )
+    option("--public", action="store_true", help="with --push: a new repository is public")
     export.set_defaults(handler=_export, takes_settings=False)
 
     chat = commands.add_parser(
@@ -81,18 +79,17 @@ def add_command(commands: Any) -> None:
         epilog='Example: prism-lite chat --run runs/geo triangle.png "How large is angle A?"',
     )
     _add_run_and_stage(chat)
-    chat.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files")
-    chat.add_argument("question", help="the question, in quotes")
-    chat.add_argument(
+    option = chat.add_argument
+    option("pictures", nargs="*", metavar="PICTURE", help="picture files")
+    option("question", help="the question, in quotes")
+    option(
         "--temperature",
         type=float,
         default=0.0,
         metavar="T",
         help="0 (default) takes the most likely token each time, 1 samples as in training",
     )
-    chat.add_argument(
-        "--max-tokens", type=int, metavar="N", help="longest answer; default: the run's limit"
-    )
+    option("--max-tokens", type=int, metavar="N", help="longest answer; default: the run's limit")
     chat.set_defaults(handler=_chat, takes_settings=False)
 
 
@@ -201,13 +198,11 @@ def evaluate_run(
     """Evaluate a stage of a run, or another checkpoint, and print its figures; write nothing.
 
     Args:
-        run_folder: of a run with a finished stage.
         stage: default: the last finished one.
         model: a merged export or hub id to evaluate under the run's settings instead of a stage.
         data: rows to evaluate on instead of the run's held-out ones: any known format.
         columns: our field name -> the file's column, for formats that are not known.
         num_shown: number of greedy completions to print with their questions.
-        console: prints them.
 
     Returns:
         The figures of `evaluate`, and n, the number of prompts.

@@ -29,9 +29,6 @@ def chat(
     """Print the answer of a run's policy token by token.
 
     Args:
-        run_folder: of a run with a finished stage.
-        picture_files: in the order of the prompt.
-        question: the text after the pictures.
         stage: any finished stage with a policy, or "base"; default: the last one.
         temperature: 0 takes the most likely token each time.
         max_tokens: default: the run's sampling.max_completion_tokens.
@@ -68,10 +65,6 @@ def answer(
     """Generate one completion with transformers' own generation under the active role.
 
     Args:
-        backbone: with the policy to ask.
-        sample: the prompt.
-        temperature: as for `chat`.
-        max_tokens: longest completion.
         streamer: receives the tokens; default: prints their text.
     """
     prompt = backbone.prompt(sample)

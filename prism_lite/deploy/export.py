@@ -58,13 +58,11 @@ def export_merged(
     """Write a stage's policy as full weights that `AutoModelForImageTextToText` loads.
 
     Args:
-        run_folder: of a run with a finished stage.
         out: a folder that does not exist yet.
         stage: default: the last finished one.
         weights: see `merge_policy`.
         bound: largest accepted distance between the merged policy and the trained one, in nats, mean
             over the tokens of sampled completions.
-        console: shows the progress.
 
     Returns:
         The content of export.json.
@@ -161,10 +159,8 @@ def export_discriminator(
     """Write the discriminator with its trunk, for `reward_function.discriminator_reward`.
 
     Args:
-        run_folder: of a run with a finished warm-up.
         out: a folder that does not exist yet.
         stage: "warmup" or "align"; default: the last finished one.
-        console: shows the result.
 
     Raises:
         ValueError: the run has no finished discriminator, or `out` exists.

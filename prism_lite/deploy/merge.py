@@ -115,12 +115,10 @@ def merge_policy(
     """Merge the active policy into the base in the base's precision; pass the merged model to `save`.
 
     Args:
-        backbone: with the policy to merge.
         base: hub id or folder of the base.
         completions: evaluated before the merge.
         weights: "original" merges into the base as published; "dequantised" into the values of its NF4
             linears, which is exactly the model that was trained.
-        save: writes the merged model.
 
     Returns:
         log-probs of base + adapter, unmerged; and the float type of the weights.

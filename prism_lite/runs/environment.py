@@ -43,8 +43,6 @@ def write_environment(folder: Path, config: RunConfig, core: Any) -> None:
     """Write env.json; a different environment of an earlier session is kept in `earlier_sessions`.
 
     Args:
-        folder: the run folder.
-        config: the run's settings.
         core: the loaded model: its device and float type.
     """
     path = folder / "env.json"

@@ -37,6 +37,7 @@ from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
 from prism_lite.runs.resume import check_same_settings, fingerprint
 from prism_lite.runs.trackers import open_trackers
+from prism_lite.types import Stopped
 
 T = TypeVar("T")
 _PAUSE_POLL_S = 0.5
@@ -48,10 +49,6 @@ _BAR_METRICS = {
     "malformed_rate": "malformed",
     "loss": "loss",
 }
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
-    """The run was asked to stop and has saved; running the same command again resumes it."""
 
 
 class RunFolder:
@@ -116,9 +113,8 @@ class RunFolder:
         After each step: save a checkpoint when it is due, and obey control.json and Ctrl-C.
 
         Args:
-            stage: its name.
             start: number of steps that are already done.
-            num_steps: of the whole stage.
+            num_steps: of the complete stage.
             trained: returns what a checkpoint saves.
 
         Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,16 +47,6 @@ def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
     """Return one line about a stage for the console."""
     cells = (f"{t} {_figure_text(figures, n)}" for n, t in RATE_COLUMNS.items() if n in figures)
     return f"[bold]{stage:5}[/] " + ", ".join(cells)
-
-
-def resume_line(stop: BaseException, command_line: Sequence[str]) -> str:
-    """Return the last line of a stopped command: what happened, and how to resume.
-
-    Args:
-        stop: `Stopped` or KeyboardInterrupt.
-        command_line: the arguments of the command.
-    """
-    return f"{str(stop) or 'interrupted'}; resume with: {shlex.join(['prism-lite', *command_line])}"
 
 
 def figures_header(first: str) -> list[str]:

@@ -43,12 +43,10 @@ def open_trackers(config: RunConfig, folder: Path) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         trackers: list[Any] = []
         for name in config.track:
-            if name == "tensorboard":
-                tracker = tracking.TensorBoardTracker("tensorboard", folder)
-            elif name == "trackio":
-                tracker = tracking.TrackioTracker(config.recipe)
-            else:
-                tracker = tracking.WandBTracker(config.recipe)
+            tracker_type = tracking.LOGGER_TYPE_TO_CLASS[name]
+            tracker = (
+                tracker_type(name, folder) if name == "tensorboard" else tracker_type(config.recipe)
+            )
             tracker.start()
             stack.callback(tracker.finish)
             tracker.store_init_configuration(flat_settings(to_dict(config)))

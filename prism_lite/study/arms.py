@@ -107,7 +107,6 @@ def plan_study(
         recipe: as for `load_recipe`.
         overrides: "key=value" for all runs.
         arms: names from `ARMS`.
-        seeds: one run of each arm per seed.
         out: the study's folder; runs are stored in `seed-N/ARM`.
 
     Raises:

@@ -27,11 +27,6 @@ from prism_lite.study.statistics import over_seeds, paired_differences
 def run_study(planned: Sequence[PlannedRun], out: Path, *, console: Console) -> dict[str, Any]:
     """Run what is not finished, compare all runs, write study.json, .md and .png.
 
-    Args:
-        planned: from `plan_study`.
-        out: the study's folder.
-        console: shows the progress.
-
     Returns:
         The content of study.json.
 

@@ -23,8 +23,8 @@ from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
 from prism_lite.runs.checkpoint import Trained
 from prism_lite.runs.environment import check_same_data, write_environment
-from prism_lite.runs.folder import Stopped, open_run
-from prism_lite.types import STAGES
+from prism_lite.runs.folder import open_run
+from prism_lite.types import STAGES, Stopped
 from tests.micro import micro_recipe, quiet_console
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from prism_lite import pipeline
 from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
-from prism_lite.runs.folder import Stopped
+from prism_lite.types import Stopped
 from tests.micro import micro_recipe
 from tests.pipeline.commands import check_refused, in_process
 
