@@ -33,7 +33,7 @@ check: setup
 	$(PYTEST)
 
 # The numerical tests with the vector instructions of other CPUs (default, AVX2, AVX-512), each with one
-# thread and with two; about an hour.
+# thread and with two; about 15 minutes.
 test-cpus: setup
 	$(BIN)/python -m tests.cpus
 
