@@ -1,4 +1,4 @@
-"""Advantages of the rollouts of a group: the public names of `prism_lite.policy.advantages`."""
+"""Public import path of the advantage functions, which are in `prism_lite.policy.advantages`."""
 
 from prism_lite.policy.advantages import Verified, alignment_advantages, reward_advantages
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -111,6 +111,7 @@ class Sample:
         source: file name and row, for error messages; not unique, as it has no folder.
         file: path or hub id of the data file, as the user gave it; "" where none was read.
         row: number in that file, from 1.
+        columns: the fields of the row as stored, without pictures, for the user's reward functions.
     """
 
     id: str
@@ -126,6 +127,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     file: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> str:

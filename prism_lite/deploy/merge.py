@@ -29,7 +29,7 @@ from prism_lite.models.device import OLDEST_BFLOAT16
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.vision import pixel_inputs
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 
 Weights = Literal["original", "dequantised"]
 # Largest difference of a token's log-prob between merged and unmerged, in nats. In float32 only the order
@@ -65,9 +65,8 @@ def trained_logprobs(backbone: Backbone, completions: Sequence[Completion]) -> l
     """Compute log-probs [C] of each completion under the active adapter, as training computes them."""
     result = []
     for completion in completions:
-        pack = pack_trees([Tree(completion.prompt, (torch.tensor(completion.token_ids),))])
-        hidden_FD = backbone.hidden_states(pack)
-        result.append(pack_logprobs(backbone.core, pack, hidden_FD).cpu())
+        tree = Tree(completion.prompt, (torch.tensor(completion.token_ids),))
+        result.append(predicted_logprobs(backbone, pack_trees([tree])).cpu())
     return result
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prism_lite import parts
-from prism_lite.rewards.format import completion_text
+from prism_lite.rewards.format import Completion, answer_of
 
 MAX_CHARACTERS = 4000  # quadratic work beyond this would stall a step
 
@@ -55,15 +54,15 @@ def edit_similarity(predicted: str, gold: str, *, ignore_case: bool = False) -> 
 
 def ocr_reward(
     prompts: list[Any],
-    completions: list[str | list[dict[str, Any]]],
+    completions: list[Completion],
     *,
     answer: list[str | None],
     **columns: Any,
 ) -> list[float | None]:
-    """Edit similarity of the answer part with the gold text; 0.0 for a malformed completion.
+    """Return the edit similarity of the answer part with the gold text, 0.0 where malformed.
 
     Args:
-        prompts: not used; there for TRL's signature.
+        prompts: not used; part of TRL's signature.
         completions: R completions, strings or lists of chat messages.
         answer: R gold texts; None or empty gives None.
 
@@ -75,13 +74,7 @@ def ocr_reward(
             f"answer has {len(answer)} rows and completions {len(completions)}: give one gold text "
             "per completion."
         )
-    rewards: list[float | None] = []
-    for completion, gold in zip(completions, answer, strict=True):
-        found = parts.parse(completion_text(completion))
-        if not gold:
-            rewards.append(None)
-        elif isinstance(found, parts.Malformed):
-            rewards.append(0.0)
-        else:
-            rewards.append(edit_similarity(found.answer, gold))
-    return rewards
+    return [
+        edit_similarity(answer_of(completion) or "", gold) if gold else None
+        for completion, gold in zip(completions, answer, strict=True)
+    ]

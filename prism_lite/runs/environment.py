@@ -1,6 +1,6 @@
-"""env.json of a run: versions, device, seed, commit, hashes of the data files, for each session.
+"""env.json of a run: versions, device, seed, commit, hashes of data and reward files, by session.
 
-Resuming on changed data is refused: no data file would describe such a run.
+Resuming with changed files is refused: no files would describe such a run.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from prism_lite.config import DataConfig, RunConfig
 from prism_lite.files import read_json, write_json
+from prism_lite.rewards.load import Reward
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
 _DATA_FILES = ("train", "warmup", "align", "rlvr", "heldout")
@@ -39,11 +41,36 @@ def check_same_data(folder: Path, data: DataConfig) -> None:
             )
 
 
-def write_environment(folder: Path, config: RunConfig, core: Any) -> None:
+def check_same_rewards(folder: Path, config: RunConfig, rewards: Sequence[Reward]) -> None:
+    """Check that the reward functions are those with which a stage has started.
+
+    Raises:
+        ValueError: the file of a function has changed; names it.
+    """
+    path = folder / "env.json"
+    readers = ("rlvr",) if config.align.mode == "align" else ("align", "rlvr")
+    started = [stage for stage in readers if (folder / "stages" / stage).is_dir()]
+    if not started or not path.exists():
+        return
+    before = read_json(path).get("rewards", {})
+    for reward in rewards:
+        if reward.name in before and before[reward.name]["sha256"] != reward.sha256:
+            stage = folder / "stages" / started[0]
+            again = "" if (stage / "final").is_dir() else f" remove {stage} to repeat the stage,"
+            raise ValueError(
+                f"the file of reward {reward.name}, {reward.file}, has changed since stage {started[0]} "
+                f"in {folder} started: restore the earlier file,{again} or give another --out."
+            )
+
+
+def write_environment(
+    folder: Path, config: RunConfig, core: Any, rewards: Sequence[Reward] = ()
+) -> None:
     """Write env.json; a different environment of an earlier session is kept in `earlier_sessions`.
 
     Args:
         core: the loaded model: its device and float type.
+        rewards: the reward functions; the files of the user's are recorded.
     """
     path = folder / "env.json"
     now: dict[str, Any] = {
@@ -55,6 +82,11 @@ def write_environment(folder: Path, config: RunConfig, core: Any) -> None:
         "seed": config.seed,
         "git_commit": _git_commit(),
         "data": _data_hashes(config.data),
+        "rewards": {
+            reward.name: {"file": str(reward.file), "sha256": reward.sha256}
+            for reward in rewards
+            if reward.file is not None
+        },
     }
     before = read_json(path) if path.exists() else {}
     earlier = before.pop("earlier_sessions", [])

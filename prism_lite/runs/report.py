@@ -35,7 +35,6 @@ _PLOTS = {
         ("malformed_rate",),
     ],
     "rlvr": [
-        ("rewards/accuracy/mean", "rewards/format/mean"),
         ("entropy",),
         ("completions/mean_length",),
         ("frac_reward_zero_std",),
@@ -133,7 +132,8 @@ def write_plots(folder: RunFolder) -> None:
     import matplotlib.pyplot as plt
 
     (folder.path / "plots").mkdir(exist_ok=True)
-    for stage, all_panels in _PLOTS.items():
+    rewards = tuple(f"rewards/{_reward_name(key)}/mean" for key in folder.config.rlvr.rewards)
+    for stage, all_panels in (_PLOTS | {"rlvr": [rewards, *_PLOTS["rlvr"]]}).items():
         lines = folder.metrics(stage)
         panels = [p for p in all_panels if any(name in line for name in p for line in lines)]
         if not panels:
@@ -199,11 +199,22 @@ RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 | peak memory | {f"{max(peaks):.2f} GiB" if peaks else "not measured"} |
 | training time | {sum(results.get("seconds", {}).values()):.0f} s |
 | seed | {config.seed} |
+| rewards | {", ".join(_reward_text(*item) for item in config.rlvr.rewards.items())} |
 | packages | {", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)} |
 | data | {environment["data"] or config.data.task} |
 
 {_usage(folder, environment["compute_dtype"])}"""
     write_text(folder.path / "README.md", text)
+
+
+def _reward_name(key: str) -> str:
+    """Return the name of a key of rlvr.rewards: of a function, what follows the colon."""
+    return key.rpartition(":")[2]
+
+
+def _reward_text(key: str, weight: float) -> str:
+    source = f" (`{key}`)" if ":" in key else ""
+    return f"{weight:g} {_reward_name(key)}{source}"
 
 
 def _usage(folder: RunFolder, compute_dtype: str) -> str:

@@ -134,6 +134,7 @@ def test_budgets_that_cannot_be_equal_are_printed():
     text = report.about_budgets({"budgets": budgets})
     assert "none 63 updates, 8064 completions" in text
     assert "adversarial 65 updates, 8000 completions" in text
+    assert budget(planned("align.num_minibatches=2")["0/adversarial"])["policy_updates"] == 120
 
 
 def test_the_rivals_go_without_the_modes_of_the_game():
