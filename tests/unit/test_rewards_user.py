@@ -305,7 +305,7 @@ def test_a_reward_file_that_changed_is_refused_once_a_stage_has_used_it(tmp_path
     ):
         check_same_rewards(tmp_path, micro_recipe(align__mode="rlvr"), changed)
     (tmp_path / "stages" / "rlvr").mkdir()
-    with pytest.raises(ValueError, match=r"stage rlvr .*put the former file back, remove .*/rlvr"):
+    with pytest.raises(ValueError, match=r"stage rlvr .*restore the earlier file, remove .*/rlvr"):
         check_same_rewards(tmp_path, config, changed)
     check_same_rewards(tmp_path, config, rewards)
 
