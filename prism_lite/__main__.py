@@ -11,11 +11,11 @@ import linecache
 import sys
 from collections.abc import Sequence
 
-from prism_lite.cli import plan, study, trained
+from prism_lite.cli import plan, settings, study, trained
 from prism_lite.cli.data import _data_check
 from prism_lite.cli.demo import _demo
 from prism_lite.cli.doctor import _doctor
-from prism_lite.cli.train import STAGE_HELP, _common, _overrides, _run
+from prism_lite.cli.train import EPILOG, STAGE_HELP, _common, _overrides, _run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,17 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prism-lite",
         description="PRISM post-training of vision-language models on one GPU, or a CPU.",
-        epilog="Any setting: --align.group_size 8 or align.group_size=8. All of them: "
-        "prism-lite run --dry-run.",
+        epilog=EPILOG,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="the whole pipeline; run it again to resume")
+    run = commands.add_parser(
+        "run", help="the whole pipeline; run it again to resume", epilog=EPILOG
+    )
     _common(run)
     run.set_defaults(handler=_run, stages=None)
     for stage, text in STAGE_HELP.items():
-        command = commands.add_parser(stage, help=text)
+        command = commands.add_parser(stage, help=text, epilog=EPILOG)
         _common(command)
         command.set_defaults(handler=_run, stages=(stage,))
+    settings.add_command(commands)
     trained.add_commands(commands)
     data = commands.add_parser("data", help="data check PATH: every defect, before training")
     check = data.add_subparsers(required=True, metavar="check").add_parser("check")

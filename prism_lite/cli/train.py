@@ -57,6 +57,10 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="print the settings and stop")
 
 
+EPILOG = (
+    "Any setting: --align.group_size 8 or align.group_size=8. What each one means: "
+    "prism-lite settings [SECTION|WORD]."
+)
 STAGE_HELP = {
     "sft": "stage 1 alone: imitation of the demonstrations",
     "warmup": "stage 2 alone: the discriminator learns teacher against SFT samples",
