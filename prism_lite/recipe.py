@@ -180,7 +180,10 @@ def read_run(path: str | Path) -> RunConfig:
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise ValueError(f"--run {path} is not a run folder: config.yaml is missing.")
-    return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+    try:
+        return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except ValueError as error:  # of a run of an earlier version
+        raise ValueError(f"{file}: {error}") from None
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
