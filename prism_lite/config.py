@@ -19,7 +19,7 @@ _STRICT: pydantic.ConfigDict = {
     "use_attribute_docstrings": True,  # the texts are the fields' descriptions
 }
 
-# Policy losses by TRL's names. The token mean of METHOD is "dapo": a mean over the batch's tokens.
+# Policy losses, by TRL's names (METHOD.md section 11); "dapo" is a mean over the batch's tokens.
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
 # PRISM's six ways to combine alignment with verifiable rewards: policy/advantages.py.
 AlignMode = Literal["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]
@@ -298,7 +298,7 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class PolicyLossConfig:
-    """The loss of the policy on its own rollouts. METHOD section 4."""
+    """The loss of the policy on its own rollouts. METHOD section 11."""
 
     __pydantic_config__: ClassVar = _STRICT
     name: PolicyLoss = "dapo"

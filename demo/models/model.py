@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from demo.models.routing import MAX_GROUP_SIZE, group_record
+from demo.models import MAX_GROUP_SIZE
+from demo.models.routing import group_record
 from demo.models.stream import sampled_tokens
 from demo.runs import folder, samples
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
 from prism_lite.digits.base_model import tiny_base_folder
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.models.backbone import TRUNK, Backbone, load_backbone
 from prism_lite.recipe import parse_config
 from prism_lite.runs.checkpoint import load_final
@@ -138,7 +139,7 @@ class Model:
             config = self.config.discriminator
             if config.trunk == "sft":
                 self.backbone.load_adapter_state(self._policies["sft"], TRUNK)
-            self._discriminator = Discriminator(self.backbone, config, seed=self.config.seed)
+            self._discriminator = discriminator_for(self.backbone, config, seed=self.config.seed)
             assert self.discriminator_stage is not None
             tensors: Any = load_final(self.path / "stages" / self.discriminator_stage)
             self._discriminator.load_state_dict(tensors["discriminator"])

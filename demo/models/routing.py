@@ -1,24 +1,19 @@
-"""Which experts each token of a part went to: the discriminator run on one group, written down.
+"""A group as the Discriminator tab shows it: scores, advantages and the experts of each token.
 
-The routing is worked out from public pieces (the hidden states that enter each adapted layer's MLP, the
-router's weights, `tk.route_topk`) and not read out of the discriminator; the tests compare its load and
-entropy with those that `Discriminator.score` reports.
-
-Shape letters: G candidates, T tokens of one part, L adapted layers, E experts, D hidden.
+Shape letters: G candidates, T tokens of one part, L adapted layers, E experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import triton_kernels as tk
 from prism_lite.config import RunConfig
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import Backbone
-from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts, parse
 from prism_lite.policy.advantages import alignment_advantages
 from prism_lite.types import Group
@@ -50,11 +45,17 @@ def group_record(
         if rollout.is_well_formed and isinstance(rollout.parts, Parts)
     ]
     with torch.no_grad(), backbone.role("discriminator"):
-        scores = discriminator.score(backbone, [(prompt, [teacher, *(p for _, p in judged)])])
-        routings = [
-            part_routing(backbone, discriminator, prompt, parts)
-            for parts in (teacher, *(p for _, p in judged))
-        ]
+        completions = [teacher, *(parts for _, parts in judged)]
+        scores = discriminator.score(backbone, [(prompt, completions)])
+    weights = scores.weights_of_parts()
+    routings = [
+        _part_routing(
+            backbone,
+            discriminator.part_tokens(backbone, parts).branches,
+            weights[2 * number : 2 * number + 2],  # perception and reasoning by turns
+        )
+        for number, parts in enumerate(completions)
+    ]
     pairs = torch.stack([scores.perception_K, scores.reasoning_K], 1).float().cpu()
     advantage_G = _advantages(pairs[1:], [i for i, _ in judged], len(group.rollouts), config)
     rows = [_row("teacher", teacher.render(), "end", pairs[0], None, None, routings[0])]
@@ -78,76 +79,27 @@ def group_record(
     }
 
 
-def part_routing(
-    backbone: Backbone, discriminator: Discriminator, prompt: Prompt, parts: Parts
+def _part_routing(
+    backbone: Backbone, token_ids: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """Routing weights of both parts of one completion. Call it inside role "discriminator".
+    """Return the routing weights of both parts of one completion, as plain values.
+
+    Args:
+        token_ids: int64 [T] of the perception and of the reasoning part.
+        weights: float32 [L, T, E] of each.
 
     Returns:
         {"perception": {"tokens": [T texts], "weights": [L][T][E]}, "reasoning": the same}
     """
-    config = discriminator.config
-    perception_T, reasoning_T = part_tokens(backbone, discriminator, parts)
-    num_tokens = len(perception_T) + len(reasoning_T)
-    inputs: list[Tensor] = []
-    layers = backbone.core.model.language_model.layers[discriminator.first_layer :]
-    handles = [
-        layer.mlp.register_forward_pre_hook(
-            # the parts are the last tokens of the only tree: nothing is padded behind them
-            lambda _module, args: inputs.append(args[0].flatten(0, 1)[-num_tokens:])
-        )
-        for layer in layers
-    ]
-    try:
-        discriminator.score(backbone, [(prompt, [parts])])
-    finally:
-        for handle in handles:
-            handle.remove()
-    is_reasoning_T = torch.arange(num_tokens) >= len(perception_T)
-    weights_LTE = []
-    for x_TD, expert in zip(inputs, discriminator.experts, strict=True):
-        router_ED: Any = expert.router
-        if config.routing == "dense":
-            weights_LTE.append(torch.ones(num_tokens, 1))
-            continue
-        allowed_TE = _allowed(is_reasoning_T, config).to(x_TD.device)
-        routed = tk.route_topk(x_TD.float() @ router_ED.T, config.top_k, allowed=allowed_TE)
-        weights_LTE.append(routed.weights.float().cpu())
-    split = len(perception_T)
     return {
         name: {
-            "tokens": [backbone.tokenizer.decode([token]) for token in ids.tolist()],
-            "weights": [_rounded(weights_TE[rows]) for weights_TE in weights_LTE],
+            "tokens": [backbone.tokenizer.decode([token]) for token in ids_T.tolist()],
+            "weights": [_rounded(weights_TE) for weights_TE in weights_LTE.cpu()],
         }
-        for name, ids, rows in (
-            ("perception", perception_T, slice(0, split)),
-            ("reasoning", reasoning_T, slice(split, None)),
+        for name, ids_T, weights_LTE in zip(
+            ("perception", "reasoning"), token_ids, weights, strict=True
         )
     }
-
-
-def part_tokens(
-    backbone: Backbone, discriminator: Discriminator, parts: Parts
-) -> tuple[Tensor, Tensor]:
-    """Token ids of the perception and the reasoning part, each closed by the sentinel."""
-    config = discriminator.config
-    reasoning = parts.reasoning
-    if config.reasoning_sees_caption:
-        reasoning = f"{parts.perception}\n{reasoning}"
-    end = torch.tensor([backbone.end_id])
-    limit = config.max_part_tokens - 1
-    perception_T, reasoning_T = (
-        torch.cat([backbone.tokenize(text, end=False)[:limit], end])
-        for text in (parts.perception, reasoning)
-    )
-    return perception_T, reasoning_T
-
-
-def _allowed(is_reasoning_T: Tensor, config: Any) -> Tensor:
-    if config.routing != "grouped":
-        return torch.ones(len(is_reasoning_T), config.num_experts, dtype=torch.bool)
-    is_reasoning_expert_E = torch.arange(config.num_experts) >= config.num_experts // 2
-    return is_reasoning_T[:, None] == is_reasoning_expert_E
 
 
 def _advantages(
@@ -194,6 +146,3 @@ def _row(
 
 def _rounded(weights_TE: Tensor) -> list[list[float]]:
     return [[round(value, DECIMALS) for value in row] for row in weights_TE.tolist()]
-
-
-MAX_GROUP_SIZE = 16  # of a group that is sampled anew

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from demo.models.routing import MAX_GROUP_SIZE
+from demo.models import MAX_GROUP_SIZE
 from demo.runs import samples
 from demo.runs.folder import POLICY_STAGES, STAGE_TITLES
 from demo.screens import curves, groups, html, widgets

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from prism_lite import parts
 from prism_lite.config import RunConfig
 from prism_lite.digits.base_model import base_folder
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.models.backbone import TRUNK, load_backbone
 from prism_lite.models.device import check_machine
 from prism_lite.parts import Parts
@@ -96,7 +96,7 @@ def _load(folder: Path, config: RunConfig) -> tuple[Any, Discriminator]:
     if config.discriminator.trunk == "sft":
         weights = load_file(folder / "trunk" / "adapter_model.safetensors")
         backbone.load_adapter_state(weights, TRUNK)
-    discriminator = Discriminator(backbone, config.discriminator, seed=config.seed)
+    discriminator = discriminator_for(backbone, config.discriminator, seed=config.seed)
     discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
     return backbone, discriminator
 

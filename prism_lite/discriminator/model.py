@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -45,6 +46,18 @@ LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token
 
 
 @dataclass(frozen=True, eq=False)
+class RoutedPack:
+    """Where the part tokens of one forward went: detached weights [N, E] of each adapted layer."""
+
+    weights: tuple[Tensor, ...]
+    part_lengths: tuple[int, ...]
+
+    def split(self) -> tuple[Tensor, ...]:
+        """Return the weights part by part, [layers, T, E] each."""
+        return torch.stack(self.weights).split(self.part_lengths, 1)
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Scores of K completions' parts, with their graph.
 
@@ -53,6 +66,7 @@ class Scores:
         balance_loss: [], mean over the adapted layers; 1 when every expert gets its share.
         router_entropy: [], nats, mean over tokens and layers of the routing weights' entropy.
         load_E: [E], fraction of the assignments each expert received.
+        routed: the routing of each forward, for `weights_of_parts`.
     """
 
     perception_K: Tensor
@@ -60,6 +74,14 @@ class Scores:
     balance_loss: Tensor
     router_entropy: Tensor
     load_E: Tensor
+    routed: tuple[RoutedPack, ...]
+
+    def weights_of_parts(self) -> list[Tensor]:
+        """Return the routing weights of every part's tokens, float32 [layers, T, E] each.
+
+        Completion after completion, perception before reasoning; detached.
+        """
+        return [weights_LTE for pack in self.routed for weights_LTE in pack.split()]
 
 
 class ExpertLayer(nn.Module):
@@ -79,13 +101,18 @@ class ExpertLayer(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Scores (prompt, caption) and (prompt, think + answer). Use inside role "discriminator"."""
+    """Scores (prompt, caption) and (prompt, think + answer). Use inside role "discriminator".
 
-    def __init__(self, backbone: Backbone, config: DiscriminatorConfig, *, seed: int) -> None:
+    Args:
+        num_layers, hidden_size: of the decoder that the experts are attached to.
+        seed: of the experts' first weights.
+    """
+
+    def __init__(
+        self, config: DiscriminatorConfig, *, num_layers: int, hidden_size: int, seed: int
+    ) -> None:
         super().__init__()
         self.config = config
-        text_config = backbone.core.config.text_config
-        num_layers, hidden_size = text_config.num_hidden_layers, text_config.hidden_size
         num_adapted = max(1, round(num_layers * min(config.adapted_fraction, 1.0)))
         self.first_layer = num_layers - num_adapted
         generator = generator_for(seed, "discriminator", "init")
@@ -97,9 +124,8 @@ class Discriminator(nn.Module):
         head = torch.tensor([*[0.0] * hidden_size, *start])
         self.perception_head = nn.Parameter(head.clone())
         self.reasoning_head = nn.Parameter(head.clone())
-        self._tokens: dict[Parts, PartTokens] = {}
+        self._tokens: LRUCache[Parts, PartTokens] = LRUCache(MAX_KEPT_TOKENS)
         self.prompt_cache = PromptStateCache(int(config.prompt_cache_gib * 2**30))
-        self.to(backbone.device)
 
     def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:
         """Score every completion of every prompt in one forward (or few, of `max_pack_tokens`).
@@ -123,22 +149,24 @@ class Discriminator(nn.Module):
             if completions
         ]
         packs = split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2)
-        scored = [self._score_pack(backbone, pack) for pack in packs]
-        score_K2 = torch.cat([score_R for score_R, _ in scored]).view(-1, 2)
-        routings = [routing for _, layers in scored for routing in layers]
+        scored = [self._score_pack(backbone, pack_trees(p, without_prompts=True)) for p in packs]
+        score_K2 = torch.cat([score_R for score_R, _, _ in scored]).view(-1, 2)
+        routings = [routing for _, layers, _ in scored for routing in layers]
         return Scores(
             perception_K=score_K2[:, 0],
             reasoning_K=score_K2[:, 1],
             balance_loss=torch.stack([r.balance_loss for r in routings]).mean(),
             router_entropy=torch.stack([_entropy(r.weights) for r in routings]).mean(),
             load_E=torch.stack([r.load for r in routings]).mean(0),
+            routed=tuple(
+                RoutedPack(tuple(r.weights.detach() for r in layers), part_lengths)
+                for _, layers, part_lengths in scored
+            ),
         )
 
     def part_tokens(self, backbone: Backbone, parts: Parts) -> PartTokens:
-        """What is read of a completion; the latest ones are kept, teachers come again every epoch."""
+        """Return what is read of a completion; kept, since teachers come again every epoch."""
         if parts not in self._tokens:
-            if len(self._tokens) >= MAX_KEPT_TOKENS:
-                self._tokens.pop(next(iter(self._tokens)))
             self._tokens[parts] = part_tokens(backbone, self.config, parts)
         return self._tokens[parts]
 
@@ -147,10 +175,13 @@ class Discriminator(nn.Module):
         return tuple(n for parts in side for n in self.part_tokens(backbone, parts).lengths)
 
     def _score_pack(
-        self, backbone: Backbone, trees: Sequence[Tree]
-    ) -> tuple[Tensor, list[tk.Routing]]:
-        """Scores [R] of the branches (perception and reasoning by turns) and each layer's routing."""
-        pack = pack_trees(trees, without_prompts=True)
+        self, backbone: Backbone, pack: Pack
+    ) -> tuple[Tensor, list[tk.Routing], tuple[int, ...]]:
+        """Score the branches (perception and reasoning by turns).
+
+        Returns:
+            scores [R], each layer's routing, tokens of each branch.
+        """
         states = self.prompt_cache.states(backbone, pack.prompts)
         with self._attached(backbone, pack) as routings:
             hidden_FD = forward_branches(backbone.core, pack, states, attention=backbone.attention)
@@ -161,7 +192,7 @@ class Discriminator(nn.Module):
         head_2D = torch.stack([self.perception_head, self.reasoning_head])
         channel_R = torch.arange(pack.num_branches, device=feature_RD.device) % 2
         raw_R = (feature_RD * head_2D[channel_R]).sum(1)
-        return cap_scores(raw_R, self.config.score_cap), routings
+        return cap_scores(raw_R, self.config.score_cap), routings, pack.branch_lengths
 
     def _likelihood_features(self, backbone: Backbone, pack: Pack, hidden_FD: Tensor) -> Tensor:
         """Mean and minimum token log-prob [R, 2] of each part's body.
@@ -240,6 +271,17 @@ class Discriminator(nn.Module):
         is_reasoning_N1 = (pack.branch_N % 2 == 1)[:, None]
         is_reasoning_expert_E = torch.arange(num_experts) >= num_experts // 2
         return is_reasoning_N1 == is_reasoning_expert_E
+
+
+def discriminator_for(
+    backbone: Backbone, config: DiscriminatorConfig, *, seed: int
+) -> Discriminator:
+    """Build a fresh discriminator of a backbone's sizes on its device."""
+    text = backbone.core.config.text_config
+    discriminator = Discriminator(
+        config, num_layers=text.num_hidden_layers, hidden_size=text.hidden_size, seed=seed
+    )
+    return discriminator.to(backbone.device)
 
 
 def _entropy(weights_NE: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ students, for both parts and at every step: they are computed once and need no b
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
+from cachetools import LRUCache
+
 from prism_lite.models.backbone import TRUNK, Backbone
-from prism_lite.models.packing import PromptStates, prompt_states
+from prism_lite.models.packing import PromptStates, greedy_batches, prompt_states
 from prism_lite.models.prompts import Prompt
 
 
@@ -19,12 +20,18 @@ class PromptStateCache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._states: OrderedDict[Prompt, PromptStates] = OrderedDict()
+        self._states: LRUCache[Prompt, PromptStates] = LRUCache(
+            max_bytes, getsizeof=lambda states: states.num_bytes
+        )
         self._trunk: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the states that are kept."""
+        return int(self._states.currsize)
+
     def states(self, backbone: Backbone, prompts: Sequence[Prompt]) -> list[PromptStates]:
-        """States of each prompt, in order. Call it inside role "discriminator".
+        """Return the states of each prompt, in order. Call it inside role "discriminator".
 
         Misses are encoded together, at most `model.max_pack_tokens` at a time.
         """
@@ -33,32 +40,16 @@ class PromptStateCache:
         )
         if trunk != self._trunk:
             self._states.clear()
-            self.num_bytes, self._trunk = 0, trunk
-        found: dict[Prompt, PromptStates] = {}
-        missing: list[list[Prompt]] = []
-        room = 0
-        for prompt in dict.fromkeys(prompts):
-            if prompt in self._states:
-                self._states.move_to_end(prompt)
-                found[prompt] = self._states[prompt]
-                continue
-            if not missing or len(prompt) > room:
-                missing.append([])
-                room = backbone.config.max_pack_tokens
-            missing[-1].append(prompt)
-            room -= len(prompt)
-        for chunk in missing:
+            self._trunk = trunk
+        unique = dict.fromkeys(prompts)
+        states_of = {prompt: self._states[prompt] for prompt in unique if prompt in self._states}
+        missing = [prompt for prompt in unique if prompt not in states_of]
+        for chunk in greedy_batches(missing, len, backbone.config.max_pack_tokens):
             pictures = [picture for prompt in chunk for picture in prompt.pictures]
             features = backbone.vision.features(pictures)
-            states = prompt_states(backbone.core, chunk, features, attention=backbone.attention)
-            for prompt, state in zip(chunk, states, strict=True):
-                found[prompt] = state
-                self._keep(prompt, state)
-        return [found[prompt] for prompt in prompts]
-
-    def _keep(self, prompt: Prompt, state: PromptStates) -> None:
-        self._states[prompt] = state
-        self.num_bytes += state.num_bytes
-        while self.num_bytes > self.max_bytes:
-            _, oldest = self._states.popitem(last=False)
-            self.num_bytes -= oldest.num_bytes
+            encoded = prompt_states(backbone.core, chunk, features, attention=backbone.attention)
+            for prompt, states in zip(chunk, encoded, strict=True):
+                states_of[prompt] = states
+                if states.num_bytes <= self._states.maxsize:
+                    self._states[prompt] = states
+        return [states_of[prompt] for prompt in prompts]

@@ -5,7 +5,7 @@ Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,6 +18,7 @@ from prism_lite.discriminator.metrics import cut_metrics, form_metrics
 from prism_lite.discriminator.model import Discriminator, Scores
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import Optimizer, optimizer_step
+from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts
 
@@ -83,11 +84,17 @@ def discriminator_step(
     def size(parts: Parts) -> int:
         return discriminator.part_tokens(backbone, parts).num_tokens
 
-    pieces = [_pieces(item, room, size) for item in judged]
-    chunks = [(chunk, True) for chunk in _chunks([*chain(*pieces)], max_pack_tokens, size)]
-    if replayed:
-        earlier = [*chain(*(_pieces(item, room, size) for item in replayed))]
-        chunks += [(chunk, False) for chunk in _chunks(earlier, max_pack_tokens, size)]
+    def packs(pieces: Iterable[Judged]) -> list[list[Judged]]:
+        return greedy_batches(
+            pieces,
+            lambda piece: len(piece.prompt) + sum(map(size, (piece.teacher, *piece.students))),
+            max_pack_tokens,
+        )
+
+    pieces = [_split_group(item, room, size) for item in judged]
+    earlier = chain(*(_split_group(item, room, size) for item in replayed))
+    chunks = [(chunk, True) for chunk in packs(chain(*pieces))]
+    chunks += [(chunk, False) for chunk in packs(earlier)]
     teachers, students = [], []
     totals: dict[str, float] = {}
     with backbone.role("discriminator"):
@@ -112,32 +119,28 @@ def discriminator_step(
     teacher_lengths, student_lengths = (discriminator.part_lengths(backbone, s) for s in sides)
     totals |= form_metrics(*sides)
     totals |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
-    first, whole = 0, []  # scores per prompt from those of its pieces
-    starts = []
-    for number in map(len, pieces):
-        starts.append(first)
-        whole.append(torch.cat(students[first : first + number]))
-        first += number
-    teacher_P2 = torch.cat(teachers)[starts]
+    # From the pieces' scores to the prompts': a prompt's pieces are neighbours, each with the teacher.
+    num_pieces = torch.tensor([len(piece) for piece in pieces])
+    teacher_P2 = torch.cat(teachers)[num_pieces.cumsum(0) - num_pieces]
+    stops = num_pieces.cumsum(0).tolist()
+    student_scores = tuple(
+        torch.cat(students[stop - len(piece) : stop])
+        for stop, piece in zip(stops, pieces, strict=True)
+    )
     totals |= {f"disc/{name}": value for name, value in stepped.items()}
-    return GameScores(teacher_P2, tuple(whole), totals, teacher_lengths, student_lengths)
+    return GameScores(teacher_P2, student_scores, totals, teacher_lengths, student_lengths)
 
 
-def _pieces(item: Judged, max_pack_tokens: int, size: Callable[[Parts], int]) -> list[Judged]:
-    """A group too large for one forward with its graph, as parts of the group, each with the teacher.
+def _split_group(item: Judged, max_pack_tokens: int, size: Callable[[Parts], int]) -> list[Judged]:
+    """Split a group too large for one forward with its graph; each piece has the teacher.
 
-    Bradley-Terry is a mean over pairs, so the parts' losses add up to the group's.
+    Bradley-Terry is a mean over pairs, so the pieces' losses add up to the group's.
     """
     room = max_pack_tokens - len(item.prompt) - size(item.teacher)
-    found: list[list[Parts]] = [[]]
-    taken = 0
-    for student in item.students:
-        if found[-1] and taken + size(student) > room:
-            found.append([])
-            taken = 0
-        found[-1].append(student)
-        taken += size(student)
-    return [Judged(item.prompt, item.teacher, tuple(students)) for students in found]
+    return [
+        Judged(item.prompt, item.teacher, tuple(students))
+        for students in greedy_batches(item.students, size, room)
+    ]
 
 
 def _num_pairs(judged: Sequence[Judged]) -> int:
@@ -213,19 +216,3 @@ def _mean_rank_penalty(students: Sequence[Tensor]) -> Tensor | None:
         for channel in (0, 1)
     ]
     return torch.stack(penalties).sum() / sum(map(len, groups))
-
-
-def _chunks(
-    judged: Sequence[Judged], max_pack_tokens: int, size: Callable[[Parts], int]
-) -> list[list[Judged]]:
-    """Prompts whose parts fit one forward together."""
-    chunks: list[list[Judged]] = [[]]
-    taken = 0
-    for item in judged:
-        needed = len(item.prompt) + sum(map(size, (item.teacher, *item.students)))
-        if chunks[-1] and taken + needed > max_pack_tokens:
-            chunks.append([])
-            taken = 0
-        chunks[-1].append(item)
-        taken += needed
-    return chunks

@@ -1,8 +1,8 @@
 """One frozen Qwen3-VL, loaded once in NF4, and the roles it plays.
 
 policy: backbone + LoRA `policy`. reference: backbone + the adapter the stage started from, or none.
-discriminator: backbone + the frozen trunk adapter (METHOD: `discriminator.trunk`), experts attached by
-`models/discriminator.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
+discriminator: backbone + the frozen trunk adapter (METHOD.md section 2), experts attached by
+`discriminator/model.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
 one adapter, or none, is ever active.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from cachetools import LRUCache
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Backbone:
             disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
-        self._prompts: OrderedDict[tuple[str, tuple[Turn, ...]], Prompt] = OrderedDict()
+        self._prompts: LRUCache[tuple[str, tuple[Turn, ...]], Prompt] = LRUCache(MAX_CACHED_PROMPTS)
         if model.gradient_checkpointing:
             enable_checkpointing(core, offload=model.offload_checkpoints)
 
@@ -184,8 +184,6 @@ class Backbone:
         """
         key = (sample.key, sample.turns)
         if key not in self._prompts:
-            if len(self._prompts) >= MAX_CACHED_PROMPTS:
-                self._prompts.popitem(last=False)
             self._prompts[key] = encode_prompt(
                 sample,
                 processor=self.processor,

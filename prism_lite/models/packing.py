@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from prism_lite.models.attention import TreeLayout
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.tree_attention import Kind, prepare
 from prism_lite.models.vision import PictureFeatures
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,19 @@ class Pack:
         return self.last_R.shape[0]
 
 
+def greedy_batches(items: Iterable[T], size: Callable[[T], int], room: int) -> list[list[T]]:
+    """Split items, in order, into batches whose sizes sum to at most `room`; a larger item is alone."""
+    batches: list[list[T]] = []
+    num_used = 0
+    for item in items:
+        if not batches or num_used + size(item) > room:
+            batches.append([])
+            num_used = 0
+        batches[-1].append(item)
+        num_used += size(item)
+    return batches
+
+
 def split_trees(
     trees: Sequence[Tree], max_pack_tokens: int, *, branches_per_unit: int = 1
 ) -> list[list[Tree]]:
@@ -106,36 +121,33 @@ def split_trees(
     Raises:
         ValueError: a prompt with a single unit of branches is already too large.
     """
-    packs: list[list[Tree]] = []
-    num_tokens = 0
-    for tree in trees:
-        for piece in _split_tree(tree, max_pack_tokens, branches_per_unit):
-            if not packs or num_tokens + piece.num_tokens > max_pack_tokens:
-                packs.append([])
-                num_tokens = 0
-            packs[-1].append(piece)
-            num_tokens += piece.num_tokens
-    return packs
+    pieces = (
+        piece for tree in trees for piece in _split_tree(tree, max_pack_tokens, branches_per_unit)
+    )
+    return greedy_batches(pieces, lambda piece: piece.num_tokens, max_pack_tokens)
 
 
 def _split_tree(tree: Tree, max_pack_tokens: int, branches_per_unit: int) -> list[Tree]:
     assert len(tree.branches) % branches_per_unit == 0
-    pieces: list[list[Tensor]] = [[]]
     room = max_pack_tokens - len(tree.prompt)
-    for start in range(0, len(tree.branches), branches_per_unit):
-        unit = tree.branches[start : start + branches_per_unit]
-        size = sum(map(len, unit))
-        if size > room:
+    units = [
+        tree.branches[start : start + branches_per_unit]
+        for start in range(0, len(tree.branches), branches_per_unit)
+    ]
+    for unit in units:
+        if _num_tokens(unit) > room:
             raise ValueError(
-                f"prompt {tree.prompt.id} with one completion has {len(tree.prompt) + size} "
+                f"prompt {tree.prompt.id} with one completion has {len(tree.prompt) + _num_tokens(unit)} "
                 f"tokens, more than model.max_pack_tokens = {max_pack_tokens}. Raise it, shorten the "
                 "completion (sampling.max_completion_tokens, where it was sampled) or lower "
                 "model.max_pixels."
             )
-        if sum(map(len, pieces[-1])) + size > room:
-            pieces.append([])
-        pieces[-1].extend(unit)
-    return [Tree(tree.prompt, tuple(piece)) for piece in pieces]
+    batches = greedy_batches(units, _num_tokens, room) or [[]]
+    return [Tree(tree.prompt, tuple(itertools.chain(*batch))) for batch in batches]
+
+
+def _num_tokens(branches: Sequence[Tensor]) -> int:
+    return sum(map(len, branches))
 
 
 def pack_trees(trees: Sequence[Tree], *, without_prompts: bool = False) -> Pack:

@@ -5,13 +5,13 @@ Shape letters: N visual tokens of one picture, D hidden size.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from prism_lite.models import placement
@@ -64,12 +64,13 @@ class VisionCache:
         """
         self._core = core
         self._image_processor = image_processor
-        self._max_pictures = max_pictures
-        self._max_bytes = max_bytes
         self._disk = disk if disk_bytes > 0 else None
         self._disk_bytes = disk_bytes
-        self._features: OrderedDict[Key, PictureFeatures] = OrderedDict()
-        self._num_bytes = 0
+        # A picture counts as its share of `max_pictures` at least, so that both limits hold.
+        share = max_bytes // max_pictures
+        self._features: LRUCache[Key, PictureFeatures] = LRUCache(
+            max_bytes, getsizeof=lambda features: max(share, features.num_bytes)
+        )
         self._tower: tuple[tuple[int, int], ...] = ()
         self._store: PictureStore | None = None
         self._visitors = placement.vision_parts(core) if on_cpu else []
@@ -88,8 +89,6 @@ class VisionCache:
         self._forget_other_towers(parameters)
         unique = {_key(picture): picture for picture in pictures}
         found = {key: self._features[key] for key in unique if key in self._features}
-        for key in found:
-            self._features.move_to_end(key)
         missing = {key: picture for key, picture in unique.items() if key not in found}
         found |= self._encode(missing)
         return [found[_key(picture)] for picture in pictures]
@@ -129,19 +128,15 @@ class VisionCache:
         self._remember(_key(picture), features)
 
     def _remember(self, key: Key, features: PictureFeatures) -> None:
-        replaced = self._features.pop(key, None)
-        self._features[key] = features
-        self._num_bytes += features.num_bytes - (replaced.num_bytes if replaced else 0)
-        while self._features and (
-            len(self._features) > self._max_pictures or self._num_bytes > self._max_bytes
-        ):
-            self._num_bytes -= self._features.popitem(last=False)[1].num_bytes
+        self._features.pop(key, None)
+        if features.num_bytes <= self._features.maxsize:
+            self._features[key] = features
 
     def _forget_other_towers(self, parameters: Sequence[Tensor]) -> None:
         tower = tuple((id(p), p._version) for p in parameters)
         if tower != self._tower:
             self._features.clear()
-            self._num_bytes, self._tower, self._store = 0, tower, None
+            self._tower, self._store = tower, None
 
     def _open_store(self, folder: Path) -> PictureStore:
         if self._store is None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -54,8 +52,13 @@ def build_memory(
         if stage in ("warmup", "align"):
             if config.discriminator.trunk == "sft":
                 backbone.freeze_copy(TRUNK)
-            judged = backbone if judged_layers is None else _deeper(backbone, judged_layers)
-            discriminator = Discriminator(judged, config.discriminator, seed=0)
+            text = backbone.core.config.text_config
+            discriminator = Discriminator(
+                config.discriminator,
+                num_layers=judged_layers or text.num_hidden_layers,
+                hidden_size=text.hidden_size,
+                seed=0,
+            ).to(backbone.device)
         if stage == "rlvr" and config.rlvr.kl_weight > 0 and config.rlvr.kl_reference == "start":
             backbone.freeze_copy(REFERENCE)
     if discriminator is not None:
@@ -72,13 +75,6 @@ def build_memory(
                 if "foreach" in group:
                     group["foreach"] = True
     return Memory(policy_optimizer, discriminator, discriminator_optimizer)
-
-
-def _deeper(backbone: Backbone, num_layers: int) -> Any:
-    """As much of a backbone with more layers as a discriminator is built from."""
-    sizes = copy.deepcopy(backbone.core.config)
-    sizes.text_config.num_hidden_layers = num_layers
-    return SimpleNamespace(core=SimpleNamespace(config=sizes), device=backbone.device)
 
 
 def _decided(optim: OptimConfig, on_card: bool) -> Any:

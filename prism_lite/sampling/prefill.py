@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prism_lite.models.backbone import Backbone
-from prism_lite.models.packing import Tree, embed_pack, pack_trees
+from prism_lite.models.packing import Tree, embed_pack, greedy_batches, pack_trees
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.tree_attention import TreeCall, attend_pack
 from prism_lite.sampling.decoder import LeanDecoder, run
@@ -27,7 +27,7 @@ def prefill(
     """
     core, logits, spans, start = backbone.core, [], [], 0
     chunks: list[list[tuple[Tensor, Tensor]]] = []
-    for chunk in _chunks(prompts, backbone.config.max_pack_tokens):
+    for chunk in greedy_batches(prompts, len, backbone.config.max_pack_tokens):
         pack = pack_trees([Tree(prompt, ()) for prompt in chunk])
         features = backbone.vision.features([p for prompt in chunk for p in prompt.pictures])
         embeds_FD, deepstack = embed_pack(core, pack, features)
@@ -74,15 +74,3 @@ def _joined(chunks: list[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Ten
         keys, values = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
         layers.append((keys, values))
     return layers
-
-
-def _chunks(prompts: Sequence[Prompt], max_tokens: int) -> list[list[Prompt]]:
-    chunks: list[list[Prompt]] = []
-    room = 0
-    for prompt in prompts:
-        if not chunks or len(prompt) > room:
-            chunks.append([])
-            room = max_tokens
-        chunks[-1].append(prompt)
-        room -= len(prompt)
-    return chunks

@@ -20,6 +20,7 @@ from torch import Tensor
 from prism_lite import parts
 from prism_lite.config import SamplingConfig
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, run
 from prism_lite.sampling.draw import draw_tokens
@@ -33,7 +34,7 @@ LEAVE_WHEN = 1 / 8  # finished share of the rows from which on they are dropped
 
 
 @dataclass(frozen=True)
-class Job:
+class RowSpan:
     """Rollouts `first` to `first + count - 1` of one prompt."""
 
     prompt: int
@@ -68,18 +69,18 @@ def sample_groups(
     )
     max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
-    for jobs in split_jobs(len(prompts), group_size, max_rows):
-        chunk = [prompts[job.prompt] for job in jobs]
+    for spans in split_rows(len(prompts), group_size, max_rows):
+        chunk = [prompts[span.prompt] for span in spans]
         uniforms = [
             [
                 _uniform(sampling, *seed, prompt.id, number)
-                for number in range(job.first, job.first + job.count)
+                for number in range(span.first, span.first + span.count)
             ]
-            for job, prompt in zip(jobs, chunk, strict=True)
+            for span, prompt in zip(spans, chunk, strict=True)
         ]
-        found = _decode(backbone, decoder, chunk, uniforms, sampling)
-        for job, group in zip(jobs, found, strict=True):
-            rollouts[job.prompt] += group
+        decoded = _decode(backbone, decoder, chunk, uniforms, sampling)
+        for span, rows in zip(spans, decoded, strict=True):
+            rollouts[span.prompt] += rows
     return [Group(sample, tuple(group)) for sample, group in zip(samples, rollouts, strict=True)]
 
 
@@ -113,19 +114,14 @@ def sample_in_pieces(
     ]
 
 
-def split_jobs(num_prompts: int, group_size: int, max_rows: int) -> list[list[Job]]:
-    """Batches of at most `max_rows` rollouts; a group is parted only where it is larger than that."""
-    batches: list[list[Job]] = []
-    room = 0
-    for prompt in range(num_prompts):
-        for first in range(0, group_size, max_rows):
-            count = min(max_rows, group_size - first)
-            if count > room:
-                batches.append([])
-                room = max_rows
-            batches[-1].append(Job(prompt, first, count))
-            room -= count
-    return batches
+def split_rows(num_prompts: int, group_size: int, max_rows: int) -> list[list[RowSpan]]:
+    """Split into batches of at most `max_rows` rollouts; only a group larger than that is split."""
+    spans = (
+        RowSpan(prompt, first, min(max_rows, group_size - first))
+        for prompt in range(num_prompts)
+        for first in range(0, group_size, max_rows)
+    )
+    return greedy_batches(spans, lambda span: span.count, max_rows)
 
 
 def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.models.backbone import POLICY, TRUNK, Backbone
 from prism_lite.runs.folder import RunFolder
 from prism_lite.stages.replay import Replay
@@ -41,7 +41,7 @@ class Context:
         config = self.config.discriminator
         if config.trunk == "sft":
             self.backbone.load_adapter_state(self.run.load_final("sft")["policy"], TRUNK)
-        return Discriminator(self.backbone, config, seed=self.config.seed)
+        return discriminator_for(self.backbone, config, seed=self.config.seed)
 
     def resume(
         self,

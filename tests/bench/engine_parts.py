@@ -9,7 +9,7 @@ import torch
 
 from prism_lite.config import DiscriminatorConfig, OptimConfig, SamplingConfig
 from prism_lite.discriminator.losses import bradley_terry_loss, cap_scores
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import make_optimizer, optimizer_step
@@ -169,13 +169,13 @@ def discriminator(backbone: Backbone, num_tokens: int, repeats: int) -> dict[str
     sample = make_sample(num_tokens, backbone)
     teacher, students = teacher_and_students(backbone, GROUP_SIZE)
     judged = Judged(backbone.prompt(sample), teacher, tuple(students))
-    network = Discriminator(backbone, config, seed=0)
+    network = discriminator_for(backbone, config, seed=0)
     optimizer = make_optimizer(list(network.parameters()), OptimConfig(1e-3))
 
     def ours(*, is_new: bool) -> None:
         if is_new:
             forget_pictures(backbone)
-            network.prompt_cache = Discriminator(backbone, config, seed=0).prompt_cache
+            network.prompt_cache = discriminator_for(backbone, config, seed=0).prompt_cache
         discriminator_step(
             backbone, network, optimizer, [judged], config, learning_rate=1e-3, max_grad_norm=1.0
         )
@@ -220,7 +220,7 @@ def passes(backbone: Backbone, num_tokens: int) -> dict[str, float]:
     with token_passes(backbone) as trained, torch.no_grad():
         backbone.hidden_states(pack_trees([Tree(prompt, branches)]))
     config = DiscriminatorConfig(trunk="base")
-    network = Discriminator(backbone, config, seed=0)
+    network = discriminator_for(backbone, config, seed=0)
     teacher, students = teacher_and_students(backbone, GROUP_SIZE)
     end_id, backbone.end_id = (
         backbone.end_id,

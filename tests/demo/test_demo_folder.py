@@ -100,7 +100,7 @@ def test_a_second_start_is_refused_also_by_another_web_process(
 def test_a_killed_web_process_loses_nothing(training: Jobs, stand_in: tuple[str, ...]) -> None:
     """Another process starts the training and is killed; this one finds it, holds it and ends it."""
     code = (
-        "import sys, time; from pathlib import Path; from demo.jobs import Jobs\n"
+        "import sys, time; from pathlib import Path; from demo.runs.jobs import Jobs\n"
         f"Jobs(Path({str(training.root)!r}), program={stand_in!r}).start('a', [])\n"
         "print('started', flush=True); time.sleep(60)"
     )

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from prism_lite import pipeline
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.files import read_jsonl
 from prism_lite.models.optim import make_optimizer
@@ -103,7 +103,7 @@ def test_replayed_students_move_the_discriminator_and_not_the_metrics(backbone, 
     found, weights = [], []
     for replayed in ((), (judged(1, 8), judged(2, 9))):
         config = micro_recipe().discriminator
-        discriminator = Discriminator(backbone, config, seed=0)
+        discriminator = discriminator_for(backbone, config, seed=0)
         optimizer = make_optimizer(list(discriminator.parameters()), config.optim)
         scores = discriminator_step(
             backbone,

@@ -215,7 +215,7 @@ def test_evaluation_takes_the_prompts_and_stages_it_is_given(micro_run, tmp_path
 
 def test_downloads_show_their_progress_and_nothing_else_does():
     code = (
-        "from prism_lite.quiet import quiet_libraries; quiet_libraries()\n"
+        "from prism_lite.cli.imports import quiet_libraries; quiet_libraries()\n"
         "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
         "from transformers.utils import logging\n"
         "print(off(), logging.is_progress_bar_enabled())"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from prism_lite.discriminator.metrics import about_cuts, cut_metrics
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.discriminator.part_tokens import read_text
 from prism_lite.discriminator.probes import artefact_auc
 from prism_lite.files import read_jsonl
@@ -41,7 +41,7 @@ def test_what_is_read_of_a_part_that_is_cut(backbone):
         config = dataclasses.replace(
             CONFIG, max_part_tokens=LIMIT, reasoning_sees_caption=sees_caption
         )
-        discriminator = Discriminator(backbone, config, seed=0)
+        discriminator = discriminator_for(backbone, config, seed=0)
         long = Parts("- digits: 3,7", "so " * 50 + "no", "no")
         tokens = discriminator.part_tokens(backbone, long)
         reasoning = f"{long.perception}\n{long.reasoning}" if sees_caption else long.reasoning
@@ -51,14 +51,14 @@ def test_what_is_read_of_a_part_that_is_cut(backbone):
         assert tokens.is_cut
         text = read_text(backbone, long, tokens)
         assert text.startswith(long.perception) and "</answer>" not in text
-    uncut = Discriminator(backbone, CONFIG, seed=0).part_tokens(backbone, TEACHER)
+    uncut = discriminator_for(backbone, CONFIG, seed=0).part_tokens(backbone, TEACHER)
     assert not uncut.is_cut and read_text(backbone, TEACHER, uncut) == TEACHER.render()
 
 
 def test_the_artefact_probe_sees_what_is_scored(backbone):
     """Teachers three times as long as students, both cut at the same length: form says nothing."""
     config = dataclasses.replace(CONFIG, max_part_tokens=LIMIT)
-    discriminator = Discriminator(backbone, config, seed=0)
+    discriminator = discriminator_for(backbone, config, seed=0)
     context = SimpleNamespace(backbone=backbone, run=SimpleNamespace(console=quiet_console()))
 
     def probed(teacher_words: list[str], student_words: list[str]) -> tuple[float, float]:

@@ -189,12 +189,12 @@ def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
     from safetensors.torch import load_file
 
     from prism_lite import parts
-    from prism_lite.discriminator.model import Discriminator
+    from prism_lite.discriminator.model import discriminator_for
     from prism_lite.models.backbone import TRUNK
 
     if config.discriminator.trunk == "sft":
         backbone.freeze_copy(TRUNK)
-    discriminator = Discriminator(backbone, config.discriminator, seed=0)
+    discriminator = discriminator_for(backbone, config.discriminator, seed=0)
     discriminator.load_state_dict(load_file(folder / "discriminator" / "discriminator.safetensors"))
     with torch.no_grad(), backbone.role("discriminator"):
         scores = [

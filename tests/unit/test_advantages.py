@@ -104,7 +104,7 @@ def test_what_a_malformed_rollout_holds_is_not_looked_at(garbage):
 
 
 def test_one_malformed_of_sixteen_leaves_the_spread_of_the_valid_ones():
-    """METHOD 5.5: the official order of operations cuts it from 1.00 to 0.18."""
+    """METHOD.md section 5.5: the official order of operations cuts it from 1.00 to 0.18."""
     score_R = torch.randn(16, generator=torch.Generator().manual_seed(1))
     well_formed_R = torch.ones(16, dtype=torch.bool)
     well_formed_R[5] = False

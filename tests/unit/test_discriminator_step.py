@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prism_lite.config import OptimConfig
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.models.backbone import POLICY
 from prism_lite.models.optim import Optimizer, make_optimizer
@@ -49,7 +49,7 @@ def test_a_discriminator_step_moves_nothing_but_the_discriminator(backbone, task
 
 def test_steps_on_a_pair_widen_its_margin(backbone, task):
     with_trunk(backbone)
-    discriminator = Discriminator(backbone, CONFIG, seed=0)
+    discriminator = discriminator_for(backbone, CONFIG, seed=0)
     optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
     judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS[:1])]
     margins = [

@@ -193,7 +193,7 @@ class TestFile:
 
         path = write_jsonl(folder / "x.jsonl", [ROW])
         code = (
-            "import sys\nfrom prism_lite.data.formats import load_samples\n"
+            "import sys\nfrom prism_lite.data.formats.load import load_samples\n"
             f"assert len(list(load_samples({str(path)!r}))) == 1\n"
             "bad = {'datasets', 'pyarrow', 'pandas'} & set(sys.modules)\nassert not bad, bad\n"
         )

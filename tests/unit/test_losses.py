@@ -208,7 +208,7 @@ def test_cap_scores_bounds_keeps_order_and_is_the_identity_near_zero():
 
 @pytest.mark.parametrize("raw", [-60.0, -30.0, 30.0, 60.0])
 def test_cap_scores_has_a_gradient_at_saturation(raw):
-    """METHOD 2: a hard clamp at +-10 has none. 10 tanh(6) is within 2e-4 of the cap."""
+    """METHOD.md section 2: a hard clamp at +-10 has none. 10 tanh(6) is within 2e-4 of the cap."""
     score = torch.tensor(raw, requires_grad=True)
     cap_scores(score, 10.0).backward()
     expected = 1 / math.cosh(raw / 10) ** 2

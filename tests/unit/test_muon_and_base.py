@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from prism_lite.config import DigitsConfig
 from prism_lite.digits import base_model
+from prism_lite.digits.lessons import make_lesson
 from prism_lite.digits.muon import Muon, orthogonalise
+from tests.make_micro_base import MICRO_BASE
 from tests.micro import micro_recipe
 
 
@@ -76,6 +82,39 @@ def test_training_the_base_again_gives_the_same_bytes(tmp_path, micro_cache):
     base_model.train_tiny_base(other.tiny, other.data.digits, tmp_path / "other")
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("0", "other"))
     assert any(not torch.equal(first[k], second[k]) for k in first)
+
+
+def mean_lesson_loss(folder: Path, task: DigitsConfig) -> float:
+    """Nats a token of the first reply to 64 lessons, text alone: pictures are left out."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rng, losses = Random("held-out lessons"), []
+    for _ in range(64):
+        lesson = make_lesson(task, rng)
+        ids = torch.tensor([tokenizer(lesson.replies[0])["input_ids"]])
+        if ids.shape[1] == 1:  # a short answer: no token to predict
+            continue
+        with torch.no_grad():
+            losses.append(float(model(input_ids=ids, labels=ids).loss))
+    return sum(losses) / len(losses)
+
+
+def test_the_stored_micro_base_is_what_its_settings_give(tmp_path):
+    """Same tokenizer and model; trained again it is as good, in other last digits."""
+    config = micro_recipe()
+    base_model.train_tiny_base(config.tiny, config.data.digits, tmp_path)
+    for name in ("tokenizer.json", "config.json"):
+        assert json.loads((tmp_path / name).read_text()) == json.loads(
+            (MICRO_BASE / name).read_text()
+        ), f"{name} changed: raise BASE_VERSION and run `python -m tests.make_micro_base`"
+    untrained = micro_recipe(tiny__steps=0)
+    base_model.train_tiny_base(untrained.tiny, untrained.data.digits, tmp_path / "untrained")
+    again, stored, random = (
+        mean_lesson_loss(folder, config.data.digits)
+        for folder in (tmp_path, MICRO_BASE, tmp_path / "untrained")
+    )
+    assert stored < 0.7 * random
+    assert again == pytest.approx(stored, rel=0.1)
 
 
 def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):

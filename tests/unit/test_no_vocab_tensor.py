@@ -1,4 +1,4 @@
-"""No tensor of tokens x vocabulary is ever made in training (DESIGN section 5).
+"""No tensor of tokens x vocabulary is ever made in training (METHOD.md section 10).
 
 A dispatch mode looks at every tensor that any operation returns. The vocabulary of the micro model
 is widened so that one chunk of the head is clearly smaller than the whole.
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prism_lite.config import OptimConfig, SamplingConfig
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.models.optim import make_optimizer
 from prism_lite.models.packing import Tree, pack_trees
@@ -110,7 +110,7 @@ def test_policy_update(wide, task, kl_kind):
 
 def test_discriminator_step(wide, task):
     config = micro_recipe().discriminator
-    discriminator = Discriminator(wide, config, seed=0)
+    discriminator = discriminator_for(wide, config, seed=0)
     optimizer = make_optimizer(list(discriminator.parameters()), config.optim)
     judged = [Judged(wide.prompt(sample), TEACHER, (STUDENT,) * 3) for sample in task.align[:2]]
     num_tokens = 8 * sum(len(wide.tokenize(text)) for text in (TEACHER.caption, TEACHER.think))

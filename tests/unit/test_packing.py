@@ -52,7 +52,7 @@ def branches_of(sizes: list[int], seed: int) -> tuple[torch.Tensor, ...]:
 def trees_of(backbone) -> list[Tree]:
     sizes = ([5, 1, 9], [7, 3], [4], [6, 2, 8, 1])
     return [
-        Tree(backbone.prompt(sample, SYSTEM), branches_of(branch_sizes, row))
+        Tree(backbone.prompt(sample.with_system_prompt(SYSTEM)), branches_of(branch_sizes, row))
         for row, (sample, branch_sizes) in enumerate(zip(mixed_samples(), sizes, strict=True))
     ]
 
@@ -250,7 +250,7 @@ def test_a_branch_does_not_see_its_siblings(random_backbone):
     """Changing one branch leaves the hidden states of every other token of the pack bit-identical
     where the shapes stay equal."""
     backbone = random_backbone
-    prompt = backbone.prompt(mixed_samples()[1], SYSTEM)
+    prompt = backbone.prompt(mixed_samples()[1])
     first, second, third = branches_of([5, 6, 4], seed=0)
     changed = branches_of([6], seed=9)[0]
     packs = [pack_trees([Tree(prompt, (first, middle, third))]) for middle in (second, changed)]
@@ -288,12 +288,12 @@ def test_picture_marks_must_match_the_pictures(random_backbone):
         source="file.jsonl row 7",
     )
     with pytest.raises(ValueError, match=r"file\.jsonl row 7"):
-        random_backbone.prompt(sample, SYSTEM)
+        random_backbone.prompt(sample.with_system_prompt(SYSTEM))
 
 
 def test_neighbouring_branches_of_a_unit_are_never_parted(random_backbone):
     sizes = [5, 9, 4, 8, 6, 7, 3, 2]
-    prompt = random_backbone.prompt(mixed_samples()[2], SYSTEM)
+    prompt = random_backbone.prompt(mixed_samples()[2])
     tree = Tree(prompt, branches_of(sizes, 0))
     limit = len(prompt) + 20  # three branches would fit, a pair and a half
     packs = split_trees([tree], limit, branches_per_unit=2)

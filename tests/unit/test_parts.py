@@ -41,10 +41,10 @@ BAD = [
     (f"c</caption>{T}{A}", "missing <caption>"),
     (f"{T}{C}{A}", "order"),
     (f"{A}{T}{C}", "order"),
-    (f"{C}<think>t{A}</think>", "order"),  # the answer inside think (METHOD 5.7)
+    (f"{C}<think>t{A}</think>", "order"),  # the answer inside think (METHOD.md section 5.7)
     (f"<caption>c{T}</caption>{A}", "order"),
     (f"{C}</think>t<think>{A}", "order"),
-    (f"{C}{T}{A}{C}{T}{A}", "2 times"),  # the whole triple twice (METHOD 5.7)
+    (f"{C}{T}{A}{C}{T}{A}", "2 times"),  # the whole triple twice (METHOD.md section 5.7)
     (f"{C}{T}{A}{A}", "2 times"),
     (f"{C}{T}{T}{A}", "2 times"),
     (f"{C}<think>see <answer>b</answer></think>{A}", "2 times"),

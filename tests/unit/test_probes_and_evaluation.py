@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.discriminator.probes import (
     area_under_roc,
     artefact_auc,
@@ -107,7 +107,7 @@ def test_first_wins_counts_ties_as_half():
 
 
 def test_the_probe_of_an_untrained_discriminator_is_at_chance_when_heads_are_zero(backbone, task):
-    discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
+    discriminator = discriminator_for(backbone, micro_recipe().discriminator, seed=0)
     with torch.no_grad():
         discriminator.perception_head.zero_()
         discriminator.reasoning_head.zero_()
@@ -116,7 +116,7 @@ def test_the_probe_of_an_untrained_discriminator_is_at_chance_when_heads_are_zer
 
 
 def test_pair_scores_are_those_of_the_discriminator(backbone, task):
-    discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
+    discriminator = discriminator_for(backbone, micro_recipe().discriminator, seed=0)
     with torch.no_grad():
         discriminator.perception_head.fill_(0.1)
         discriminator.reasoning_head.fill_(-0.1)
@@ -164,7 +164,7 @@ def test_evaluation_counts_what_was_sampled(backbone, task):
 
 
 def test_without_held_out_pairs_nothing_is_measured(backbone, task):
-    discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
+    discriminator = discriminator_for(backbone, micro_recipe().discriminator, seed=0)
     assert grounding_probe(backbone, discriminator, ()) == {}
 
 
@@ -173,7 +173,7 @@ def test_the_probe_of_a_reasoning_that_sees_the_caption_differs_in_the_reasoning
 ):
     """Else the misread caption would give the corrupted reasoning away."""
     config = micro_recipe(discriminator__reasoning_sees_caption=True).discriminator
-    discriminator = Discriminator(backbone, config, seed=0)
+    discriminator = discriminator_for(backbone, config, seed=0)
     seen = []
 
     def look(_backbone, _discriminator, pairs):

@@ -12,7 +12,7 @@ from prism_lite.digits import lessons
 from prism_lite.models.backbone import SUPPRESSED_TOKENS
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_jobs
+from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_rows
 from tests.micro import fill_adapter
 
 GREEDY = SamplingConfig(temperature=0.0, max_completion_tokens=24)
@@ -230,7 +230,7 @@ def test_top_k_one_is_greedy(backbone, task):
 
 def test_jobs_hold_every_rollout_once_within_the_limit():
     for num_prompts, group_size, max_rows in ((3, 4, 8), (5, 3, 3), (2, 7, 3), (4, 1, 2)):
-        batches = split_jobs(num_prompts, group_size, max_rows)
+        batches = split_rows(num_prompts, group_size, max_rows)
         assert all(sum(job.count for job in batch) <= max_rows for batch in batches)
         found = [
             (job.prompt, number)

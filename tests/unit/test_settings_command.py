@@ -51,7 +51,7 @@ def test_a_section_a_setting_and_a_word():
 
 def test_what_is_printed_of_a_setting():
     assert printed("rlvr.loss.clip_dual") == (
-        "rlvr.loss: The loss of the policy on its own rollouts. METHOD section 4.\n\n"
+        "rlvr.loss: The loss of the policy on its own rollouts. METHOD section 11.\n\n"
         "rlvr.loss.clip_dual = 3.0   (number above 1 or null)\n"
         "    Bound of the ratio where the advantage is negative. null: no bound.\n"
         "    set to 3.0 by rlvr.preset=grpo\n"
