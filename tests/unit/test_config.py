@@ -1,4 +1,4 @@
-"""Recipes, overrides and the sentences for what is wrong with them."""
+"""Recipes, overrides, and the messages for wrong ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_default_recipe_is_the_defaults():
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_shipped_recipe_is_valid_and_goes_there_and_back(name):
+def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(name):
     config = load_recipe(name)
     assert config.recipe == name
     text = yaml.safe_dump(to_dict(config))
@@ -161,7 +161,7 @@ def test_extends_is_for_recipe_files():
         load_recipe("tiny", {"extends": "t4-2b"})
 
 
-def test_a_completion_that_fits_no_pack_is_refused_with_the_settings():
+def test_a_completion_that_does_not_fit_a_pack_is_refused_with_the_settings():
     sizes = {"model.max_pack_tokens": 1024, "sampling.max_completion_tokens": 1024}
     with pytest.raises(ValueError, match=r"max_completion_tokens = 1024 .*max_pack_tokens = 1024"):
         load_recipe("tiny", sizes)
@@ -181,10 +181,7 @@ def test_a_completion_that_fits_no_pack_is_refused_with_the_settings():
 )
 def test_an_override_changes_one_value(override, path, value):
     config = load_recipe("tiny", [override])
-    found = config
-    for name in path:
-        found = getattr(found, name)
-    assert found == value
+    assert operator.attrgetter(".".join(path))(config) == value
     changed = to_dict(config)
     default = to_dict(load_recipe("tiny"))
     for name in path[:-1]:
@@ -311,7 +308,7 @@ def test_a_temperature_of_zero_is_refused_for_training():
         load_recipe("tiny", ["sampling.temperature=0"])
 
 
-def test_an_override_that_is_no_yaml_names_itself():
+def test_an_override_that_is_not_yaml_names_itself():
     with pytest.raises(ValueError, match=r"override 'data\.train=\{a'"):
         load_recipe("tiny", ["data.train={a"])
 
