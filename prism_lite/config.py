@@ -304,11 +304,12 @@ class PolicyLossConfig:
     name: PolicyLoss = "dapo"
     "Policy loss, by TRL's names. grpo, bnpo, dr_grpo and dapo differ in what they divide by."
     clip_low: PositiveFloat = 0.2
-    "The ratio's lower bound is 1 - clip_low."
+    "The ratio's lower bound is 1 - clip_low; cispo and sapo have none."
     clip_high: PositiveFloat = 0.2
-    "The ratio's upper bound is 1 + clip_high."
+    """The ratio's upper bound is 1 + clip_high; sapo has none. gspo needs about 4e-4: its ratio is that of
+    a complete rollout."""
     clip_dual: Annotated[float, Field(gt=1)] | None = 3.0
-    "Bound of the ratio where the advantage is negative. null: no bound."
+    "Bound of the ratio where the advantage is negative; cispo and sapo have none. null: off."
     sapo_temperature_positive: PositiveFloat = 1.0
     "Temperature of sapo's gate where the advantage is positive."
     sapo_temperature_negative: PositiveFloat = 1.05
