@@ -11,8 +11,7 @@ import linecache
 import sys
 from collections.abc import Sequence
 
-from prism_lite.cli import plan, settings, study, trained
-from prism_lite.cli.data import _data_check
+from prism_lite.cli import data, plan, settings, study, trained
 from prism_lite.cli.demo import _demo
 from prism_lite.cli.doctor import _doctor
 from prism_lite.cli.train import EPILOG, STAGE_HELP, _common, _overrides, _run
@@ -72,17 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(handler=_run, stages=(stage,))
     settings.add_command(commands)
     trained.add_commands(commands)
-    data = commands.add_parser("data", help="data check PATH: every defect, before training")
-    check = data.add_subparsers(required=True, metavar="check").add_parser("check")
-    check.add_argument("path", help="file, folder or hub id")
-    check.add_argument("--fix", metavar="OUT", help="write the clean rows here")
-    check.add_argument("--eval", metavar="FILE", help="also look for overlap with this file")
-    check.add_argument("--stage", choices=("sft", "warmup", "align", "rlvr", "eval"))
-    check.add_argument(
-        "--columns", metavar="MAP", help="'{prompt: question, images: image, answer: answer}'"
-    )
-    check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
-    check.set_defaults(handler=_data_check)
+    data.add_command(commands)
     plan.add_command(commands)
     study.add_command(commands)
     doctor = commands.add_parser("doctor", help="what this machine can run")

@@ -36,9 +36,9 @@ from prism_lite.digits.muon import Muon
 from prism_lite.digits.task import DIGIT_PIXELS, HELDOUT_FROM, digit_images
 from prism_lite.files import cache_folder
 from prism_lite.models import processor, prompts
-from prism_lite.models.backbone import use_linear_patch_embedding
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
-from prism_lite.models.vision import PictureFeatures, by_picture
+from prism_lite.models.vision import PictureFeatures
 from prism_lite.types import Picture, Sample, Turn
 
 # Part of the cache's key. Raise it with every change (lessons, wording, model, training) that gives
@@ -92,8 +92,8 @@ def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenize
 def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
     """Train the tiny base and write model, tokenizer and processor to `folder`."""
     tokenizer = tiny_tokenizer(config, task)
-    model = tiny_qwen.build_model(config, tokenizer)
-    use_linear_patch_embedding(model)
+    model: Any = tiny_qwen.build_model(config, tokenizer)
+    family.use_linear_patch_embedding(model)
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
         model.model.visual.pos_embed.weight.mul_(POSITION_STD / 0.02)
@@ -213,8 +213,8 @@ def _lesson_prompt(model: Any, image_processor: Any, lesson: Lesson) -> prompts.
         Sample("lesson", (Turn("user", lesson.question),), pictures).with_system_prompt(
             lesson.system
         ),
+        core=model,
         processor=image_processor,
-        rope_index=model.model.get_rope_index,
         max_tokens=4096,
     )
 
@@ -225,7 +225,8 @@ def _strip_features(
     """Features of strips straight from the digits' arrays: the image processor is the slow part."""
     pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])
     grid = torch.tensor([[1, 2, 2 * len(strip)] for strip in strips])
-    return by_picture(model.model.get_image_features(pixels, grid))
+    encoded = family.encode_pixels(model, pixels, grid)
+    return [PictureFeatures(merged_ND, deepstack) for merged_ND, deepstack in encoded]
 
 
 def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

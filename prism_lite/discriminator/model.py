@@ -36,6 +36,7 @@ from prism_lite.discriminator.part_tokens import PartTokens, part_tokens
 from prism_lite.discriminator.prompt_cache import PromptStateCache
 from prism_lite.files import to_json, write_text
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import CAPTION, THINK, Parts
@@ -232,7 +233,7 @@ class Discriminator(nn.Module):
         first = pack.layout.first_branch_token
         allowed_NE = self._allowed(pack).to(backbone.device)
         routings: list[tk.Routing] = []
-        layers = backbone.core.model.language_model.layers[self.first_layer :]
+        layers = family.decoder_layers(backbone.core)[self.first_layer :]
         handles = []
         for layer, expert in zip(layers, self.experts, strict=True):
 

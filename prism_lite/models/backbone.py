@@ -25,11 +25,11 @@ import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.files import cache_folder
 from prism_lite.models.device import Precision, card_of, choose_precision
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.float16 import keep_residual_in_float32
 from prism_lite.models.load_transformers import (
     keep_cpu_weights_unpacked,
     load_with_transformers,
-    use_linear_patch_embedding,
 )
 from prism_lite.models.load_unsloth import choose_backend, load_with_unsloth
 from prism_lite.models.packing import Pack, forward_pack
@@ -42,10 +42,7 @@ from prism_lite.types import Sample, Turn
 
 Role = Literal["policy", "reference", "discriminator"]
 POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
-LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
-# Sampling one of these would break the replay of a completion: they stand for pictures.
-SUPPRESSED_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
 class Backbone:
@@ -82,11 +79,11 @@ class Backbone:
         self.tokenizer = processor.tokenizer
         self.peft: PeftModel = get_peft_model(core, _peft_config(lora), adapter_name=POLICY)
         self._lora = lora
-        self.end_id: int = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.end_id: int = self.tokenizer.convert_tokens_to_ids(family.END_TOKEN)
         self.pad_id: int = self.tokenizer.pad_token_id
         # Beside the picture tokens: padding, and rows of the head that no token belongs to.
         unused = range(len(self.tokenizer), core.config.text_config.vocab_size)
-        pictures = self.tokenizer.convert_tokens_to_ids(list(SUPPRESSED_TOKENS))
+        pictures = self.tokenizer.convert_tokens_to_ids(list(family.PICTURE_TOKENS))
         self.suppressed_ids: list[int] = sorted({*pictures, self.pad_id, *unused})
         self.vision = VisionCache(
             core,
@@ -186,8 +183,8 @@ class Backbone:
         if key not in self._prompts:
             self._prompts[key] = encode_prompt(
                 sample,
+                core=self.core,
                 processor=self.processor,
-                rope_index=self.core.model.get_rope_index,
                 max_tokens=self.config.max_prompt_tokens,
             )
         return self._prompts[key]
@@ -236,10 +233,10 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
             f"model.name = {model.name!r}: cannot load it ({str(error).splitlines()[0]}). Give a hub id "
             "or a folder of a Qwen3-VL; a hub id needs network access once."
         ) from error
-    if core.config.model_type != "qwen3_vl":
+    if core.config.model_type != family.MODEL_TYPE:
         raise ValueError(
-            f"model.name = {model.name!r} is a {core.config.model_type}, not a qwen3_vl; this edition "
-            "trains Qwen3-VL models only."
+            f"model.name = {model.name!r} is a {core.config.model_type}, not a {family.MODEL_TYPE}; "
+            "this edition trains Qwen3-VL models only."
         )
     processor.image_processor.size = {
         "shortest_edge": model.min_pixels,
@@ -257,9 +254,9 @@ def hold_as_set(core: Any, model: ModelConfig, precision: Precision) -> None:
     Raises:
         ValueError: see `keep_embeddings_on_cpu`.
     """
-    use_linear_patch_embedding(core)
+    family.use_linear_patch_embedding(core)
     if model.float32_vision:
-        core.model.visual.float()
+        family.vision_tower(core).float()
     if precision.float32_residual:
         keep_residual_in_float32(core, precision.compute_dtype)
     if model.embeddings_on_cpu:
@@ -272,7 +269,7 @@ def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=LANGUAGE_LINEARS,
+        target_modules=family.LANGUAGE_LINEARS,
         task_type="CAUSAL_LM",
     )
 

@@ -13,17 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 
-def keep_residual_in_float32(core: Any, dtype: torch.dtype) -> None:
+
+def keep_residual_in_float32(core: Core, dtype: torch.dtype) -> None:
     """Install the casts on a Qwen3-VL's decoder.
 
     Args:
         dtype: of what lies between the norms: torch.float16.
     """
-    decoder = core.model.language_model
+    decoder = family.decoder(core)
     for layer in decoder.layers:
         layer.register_forward_pre_hook(_stream_to_float32, with_kwargs=True)
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+        for norm in family.layer_norms(layer):
             norm.register_forward_hook(_output_to(dtype))
     decoder.norm.register_forward_hook(_output_to(dtype))
     # The rotation follows the stream's type; queries and keys must have that of the values.

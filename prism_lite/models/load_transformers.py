@@ -1,17 +1,15 @@
-"""Loading a Qwen3-VL with transformers and bitsandbytes, and two mends that either loader needs."""
+"""Loading a Qwen3-VL with transformers and bitsandbytes, and a fix that either loader needs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import ModelConfig
 from prism_lite.models.device import Precision
-
-# transformers 5 matches these anchored: a plain "visual" would not skip the tower.
-SKIP_QUANTISATION = [r"lm_head", r".*visual.*"]
+from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 
 
 def load_with_transformers(path: str, model: ModelConfig, precision: Precision) -> Any:
@@ -23,7 +21,7 @@ def load_with_transformers(path: str, model: ModelConfig, precision: Precision) 
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=precision.compute_dtype,
-            llm_int8_skip_modules=SKIP_QUANTISATION,
+            llm_int8_skip_modules=NOT_QUANTISED,
         )
     return AutoModelForImageTextToText.from_pretrained(
         path,
@@ -35,21 +33,6 @@ def load_with_transformers(path: str, model: ModelConfig, precision: Precision) 
         },
         device_map={"": precision.device},
     )
-
-
-def use_linear_patch_embedding(core: Any) -> None:
-    """Replace the Conv3d patch embedding, whose kernel equals its stride, by the equal matmul.
-
-    The convolution is 10 to 50,000 times slower on some torch and card pairs.
-    """
-    embedding = core.model.visual.patch_embed
-    weight = embedding.proj.weight
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        patches = hidden_states.view(-1, weight[0].numel()).to(weight.dtype)
-        return nn.functional.linear(patches, weight.flatten(1), embedding.proj.bias)
-
-    embedding.forward = forward
 
 
 def keep_cpu_weights_unpacked(core: nn.Module) -> None:

@@ -22,6 +22,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from prism_lite.models.attention import TreeLayout
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.tree_attention import Kind, prepare
 from prism_lite.models.vision import PictureFeatures
@@ -217,7 +219,7 @@ def _spans(lengths: Sequence[int], start: int) -> tuple[tuple[int, int], ...]:
 
 
 def forward_pack(
-    core: Any,
+    core: Core,
     pack: Pack,
     features: Sequence[PictureFeatures],
     *,
@@ -237,14 +239,14 @@ def forward_pack(
     Returns:
         hidden_FD: final hidden states (after the last norm), prompts first, then branches.
     """
-    if core.model.language_model.gradient_checkpointing:
+    if family.decoder(core).gradient_checkpointing:
         # transformers checkpoints in training mode only; Qwen3-VL has no dropout to switch on
         core.train(checkpoint and torch.is_grad_enabled())
     return _run(core, pack, features, pack.layout, attention, None)
 
 
 def embed_pack(
-    core: Any, pack: Pack, features: Sequence[PictureFeatures]
+    core: Core, pack: Pack, features: Sequence[PictureFeatures]
 ) -> tuple[Tensor, list[Tensor]]:
     """Input embeddings [F, D], pictures in place, and the DeepStack levels of all visual tokens."""
     embeds_FD = core.get_input_embeddings()(pack.token_ids_F.to(core.device))
@@ -260,7 +262,7 @@ def embed_pack(
 
 
 def forward_branches(
-    core: Any, pack: Pack, states: Sequence[PromptStates], *, attention: Kind = "parts"
+    core: Core, pack: Pack, states: Sequence[PromptStates], *, attention: Kind = "parts"
 ) -> Tensor:
     """Run the decoder over the branches of a pack made `without_prompts`.
 
@@ -281,7 +283,7 @@ def forward_branches(
 
 @torch.no_grad()
 def prompt_states(
-    core: Any,
+    core: Core,
     prompts: Sequence[Prompt],
     features: Sequence[PictureFeatures],
     *,
@@ -306,7 +308,7 @@ def prompt_states(
 
 
 def _run(
-    core: Any,
+    core: Core,
     pack: Pack,
     features: Sequence[PictureFeatures],
     layout: TreeLayout,
@@ -314,15 +316,13 @@ def _run(
     cache: Any,
 ) -> Tensor:
     embeds_FD, deepstack = embed_pack(core, pack, features)
-    device = core.device
-    layout = dataclasses.replace(layout, cell_N=layout.cell_N.to(device))
-    output = core.model.language_model(
-        inputs_embeds=embeds_FD[None],
-        position_ids=pack.position_ids_3F[:, None].to(device),
-        visual_pos_masks=pack.is_picture_F[None].to(device) if deepstack else None,
-        deepstack_visual_embeds=deepstack or None,
-        past_key_values=cache,
-        use_cache=cache is not None,
+    layout = dataclasses.replace(layout, cell_N=layout.cell_N.to(core.device))
+    return family.run_decoder(
+        core,
+        embeds_FD,
+        pack.position_ids_3F,
+        is_picture_F=pack.is_picture_F,
+        deepstack=deepstack,
+        cache=cache,
         tree_call=prepare(core, layout, attention),
     )
-    return output.last_hidden_state[0]

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
+
 
 def tensor_to_cpu(tensor: Tensor) -> Tensor:
     """A copy in pinned memory, made while the card goes on; on the CPU the tensor itself."""
@@ -44,7 +47,7 @@ def modules_to_card(modules: list[nn.Module], device: torch.device) -> None:
         module.to(device)
 
 
-def enable_checkpointing(core: Any, *, offload: bool) -> None:
+def enable_checkpointing(core: Core, *, offload: bool) -> None:
     """Switch gradient checkpointing on.
 
     Args:
@@ -52,7 +55,7 @@ def enable_checkpointing(core: Any, *, offload: bool) -> None:
     """
     core.gradient_checkpointing_enable({"use_reentrant": False})
     if offload:
-        for layer in core.model.language_model.layers:
+        for layer in family.decoder_layers(core):
             layer._gradient_checkpointing_func = offloaded_checkpoint
 
 
@@ -92,7 +95,7 @@ class _Offloaded(torch.autograd.Function):
         return None, hidden.grad, None
 
 
-def keep_embeddings_on_cpu(core: Any) -> None:
+def keep_embeddings_on_cpu(core: Core) -> None:
     """Look input embeddings up in the CPU's memory and send the rows to the card.
 
     Raises:
@@ -108,12 +111,6 @@ def keep_embeddings_on_cpu(core: Any) -> None:
     modules_to_cpu([embedding])
     embedding.register_forward_pre_hook(lambda _module, args: (args[0].to("cpu"),))
     embedding.register_forward_hook(lambda _module, _args, rows: rows.to(device, non_blocking=True))
-
-
-def vision_parts(core: Any) -> list[nn.Module]:
-    """The tower but its small patch embedding, whose place tells where the model is."""
-    tower = core.model.visual
-    return [tower.blocks, tower.merger, tower.deepstack_merger_list, tower.pos_embed]
 
 
 @contextmanager

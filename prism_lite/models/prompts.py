@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.types import Picture, Sample
 
 IMAGE_MARK = "<image>"
@@ -68,12 +70,12 @@ def chat_messages(sample: Sample) -> list[dict[str, Any]]:
     return messages
 
 
-def encode_prompt(sample: Sample, *, processor: Any, rope_index: Any, max_tokens: int) -> Prompt:
+def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int) -> Prompt:
     """Tokenise a prompt and place it on the three M-RoPE axes.
 
     Args:
+        core: the model, asked for positions.
         processor: the model's processor.
-        rope_index: the model's `get_rope_index`.
         max_tokens: longest prompt accepted. A prompt is never truncated: visual tokens would be lost.
 
     Raises:
@@ -84,7 +86,7 @@ def encode_prompt(sample: Sample, *, processor: Any, rope_index: Any, max_tokens
         chat_messages(sample), tokenize=False, add_generation_prompt=True
     )
     grids = [picture_grid(picture, pictures) for picture in sample.pictures]
-    placeholder, merge = "<|image_pad|>", pictures.merge_size
+    placeholder, merge = family.PICTURE_TOKEN, pictures.merge_size
     pieces = text.split(placeholder)
     if len(pieces) != len(grids) + 1:
         raise ValueError(
@@ -101,12 +103,7 @@ def encode_prompt(sample: Sample, *, processor: Any, rope_index: Any, max_tokens
             f"{max_tokens}. Raise model.max_prompt_tokens, lower model.max_pixels, or drop the row."
         )
     is_picture = token_ids == tokenizer.convert_tokens_to_ids(placeholder)
-    position_ids, _ = rope_index(
-        token_ids[None],
-        is_picture[None].int(),
-        image_grid_thw=torch.tensor(grids) if grids else None,
-    )
-    position_ids = position_ids[:, 0]
+    position_ids = family.prompt_positions(core, token_ids, is_picture, grids)
     return Prompt(
         id=sample.id,
         token_ids_P=token_ids,
@@ -118,20 +115,10 @@ def encode_prompt(sample: Sample, *, processor: Any, rope_index: Any, max_tokens
 
 
 def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
-    """Patches of a picture along time, height and width, after the processor's resize."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    width, height = picture.size
-    patch = image_processor.patch_size
-    min_pixels, max_pixels = pixel_limits(picture, image_processor)
-    new_height, new_width = smart_resize(
-        height,
-        width,
-        factor=patch * image_processor.merge_size,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
+    """Return a picture's patches along time, height and width, after the processor's resize."""
+    return family.picture_grid(
+        picture.size, image_processor, *pixel_limits(picture, image_processor)
     )
-    return 1, new_height // patch, new_width // patch
 
 
 def pixel_limits(picture: Picture, image_processor: Any) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from prism_lite.models.attention import TreeAttention, TreeLayout, repeat_heads
+from prism_lite.models.families.qwen3_vl import Core
 
 IMPLEMENTATION = "prism_lite_tree"  # under this name transformers' layers find `_attention`
 Kind = Literal["parts", "mask", "flex"]
@@ -53,7 +54,7 @@ class TreeCall:
     mask: Any = None  # bool [F, K] or a BlockMask
 
 
-def prepare(core: Any, layout: TreeLayout, kind: Kind) -> TreeCall:
+def prepare(core: Core, layout: TreeLayout, kind: Kind) -> TreeCall:
     """Move a layout to the model's device, build the mask its kind needs, and be called for it."""
     core.config.text_config._attn_implementation = IMPLEMENTATION  # without a layout it is sdpa
     mask = None

@@ -15,6 +15,8 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from prism_lite.models import placement
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.picture_store import PictureStore, picture_name, tower_name
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
@@ -48,7 +50,7 @@ class VisionCache:
 
     def __init__(
         self,
-        core: Any,
+        core: Core,
         image_processor: Any,
         *,
         max_pictures: int,
@@ -73,7 +75,7 @@ class VisionCache:
         )
         self._tower: tuple[tuple[int, int], ...] = ()
         self._store: PictureStore | None = None
-        self._visitors = placement.vision_parts(core) if on_cpu else []
+        self._visitors = family.movable_tower_parts(core) if on_cpu else []
         placement.modules_to_cpu(self._visitors)
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
@@ -83,7 +85,7 @@ class VisionCache:
             ValueError: a picture cannot be read.
             RuntimeError: a file of the disk cache is damaged.
         """
-        parameters = list(self._core.model.visual.parameters())
+        parameters = list(family.vision_tower(self._core).parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return encode_pictures(self._core, self._image_processor, pictures) if pictures else []
         self._forget_other_towers(parameters)
@@ -124,7 +126,7 @@ class VisionCache:
 
     def put(self, picture: Picture, features: PictureFeatures) -> None:
         """Keep features that were made elsewhere, for the tower as it is now."""
-        self._forget_other_towers(list(self._core.model.visual.parameters()))
+        self._forget_other_towers(list(family.vision_tower(self._core).parameters()))
         self._remember(_key(picture), features)
 
     def _remember(self, key: Key, features: PictureFeatures) -> None:
@@ -140,7 +142,7 @@ class VisionCache:
 
     def _open_store(self, folder: Path) -> PictureStore:
         if self._store is None:
-            name = tower_name(self._core.model.visual, self._image_processor)
+            name = tower_name(family.vision_tower(self._core), self._image_processor)
             self._store = PictureStore(folder / name, self._disk_bytes)
         return self._store
 
@@ -160,29 +162,12 @@ def _from_tensors(tensors: dict[str, Tensor]) -> PictureFeatures:
 
 
 def encode_pictures(
-    core: Any, image_processor: Any, pictures: Sequence[Picture]
+    core: Core, image_processor: Any, pictures: Sequence[Picture]
 ) -> list[PictureFeatures]:
     """Run the vision tower on pictures, all of them in one pass; differentiable in its weights."""
-    device = core.device
     inputs = pixel_inputs(image_processor, pictures)
-    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-    return by_picture(core.model.get_image_features(pixels.to(device), grids.to(device)))
-
-
-def by_picture(output: Any) -> list[PictureFeatures]:
-    """The tower's output, picture by picture.
-
-    transformers 5.23 splits each DeepStack level like the merged features, 5.17 hands it over whole.
-    """
-    sizes = [len(merged) for merged in output.pooler_output]
-    levels = [
-        level.split(sizes) if isinstance(level, Tensor) else level
-        for level in output.deepstack_features
-    ]
-    return [
-        PictureFeatures(merged, tuple(deepstack))
-        for merged, *deepstack in zip(output.pooler_output, *levels, strict=True)
-    ]
+    encoded = family.encode_pixels(core, inputs["pixel_values"], inputs["image_grid_thw"])
+    return [PictureFeatures(merged_ND, deepstack) for merged_ND, deepstack in encoded]
 
 
 def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:

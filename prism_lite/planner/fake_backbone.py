@@ -24,11 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prism_lite.config import RunConfig
 from prism_lite.models.backbone import (
-    LANGUAGE_LINEARS,
     Backbone,
     hold_as_set,
 )
 from prism_lite.models.device import choose_precision
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
 from prism_lite.planner.architectures import Architecture
 
@@ -174,7 +174,7 @@ def build_backbone(
 
 def _quantise(core: Any, dtype: torch.dtype) -> None:
     for name, module in list(core.named_modules()):
-        if isinstance(module, nn.Linear) and re.fullmatch(LANGUAGE_LINEARS, name):
+        if isinstance(module, nn.Linear) and re.fullmatch(family.LANGUAGE_LINEARS, name):
             parent, _, leaf = name.rpartition(".")
             out_features, in_features = module.weight.shape
             stand_in = StandInLinear4bit(out_features, in_features, dtype)

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from prism_lite.config import RunConfig
 from prism_lite.discriminator.step import discriminator_step
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.families import qwen3_vl as family
 from prism_lite.planner.resident import Memory, fill_gradients
 from prism_lite.planner.tracker import Tracker, watch_layers, watch_tower
 from prism_lite.planner.workload import PhaseName, Stage, Workload, sampling_batch
@@ -39,9 +40,9 @@ def run_phase(
     phase: PhaseName,
 ) -> None:
     """One phase of a stage's step, marked by layers (train, judge) or drawn tokens (sample)."""
-    handles = watch_layers(tracker, backbone.core.model.language_model.layers)
+    handles = watch_layers(tracker, family.decoder_layers(backbone.core))
     handles.append(register_optimizer_step_pre_hook(lambda *_: tracker.mark(("optimizer",))))
-    handles += watch_tower(tracker, backbone.core.model.visual)
+    handles += watch_tower(tracker, family.vision_tower(backbone.core))
     tracker.mark((phase,))
     try:
         if phase == "sample":

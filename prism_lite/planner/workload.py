@@ -118,7 +118,7 @@ class Workload:
         return encode_prompt(
             sample,
             processor=self.backbone.processor,
-            rope_index=self.backbone.core.model.get_rope_index,
+            core=self.backbone.core,
             max_tokens=2**30,
         )
 

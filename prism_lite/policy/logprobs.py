@@ -5,15 +5,14 @@ Shape letters as in packing.py: N branch tokens, F flat positions, D hidden size
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 import triton_kernels as tk
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.packing import Pack
 
 
-def pack_logprobs(core: Any, pack: Pack, hidden_FD: Tensor, *, temperature: float = 1.0) -> Tensor:
+def pack_logprobs(core: Core, pack: Pack, hidden_FD: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Log-prob of every branch token of a pack.
 
     Args:

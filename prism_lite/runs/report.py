@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prism_lite.files import write_text
 from prism_lite.config import DiscriminatorConfig
-from prism_lite.models.load_transformers import SKIP_QUANTISATION
+from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 from prism_lite.runs.folder import RunFolder
 
 COLUMNS = (
@@ -244,7 +244,7 @@ def _usage(folder: RunFolder, compute_dtype: str) -> str:
     nf4 = folder.config.model.quantization == "nf4"
     quantisation = f"""nf4 = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.{compute_dtype}, llm_int8_skip_modules={SKIP_QUANTISATION},
+    bnb_4bit_compute_dtype=torch.{compute_dtype}, llm_int8_skip_modules={NOT_QUANTISED},
 )
 """
     return f"""Use the policy with plain PEFT, on the base it was trained on:

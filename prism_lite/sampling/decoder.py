@@ -15,11 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 
 Linear = Callable[[Tensor], Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_THd, k_TJd, v_TJd -> [T, H * d]
@@ -54,7 +58,7 @@ class LeanDecoder:
     float32_residual: bool
 
 
-def lean_decoder(core: Any, *, dense: bool, float32_residual: bool) -> LeanDecoder:
+def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDecoder:
     """Read the text model of a Qwen3-VL.
 
     Args:
@@ -62,7 +66,7 @@ def lean_decoder(core: Any, *, dense: bool, float32_residual: bool) -> LeanDecod
             as long as the result lives.
         float32_residual: keep the residual stream in float32, as models/float16.py does in training.
     """
-    text = core.model.language_model
+    text = family.decoder(core)
     first = text.layers[0].self_attn
     return LeanDecoder(
         layers=tuple(_lean_layer(layer, dense) for layer in text.layers),
@@ -78,42 +82,27 @@ def lean_decoder(core: Any, *, dense: bool, float32_residual: bool) -> LeanDecod
     )
 
 
-def dense_bytes(core: Any) -> int:
+def dense_bytes(core: Core) -> int:
     """Memory that `dense` takes: all linears of the text model in the compute dtype."""
-    layer = core.model.language_model.layers[0]
-    numbers = sum(m.in_features * m.out_features for modules in _linears(layer) for m in modules)
-    itemsize = layer.input_layernorm.weight.element_size()
-    return numbers * itemsize * len(core.model.language_model.layers)
-
-
-def _linears(layer: Any) -> tuple[tuple[Any, ...], ...]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-    )
+    layers = family.decoder_layers(core)
+    linears = chain(*family.layer_linears(layers[0]))
+    num_weights = sum(linear.in_features * linear.out_features for linear in linears)
+    norm, _ = family.layer_norms(layers[0])
+    return num_weights * norm.weight.element_size() * len(layers)
 
 
 def _lean_layer(layer: Any, dense: bool) -> LeanLayer:
-    dtype = layer.input_layernorm.weight.dtype
-    make = partial(_merged, dtype=dtype) if dense else _called
-    qkv, out, gate_up, down = (make(modules) for modules in _linears(layer))
-    attention = layer.self_attn
+    input_norm, post_norm = family.layer_norms(layer)
+    make = partial(_merged, dtype=input_norm.weight.dtype) if dense else _called
+    qkv, out, gate_up, down = (make(modules) for modules in family.layer_linears(layer))
     return LeanLayer(
         qkv=qkv,
         out=out,
         gate_up=gate_up,
         down=down,
-        input_norm_D=layer.input_layernorm.weight,
-        post_norm_D=layer.post_attention_layernorm.weight,
-        qk_norm=torch.cat(
-            [
-                attention.q_norm.weight.expand(attention.config.num_attention_heads, -1),
-                attention.k_norm.weight.expand(attention.config.num_key_value_heads, -1),
-            ]
-        ),
+        input_norm_D=input_norm.weight,
+        post_norm_D=post_norm.weight,
+        qk_norm=family.query_key_norms(layer),
     )
 
 

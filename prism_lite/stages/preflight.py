@@ -16,7 +16,8 @@ from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
-from prism_lite.data.stage_rows import SkippedRow, describe_skipped
+from prism_lite.data.formats.base import Finding
+from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
 from prism_lite.discriminator.part_tokens import part_tokens
 from prism_lite.models.backbone import Backbone, encode_samples
@@ -42,7 +43,7 @@ def read_prompts(
     """
     samples = {sample.key: sample for sample in all_samples(task)}
     stages = _stages_of(config, task)
-    bad: dict[str, SkippedRow] = {}
+    bad: dict[str, Finding] = {}
     for key, sample in track(
         samples.items(), "reading prompts", total=len(samples), console=console, transient=True
     ):
@@ -53,7 +54,7 @@ def read_prompts(
         except ValueError as error:
             if config.data.on_bad_row == "error":
                 raise
-            bad[key] = SkippedRow(sample.file, sample.row, "too_long", str(error))
+            bad[key] = Finding(sample.file, sample.row, "too_long", str(error))
     if bad:
         skipped = tuple(bad.values())
         console.print(describe_skipped(skipped), markup=False, highlight=False)

@@ -31,7 +31,7 @@ def test_prefill_logits_equal_transformers(make_backbone, quantization, dense):
     """Several pictures, no picture, different lengths; LoRA on NF4 and on plain weights."""
     backbone = make_backbone(tiny__steps=0, model__quantization=quantization)
     fill_adapter(backbone)
-    prompts = [backbone.prompt(sample, SYSTEM) for sample in mixed_samples()]
+    prompts = [backbone.prompt(sample.with_system_prompt(SYSTEM)) for sample in mixed_samples()]
     decoder = lean_decoder(backbone.core, dense=dense, float32_residual=False)
     pack = pack_trees([Tree(prompt, ()) for prompt in prompts])
     features = backbone.vision.features([p for prompt in prompts for p in prompt.pictures])
@@ -160,7 +160,7 @@ def test_trees_on_a_card_equal_the_bool_mask(random_backbone, kind):
     generator = torch.Generator().manual_seed(0)
     trees = [
         Tree(
-            random_backbone.prompt(sample, SYSTEM),
+            random_backbone.prompt(sample.with_system_prompt(SYSTEM)),
             tuple(torch.randint(20, 300, (n,), generator=generator) for n in (37, 5, 12)),
         )
         for sample in mixed_samples()

@@ -7,6 +7,7 @@ import torch
 
 from prism_lite.config import OptimConfig
 from prism_lite.models import placement
+from prism_lite.models.families import qwen3_vl
 from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.policy.logprobs import pack_logprobs
@@ -95,10 +96,12 @@ def test_the_tower_visits_the_card_only_for_new_pictures(make_backbone, task, mo
         assert torch.equal(a.merged_ND, b.merged_ND)
     assert not any(
         parameter is backbone.core.model.visual.patch_embed.proj.weight
-        for module in placement.vision_parts(backbone.core)
+        for module in qwen3_vl.movable_tower_parts(backbone.core)
         for parameter in module.parameters()
     ), "the patch embedding stays: its device is the model's"
-    in_parts = sum(p.numel() for m in placement.vision_parts(backbone.core) for p in m.parameters())
+    in_parts = sum(
+        p.numel() for m in qwen3_vl.movable_tower_parts(backbone.core) for p in m.parameters()
+    )
     tower = backbone.core.model.visual
     total = sum(p.numel() for p in tower.parameters())
     assert in_parts == total - sum(p.numel() for p in tower.patch_embed.parameters())

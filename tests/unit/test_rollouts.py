@@ -9,7 +9,7 @@ import torch
 
 from prism_lite.config import SamplingConfig
 from prism_lite.digits import lessons
-from prism_lite.models.backbone import SUPPRESSED_TOKENS
+from prism_lite.models.families.qwen3_vl import PICTURE_TOKENS
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
 from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_rows
@@ -47,7 +47,7 @@ def test_greedy_rollouts_equal_generate_token_for_token(backbone, task):
     fill_adapter(backbone)
     samples = different_prompts(task)
     groups = sample_many(backbone, task, samples, sampling=GREEDY)
-    suppressed = backbone.tokenizer.convert_tokens_to_ids(list(SUPPRESSED_TOKENS))
+    suppressed = backbone.tokenizer.convert_tokens_to_ids(list(PICTURE_TOKENS))
     lengths = set()
     for sample, group in zip(samples, groups, strict=True):
         messages = [

@@ -12,10 +12,14 @@ from data_defects_files import FILE_DEFECTS
 from data_rows import GOOD, QUESTION, ROW, TEXT, TRIPLE, png, user, write_jsonl
 from PIL import Image
 
-from prism_lite.cli.data import main_check
-from prism_lite.data.checks import check as doctor
-from prism_lite.data.checks.check import CheckRules, check
+from prism_lite.__main__ import main
+from prism_lite.config import DataConfig
+from prism_lite.data.checks import check as check_module
+from prism_lite.data.checks.check import check
+from prism_lite.data.checks.rules import CheckRules
+from prism_lite.data.formats.base import Finding
 from prism_lite.data.formats.load import load_samples
+from prism_lite.data.stage_rows import read_file, rows_for
 
 
 @pytest.fixture
@@ -66,7 +70,7 @@ def test_each_file_defect_is_named(name, folder):
     assert dict(report.counts) == {kind: 1}, report.findings
     assert report.findings[0].row == row
     assert file_name in report.findings[0].message
-    assert main_check(path) == 2
+    assert main(["data", "check", str(path)]) == 2
 
 
 def test_enough_kinds():
@@ -81,19 +85,19 @@ class TestReport:
         report = check(path)
         assert report.ok and report.num_clean == 2 and report.convention == "prompt"
         assert f"[user] <image>{QUESTION}" in report.first_sample
-        assert main_check(path) == 0
+        assert main(["data", "check", str(path)]) == 0
         printed = capsys.readouterr().out
         assert "2 rows, 2 clean" in printed and "[answer] 3" in printed
 
     def test_counts_are_exact_and_messages_capped(self, folder, monkeypatch, capsys):
-        monkeypatch.setattr(doctor, "MAX_KEPT_PER_KIND", 3)
+        monkeypatch.setattr(check_module, "MAX_KEPT_PER_KIND", 3)
         rows = [{**TEXT, "prompt": user(f"q{i}"), "answer": ""} for i in range(10)]
         path = write_jsonl(folder / "x.jsonl", [TEXT, *rows, {"a": 1}])
         report = check(path)
         assert dict(report.counts) == {"empty_answer": 10, "mixed_formats": 1}
         assert len(report.findings) == 4
-        assert main_check(path, num_shown=2) == 2
-        assert "... and 8 more" in capsys.readouterr().out
+        assert main(["data", "check", str(path)]) == 2
+        assert "... and 7 more" in capsys.readouterr().out
 
     def test_stage_demands_fields(self, folder):
         path = write_jsonl(folder / "x.jsonl", [TEXT])
@@ -117,6 +121,20 @@ class TestReport:
         with pytest.raises(ValueError, match="does not exist"):
             check(train, eval_path=folder / "gone.jsonl")
 
+    def test_duplicates_in_files_of_one_name(self, folder):
+        for name in ("one", "two"):
+            (folder / "parts" / name).mkdir(parents=True)
+            write_jsonl(folder / "parts" / name / "x.jsonl", [TEXT])
+        report = check(folder / "parts")
+        assert dict(report.counts) == {"duplicate_row": 1}
+        assert report.findings[0].file == str(folder / "parts" / "two" / "x.jsonl")
+
+    def test_id_of_a_duplicate_row_counts_for_no_other(self, folder):
+        other = {**TEXT, "prompt": user("What is 2 + 2?"), "answer": "4"}
+        rows = [{**TEXT, "id": "a"}, {**TEXT, "id": "b"}, {**other, "id": "b"}]
+        report = check(write_jsonl(folder / "x.jsonl", rows))
+        assert dict(report.counts) == {"duplicate_row": 1}
+
     def test_headers_alone_when_asked(self, folder):
         path = write_jsonl(folder / "x.jsonl", [{**GOOD, "images": ["cut.jpg"]}])
         assert not check(path).ok
@@ -124,14 +142,13 @@ class TestReport:
 
     def test_clean_samples_for_training(self, folder):
         path = write_jsonl(folder / "x.jsonl", [GOOD, {**GOOD, "answer": ""}, TEXT])
+        stored = read_file(DataConfig(), str(path))
         with pytest.raises(ValueError, match=r"line 2: the answer is empty"):
-            doctor.clean_samples(load_samples(path).rows(), CheckRules())
-        samples, skipped = doctor.clean_samples(
-            load_samples(path).rows(), CheckRules(), on_bad_row="skip"
-        )
+            rows_for(DataConfig(), stored, "rlvr")
+        samples, skipped = rows_for(DataConfig(on_bad_row="skip"), stored, "rlvr")
         assert [s.id for s in samples] == ["1", "3"]
         message = "x.jsonl, line 2: the answer is empty; write it or drop the row."
-        assert skipped == [doctor.Finding("empty_answer", 2, message, str(path))]
+        assert skipped == [Finding(str(path), 2, "empty_answer", message)]
 
     def test_training_refuses_what_the_check_names(self, folder):
         path = write_jsonl(folder / "x.jsonl", [GOOD, {**GOOD, "images": []}])

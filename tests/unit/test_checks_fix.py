@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from data_rows import GOOD, TEXT, png, write_jsonl
 
-from prism_lite.cli.data import main_check
-from prism_lite.data.checks.check import CheckRules, check
+from prism_lite.__main__ import main
+from prism_lite.data.checks.check import check
 from prism_lite.data.checks.fix import write_fixed
+from prism_lite.data.checks.rules import CheckRules
 from prism_lite.data.formats.load import load_samples
 
 
@@ -27,7 +28,7 @@ class TestFix:
         with path.open("a") as stream:
             stream.write("{broken\n")
         out = folder / "clean.jsonl"
-        assert main_check(path, fix=out) == 2
+        assert main(["data", "check", str(path), "--fix", str(out)]) == 2
         assert [json.loads(line) for line in out.read_text().splitlines()] == [
             GOOD,
             {**GOOD, "answer": "4"},
@@ -82,7 +83,7 @@ class TestFix:
 
     def test_source_that_breaks_off_writes_nothing(self, folder):
         path = folder / "x.json"
-        path.write_text("[" + json.dumps(TEXT))
+        path.write_text(f"[{json.dumps(TEXT)}, {json.dumps(GOOD)}")
         with pytest.raises(ValueError, match="nothing was written"):
             write_fixed(load_samples(path), folder / "y.jsonl", rules=CheckRules())
         assert not list(folder.glob("y*"))
