@@ -192,6 +192,12 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path, load, code, name, words
     assert "\n" not in str(caught.value)
 
 
+def test_a_function_built_into_python_is_refused_for_its_signature():
+    (reward,) = load_rewards(micro_recipe(rlvr__rewards={"builtins:len": 1.0}))
+    with pytest.raises(ValueError, match=r"reward len \(builtins\) cannot be called"):
+        check_user_function(reward, [group("a").sample])
+
+
 def test_a_module_that_cannot_be_imported_is_named():
     with pytest.raises(ValueError, match=r"importing no_such_package\.text failed.*Install it"):
         load_rewards(micro_recipe(rlvr__rewards={"no_such_package.text:f": 1}))
@@ -219,7 +225,10 @@ FAILURES = [
     ("return [float('inf'), 0.0]", "line 2: ValueError: it returned inf"),
     ("return ['good', 'bad']", "line 2: TypeError: must be real number, not str"),
     ("return None", "line 2: TypeError: 'NoneType' object is not iterable"),
-    ("n = len(prompts)\n    return [1 / (n - 2)] * n", "line 4: ZeroDivisionError: division by zero"),
+    (
+        "n = len(prompts)\n    return [1 / (n - 2)] * n",
+        "line 4: ZeroDivisionError: division by zero",
+    ),
     ("return [c[0]['content'] for c in completions]", "line 3: .*each completion, which is a text"),
 ]
 
@@ -227,7 +236,9 @@ FAILURES = [
 @pytest.mark.parametrize(("body", "words"), FAILURES)
 def test_the_made_up_row_finds_what_always_fails(load, body, words):
     reward = load(f"\ndef f(prompts, completions, **columns):\n    {body}\n")
-    with pytest.raises(ValueError, match=rf"reward f failed for prompt a: .*my_rewards\.py, {words}"):
+    with pytest.raises(
+        ValueError, match=rf"reward f failed for prompt a: .*my_rewards\.py, {words}"
+    ):
         check_user_function(reward, [group("a").sample])
 
 
@@ -265,7 +276,9 @@ def test_a_failure_that_does_not_happen_again_names_all_prompts(load):
             return [0.0] * (len(prompts) - (len(calls) == 1))
         """
     )
-    with pytest.raises(ValueError, match=r"for prompt a, b \(rows, line 2\): .* it returned 3 values"):
+    with pytest.raises(
+        ValueError, match=r"for prompt a, b \(rows, line 2\): .* it returned 3 values"
+    ):
         rewards_of(GROUPS, [reward])
 
 
@@ -293,7 +306,9 @@ def test_a_reward_file_that_changed_is_refused_once_a_stage_has_used_it(tmp_path
     check_same_rewards(tmp_path, config, changed)  # no stage has used it
     (tmp_path / "stages" / "align").mkdir(parents=True)
     check_same_rewards(tmp_path, config, changed)
-    with pytest.raises(ValueError, match=r"brevity, .*my_rewards\.py, has changed since stage align"):
+    with pytest.raises(
+        ValueError, match=r"brevity, .*my_rewards\.py, has changed since stage align"
+    ):
         check_same_rewards(tmp_path, micro_recipe(align__mode="rlvr"), changed)
     (tmp_path / "stages" / "rlvr").mkdir()
     with pytest.raises(ValueError, match=r"stage rlvr .*put the former file back, remove .*/rlvr"):
