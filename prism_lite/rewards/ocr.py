@@ -4,52 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from rapidfuzz.distance.Levenshtein import distance as edit_distance
+
 from prism_lite.rewards.format import Completion, answer_of
-
-MAX_CHARACTERS = 4000  # quadratic work beyond this would stall a step
-
-
-def edit_distance(left: str, right: str) -> int:
-    """Levenshtein distance: insertions, deletions and replacements, each 1.
-
-    Two rows of the table of Wagner and Fischer (1974), after the common ends are cut off.
-    """
-    while left and right and left[0] == right[0]:
-        start = next(
-            (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
-            min(len(left), len(right)),
-        )
-        left, right = left[start:], right[start:]
-    while left and right and left[-1] == right[-1]:
-        left, right = left[:-1], right[:-1]
-    if len(left) < len(right):
-        left, right = right, left
-    if not right:
-        return len(left)
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, start=1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(right, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
-    return row[-1]
 
 
 def edit_similarity(predicted: str, gold: str, *, ignore_case: bool = False) -> float:
-    """1 - distance / longer length, after white space is collapsed: 1 for equal texts, 0 for none
-    alike.
+    """Return 1 - Levenshtein distance / longer length, after white space is collapsed.
 
-    Texts beyond MAX_CHARACTERS are compared by their first characters; the missing rest counts as
-    wrong, so cutting never raises the similarity of unequal lengths.
+    It is 1 for equal texts and 0 for texts with nothing in common or two empty ones.
     """
     predicted, gold = " ".join(predicted.split()), " ".join(gold.split())
     if ignore_case:
         predicted, gold = predicted.casefold(), gold.casefold()
-    if predicted == gold:
-        return float(bool(gold))
     longer = max(len(predicted), len(gold))
-    distance = edit_distance(predicted[:MAX_CHARACTERS], gold[:MAX_CHARACTERS])
-    rest = max(longer - MAX_CHARACTERS, 0)
-    return max(0.0, 1.0 - (distance + rest) / longer)
+    return 1.0 - edit_distance(predicted, gold) / longer if longer else 0.0
 
 
 def ocr_reward(
@@ -68,6 +37,9 @@ def ocr_reward(
 
     Returns:
         R rewards in 0..1.
+
+    Raises:
+        ValueError: `answer` and `completions` differ in length.
     """
     if len(answer) != len(completions):
         raise ValueError(
