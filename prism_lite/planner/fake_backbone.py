@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from prism_lite.config import RunConfig
 from prism_lite.models.backbone import (
     Backbone,
-    hold_as_set,
+    apply_model_settings,
 )
 from prism_lite.models.device import choose_precision
 from prism_lite.models.families import qwen3_vl as family
@@ -167,7 +167,7 @@ def build_backbone(
             _quantise(core, dtype)
         planned = dataclasses.replace(config.model, compute_dtype=str(dtype).removeprefix("torch."))
         precision = choose_precision(planned, None)
-        hold_as_set(core, config.model, precision)
+        apply_model_settings(core, config.model, precision)
         _fill_up(core.model.visual.blocks, architecture.tower_depth)
         return Backbone(core, processor, config.model, config.lora, precision, "simulated")
 

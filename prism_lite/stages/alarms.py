@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts
 from prism_lite.discriminator.step import GameScores
 from prism_lite.runs.folder import RunFolder
 from prism_lite.stages import guards

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
-from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts, cut_metrics
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
 from prism_lite.discriminator.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
 from prism_lite.discriminator.step import Judged, discriminator_step
 from prism_lite.models.optim import learning_rate_at, make_optimizer

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from prism_lite.discriminator.metrics import about_cuts, cut_metrics
 from prism_lite.discriminator.model import discriminator_for
-from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.part_tokens import about_cuts, cut_metrics, read_text
 from prism_lite.discriminator.probes import artefact_auc
 from prism_lite.files import read_jsonl
 from prism_lite.parts import Parts

@@ -27,9 +27,7 @@ def pack_of(backbone, discriminator, task):
 
 
 def is_completion(pack) -> torch.Tensor:
-    is_own_F = torch.zeros(len(pack.token_ids_F), dtype=torch.bool)
-    is_own_F[pack.own_N] = True
-    return is_own_F
+    return torch.arange(len(pack.token_ids_F)) >= pack.layout.first_branch_token
 
 
 def test_at_the_start_hidden_states_are_exactly_the_trunks(backbone, task):
@@ -118,14 +116,13 @@ def test_the_sum_over_experts_equals_a_plain_loop(backbone, task):
         with discriminator._attached(backbone, pack):
             backbone.hidden_states(pack)
         handle.remove()
-        x_FD = seen[0].flatten(0, 1)
-        own_N = pack.own_N
+        x_ND = seen[0].flatten(0, 1)[is_completion(pack)]
         delta_ND, routing = discriminator._mix(
-            discriminator.experts[0], x_FD[own_N], discriminator._allowed(pack)
+            discriminator.experts[0], x_ND, discriminator._allowed(pack)
         )
     layer = discriminator.experts[0]
-    for n in range(0, len(own_N), 7):
-        x_D = x_FD[own_N[n]]
+    for n in range(0, len(x_ND), 7):
+        x_D = x_ND[n]
         first = 2 * int(pack.branch_N[n] % 2)
         chosen = torch.softmax((layer.router @ x_D)[first : first + 2], 0)
         expected_D = sum(
