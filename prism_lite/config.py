@@ -13,7 +13,7 @@ import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(ge=0, le=1)]
-_FORBID_EXTRA: pydantic.ConfigDict = {"extra": "forbid"}
+_FORBID_EXTRA: pydantic.ConfigDict = {"extra": "forbid", "allow_inf_nan": False}
 
 
 # Policy losses, by TRL's names (METHOD.md section 11); "dapo" is a mean over the batch's tokens.
@@ -22,7 +22,9 @@ PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "c
 AlignMode = Literal["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]
 RewardScale = Literal["group", "batch", "none"]
 RewardCombination = Literal["sum_then_normalize", "normalize_then_sum"]
-KlKind = Literal["k1", "abs", "k2", "k3", "full"]
+KlKind = Literal["k1", "k2", "k3"]
+# A reward of rlvr.rewards is one of these, package.module:function, or path/to/file.py:function.
+BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
 Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
 
 
@@ -208,6 +210,20 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True)
+class PolicyLossConfig:
+    """The loss of the policy on its own rollouts, in alignment and in RLVR."""
+
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    name: PolicyLoss = "dapo"
+    clip_low: PositiveFloat = 0.2  # the ratio's bounds are 1 - low and 1 + high (cispo: 1 + high)
+    clip_high: PositiveFloat = 0.2
+    clip_dual: Annotated[float, Field(gt=1)] | None = 3.0  # bound of the ratio where A < 0
+    sapo_temperature_positive: PositiveFloat = 1.0
+    sapo_temperature_negative: PositiveFloat = 1.05
+    entropy_weight: NonNegativeFloat = 0.0  # bonus per nat of mean token entropy
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """Stage 3: the adversarial game, or what it is compared with. METHOD section 3."""
 
@@ -218,6 +234,8 @@ class AlignConfig:
     steps: NonNegativeInt = 30
     prompts_per_step: PositiveInt = 8
     group_size: PositiveInt = 8
+    num_minibatches: PositiveInt = 1  # optimizer steps per batch of rollouts
+    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     alpha: Share = 0.5  # weight of perception; reasoning has the rest
     malformed_penalty: NonNegativeFloat = 1.5
     # The modes other than "align" need an answer in every row of data.align; their verifiable
@@ -225,7 +243,6 @@ class AlignConfig:
     mode: AlignMode = "align"
     weight: NonNegativeFloat = 1.0  # of the discriminator's advantage, in those modes
     wrong_penalty: NonNegativeFloat = 1.0  # in those modes that subtract one
-    length_debias: NonNegativeFloat = 0.0  # beta: a score less beta * log(1 + tokens of the part)
     # Share of earlier rollouts in the discriminator's batch, against forgetting; 0.5 in RARO.
     replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     replay_prompts: PositiveInt = 256  # whose rollouts are kept, in memory and in checkpoints
@@ -236,7 +253,7 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Where the LLM judge of RLVR is; used only where `rlvr.judge_weight` is above 0."""
+    """Where the LLM judge of RLVR is; used only where `rlvr.rewards` names `judge`."""
 
     __pydantic_config__: ClassVar = _FORBID_EXTRA
     base_url: str = ""  # OpenAI-compatible, up to and with "/v1"
@@ -256,26 +273,15 @@ class RlvrConfig:
     prompts_per_step: PositiveInt = 8
     group_size: PositiveInt = 8
     num_minibatches: PositiveInt = 1  # optimizer steps per batch of rollouts
-    # Official numbers of the algorithm (recipes/rlvr/NAME.yaml) for what the recipe does not set.
-    algorithm: Literal["grpo", "dapo", "gspo"] = "grpo"
-    loss: PolicyLoss = "dapo"
-    clip_low: PositiveFloat = 0.2  # the ratio's bounds are 1 - low and 1 + high (cispo: 1 + high)
-    clip_high: PositiveFloat = 0.2
-    clip_dual: Annotated[float, Field(gt=1)] | None = 3.0  # bound of the ratio where A < 0
-    sapo_temperature_positive: PositiveFloat = 1.0
-    sapo_temperature_negative: PositiveFloat = 1.05
+    # Official numbers of an algorithm (recipes/rlvr/NAME.yaml) for what the recipe does not set.
+    preset: Literal["grpo", "dapo", "gspo"] = "grpo"
+    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     kl_weight: NonNegativeFloat = 0.0  # 0: no reference is held or run
     kl_kind: KlKind = "k3"  # k1 in the loss has a gradient of mean zero: use it in the reward
     kl_in: Literal["loss", "reward"] = "loss"  # the reward's is summed over a rollout's tokens
     kl_reference: Literal["start", "base"] = "start"  # the stage's first policy, or no adapter
-    entropy_weight: NonNegativeFloat = 0.0  # bonus per nat of mean token entropy
-    accuracy_weight: NonNegativeFloat = 0.8
-    format_weight: NonNegativeFloat = 0.2
-    ocr_weight: NonNegativeFloat = 0.0  # edit similarity with the gold text
-    boxes_weight: NonNegativeFloat = 0.0  # IoU with the boxes in the gold answer
-    judge_weight: NonNegativeFloat = 0.0  # 1 where the verifier or an LLM accepts the answer
+    rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 0.8, "format": 0.2})
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    overlong_weight: NonNegativeFloat = 0.0  # of DAPO's soft penalty on long completions
     overlong_buffer: Annotated[float, Field(gt=0, le=1)] = 0.5  # share of the limit it acts in
     mask_truncated: bool = False  # rollouts cut at the limit take no part in the loss
     scale: RewardScale = "group"  # deviation that advantages are divided by

@@ -23,15 +23,16 @@ from prism_lite.discriminator.model import save_discriminator
 from prism_lite.files import cache_folder, write_text
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine, peak_gib, start_peak
+from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import report
-from prism_lite.runs.environment import check_same_data, write_environment
+from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, check_folder, open_run
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
-from prism_lite.stages.preflight import _check_stages, read_prompts
+from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
@@ -79,10 +80,13 @@ def run(
     check_trackers(config)
     check_folder(Path(out), config)
     check_same_data(Path(out), config.data)
+    rewards = load_rewards(config)
+    check_same_rewards(Path(out), config, rewards)
     if config.data.task == "files":
         console.print("reading and checking the data")
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
-    _check_stages(config, Path(out), stages, task)
+    check_stages(config, Path(out), stages, task)
+    check_rewards(config, rewards, stages, task)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
@@ -91,11 +95,11 @@ def run(
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
-    _check_stages(config, Path(out), stages, task)  # rows may have been left out
+    check_stages(config, Path(out), stages, task)  # rows may have been left out
     with open_run(Path(out), config, console, backbone.device) as folder:
         _write_skipped(folder, task)
-        context = Context(config, folder, backbone, task)
-        write_environment(folder.path, config, backbone.core)
+        context = Context(config, folder, backbone, task, rewards)
+        write_environment(folder.path, config, backbone.core, rewards)
         if not folder.results().get("stages", {}).get("base"):
             _evaluate(context, "base", {"seconds": base_s})
         for stage in stages:

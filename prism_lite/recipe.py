@@ -1,7 +1,7 @@
 """Recipes: YAML overlays on the settings of `config.py`, with overrides, checked as a whole.
 
-`load_recipe(name_or_file, overrides)` reads a recipe, applies `key=value` overrides and checks every
-value. An unknown key is an error that names the nearest known one.
+`load_recipe(name_or_file, overrides)` reads a recipe over the one it `extends`, applies `key=value`
+overrides and checks every value. An unknown key is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -9,21 +9,38 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 import yaml
 
-from prism_lite.config import RlvrConfig, RunConfig
+from prism_lite.config import BUILT_IN_REWARDS, PolicyLoss, RlvrConfig, RunConfig
 
 RECIPES = Path(__file__).with_name("recipes")
+_LOSS_SETTINGS = (
+    "clip_low", "clip_high", "clip_dual", "sapo_temperature_positive", "sapo_temperature_negative",
+    "entropy_weight",
+)  # fmt: skip
+# Settings ("key") and values ("key=value") of earlier versions, and what has become of them.
+_OLD_SETTINGS = {
+    "rlvr.algorithm": "is now called rlvr.preset",
+    "align.length_debias": "was removed: no recipe used it, and no measurement showed a gain",
+    "rlvr.kl_kind=abs": "was removed: it does not estimate the KL divergence; use k2 or k3",
+    "rlvr.kl_kind=full": "was removed: k3 estimates the same from the sampled tokens; use k3",
+    **{f"rlvr.loss={name}": f"is now rlvr.loss.name={name}" for name in get_args(PolicyLoss)},
+    **{f"rlvr.{name}": f"is now called rlvr.loss.{name}" for name in _LOSS_SETTINGS},
+    **{
+        f"rlvr.{name}_weight": f"is now called rlvr.rewards.{name}; a reward of weight 0 is left out"
+        for name in BUILT_IN_REWARDS
+    },
+}
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    """Return the names of the recipes that ship with the package, without their shared bases."""
+    return sorted(path.stem for path in RECIPES.glob("[!_]*.yaml"))
 
 
 def load_recipe(
@@ -34,18 +51,36 @@ def load_recipe(
     Args:
         recipe: a shipped name ("tiny") or a YAML file.
         overrides: "align.group_size=8" strings, or a mapping of dotted keys to values.
+            `rlvr.rewards.NAME=WEIGHT` sets one reward and keeps the others; NAME may hold dots.
 
     Raises:
-        ValueError: no such recipe, unknown key (the nearest one is named), or a value of the wrong
-            type or range.
+        ValueError: the recipe does not exist or extends itself, a key is unknown (the nearest one is
+            named), or a value has the wrong type or range.
     """
-    path = RECIPES / f"{recipe}.yaml"
-    if not path.exists():
-        path = Path(recipe)
-    if not path.is_file():
-        raise ValueError(
-            f"no recipe {str(recipe)!r}: give one of {', '.join(recipe_names())}, or a YAML file."
-        )
+    values = _read_recipe(_recipe_path(recipe, Path()))
+    # Single rewards last: they are added to those of the recipe, or of the preset that is then known.
+    items = _override_items(overrides)
+    for key, value in sorted(items, key=lambda item: item[0].startswith("rlvr.rewards.")):
+        _set_dotted(values, key, value)
+    return parse_config(values)
+
+
+def _recipe_path(recipe: str | Path, folder: Path) -> Path:
+    """Return the file of a shipped recipe, or of a file relative to `folder`."""
+    for path in (RECIPES / f"{recipe}.yaml", folder / recipe):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"no recipe {str(recipe)!r}: give one of {', '.join(recipe_names())}, or a YAML file."
+    )
+
+
+def _read_recipe(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe file over the recipes that it extends."""
+    chain = (*extended_by, path.resolve())
+    if len(set(chain)) < len(chain):
+        names = " extends ".join(file.name for file in chain)
+        raise ValueError(f"recipe {chain[0]} has a circle: {names}. Remove one of these `extends`.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -54,10 +89,15 @@ def load_recipe(
         raise ValueError(
             f"recipe {path} must be a mapping of settings, got {type(values).__name__}."
         )
-    values.setdefault("recipe", path.stem)
-    for key, value in _override_items(overrides):
-        _set_dotted(values, key, value)
-    return parse_config(values)
+    values = {"recipe": path.stem} | values
+    if "extends" not in values:
+        return values
+    base = values.pop("extends")
+    if not isinstance(base, str):
+        raise ValueError(
+            f"recipe {path}: extends = {base!r}, expected the name or the file of one recipe."
+        )
+    return _merged(_read_recipe(_recipe_path(base, path.parent), chain), values)
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -66,9 +106,15 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValueError: as `load_recipe`.
     """
+    for key, value in _leaves(values):
+        change = _OLD_SETTINGS.get(key)
+        if change is None and (change := _OLD_SETTINGS.get(f"{key}={value}")):
+            key = f"{key} = {value}"
+        if change:
+            raise ValueError(f"setting {key} {change}.")
     try:
         # Over the defaults: a recipe that sets only a stage's learning rate keeps its schedule.
-        defaults = _merged(to_dict(RunConfig()), {"rlvr": _algorithm_settings(values)})
+        defaults = _merged(to_dict(RunConfig()), {"rlvr": _preset_settings(values)})
         config = pydantic.TypeAdapter(RunConfig).validate_python(_merged(defaults, values))
     except pydantic.ValidationError as error:
         raise ValueError(_first_problem(error)) from None
@@ -76,23 +122,33 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def _algorithm_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `rlvr.algorithm` sets; an unknown one sets nothing and fails the check of values."""
+def _preset_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `rlvr.preset` sets; an unknown one sets nothing and fails the check of values."""
     rlvr = values.get("rlvr")
-    name = rlvr.get("algorithm") if isinstance(rlvr, Mapping) else None
-    path = RECIPES / "rlvr" / f"{name or RlvrConfig.algorithm}.yaml"
+    name = rlvr.get("preset") if isinstance(rlvr, Mapping) else None
+    path = RECIPES / "rlvr" / f"{name or RlvrConfig.preset}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Merge section by section; a setting whose value is a mapping (rlvr.rewards) is replaced."""
     merged = dict(under)
     for key, value in over.items():
         below = under.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = _merged(below, value)
+        is_section = f"{prefix}{key}" not in known_keys()
+        if is_section and isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = _merged(below, value, f"{prefix}{key}.")
         else:
             merged[key] = value
     return merged
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def read_run(path: str | Path) -> RunConfig:
@@ -133,6 +189,11 @@ def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
+    if key.startswith("rlvr.rewards."):
+        parents, leaf = ["rlvr", "rewards"], key.removeprefix("rlvr.rewards.")
+        rlvr = values.get("rlvr")
+        if not isinstance(rlvr, dict) or "rewards" not in rlvr:
+            _set_dotted(values, "rlvr.rewards", _preset_settings(values).get("rewards", {}))
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
@@ -210,11 +271,7 @@ def _check_across_fields(config: RunConfig) -> None:
             "off: set model.gradient_checkpointing=true too."
         )
     rlvr = config.rlvr
-    if rlvr.judge_weight > 0 and not (rlvr.judge.base_url and rlvr.judge.model):
-        raise ValueError(
-            "rlvr.judge_weight is above 0, and the judge is not named: set rlvr.judge.base_url (like "
-            "http://localhost:8000/v1) and rlvr.judge.model."
-        )
+    _check_rewards(rlvr)
     if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
         raise ValueError(
             f"rlvr.combine = normalize_then_sum standardises each reward in its group by itself: it "
@@ -230,3 +287,32 @@ def _check_across_fields(config: RunConfig) -> None:
             raise ValueError(
                 f"{stage}.group_size = {group_size}: a group needs at least 2 rollouts."
             )
+
+
+def _check_rewards(rlvr: RlvrConfig) -> None:
+    if not rlvr.rewards:
+        raise ValueError("rlvr.rewards is empty: name at least one reward, as {accuracy: 1.0}.")
+    for name, weight in rlvr.rewards.items():
+        if ":" not in name and name not in BUILT_IN_REWARDS:
+            near = difflib.get_close_matches(name, BUILT_IN_REWARDS, 1, 0.6)
+            raise ValueError(
+                f"rlvr.rewards.{name}: expected {', '.join(BUILT_IN_REWARDS)}, package.module:function "
+                f"or path/to/file.py:function{f'; did you mean {near[0]}?' if near else '.'}"
+            )
+        if weight == 0:
+            raise ValueError(
+                f"rlvr.rewards.{name} = 0 has no effect: leave the name out of rlvr.rewards, as in "
+                "rlvr.rewards='{accuracy: 1.0}'."
+            )
+    function_names = [name.rpartition(":")[2] for name in rlvr.rewards]
+    for name in function_names:
+        if function_names.count(name) > 1:
+            raise ValueError(
+                f"rlvr.rewards has two rewards called {name}, and metrics are named after them: "
+                "rename one of the functions."
+            )
+    if "judge" in rlvr.rewards and not (rlvr.judge.base_url and rlvr.judge.model):
+        raise ValueError(
+            "rlvr.rewards has judge, and the judge is not named: set rlvr.judge.base_url (like "
+            "http://localhost:8000/v1) and rlvr.judge.model."
+        )

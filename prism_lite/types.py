@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -108,6 +108,7 @@ class Sample:
         source: file and row, for error messages: two files of the same name look alike in it.
         file: path or hub id of the data file, as it was given; "" where none was read.
         row: number in that file, from 1.
+        columns: the fields of the row as stored, without pictures, for the user's reward functions.
     """
 
     id: str
@@ -123,6 +124,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     file: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> str:

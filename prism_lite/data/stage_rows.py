@@ -103,11 +103,14 @@ def _fingerprint(pictures: Sequence[Picture]) -> str:
 
 
 def rows_for(
-    data: DataConfig, stored: StoredFile, stage: DataStage
+    data: DataConfig, stored: StoredFile, stage: DataStage, *, needed: str | None = None
 ) -> tuple[tuple[Sample, ...], list[Finding]]:
-    """Return the rows that hold what a stage needs, and the first defect of each bad row.
+    """Return the rows that hold the field `needed`, and the first defect of each bad row.
 
     Rows for other stages are in neither.
+
+    Args:
+        needed: default: the field that the stage needs.
 
     Raises:
         ValueError: the first bad row, where data.on_bad_row is "error".
@@ -120,7 +123,7 @@ def rows_for(
         if findings:
             _raise_if_bad(findings[0], data)
             skipped.append(findings[0])
-        elif isinstance(row, Sample) and getattr(row, needed_by(stage)):
+        elif isinstance(row, Sample) and getattr(row, needed or needed_by(stage)):
             samples.append(row)
     return tuple(samples), skipped
 

@@ -162,7 +162,8 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
     sft = rows.of("train", "sft") if config.sft.steps else ()
     warmup = rows.of("warmup", "warmup")
     align = rows.of("align", "align")
-    rlvr = rows.of("rlvr", "rlvr")
+    reads_answers = {"accuracy", "ocr", "boxes", "judge"} & config.rlvr.rewards.keys()
+    rlvr = rows.of("rlvr", "rlvr", needed="answer" if reads_answers else "turns")
     heldout = rows.of("heldout", "eval")
     num_probe = min(config.warmup.num_probe, len(align) // 10)
     num_align = len(align) - num_probe
@@ -189,9 +190,16 @@ class _Rows:
         self._skipped: dict[Finding, None] = {}
 
     def of(
-        self, setting: Literal["train", "warmup", "align", "rlvr", "heldout"], stage: DataStage
+        self,
+        setting: Literal["train", "warmup", "align", "rlvr", "heldout"],
+        stage: DataStage,
+        *,
+        needed: str | None = None,
     ) -> tuple[Sample, ...]:
         """Return a stage's rows of `data.<setting>`; of `data.train` where align or rlvr is not set.
+
+        Args:
+            needed: the field that a row must have; default: what the stage needs.
 
         Raises:
             ValueError: a row is bad, where that is an error; or the file holds none for the stage.
@@ -203,7 +211,7 @@ class _Rows:
             return ()
         if path not in self._stored:
             self._stored[path] = read_file(data, path, console=console, stamps=self._stamps)
-        samples, skipped = rows_for(data, self._stored[path], stage)
+        samples, skipped = rows_for(data, self._stored[path], stage, needed=needed)
         new = [row for row in skipped if row not in self._skipped]
         self._skipped |= dict.fromkeys(new)
         if new and console:

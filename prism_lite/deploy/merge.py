@@ -30,7 +30,7 @@ from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.vision import pixel_inputs
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 
 Weights = Literal["original", "dequantised"]
 # Largest difference of a token's log-prob between merged and unmerged, in nats. Float32 leaves summation
@@ -67,9 +67,7 @@ def trained_logprobs(backbone: Backbone, spoken: Sequence[Spoken]) -> list[Tenso
     result = []
     for item in spoken:
         tree = Tree(item.prompt, (torch.tensor(item.token_ids),))
-        pack = pack_trees([tree])
-        hidden_FD = backbone.hidden_states(pack)
-        result.append(pack_logprobs(backbone.core, pack, hidden_FD).cpu())
+        result.append(predicted_logprobs(backbone, pack_trees([tree])).cpu())
     return result
 
 

@@ -21,12 +21,10 @@ from prism_lite.models.families import qwen3_vl as family
 from prism_lite.planner.resident import Memory, fill_gradients
 from prism_lite.planner.tracker import Tracker, watch_layers, watch_tower
 from prism_lite.planner.workload import PhaseName, Stage, Workload, sampling_batch
-from prism_lite.policy.losses import PolicyLossConfig
 from prism_lite.policy.step import update_policy
 from prism_lite.sampling import rollouts
 from prism_lite.sampling.draw import Drawn
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.stages.rlvr import policy_loss_config
 from prism_lite.stages.sft import sft_step
 
 
@@ -137,18 +135,17 @@ def _train(
     settings = {"align": config.align, "rlvr": config.rlvr}[stage]
     groups = workload.groups(settings.group_size)
     num = len(groups[0].rollouts)
-    loss, num_minibatches = PolicyLossConfig(), 1
-    if stage == "rlvr":
-        loss = policy_loss_config(config.rlvr, config.sampling.max_completion_tokens)
-        num_minibatches = config.rlvr.num_minibatches
+    kl_in_loss = stage == "rlvr" and config.rlvr.kl_in == "loss"
     update_policy(
         backbone,
         optimizer,
         groups,
         torch.tensor([1.0 if i % 2 == 0 else -1.0 for i in range(num)]),
-        temperature=config.sampling.temperature,
+        sampling=config.sampling,
         optim=settings.optim,
         learning_rate=1e-9,
-        loss=loss,
-        num_minibatches=num_minibatches,
+        loss=settings.loss,
+        num_minibatches=settings.num_minibatches,
+        kl_weight=config.rlvr.kl_weight if kl_in_loss else 0.0,
+        kl_kind=config.rlvr.kl_kind,
     )

@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ import torch
 
 from prism_lite.files import write_text
 from prism_lite.config import DataConfig, RunConfig
+from prism_lite.rewards.load import Reward
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
-
-
 
 
 def data_fingerprints(data: DataConfig) -> dict[str, str]:
@@ -51,11 +51,36 @@ def check_same_data(folder: Path, data: DataConfig) -> None:
             )
 
 
-def write_environment(folder: Path, config: RunConfig, core: Any) -> None:
+def check_same_rewards(folder: Path, config: RunConfig, rewards: Sequence[Reward]) -> None:
+    """Refuse to resume a stage with another reward function than it began with.
+
+    Raises:
+        ValueError: the file of a function has changed; names it.
+    """
+    path = folder / "env.json"
+    readers = ("rlvr",) if config.align.mode == "align" else ("align", "rlvr")
+    begun = [stage for stage in readers if (folder / "stages" / stage).is_dir()]
+    if not begun or not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8")).get("rewards", {})
+    for reward in rewards:
+        if reward.name in before and before[reward.name]["sha256"] != reward.sha256:
+            stage = folder / "stages" / begun[0]
+            again = "" if (stage / "final").is_dir() else f" remove {stage} to begin it again,"
+            raise ValueError(
+                f"the file of reward {reward.name}, {reward.file}, has changed since stage {begun[0]} "
+                f"in {folder} began: put the former file back,{again} or give another --out."
+            )
+
+
+def write_environment(
+    folder: Path, config: RunConfig, core: Any, rewards: Sequence[Reward] = ()
+) -> None:
     """Write env.json; an earlier session's differing environment is kept in `earlier_sessions`.
 
     Args:
         core: the loaded model: its device and float type.
+        rewards: the reward functions; the files of the user's are recorded.
     """
     path = folder / "env.json"
     now: dict[str, Any] = {
@@ -67,6 +92,11 @@ def write_environment(folder: Path, config: RunConfig, core: Any) -> None:
         "seed": config.seed,
         "git_commit": _git_commit(),
         "data": data_fingerprints(config.data),
+        "rewards": {
+            reward.name: {"file": str(reward.file), "sha256": reward.sha256}
+            for reward in rewards
+            if reward.file is not None
+        },
     }
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     earlier = before.pop("earlier_sessions", [])

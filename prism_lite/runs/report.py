@@ -30,8 +30,6 @@ COLUMNS = (
 )
 
 
-
-
 def rate_text(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
     """The figure and half its 95 % interval, as 0.51±0.05; without one 0.51; "-" if not measured."""
     if figures.get(name) is None:
@@ -143,7 +141,7 @@ def write_plots(folder: RunFolder) -> None:
         "rlvr": (
             "rlvr",
             [
-                ("rewards/accuracy/mean", "rewards/format/mean"),
+                tuple(f"rewards/{_reward_name(key)}/mean" for key in folder.config.rlvr.rewards),
                 ("entropy",),
                 ("completions/mean_length",),
                 ("frac_reward_zero_std",),
@@ -228,11 +226,22 @@ RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 | peak memory | {f"{max(peaks):.2f} GiB" if peaks else "not measured"} |
 | training time | {wall_s:.0f} s |
 | seed | {config.seed} |
+| rewards | {", ".join(_reward_text(*item) for item in config.rlvr.rewards.items())} |
 | packages | {", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)} |
 | data | {environment["data"] or config.data.task} |
 
 {_usage(folder, environment["compute_dtype"])}"""
     write_text(folder.path / "README.md", text)
+
+
+def _reward_name(key: str) -> str:
+    """Return the name of a key of rlvr.rewards: of a function, what follows the colon."""
+    return key.rpartition(":")[2]
+
+
+def _reward_text(key: str, weight: float) -> str:
+    source = f" (`{key}`)" if ":" in key else ""
+    return f"{weight:g} {_reward_name(key)}{source}"
 
 
 def _usage(folder: RunFolder, compute_dtype: str) -> str:
@@ -262,5 +271,3 @@ policy = PeftModel.from_pretrained(base, "policy")
 On a CPU with AVX512-BF16 bitsandbytes rounds activations to bfloat16 in evaluation; for the very
 answers of `prism-lite eval` set `support_avx512bf16_for_cpu = False` on each of its linears.
 """
-
-

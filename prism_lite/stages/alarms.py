@@ -1,4 +1,4 @@
-"""The guards of `rewards/guards.py` at work: which ones a stage's step rings, and who hears it."""
+"""The guards of guards.py in a training stage: what is checked at a step, logged and printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prism_lite.types import Group
 
 
 class Alarms:
-    """The alarms of one stage: in the metrics whenever they ring, on the console the first time.
+    """The alarms of one stage: logged at every step that raises them, printed the first time.
 
     Attributes:
         usual_num_tokens: mean completion length at the stage's first step, None before it.
@@ -22,28 +22,26 @@ class Alarms:
     def __init__(self, run: RunFolder, stage: str) -> None:
         self._console = run.console
         self._stage = stage
-        self._rung: set[str] = set()
+        self._printed: set[str] = set()
         lengths = (line.get("completions/mean_length") for line in run.metrics(stage))
         self.usual_num_tokens = next((length for length in lengths if length is not None), None)
 
-    def ring(self, alarms: Iterable[Alarm | None], step: int) -> dict[str, float]:
-        """`alarms/NAME`, the value that crossed its limit, of those that ring at this step."""
+    def report(self, alarms: Iterable[Alarm | None], step: int) -> dict[str, float]:
+        """Print new alarms; return `alarms/NAME`, the value that crossed its limit, of all of them."""
         metrics = {}
-        for alarm in alarms:
-            if alarm is None:
-                continue
+        for alarm in filter(None, alarms):
             metrics[f"alarms/{alarm.name}"] = alarm.value
-            if alarm.name not in self._rung:
-                self._rung.add(alarm.name)
+            if alarm.name not in self._printed:
+                self._printed.add(alarm.name)
                 self._console.print(
                     f"[bold red]alarm {alarm.name} in {self._stage} step {step}:[/] "
-                    f"{alarm.message} (said once; metrics: alarms/{alarm.name})",
+                    f"{alarm.message} (shown once; metrics: alarms/{alarm.name})",
                     highlight=False,
                 )
         return metrics
 
     def of_rollouts(self, groups: Sequence[Group]) -> list[Alarm | None]:
-        """Length collapse, loops, answers inside think."""
+        """Check for length collapse, loops, and answers inside think."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         texts = [rollout.text for rollout in rollouts]
@@ -56,8 +54,8 @@ class Alarms:
         ]
 
 
-def of_game(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
-    """Scores at their cap, and a discriminator that wins every pair."""
+def game_alarms(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
+    """Check for scores at their cap and for a discriminator that wins every pair."""
     teachers: list[float] = []
     students: list[float] = []
     for teacher_2, student_K2 in zip(game.teacher_P2, game.students, strict=True):
@@ -69,9 +67,9 @@ def of_game(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
     ]
 
 
-def of_cuts(game: GameScores, *, max_part_tokens: int) -> Alarm | None:
-    """Parts that the discriminator reads without their end."""
+def cut_alarm(game: GameScores, *, max_part_tokens: int) -> Alarm | None:
+    """Check for parts that the discriminator reads without their end."""
     if not game.student_lengths:
         return None
     share, message = about_cuts(game.teacher_lengths, game.student_lengths, max_part_tokens)
-    return Alarm("cut_parts", share, CUT_WARNING, message) if share > CUT_WARNING else None
+    return guards.above_limit("cut_parts", share, CUT_WARNING, message)

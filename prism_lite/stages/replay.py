@@ -1,4 +1,4 @@
-"""Earlier rollouts for the discriminator's batch, so that it does not forget what it has mended."""
+"""Earlier rollouts for the discriminator's batch, against forgetting."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ from typing import Any
 from prism_lite.parts import Parts
 from prism_lite.types import Group, Sample
 
-Replayed = tuple[Sample, tuple[Parts, ...]]
-
 
 class Replay:
-    """The well-formed rollouts of the last prompts of alignment; goes into its checkpoints."""
+    """The well-formed rollouts of alignment's most recent prompts; part of its checkpoints."""
 
     def __init__(self, samples: Sequence[Sample], *, num_prompts: int) -> None:
         self._samples = {sample.key: sample for sample in samples}
         self._num_prompts = num_prompts
-        self._kept: list[Replayed] = []
+        self._kept: list[tuple[Sample, tuple[Parts, ...]]] = []
 
-    def draw(self, count: int, rng: Random) -> list[Replayed]:
-        """`count` of the kept prompts, or all where there are fewer."""
+    def sample(self, count: int, rng: Random) -> list[tuple[Sample, tuple[Parts, ...]]]:
+        """Choose `count` of the kept prompts, or all if there are fewer."""
         return rng.sample(self._kept, min(count, len(self._kept)))
 
     def add(self, groups: Sequence[Group]) -> None:
-        """Keep these groups; the oldest go."""
-        with_students = [(group.sample, group.students) for group in groups]
-        self._kept += [item for item in with_students if item[1]]
+        """Keep these groups; the oldest ones are dropped."""
+        self._kept += [(group.sample, group.students) for group in groups if group.students]
         self._kept = self._kept[-self._num_prompts :]
 
     def state(self) -> list[Any]:
-        """JSON-able: the prompt's key and its students' parts."""
+        """Return JSON-able content: each prompt's key and the parts of its students."""
         return [
             [sample.key, [[p.caption, p.think, p.answer] for p in students]]
             for sample, students in self._kept
         ]
 
     def load(self, state: Sequence[Any]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self._kept = [
             (self._samples[key], tuple(Parts(*bodies) for bodies in students))
             for key, students in state

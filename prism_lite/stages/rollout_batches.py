@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prism_lite.config import RlvrConfig
-from prism_lite.policy.advantages import SPREAD_FLOOR, soft_overlong, weighted_sum
-from prism_lite.rewards.group_rewards import further_rewards, reward_weights, verifiable_rewards
+from prism_lite.policy.advantages import group_zscore, weighted_sum
+from prism_lite.rewards.group_rewards import rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
@@ -20,12 +19,12 @@ from prism_lite.types import Group, Sample
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
-    """What a step sampled.
+class RolloutBatch:
+    """The rollouts of one step.
 
     Attributes:
         groups: all that were sampled.
-        rewards: by name, float32 [R], of all of them.
+        rewards: by name, float32 [R], of all of them; NaN where a reward returned None.
         is_kept_P: bool, which groups are trained on.
         metrics: of dynamic sampling; empty without it.
         ran_out: dynamic sampling ended with fewer groups than asked for.
@@ -46,95 +45,69 @@ class Draw:
         return self.is_kept_P.repeat_interleave(len(self.groups[0].rollouts))
 
 
-def draw_groups(context: Context, step: int) -> Draw:
+def sample_batch(context: Context, step: int) -> RolloutBatch:
     """Sample `rlvr.prompts_per_step` groups and their rewards.
 
-    With dynamic sampling (DAPO, arXiv 2503.14476) groups whose rollouts are all right or all wrong
-    teach nothing and are replaced by groups of further prompts, no prompt twice, until there are
-    enough, or `rlvr.max_sampled_batches` batches were sampled, or no prompt is left. Which prompts
-    come next depends on the step alone, so a resumed run draws the same.
+    With dynamic sampling (DAPO, arXiv 2503.14476) groups without spread carry no signal and are
+    replaced by groups of further prompts, no prompt twice, until there are
+    enough, or `rlvr.max_sampled_batches` batches were sampled, or no prompt is left. The order of
+    the prompts depends on the step alone, so a resumed run draws the same.
     """
     config, task, seed = context.config.rlvr, context.task, context.config.seed
-    num_wanted = config.prompts_per_step
     groups: list[Group] = []
-    found: list[dict[str, Tensor]] = []
-    is_kept: list[bool] = []
-    seen: set[str] = set()
-    num_batches = config.max_sampled_batches if config.dynamic_sampling else 1
-    batch_number = 0
-    for batch_number in range(num_batches):
-        name = () if batch_number == 0 else ("refill", batch_number)
-        samples = batch_at(task.rlvr, step, num_wanted, seed, "rlvr", *name)
+    batch_rewards: list[dict[str, Tensor]] = []
+    may_keep: list[bool] = []
+    sampled_keys: set[str] = set()
+    num_batches = 0
+    while num_batches < (config.max_sampled_batches if config.dynamic_sampling else 1):
+        name = () if num_batches == 0 else ("refill", num_batches)
+        num_batches += 1
+        samples = batch_at(task.rlvr, step, config.prompts_per_step, seed, "rlvr", *name)
         if config.dynamic_sampling:
-            samples = _not_seen(samples, seen)
+            samples = _new_prompts(samples, sampled_keys)
         if samples:
-            fresh = sample_groups(
+            sampled = sample_groups(
                 context.backbone,
                 samples,
                 group_size=config.group_size,
                 sampling=context.config.sampling,
                 seed=(seed, "rlvr", step, *name),
             )
-            rewards = _rewards(fresh, config, context.config.sampling.max_completion_tokens)
-            groups += fresh
-            found.append(rewards)
-            spread_P = _judged_by(rewards, config).view(-1, config.group_size).std(1, correction=0)
-            is_kept += (
-                (spread_P > SPREAD_FLOOR).tolist()
-                if config.dynamic_sampling
-                else [True] * len(fresh)
+            rewards = rewards_of(sampled, context.rewards)
+            groups += sampled
+            batch_rewards.append(rewards)
+            may_keep += (
+                _has_spread(context, rewards) if config.dynamic_sampling else [True] * len(sampled)
             )
-        if sum(is_kept) >= num_wanted or len(seen) >= len(task.rlvr):
+        if sum(may_keep) >= config.prompts_per_step or len(sampled_keys) >= len(task.rlvr):
             break
-    rewards = {name: torch.cat([part[name] for part in found]) for name in found[0]}
-    return _chosen(groups, rewards, is_kept, batch_number + 1, config)
-
-
-def _judged_by(rewards: dict[str, Tensor], config: RlvrConfig) -> Tensor:
-    """What dynamic sampling looks at: accuracy; the whole reward where accuracy has no weight."""
-    if config.accuracy_weight > 0:
-        return rewards["accuracy"]
-    return weighted_sum(rewards, reward_weights(config))
-
-
-def _not_seen(samples: list[Sample], seen: set[str]) -> list[Sample]:
-    """Those whose prompt this step has not sampled yet; they count as seen from now on."""
-    fresh = []
-    for sample in samples:
-        if sample.key not in seen:
-            seen.add(sample.key)
-            fresh.append(sample)
-    return fresh
-
-
-def _rewards(groups: list[Group], config: RlvrConfig, max_tokens: int) -> dict[str, Tensor]:
-    rewards = verifiable_rewards(groups) | further_rewards(groups, config)
-    if config.overlong_weight > 0:
-        lengths = [len(rollout.token_ids) for group in groups for rollout in group.rollouts]
-        buffer_tokens = max(1, round(config.overlong_buffer * max_tokens))
-        rewards["overlong"] = soft_overlong(
-            lengths, max_tokens=max_tokens, buffer_tokens=buffer_tokens
-        )
-    return rewards
-
-
-def _chosen(
-    groups: list[Group],
-    rewards: dict[str, Tensor],
-    is_kept: list[bool],
-    num_batches: int,
-    config: RlvrConfig,
-) -> Draw:
-    """The first `prompts_per_step` of the groups that may stay."""
-    may_stay_P = torch.tensor(is_kept)
-    is_kept_P = may_stay_P & (may_stay_P.cumsum(0) <= config.prompts_per_step)
+    rewards = {name: torch.cat([r[name] for r in batch_rewards]) for name in batch_rewards[0]}
+    # the first `prompts_per_step` of the groups that may be kept
+    may_keep_P = torch.tensor(may_keep)
+    is_kept_P = may_keep_P & (may_keep_P.cumsum(0) <= config.prompts_per_step)
+    if not config.dynamic_sampling:
+        return RolloutBatch(groups, rewards, is_kept_P)
     num_kept = int(is_kept_P.sum())
-    metrics: dict[str, float] = {}
-    if config.dynamic_sampling:
-        metrics = {
-            "dynamic_sampling/num_batches": num_batches,
-            "dynamic_sampling/num_kept": num_kept,
-            "dynamic_sampling/num_filtered": int((~may_stay_P).sum()),
-        }
-    ran_out = config.dynamic_sampling and num_kept < config.prompts_per_step
-    return Draw(groups, rewards, is_kept_P, metrics, ran_out)
+    metrics: dict[str, float] = {
+        "dynamic_sampling/num_batches": num_batches,
+        "dynamic_sampling/num_kept": num_kept,
+        "dynamic_sampling/num_filtered": int((~may_keep_P).sum()),
+    }
+    return RolloutBatch(groups, rewards, is_kept_P, metrics, num_kept < config.prompts_per_step)
+
+
+def _has_spread(context: Context, rewards: dict[str, Tensor]) -> list[bool]:
+    """Check each group for spread in accuracy, or in the total reward if accuracy is not rewarded."""
+    value_R = rewards.get("accuracy")
+    if value_R is None:
+        value_R = weighted_sum(rewards, context.reward_weights)
+    group_size = context.config.rlvr.group_size
+    zscore_R = group_zscore(value_R, group_size=group_size, counted_R=~value_R.isnan())
+    return zscore_R.view(-1, group_size).any(1).tolist()  # only zeros in a group without spread
+
+
+def _new_prompts(samples: list[Sample], sampled_keys: set[str]) -> list[Sample]:
+    """Return the samples whose prompt this step has not sampled yet, and mark them as sampled."""
+    by_key = {sample.key: sample for sample in samples if sample.key not in sampled_keys}
+    sampled_keys |= by_key.keys()
+    return list(by_key.values())

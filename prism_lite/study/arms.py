@@ -138,8 +138,9 @@ def budget(config: RunConfig) -> dict[str, int]:
     align, rlvr = config.align, config.rlvr
     steps = align.steps if rlvr.start == "align" else 0
     per_row = {"adversarial": align.group_size, "dpo": 2, "sft": 1}[align.method]
+    per_step = align.num_minibatches if align.method == "adversarial" else 1
     return {
-        "policy_updates": steps + rlvr.steps * rlvr.num_minibatches,
+        "policy_updates": steps * per_step + rlvr.steps * rlvr.num_minibatches,
         "completions": steps * align.prompts_per_step * per_row
         + rlvr.steps * rlvr.prompts_per_step * rlvr.group_size,
     }

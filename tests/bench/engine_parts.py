@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from prism_lite.config import DiscriminatorConfig, OptimConfig, SamplingConfig
+from prism_lite.config import DiscriminatorConfig, OptimConfig, PolicyLossConfig, SamplingConfig
 from prism_lite.discriminator.losses import bradley_terry_loss, cap_scores
 from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.discriminator.step import Judged, discriminator_step
@@ -16,7 +16,6 @@ from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.vision import encode_pictures
 from prism_lite.parts import Parts
-from prism_lite.policy.losses import PolicyLossConfig
 from prism_lite.policy.step import update_policy
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.types import Group, Sample
@@ -98,7 +97,7 @@ def ours_grpo_step(backbone: Backbone, optimizer: Any, sample: Sample, group_siz
         optimizer,
         groups,
         reward_R - reward_R.mean(),
-        temperature=1.0,
+        sampling=SAMPLING,
         optim=OptimConfig(1e-5),
         learning_rate=1e-5,
         loss=PolicyLossConfig(),

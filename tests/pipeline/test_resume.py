@@ -264,7 +264,9 @@ def test_a_second_process_on_the_same_folder_is_refused(micro_run, tmp_path):
 @pytest.mark.parametrize("stage", ["warmup", "align", "rlvr"])
 def test_a_stage_alone_names_the_stage_that_is_missing(micro_cache, tmp_path, stage):
     before = {"warmup": "sft", "align": "sft", "rlvr": "align"}[stage]
-    with pytest.raises(ValueError, match=f"stage {stage} goes on from stage {before}, .* not fin"):
+    with pytest.raises(
+        ValueError, match=f"stage {stage} continues from stage {before}, .* not fin"
+    ):
         pipeline.run(micro_recipe(), tmp_path / "r", stages=(stage,), console=quiet_console())
     assert not (tmp_path / "r").exists()
 

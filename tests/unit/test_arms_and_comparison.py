@@ -139,6 +139,7 @@ def test_where_they_cannot_be_the_same_it_is_said():
     text = report.about_budgets({"budgets": budgets})
     assert "none 63 updates, 8064 completions" in text
     assert "adversarial 65 updates, 8000 completions" in text
+    assert budget(planned("align.num_minibatches=2")["0/adversarial"])["policy_updates"] == 120
 
 
 def test_the_rivals_go_without_the_modes_of_the_game():

@@ -16,6 +16,7 @@ from prism_lite.models.backbone import TRUNK, load_backbone
 from prism_lite.models.families import qwen3_vl
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.models.vision import PictureFeatures
+from prism_lite.rewards.load import load_rewards
 from prism_lite.runs.folder import open_run
 from prism_lite.stages.context import Context
 from tests.micro import fill_adapter, micro_recipe, quiet_console
@@ -165,7 +166,7 @@ def test_no_frozen_weight_changes_a_bit_in_a_whole_run(micro_cache, task, tmp_pa
     before = frozen_state(backbone.core)
     assert sum(".quant_state." in name for name in before) == 14
     with open_run(tmp_path / "r", config, quiet_console()) as folder:
-        context = Context(config, folder, backbone, task)
+        context = Context(config, folder, backbone, task, load_rewards(config))
         for stage in pipeline.RUN_STAGE.values():
             stage(context)
     after = frozen_state(backbone.core)

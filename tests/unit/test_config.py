@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import pytest
 import yaml
@@ -173,7 +174,7 @@ def test_an_override_without_key_or_value_is_refused(override):
 def test_known_keys_are_those_of_the_resolved_settings():
     def leaves(values, prefix=""):
         for name, value in values.items():
-            if isinstance(value, dict) and name != "columns":
+            if isinstance(value, dict) and name not in ("columns", "rewards"):
                 yield from leaves(value, f"{prefix}{name}.")
             else:
                 yield f"{prefix}{name}"
@@ -191,62 +192,129 @@ def test_an_override_that_is_no_yaml_names_itself():
         load_recipe("tiny", ["data.train={a"])
 
 
-# METHOD section 4's table, written out a second time on purpose.
+# The official numbers of each preset, written out a second time on purpose.
 OFFICIAL = {
-    "grpo": {"loss": "dapo", "clip_low": 0.2, "clip_high": 0.2, "clip_dual": 3.0},
-    "dapo": {
-        "loss": "dapo",
-        "clip_low": 0.2,
-        "clip_high": 0.28,
-        "clip_dual": 10.0,
-        "dynamic_sampling": True,
-        "overlong_weight": 1.0,
+    "grpo": {
+        "loss.name": "dapo",
+        "loss.clip_low": 0.2,
+        "loss.clip_high": 0.2,
+        "loss.clip_dual": 3.0,
     },
-    "gspo": {"loss": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "clip_dual": None},
+    "dapo": {
+        "loss.name": "dapo",
+        "loss.clip_low": 0.2,
+        "loss.clip_high": 0.28,
+        "loss.clip_dual": 10.0,
+        "dynamic_sampling": True,
+        "rewards": {"accuracy": 0.8, "format": 0.2, "overlong": 1.0},
+    },
+    "gspo": {
+        "loss.name": "gspo",
+        "loss.clip_low": 3e-4,
+        "loss.clip_high": 4e-4,
+        "loss.clip_dual": None,
+    },
 }
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 @pytest.mark.parametrize("recipe", ["tiny", "t4-2b"])
-def test_an_algorithm_carries_the_official_numbers(name, recipe):
+def test_a_preset_carries_the_official_numbers(name, recipe):
     common = {
-        "accuracy_weight": 0.8,
-        "format_weight": 0.2,
+        "rewards": {"accuracy": 0.8, "format": 0.2},
         "kl_weight": 0.0,
         "scale": "group",
         "dynamic_sampling": False,
-        "overlong_weight": 0.0,
     }
-    found = load_recipe(recipe, {"rlvr.algorithm": name, "data.train": "x"}).rlvr
+    rlvr = load_recipe(recipe, {"rlvr.preset": name, "data.train": "x"}).rlvr
     for key, value in (common | OFFICIAL[name]).items():
-        assert getattr(found, key) == value, key
+        assert operator.attrgetter(key)(rlvr) == value, key
 
 
-def test_an_algorithm_fills_only_what_the_recipe_leaves_open():
-    found = load_recipe("tiny", {"rlvr.algorithm": "gspo", "rlvr.clip_high": 0.5}).rlvr
-    assert (found.loss, found.clip_low, found.clip_high) == ("gspo", 3e-4, 0.5)
-    assert (
-        parse_config(to_dict(load_recipe("tiny", {"rlvr.algorithm": "dapo"}))).rlvr.clip_dual == 10
-    )
+def test_a_preset_fills_only_what_the_recipe_leaves_open():
+    loss = load_recipe("tiny", {"rlvr.preset": "gspo", "rlvr.loss.clip_high": 0.5}).rlvr.loss
+    assert (loss.name, loss.clip_low, loss.clip_high) == ("gspo", 3e-4, 0.5)
+    dapo = parse_config(to_dict(load_recipe("tiny", {"rlvr.preset": "dapo"}))).rlvr
+    assert dapo.loss.clip_dual == 10
+
+
+def test_the_loss_of_alignment_is_not_touched_by_the_preset_of_rlvr():
+    config = load_recipe("tiny", {"rlvr.preset": "gspo", "align.loss.name": "cispo"})
+    assert config.align.loss == dataclasses.replace(RunConfig().align.loss, name="cispo")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["rlvr.rewards={ocr: 1}"], {"ocr": 1.0}),
+        (["rlvr.rewards.ocr=0.5"], {"accuracy": 0.8, "format": 0.2, "ocr": 0.5}),
+        (["rlvr.rewards.format=0.5"], {"accuracy": 0.8, "format": 0.5}),
+        (
+            ["rlvr.rewards.ocr=0.5", "rlvr.preset=dapo"],
+            {"accuracy": 0.8, "format": 0.2, "overlong": 1.0, "ocr": 0.5},
+        ),
+        (["rlvr.preset=dapo", "rlvr.rewards={boxes: 2}"], {"boxes": 2.0}),
+        (["rlvr.rewards.boxes=-1", "rlvr.rewards={ocr: 1}"], {"ocr": 1.0, "boxes": -1.0}),
+        (
+            ["rlvr.rewards.path/to/my.py:brevity=1", "rlvr.rewards.my.module:other=2"],
+            {"accuracy": 0.8, "format": 0.2, "path/to/my.py:brevity": 1.0, "my.module:other": 2.0},
+        ),
+    ],
+)
+def test_rewards_are_replaced_by_a_mapping_and_added_to_by_a_name(overrides, expected):
+    assert load_recipe("tiny", overrides).rlvr.rewards == expected
+
+
+def test_a_reward_is_added_to_those_of_the_recipe(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("rlvr: {preset: dapo, rewards: {accuracy: 1.0}}\n")
+    assert load_recipe(file).rlvr.rewards == {"accuracy": 1.0}
+    assert load_recipe(file, ["rlvr.rewards.ocr=0.5"]).rlvr.rewards == {"accuracy": 1.0, "ocr": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rlvr.algorithm=gspo", "rlvr.algorithm is now called rlvr.preset"),
+        ("rlvr.loss=gspo", "rlvr.loss.name=gspo"),
+        ("rlvr.clip_high=0.3", "rlvr.loss.clip_high"),
+        ("rlvr.entropy_weight=0.1", "rlvr.loss.entropy_weight"),
+        ("rlvr.ocr_weight=0.1", "rlvr.rewards.ocr"),
+        ("align.length_debias=1", "align.length_debias was removed"),
+        ("rlvr.kl_kind=full", "rlvr.kl_kind = full was removed"),
+        ("rlvr.kl_kind=abs", "rlvr.kl_kind = abs was removed"),
+    ],
+)
+def test_an_old_setting_names_the_new_one(override, words):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("tiny", [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_default_is_grpo():
-    assert load_recipe("tiny") == load_recipe("tiny", {"rlvr.algorithm": "grpo"})
+    assert load_recipe("tiny") == load_recipe("tiny", {"rlvr.preset": "grpo"})
 
 
-def test_algorithms_are_no_recipes():
+def test_presets_are_not_recipes():
     assert not set(OFFICIAL) & set(recipe_names())
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"rlvr.algorithm": "ppo"}, "algorithm"),
-        ({"rlvr.loss": "ppo"}, "loss"),
-        ({"rlvr.clip_dual": 0.9}, "clip_dual"),
+        ({"rlvr.preset": "ppo"}, "preset"),
+        ({"rlvr.loss.name": "ppo"}, r"loss\.name"),
+        ({"rlvr.loss.clip_dual": 0.9}, "clip_dual"),
+        ({"rlvr.loss.clip_high": float("inf")}, "clip_high"),
+        ({"rlvr.rewards.format": 0}, r"rlvr\.rewards\.format = 0 .*leave the name out"),
+        ({"rlvr.rewards.format": float("nan")}, r"rlvr\.rewards\.format"),
+        ({"rlvr.rewards": {}}, r"rlvr\.rewards is empty"),
+        ({"rlvr.rewards.acuracy": 1}, "did you mean accuracy"),
+        ({"rlvr.rewards.my/file.py:format": 1}, "two rewards called format"),
         ({"align.replay_fraction": 1.0}, "replay_fraction"),
         ({"align.method": "dpo", "align.mode": "rlvr"}, "align.mode = rlvr"),
-        ({"rlvr.judge_weight": 0.5, "rlvr.judge.model": "m"}, r"rlvr\.judge\.base_url"),
+        ({"rlvr.rewards.judge": 0.5, "rlvr.judge.model": "m"}, r"rlvr\.judge\.base_url"),
         ({"model.offload_checkpoints": True}, "model.gradient_checkpointing=true too"),
         ({"rlvr.combine": "normalize_then_sum", "rlvr.scale": "none"}, "rlvr.combine"),
     ],

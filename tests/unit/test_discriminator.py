@@ -10,7 +10,7 @@ import torch
 from prism_lite.discriminator.model import discriminator_for
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
 
 
@@ -209,7 +209,7 @@ def test_likelihood_features_are_mean_and_minimum_of_the_body(backbone, task):
     with backbone.role("discriminator"):
         hidden_FD = backbone.hidden_states(pack)
         found_R2 = discriminator._likelihood_features(backbone, pack, hidden_FD)
-        logprob_N = pack_logprobs(backbone.core, pack, hidden_FD)
+        logprob_N = predicted_logprobs(backbone, pack)
     for branch in range(pack.num_branches):
         own = logprob_N[pack.branch_N == branch][1:-1]  # neither the opening tag nor the sentinel
         expected = torch.stack([own.mean(), own.min()])

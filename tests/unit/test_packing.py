@@ -13,7 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.models.tree_attention import choose_attention, tree_mask
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.types import Picture, Sample, Turn
 
 SYSTEM = "Reply with caption, think and answer."
@@ -136,12 +136,11 @@ def test_packed_logprobs_and_gradients_equal_unpacked_ones_in_float64(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_pack_logprobs_equal_unpacked_ones_in_float32(random_backbone, temperature):
+def test_predicted_logprobs_equal_unpacked_ones_in_float32(random_backbone, temperature):
     backbone = random_backbone
     trees = trees_of(backbone)
     pack = pack_trees(trees)
-    hidden_FD = backbone.hidden_states(pack)
-    found_N = pack_logprobs(backbone.core, pack, hidden_FD, temperature=temperature)
+    found_N = predicted_logprobs(backbone, pack, temperature=temperature)
     if temperature == 1.0:
         expected_N = all_unpacked(backbone, trees)
     else:
@@ -161,7 +160,7 @@ def test_nf4_pack_equals_unpacked(make_backbone):
     trees = trees_of(backbone)
     pack = pack_trees(trees)
     with torch.no_grad():
-        found_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+        found_N = predicted_logprobs(backbone, pack)
         expected_N = all_unpacked(backbone, trees)
     torch.testing.assert_close(found_N, expected_N, rtol=0, atol=1e-5)
 

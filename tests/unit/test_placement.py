@@ -10,14 +10,14 @@ from prism_lite.models import placement
 from prism_lite.models.families import qwen3_vl
 from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from tests.micro import fill_adapter
 
 
 def gradients(backbone, task) -> dict[str, torch.Tensor]:
     trees = [Tree(backbone.prompt(s), (backbone.tokenize(s.demonstration),)) for s in task.sft[:3]]
     pack = pack_trees(trees)
-    (-pack_logprobs(backbone.core, pack, backbone.hidden_states(pack)).mean()).backward()
+    (-predicted_logprobs(backbone, pack).mean()).backward()
     found = {n: p.grad for n, p in backbone.core.named_parameters() if p.grad is not None}
     for parameter in backbone.policy_parameters():
         parameter.grad = None

@@ -12,7 +12,7 @@ from prism_lite.config import ModelConfig, OptimConfig, SamplingConfig
 from prism_lite.models.device import Card, card_of, choose_precision, has_native_bfloat16
 from prism_lite.models.optim import make_optimizer, mean_of, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.sampling import decoder
 from prism_lite.sampling.rollouts import sample_groups
 from tests.micro import fill_adapter
@@ -87,7 +87,7 @@ def sft_pack(backbone, task, num=2):
 
 
 def loss_of(backbone, pack):
-    logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+    logprob_N = predicted_logprobs(backbone, pack)
     return -logprob_N.mean()
 
 
@@ -135,10 +135,10 @@ def test_without_the_float32_stream_the_same_model_overflows(make_backbone, task
     raise_a_channel(backbone.core, 4e4)
     pack = sft_pack(backbone, task)
     with torch.no_grad():
-        logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+        logprob_N = predicted_logprobs(backbone, pack)
         exact = make_backbone(model__compute_dtype="float32")
         raise_a_channel(exact.core, 4e4)
-        expected_N = pack_logprobs(exact.core, pack, exact.hidden_states(pack))
+        expected_N = predicted_logprobs(exact, pack)
     assert not torch.allclose(logprob_N, expected_N, atol=0.5)
 
 

@@ -64,6 +64,12 @@ class TestBoxes:
     def test_gold_without_box_is_an_error(self):
         with pytest.raises(ValueError, match="row 0: the gold answer 'left' holds no box"):
             iou_reward([""], [_completion("[1, 2, 3, 4]")], boxes=["left"])
+        with pytest.raises(ValueError, match="boxes has 0 rows and completions 1"):
+            iou_reward([""], [_completion("[1, 2, 3, 4]")])
+
+    def test_the_gold_boxes_may_be_in_the_answer(self):
+        completion = _completion("[0, 0, 10, 5]")
+        assert iou_reward([""], [completion], answer=["[0, 0, 10, 10]"]) == [0.5]
 
 
 class TestOcr:
@@ -148,7 +154,7 @@ class TestJudge:
             )
 
     def test_address_must_be_http(self):
-        with pytest.raises(ValueError, match="no http address"):
+        with pytest.raises(ValueError, match="is not an http address"):
             ask_judge("q?", "a", "b", JudgeConfig("file:///etc", "m"))
 
     def test_verifier_goes_first(self):
@@ -190,13 +196,18 @@ class TestGuards:
         with pytest.raises(ValueError, match="reward 1 is nan"):
             guards.zero_spread_groups([1, float("nan")], group_size=2)
 
+    def test_unscored_rollouts(self):
+        assert guards.unscored_rollouts([0.0, 1.0]) is None
+        alarm = guards.unscored_rollouts([0.0, float("nan"), 1.0, 1.0])
+        assert alarm and (alarm.name, alarm.value) == ("unscored_rollouts", 0.25)
+
     def test_repeated_text(self):
         loop = "the bar is red " * 30
         assert guards.repeated_share(loop) > 0.9
         assert guards.repeated_share("one two three four five six seven eight nine ten") == 0.0
         assert guards.repeated_share("short") == 0.0
         # 9 words, 6 runs of 4, of which the last 2 repeat the first 2.
-        assert guards.repeated_share("a b c d x a b c d", num_words=4) == pytest.approx(1 / 6)
+        assert guards.repeated_share("a b c d x a b c d") == pytest.approx(1 / 6)
         assert guards.repeated_text(["fine text here"] * 9 + [loop]) is None
         alarm = guards.repeated_text(["fine text here"] * 3 + [loop])
         assert alarm and alarm.name == "repeated_text" and alarm.value == 0.25

@@ -14,7 +14,7 @@ from prism_lite.data.task import load_task, without_samples
 from prism_lite.parts import Parts
 from prism_lite.stages.preflight import read_prompts
 from prism_lite.stages.replay import Replay
-from prism_lite.stages.rollout_batches import _not_seen
+from prism_lite.stages.rollout_batches import _new_prompts
 from prism_lite.types import Group, Rollout, Sample, Turn
 from tests.file_rows import COLUMNS, files_recipe, make_rows, write_rows
 from tests.micro import quiet_console
@@ -60,7 +60,7 @@ def test_a_row_left_out_takes_no_row_of_another_file_with_it(backbone, two_files
 def test_keys_in_memory_and_in_checkpoints(two_files):
     train, test = (tuple(load_samples(path, columns=COLUMNS)) for path in two_files)
     assert len({s.key for s in (*train, *test)}) == 2 * NUM_ROWS
-    assert len(_not_seen([*train, *test, *train], set())) == 2 * NUM_ROWS
+    assert len(_new_prompts([*train, *test, *train], set())) == 2 * NUM_ROWS
     task = dataclasses.replace(load_task(files_recipe(*two_files)), sft=(*train, *test))
     kept = without_samples(task, {train[1].key})
     assert kept.sft == (train[0], *train[2:], *test)

@@ -57,6 +57,7 @@ def to_sample(row: Row, convention: str, origin: RawRow, folders: Sequence[Path]
         raise RowError("empty_prompt", "the prompt has no text; write the question.")
     answer, accepted = _answers(row, fields, demonstration)
     ids = (row[name] for name in _ID_NAMES if row.get(name) not in (None, ""))
+    stored = origin.value if isinstance(origin.value, Mapping) else {}
     return Sample(
         id=str(next(ids, origin.number)),
         turns=prompt,
@@ -70,6 +71,11 @@ def to_sample(row: Row, convention: str, origin: RawRow, folders: Sequence[Path]
         choices=to_choices(row.get("choices") if fields.choices is None else fields.choices),
         file=origin.file,
         row=origin.number,
+        columns={
+            name: value
+            for name, value in stored.items()
+            if name not in (*_NUMBERED_PICTURES, *_PICTURE_NAMES)
+        },
     )
 
 

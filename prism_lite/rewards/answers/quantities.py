@@ -1,33 +1,51 @@
-# ruff: noqa: SIM905 - word lists read better as text
-"""Numbers with units: "5 km" is "5000 m", is not "5 lb", and may be "5" when one side names no
-unit.
+"""Numbers with units: "5 km" is "5000 m", not "5 lb", and equals "5" where one side has no unit.
+
+units.tsv holds the units: symbol and names, SI prefixes in use, and the value in earlier units (or
+a new dimension). Its factors are exact, from the SI brochure (9th edition) and NIST Special
+Publication 811. Money converts only within one currency.
 """
 
 from __future__ import annotations
 
+import csv
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 
-from prism_lite.rewards.answers import units
-from prism_lite.rewards.answers.numbers import (
-    RELATIVE_TOLERANCE,
-    Number,
-    match_number,
-    numbers_agree,
-)
-from prism_lite.rewards.answers.units import Unit
+from prism_lite.rewards.answers.numbers import Number, match_number, numbers_agree
+from prism_lite.rewards.answers.text import replace_all
+
+_Dimension = frozenset[tuple[str, int]]  # {("length", 1), ("time", -1)}; empty for a pure number
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit; factor * x + offset is the value of x in the base unit of `dimension`."""
+
+    dimension: _Dimension = frozenset()
+    factor: Fraction = Fraction(1)
+    offset: Fraction = Fraction(0)
+
+    def times(self, other: Unit, power: int) -> Unit:
+        """Return self * other^power; a product has no offset."""
+        powers = Counter(dict(self.dimension))
+        for name, exponent in other.dimension:
+            powers[name] += exponent * power
+        dimension = frozenset(item for item in powers.items() if item[1])
+        return Unit(dimension, self.factor * other.factor**power)
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with what stands behind it.
+    """A number with the unit or word that follows it.
 
     Attributes:
         number: in `unit`.
         unit: None where none is written or the word is not in the table.
-        noun: the counted thing ("apples") where the word is no unit, singular, without case.
+        noun: the counted thing ("apples") where the word is not a unit, singular, lower case.
     """
 
     number: Number
@@ -35,156 +53,172 @@ class Quantity:
     noun: str = ""
 
 
+_UNITS: dict[str, Unit] = {}  # by symbol or name, as written
+_FOLDED: dict[str, Unit] = {}  # by folded symbol or name: the first of the table for "mW" and "MW"
+
+_DEGREE_WORD = re.compile(r"degrees? (?=(?:celsius|fahrenheit|[CF])$)", re.IGNORECASE)
+_POWERS = (
+    (r"\s*\^\s*\{?\s*([+-]?\d)\s*\}?", r"^\1 "),
+    (r"(?i)\b(?:square|sq\.?)\s+([^\s/]+)", r"\1^2"),
+    (r"(?i)\b(?:cubic|cu\.?)\s+([^\s/]+)", r"\1^3"),
+    (r"(?i)\s+squared\b", "^2"),
+    (r"(?i)\s+cubed\b", "^3"),
+)
+# A power is "cm^2" or "cm2", never "cm 2": "5 ft 6 in" would be feet to the sixth.
+_FACTOR = re.compile(r"([^\d^{}()-]+?)\.?(?:\^([+-]?\d)|([23]))?")
+
+
+@lru_cache(maxsize=2048)
+def parse_unit(text: str) -> Unit | None:
+    """Return the unit that a cleaned text names, or None.
+
+    "km/h", "cm^{2}", "square feet", "meters per second squared" and "kg m^-3" are products.
+    """
+    text = text.strip().rstrip(".").rstrip()
+    unit = _find_unit(_DEGREE_WORD.sub("", text))
+    return unit if unit or len(text) > 60 else _parse_product(text)
+
+
+def _find_unit(name: str) -> Unit | None:
+    folded = name.casefold()
+    singular = folded[:-1] if len(folded) > 3 and folded.endswith("s") else folded
+    return _UNITS.get(name) or _FOLDED.get(folded) or _FOLDED.get(singular)
+
+
+def _parse_product(text: str) -> Unit | None:
+    sides = re.split(r"/|\bper\b", replace_all(text, _POWERS))
+    product = Unit()
+    for sign, side in zip((1, -1), sides, strict=False):
+        words = re.findall(r"[^\s*·]+", side.strip(" ()"))
+        for word in words:
+            match = _FACTOR.fullmatch(word)
+            unit = _find_unit(match[1]) if match else None
+            if match is None or unit is None:
+                return None
+            product = product.times(unit, sign * int(match[2] or match[3] or 1))
+        if not words or len(sides) > 2:
+            return None
+    return product
+
+
+_PREFIXES = {
+    "n": ("nano", "1/1000000000"), "μ": ("micro", "1/1000000"), "u": ("micro", "1/1000000"),
+    "m": ("milli", "1/1000"), "c": ("centi", "1/100"), "d": ("deci", "1/10"), "h": ("hecto", 100),
+    "k": ("kilo", 10**3), "M": ("mega", 10**6), "G": ("giga", 10**9), "T": ("tera", 10**12),
+    "": ("", 1),
+}  # fmt: skip
+
+
+def _read_units(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
+        value, _, offset = row["value"].partition(" + ")
+        factor, _, product = value.rpartition(" ")
+        base = _parse_product(product) if factor else Unit(frozenset({(product, 1)}))
+        assert base, f"{path}: {row['value']} comes before its units"
+        unit = Unit(base.dimension, base.factor * Fraction(factor or 1), Fraction(offset or 0))
+        symbol, *words = row["names"].split()
+        for prefix in ["", *row["prefixes"].split()]:
+            prefix_word, multiple = _PREFIXES[prefix]
+            prefixed = replace(unit, factor=unit.factor * Fraction(multiple))
+            for name in (prefix + symbol, *(prefix_word + word for word in words)):
+                _UNITS[name] = prefixed
+                _FOLDED.setdefault(name.casefold(), prefixed)
+
+
+_read_units(Path(__file__).with_name("units.tsv"))
+_PERCENT, _DEGREE, _KELVIN = _UNITS["%"], _UNITS["°"], _UNITS["K"]
+
 _ROUGHLY = re.compile(
     r"(?:approximately|approx\.?|about|roughly|around|≈|\\approx)\s*", re.IGNORECASE
 )
-_CURRENCY_CODE = re.compile(r"(USD|EUR|GBP|JPY|CNY|INR|Rs)\.?\s*(?=[\d.])")
-_NOUN = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+){0,2}")
-_NO_NOUN = frozenset(
-    "or and not to if plus minus times over divided than by of is are was be no but only per at am "
-    "pm st nd rd th".split()
+_CURRENCY = re.compile(r"([+-]?)\s*([$€£¥₹]|USD|EUR|GBP|JPY|CNY|INR|Rs)\.?\s*(?=[\d.+-])")
+_PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+\.?|['\"])"
+_COMPOUND = re.compile(rf"{_PART}(?:(?:\s*,)?(?:\s*and)?\s*{_PART})+")
+_NOUN = re.compile(
+    r"(?!.*\b(?:or|and|not|to|if|plus|minus|times|over|divided|than|by|of|is|are|was|be|no|but"
+    r"|only|per|at|am|pm|st|nd|rd|th)\b)[^\W\d_]+(?:[ -][^\W\d_]+){0,2}",
+    re.IGNORECASE,
 )
-_ATTACHED = re.compile(r"([kKMB])(?![A-Za-z/^])\s*")
-_SCALE_WORD = re.compile(rf"({'|'.join(units.SCALES)})\b\s*", re.IGNORECASE)
-_UNIT_RUN = re.compile(r"[^\d,;]*?(?=\s*(?:and\s+|,\s*)?\d|$)")
+_IRREGULAR_PLURALS = {
+    "people": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse",
+}  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def parse_quantity(text: str) -> Quantity | None:
     """Read a cleaned text that is one number with at most one unit or counted noun; else None."""
-    rough = _ROUGHLY.match(text)
-    text = text[rough.end() :] if rough else text
-    if not text or len(text) > 200:
+    if rough := _ROUGHLY.match(text):
+        text = text[rough.end() :]
+    currency = _CURRENCY.match(text)
+    if currency:
+        text = currency[1] + text[currency.end() :]
+    match = match_number(text)
+    if match is None:
         return None
-    sign = ""
-    if text[0] in "+-" and text[1:].lstrip()[:1] in units.CURRENCY_SIGNS:
-        sign, text = text[0], text[1:].lstrip()
-    currency = None
-    if text[:1] and text[0] in units.CURRENCY_SIGNS:
-        currency, text = units.parse_unit(text[0]), text[1:].lstrip()
-    code = _CURRENCY_CODE.match(text)
-    if currency is None and code:
-        currency, text = units.parse_unit(code.group(1)), text[code.end() :]
-    found = match_number(sign + text)
-    if found is None:
+    number, end = match
+    rest = text[end:].strip()
+    unit = parse_unit(rest)
+    if currency:
+        expected = _UNITS[currency[2]]
+        return Quantity(number, expected) if not rest or unit == expected else None
+    if not rest or unit:
+        return Quantity(number, unit if unit and unit.dimension else None)
+    if compound := _compound(text):
+        return compound
+    if len(rest) < 3 or not _NOUN.fullmatch(rest):
         return None
-    number, end = found
-    rest = (sign + text)[end:]
-    number, rest = _take_scale(number, rest)
-    rest = units.strip_unit_markup(rest).strip()
-    if currency is not None:
-        is_plain = not rest or units.parse_unit(rest) == currency
-        return Quantity(number, currency) if is_plain else None
-    if not rest:
-        return Quantity(number)
-    unit = units.parse_unit(rest)
-    if unit is not None:
-        return Quantity(number, unit) if unit.dimension else Quantity(number)
-    return _compound(number, rest) or _counted(number, rest)
+    noun = rest.casefold().split()[-1]
+    noun = _IRREGULAR_PLURALS.get(noun) or re.sub(r"(..)ies$", r"\1y", noun)
+    noun = re.sub(r"(ch|sh|x|ss|o)es$|(?<!s)s$", r"\1", noun)
+    return Quantity(number, noun="" if noun == "unit" else noun)
 
 
-def _take_scale(number: Number, rest: str) -> tuple[Number, str]:
-    attached = _ATTACHED.match(rest)
-    word = _SCALE_WORD.match(rest.lstrip())
-    if attached:
-        factor, rest = units.ATTACHED_SCALES[attached.group(1)], rest[attached.end() :]
-    elif word:
-        factor, rest = units.SCALES[word.group(1).lower()], rest.lstrip()[word.end() :]
-    else:
-        return number, rest
-    step = None if number.step is None else number.step * factor
-    return Number(number.value * factor, step, number.num_digits), rest
-
-
-def _compound(number: Number, rest: str) -> Quantity | None:
-    """ "5 ft 6 in", "1 hour and 30 minutes": further numbers with units of the same dimension."""
-    total, first = Fraction(0), None
-    while True:
-        run = _UNIT_RUN.match(rest)
-        unit = units.parse_unit(run.group()) if run else None
-        if run is None or unit is None or (first and unit.dimension != first.dimension):
-            return None
-        first = first or unit
-        total += units.convert(number.value, unit, first) if not unit.offset else number.value
-        rest = re.sub(r"^\s*(?:and\s+|,\s*)?", "", rest[run.end() :])
-        if not rest:
-            return Quantity(Number(total), first)
-        found = match_number(rest)
-        if found is None or found[1] >= len(rest):
-            return None
-        number, rest = found[0], rest[found[1] :].lstrip()
-
-
-def _counted(number: Number, rest: str) -> Quantity | None:
-    words = rest.casefold().split()
-    if not _NOUN.fullmatch(rest) or any(word in _NO_NOUN for word in words) or len(rest) < 3:
+def _compound(text: str) -> Quantity | None:
+    """Add up "5 ft 6 in" or "1 hour and 30 minutes": numbers with units of one dimension."""
+    parts = re.findall(_PART, text) if _COMPOUND.fullmatch(text) else []
+    units = [unit for _, name in parts if (unit := parse_unit(name))]
+    if not parts or len(units) < len(parts) or len({unit.dimension for unit in units}) > 1:
         return None
-    noun = words[-1]
-    if noun in ("unit", "units"):
-        return Quantity(number)
-    return Quantity(number, None, _singular(noun))
+    total = sum(
+        Fraction(value) * unit.factor for (value, _), unit in zip(parts, units, strict=True)
+    )
+    return Quantity(Number(total / units[0].factor), units[0])
 
 
-def _singular(noun: str) -> str:
-    irregular = {
-        "people": "person",
-        "children": "child",
-        "men": "man",
-        "women": "woman",
-        "mice": "mouse",
-    }
-    if noun in irregular:
-        return irregular[noun]
-    if noun.endswith("ies") and len(noun) > 4:
-        return noun[:-3] + "y"
-    if noun.endswith(("ches", "shes", "xes", "sses", "oes")):
-        return noun[:-2]
-    return noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun
-
-
-def quantities_agree(
-    predicted: Quantity, gold: Quantity, *, relative_tolerance: float = RELATIVE_TOLERANCE
-) -> tuple[bool, str]:
-    """Compare two quantities in the gold answer's unit.
+def compare_quantities(predicted: Quantity, gold: Quantity, tolerance: float) -> tuple[bool, str]:
+    """Compare two quantities in the gold answer's unit; also says why or why not.
 
     A unit on one side only is taken as understood from the question; with a percent sign on one
-    side only, both readings of the bare number (50 and 0.5 for 50 %) count. Different units convert
-    where they measure the same thing and conflict where not.
-
-    Returns:
-        Whether they agree, and why or why not in a few words.
+    side only, both readings of the bare number (50 and 0.5 for 50 %) count. Different units are
+    converted if they measure the same thing and conflict if not.
     """
     number = predicted.number
+    label, gold_label = predicted.unit or predicted.noun, gold.unit or gold.noun
     if predicted.unit and gold.unit:
-        if not units.are_comparable(predicted.unit, gold.unit):
-            return False, "units conflict"
-        if predicted.unit != gold.unit:
-            number = _converted(number, predicted.unit, gold.unit)
-    elif (predicted.unit and gold.noun) or (predicted.noun and gold.unit):
+        number = _converted(number, predicted.unit, gold.unit)
+    elif label and gold_label and label != gold_label:
+        number = None
+    if number is None:
         return False, "units conflict"
-    elif predicted.noun and gold.noun and predicted.noun != gold.noun:
-        return False, "counts of different things"
-    if numbers_agree(number, gold.number, relative_tolerance=relative_tolerance):
-        return (
-            True,
-            "equal numbers" if number.value == gold.number.value else "equal within tolerance",
-        )
-    for one, other in ((predicted, gold), (gold, predicted)):
-        if one.unit and one.unit.dimension == units.PERCENT and not other.unit and not other.noun:
-            as_share = _scaled(one.number, Fraction(1, 100))
-            pair = (as_share, gold.number) if one is predicted else (number, as_share)
-            if numbers_agree(*pair, relative_tolerance=relative_tolerance):
-                return True, "percentage and its share"
+    pairs = [(number, gold.number)]
+    if label == _PERCENT and not gold_label:
+        pairs.append((number.times(Fraction(1, 100)), gold.number))
+    if gold_label == _PERCENT and not label:
+        pairs.append((number, gold.number.times(Fraction(1, 100))))
+    if any(left.value == right.value for left, right in pairs):
+        return True, "equal numbers"
+    if any(numbers_agree(*pair, tolerance) for pair in pairs):
+        return True, "equal within tolerance"
     return False, "numbers differ"
 
 
-def _converted(number: Number, source: Unit, target: Unit) -> Number:
-    value = units.convert(number.value, source, target)
-    if number.step is None or source.dimension != target.dimension:
-        return Number(value, number.step, number.num_digits)
-    return Number(value, number.step * source.factor / target.factor, number.num_digits)
-
-
-def _scaled(number: Number, factor: Fraction) -> Number:
-    step = None if number.step is None else number.step * factor
-    return Number(number.value * factor, step, number.num_digits)
+def _converted(number: Number, source: Unit, target: Unit) -> Number | None:
+    dimensions = {source.dimension, target.dimension}
+    if dimensions == {_DEGREE.dimension, _KELVIN.dimension}:
+        return number  # "25°" beside "25 °C"
+    if len(dimensions) > 1:
+        return None
+    shift = (source.offset - target.offset) / target.factor
+    scaled = number.times(source.factor / target.factor)
+    return replace(scaled, value=scaled.value + shift)

@@ -7,137 +7,98 @@ has no order either (solutions, names), "a -> b -> c" keeps it. "12" is none of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 
 from prism_lite.rewards.answers.text import closing_bracket
 
-MAX_ENTRIES = 64
+_MAX_ENTRIES = 64  # of unordered lists every pair of entries may be compared
 
 
-@dataclass(frozen=True)
-class Structure:
-    """Entries and what encloses them.
+# Brackets ("()", "[]", "[)", "(]", "{}", "" for a bare list, "->" for a sequence) and entries.
+Structure = tuple[str, tuple[str, ...]]
 
-    Attributes:
-        brackets: "()", "[]", "[)", "(]", "{}", "" for a bare list, "->" for a sequence.
-        entries: cleaned texts, at least two.
-    """
-
-    brackets: str
-    entries: tuple[str, ...]
-
-    @property
-    def is_ordered(self) -> bool:
-        return self.brackets not in ("", "{}")
-
-
-_ARROW = re.compile(r"\s*(?:-+>|=>|→|\\to(?![a-zA-Z])|\\rightarrow(?![a-zA-Z]))\s*")
-_JOINER = re.compile(r"\s+(?:and|or|\\text\s*\{\s*(?:and|or)\s*\})\s+")
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_POINT = re.compile(r"[A-Z]'?\s*(?=\()")
-_PLUS_MINUS = re.compile(r"([A-Za-z]\s*=\s*)?(?:\\pm|\+/-|\+-)\s*(.+)")
+_ARROW = re.compile(r"-+>|=>|→|\\(?:to|rightarrow)(?![a-zA-Z])")
+_JOINER = re.compile(r"(?:[,;]\s*|\s+)(?:and|or)\s+")
+_THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_POINT_LABEL = re.compile(r"[A-Z]'?\s*(\(.*\))")
+_PLUS_MINUS = re.compile(r"(?:[A-Za-z]\s*=\s*)?(?:\\pm|\+/?-)\s*((?:(?!\\pm|\+-)[^,;])+)")
+_BRACKETS = ("()", "[]", "{}", "[)", "(]")
 
 
 @lru_cache(maxsize=4096)
 def parse_structure(text: str) -> Structure | None:
-    """The entries of a cleaned answer, or None where it is one value."""
-    text = text.replace(r"\{", "{").replace(r"\}", "}")
-    either = _PLUS_MINUS.fullmatch(text)
-    if either and not re.search(r"\\pm|\+-|[,;]", either.group(2)):
-        return Structure("", (either.group(2), f"-{either.group(2)}"))
-    point = _POINT.match(text)
-    if point and closing_bracket(text, point.end()) == len(text) - 1:
-        text = text[point.end() :]
-    if len(text) > 1 and text[0] in "([{" and closing_bracket(text, 0) == len(text) - 1:
-        brackets = text[0] + text[-1]
-        entries = _split(text[1:-1], is_bare=False)
-        if len(entries) < 2 or brackets not in ("()", "[]", "[)", "(]", "{}"):
-            return None
-        return _checked(brackets, entries)
-    arrows = _ARROW.split(text)
-    if len(arrows) > 1:
-        return _checked("->", arrows)
-    entries = _split(text, is_bare=True)
-    return _checked("", entries) if len(entries) > 1 else None
+    """Return the entries of a cleaned answer, or None where it is one value."""
+    if match := _PLUS_MINUS.fullmatch(text):
+        return "", (match[1], f"-{match[1]}")
+    if match := _POINT_LABEL.fullmatch(text):
+        text = match[1]
+    if _is_enclosed(text):
+        brackets, entries = text[0] + text[-1], _split(text[1:-1], is_bare=False)
+    elif _ARROW.search(text):
+        brackets, entries = "->", [entry.strip() for entry in _ARROW.split(text)]
+    else:
+        brackets, entries = "", _split(text, is_bare=True)
+    if not 1 < len(entries) <= _MAX_ENTRIES or not all(entries):
+        return None
+    return brackets, tuple(entries)
 
 
 def strip_brackets(text: str) -> str:
-    """The inside of brackets around one value: "(5)", "{5}" and "[5]" are "5"."""
+    """Return the inside of brackets around one value: "(5)", "{5}" and "[5]" are "5"."""
     for _ in range(8):
-        bare = text.replace(r"\{", "{").replace(r"\}", "}")
-        inside = bare[1:-1].strip()
-        is_pair = len(bare) > 2 and bare[0] + bare[-1] in ("()", "[]", "{}")
-        if not is_pair or closing_bracket(bare, 0) != len(bare) - 1 or not inside:
-            return text
-        if len(_split(inside, is_bare=False)) > 1:
-            return text
-        text = inside
+        if not _is_enclosed(text) or len(_split(text[1:-1], is_bare=False)) != 1:
+            break
+        text = text[1:-1].strip()
     return text
 
 
-def _checked(brackets: str, entries: Sequence[str]) -> Structure | None:
-    cleaned = tuple(entry.strip() for entry in entries)
-    return Structure(brackets, cleaned) if all(cleaned) and len(cleaned) <= MAX_ENTRIES else None
+def _is_enclosed(text: str) -> bool:
+    is_open = text[:1] in ("(", "[", "{") and text[0] + text[-1] in _BRACKETS
+    return is_open and closing_bracket(text, 0) == len(text) - 1
 
 
 def _split(text: str, *, is_bare: bool) -> list[str]:
-    """Split at top-level commas and semicolons, in a bare list also at "and" and "or"."""
-    protected = text
-    if is_bare and re.search(r",\s", text):
-        # "1,234, 5,678" holds two numbers; "\0" stands for a comma within one.
-        protected = _GROUPED.sub("\0", text)
+    """Split at top-level commas or semicolons, in a bare list also at "and" and "or"."""
+    separator = ";" if ";" in text else ","
     if is_bare:
-        protected = _JOINER.sub(",", re.sub(r"[,;]\s*(?=(?:and|or)\s)", " ", protected))
-    separator = ";" if ";" in protected else ","
-    entries, depth, start = [], 0, 0
-    for i, sign in enumerate(protected):
-        if sign in "([{":
-            depth += 1
-        elif sign in ")]}":
-            depth -= 1
-        elif depth == 0 and sign == separator:
-            entries.append(protected[start:i])
-            start = i + 1
-    entries.append(protected[start:])
-    if entries and not entries[-1].strip():
+        if re.search(r",\s", text):  # "1,234, 5,678" has two entries; "\0" is a comma within one
+            text = _THOUSANDS_COMMA.sub("\0", text)
+        text = _JOINER.sub(separator, text)
+    entries, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and character == separator:
+            entries.append("")
+        else:
+            entries[-1] += character
+    if not entries[-1].strip():
         entries.pop()
-    return [entry.replace("\0", ",") for entry in entries]
+    return [entry.replace("\0", ",").strip() for entry in entries]
 
 
 def compare_structures(
     predicted: Structure, gold: Structure, same: Callable[[str, str], bool]
-) -> tuple[bool, str]:
-    """Entry by entry, in order where either side has one.
+) -> bool:
+    """Compare entry by entry, in order where either side has one.
 
-    Brackets must agree, except that a bare list may stand for any whole pair, and that round and
-    square ones are alike for three or more entries, which are no interval.
+    Brackets must agree, except that a bare list may stand for any closed pair, and that round and
+    square ones are alike for three or more entries, which are not an interval.
     """
-    num_entries = len(gold.entries)
-    if len(predicted.entries) != num_entries:
-        return False, f"{len(predicted.entries)} entries, not {num_entries}"
-    if not _brackets_agree(predicted.brackets, gold.brackets, num_entries):
-        return False, "brackets conflict"
-    if predicted.is_ordered or gold.is_ordered:
-        matches = all(same(p, g) for p, g in zip(predicted.entries, gold.entries, strict=True))
-        return matches, "entries equal in order" if matches else "entries differ"
-    left = list(gold.entries)
-    for entry in predicted.entries:
-        # The same text first: most lists need no slow comparison at all.
-        found = next((g for g in left if g == entry), None) or next(
-            (g for g in left if same(entry, g)), None
-        )
-        if found is None:
-            return False, "entries differ"
-        left.remove(found)
-    return True, "same entries"
-
-
-def _brackets_agree(predicted: str, gold: str, num_entries: int) -> bool:
-    pair = {predicted, gold}
-    if len(pair) == 1:
-        return True
-    if "" in pair:
-        return not pair & {"[)", "(]"}
-    return num_entries > 2 and pair <= {"()", "[]"}
+    (predicted_brackets, entries), (gold_brackets, gold_entries) = predicted, gold
+    brackets = {predicted_brackets, gold_brackets}
+    is_bare = "" in brackets and not brackets & {"[)", "(]"}
+    is_list = len(entries) > 2 and brackets == {"()", "[]"}
+    if len(entries) != len(gold_entries) or not (len(brackets) == 1 or is_bare or is_list):
+        return False
+    if not brackets <= {"", "{}"}:
+        return all(same(p, g) for p, g in zip(entries, gold_entries, strict=True))
+    remaining = list(gold_entries)
+    for entry in entries:
+        # Equal text first: most lists need no slow comparison at all.
+        candidates = [entry] if entry in remaining else remaining
+        match = next((other for other in candidates if same(entry, other)), None)
+        if match is None:
+            return False
+        remaining.remove(match)
+    return True
