@@ -85,7 +85,10 @@ def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int
     text = tokenizer.apply_chat_template(
         chat_messages(sample), tokenize=False, add_generation_prompt=True
     )
-    grids = [picture_grid(picture, pictures) for picture in sample.pictures]
+    grids = [
+        family.picture_grid(picture.size, pictures, *pixel_limits(picture, pictures))
+        for picture in sample.pictures
+    ]
     placeholder, merge = family.PICTURE_TOKEN, pictures.merge_size
     pieces = text.split(placeholder)
     if len(pieces) != len(grids) + 1:
@@ -111,13 +114,6 @@ def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int
         next_position=int(position_ids.max()) + 1,
         is_picture_P=is_picture,
         pictures=sample.pictures,
-    )
-
-
-def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
-    """Return a picture's patches along time, height and width, after the processor's resize."""
-    return family.picture_grid(
-        picture.size, image_processor, *pixel_limits(picture, image_processor)
     )
 
 
