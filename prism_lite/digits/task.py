@@ -2,11 +2,11 @@
 
 Pictures: the 1,797 handwritten digits of UCI's optical recognition set (E. Alpaydin, C. Kaynak, 1998,
 CC BY 4.0; the 8 x 8 ones that scikit-learn ships), in `digits.npz` in their original order. That order
-keeps the thirteen writers together: each block starts with 0..9 three times over. Training pictures
+keeps the thirteen writers together: each block starts with 0..9 three times. Training pictures
 come from the first ten writers, held-out ones from the last three.
 
-Two sources of completions: `demonstration` is what a public data set would hold, with slips of reading
-and of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified exactly.
+Two sources of completions: `demonstration` is like a public data set, with slips of reading and
+of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified exactly.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ ATTRIBUTION = "UCI Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1
 
 @cache
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """All pictures and labels: uint8 [1797, 8, 8] in 0..16, uint8 [1797]."""
+    """Load all pictures and labels: uint8 [1797, 8, 8] in 0..16, uint8 [1797]."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as archive:
         return archive["images"], archive["labels"]
 
 
 def strip_image(indices: tuple[int, ...]) -> Image.Image:
-    """The digits side by side, each enlarged to 32 x 32 pixels, white on black."""
+    """Draw the digits side by side, each enlarged to 32 x 32 pixels, white on black."""
     images, _ = digit_images()
     row = np.concatenate([images[i] for i in indices], axis=1)
     pixels = np.kron(np.minimum(row.astype(np.uint16) * 16, 255), np.ones((4, 4))).astype(np.uint8)
@@ -80,9 +80,9 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
 
 
 def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
-    """The same parts with one digit misread in the caption and one step slipped in the reasoning.
+    """Misread one digit in the caption and slip one step in the reasoning, in the same wording.
 
-    The grounding probe compares each corrupted part with its clean original; the wording stays.
+    The grounding probe compares each corrupted part with its clean original.
     """
     facts: DigitsFacts = sample.facts
     caption_style = _style_of(
@@ -103,7 +103,7 @@ def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
 
 
 def clean_teacher(sample: Sample, config: DigitsConfig, rng: Random) -> Parts:
-    """A teacher completion without slips, in the teacher's mix of wordings."""
+    """Write a teacher completion without slips, in the teacher's mix of wordings."""
     facts: DigitsFacts = sample.facts
     return _write(
         facts, 0.0, 0.0, config.teacher_caption_weights, config.teacher_think_weights, rng

@@ -220,7 +220,7 @@ class Discriminator(nn.Module):
 
     @contextmanager
     def _attached(self, backbone: Backbone, pack: Pack) -> Iterator[list[tk.Routing]]:
-        """Hook the experts onto the last layers' MLPs inside; yield the list of their routings."""
+        """Attach the experts to the last layers' MLPs inside, and yield the list of their routings."""
         first = pack.layout.first_branch_token
         allowed_NE = self._allowed(pack).to(backbone.device)
         routings: list[tk.Routing] = []

@@ -25,7 +25,7 @@ from prism_lite.parts import Parts, num_bullets, num_steps
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPrompt:
     """One prompt with the teacher's parts and those of its well-formed students."""
 
     prompt: Prompt
@@ -54,12 +54,12 @@ def discriminator_step(
     backbone: Backbone,
     discriminator: Discriminator,
     optimizer: Optimizer,
-    judged: Sequence[Judged],
+    judged: Sequence[JudgedPrompt],
     config: DiscriminatorConfig,
     *,
     learning_rate: float,
     max_grad_norm: float,
-    replayed: Sequence[Judged] = (),
+    replayed: Sequence[JudgedPrompt] = (),
 ) -> GameScores:
     """Score teachers and students, and take one optimizer step on the discriminator's loss.
 
@@ -86,7 +86,7 @@ def discriminator_step(
     def size(parts: Parts) -> int:
         return discriminator.part_tokens(backbone, parts).num_tokens
 
-    def batches(pieces: Iterable[Judged]) -> list[list[Judged]]:
+    def batches(pieces: Iterable[JudgedPrompt]) -> list[list[JudgedPrompt]]:
         return greedy_batches(
             pieces,
             lambda piece: len(piece.prompt) + sum(map(size, (piece.teacher, *piece.students))),
@@ -134,23 +134,25 @@ def discriminator_step(
     )
 
 
-def _split_group(item: Judged, max_group_tokens: int, size: Callable[[Parts], int]) -> list[Judged]:
+def _split_group(
+    item: JudgedPrompt, max_group_tokens: int, size: Callable[[Parts], int]
+) -> list[JudgedPrompt]:
     """Split a group too large for one forward with its graph; each piece has the teacher.
 
     Bradley-Terry is a mean over pairs, so the pieces' losses add up to the group's.
     """
     room = max_group_tokens - len(item.prompt) - size(item.teacher)
     return [
-        Judged(item.prompt, item.teacher, tuple(students))
+        JudgedPrompt(item.prompt, item.teacher, tuple(students))
         for students in greedy_batches(item.students, size, room)
     ]
 
 
-def _num_pairs(judged: Sequence[Judged]) -> int:
+def _num_pairs(judged: Sequence[JudgedPrompt]) -> int:
     return sum(len(item.students) for item in judged)
 
 
-def _by_prompt(scores: Scores, batch: Sequence[Judged]) -> tuple[Tensor, list[Tensor]]:
+def _by_prompt(scores: Scores, batch: Sequence[JudgedPrompt]) -> tuple[Tensor, list[Tensor]]:
     """Return the teachers' scores [P, 2] and, per prompt, the students' [G, 2].
 
     Raises:

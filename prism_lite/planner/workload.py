@@ -14,7 +14,7 @@ from PIL import Image
 
 from prism_lite.config import RunConfig
 from prism_lite.digits.task import DIGIT_PIXELS
-from prism_lite.discriminator.step import Judged
+from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree
 from prism_lite.models.prompts import Prompt
@@ -166,7 +166,7 @@ class Workload:
         )
         return [Group(self.samples(1)[0], (rollout,) * num)]
 
-    def judged(self, num_prompts: int, num_students: int) -> list[Judged]:
+    def judged(self, num_prompts: int, num_students: int) -> list[JudgedPrompt]:
         """Prompts with a teacher whose parts are as long as they may be, and students whose parts
         are together as long as a completion: a quarter of it the caption.
         """
@@ -175,7 +175,7 @@ class Workload:
         teacher, caption, think = ("w " * num for num in (longest, num_caption, num_think))
         student = Parts(caption, think, "w")
         return [
-            Judged(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
+            JudgedPrompt(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
             for prompt in self.prompts(num_prompts)
         ]
 
