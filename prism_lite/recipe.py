@@ -100,6 +100,18 @@ def _read_recipe(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, An
     return _merged(_read_recipe(_recipe_path(base, path.parent), chain), values)
 
 
+def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """Return settings with others at some dotted keys.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    values = to_dict(config)
+    for key, value in overrides.items():
+        _set_dotted(values, key, value)
+    return parse_config(values)
+
+
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """Check a nested mapping of settings and build the RunConfig.
 

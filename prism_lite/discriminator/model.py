@@ -36,7 +36,7 @@ from prism_lite.discriminator.part_tokens import (
     num_opening_tokens,
     part_tokens,
 )
-from prism_lite.files import to_json, write_text
+from prism_lite.files import write_json
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
@@ -286,4 +286,4 @@ def save_discriminator(
     """Write the weights as safetensors, and config.json."""
     folder.mkdir(exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "discriminator.safetensors")
-    write_text(folder / "config.json", to_json(dataclasses.asdict(config)))
+    write_json(folder / "config.json", dataclasses.asdict(config))

@@ -79,8 +79,8 @@ def _student_pairs(context: Context) -> list[Pair]:
     groups = sample_in_pieces(
         context.backbone,
         samples,
-        each=context.run.each,
-        doing="sampling the SFT policy",
+        with_progress=context.run.with_progress,
+        description="sampling the SFT policy",
         group_size=1,
         sampling=config.sampling,
         seed=(config.seed, "warmup"),

@@ -219,7 +219,10 @@ FAILURES = [
     ("return [float('inf'), 0.0]", "line 2: ValueError: it returned inf"),
     ("return ['good', 'bad']", "line 2: TypeError: must be real number, not str"),
     ("return None", "line 2: TypeError: 'NoneType' object is not iterable"),
-    ("n = len(prompts)\n    return [1 / (n - 2)] * n", "line 4: ZeroDivisionError: division by zero"),
+    (
+        "n = len(prompts)\n    return [1 / (n - 2)] * n",
+        "line 4: ZeroDivisionError: division by zero",
+    ),
     ("return [c[0]['content'] for c in completions]", "line 3: .*each completion, which is a text"),
 ]
 
@@ -227,7 +230,9 @@ FAILURES = [
 @pytest.mark.parametrize(("body", "words"), FAILURES)
 def test_the_made_up_row_finds_what_always_fails(load, body, words):
     reward = load(f"\ndef f(prompts, completions, **columns):\n    {body}\n")
-    with pytest.raises(ValueError, match=rf"reward f failed for prompt a: .*my_rewards\.py, {words}"):
+    with pytest.raises(
+        ValueError, match=rf"reward f failed for prompt a: .*my_rewards\.py, {words}"
+    ):
         check_user_function(reward, [group("a").sample])
 
 
@@ -265,7 +270,9 @@ def test_a_failure_that_does_not_happen_again_names_all_prompts(load):
             return [0.0] * (len(prompts) - (len(calls) == 1))
         """
     )
-    with pytest.raises(ValueError, match=r"for prompt a, b \(rows, line 2\): .* it returned 3 values"):
+    with pytest.raises(
+        ValueError, match=r"for prompt a, b \(rows, line 2\): .* it returned 3 values"
+    ):
         rewards_of(GROUPS, [reward])
 
 
@@ -293,10 +300,12 @@ def test_a_reward_file_that_changed_is_refused_once_a_stage_has_used_it(tmp_path
     check_same_rewards(tmp_path, config, changed)  # no stage has used it
     (tmp_path / "stages" / "align").mkdir(parents=True)
     check_same_rewards(tmp_path, config, changed)
-    with pytest.raises(ValueError, match=r"brevity, .*my_rewards\.py, has changed since stage align"):
+    with pytest.raises(
+        ValueError, match=r"brevity, .*my_rewards\.py, has changed since stage align"
+    ):
         check_same_rewards(tmp_path, micro_recipe(align__mode="rlvr"), changed)
     (tmp_path / "stages" / "rlvr").mkdir()
-    with pytest.raises(ValueError, match=r"stage rlvr .*put the former file back, remove .*/rlvr"):
+    with pytest.raises(ValueError, match=r"stage rlvr .*restore the earlier file, remove .*/rlvr"):
         check_same_rewards(tmp_path, config, changed)
     check_same_rewards(tmp_path, config, rewards)
 
