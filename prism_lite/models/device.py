@@ -1,4 +1,4 @@
-"""Number types and attention by card, decided in one place; memory of the device.
+"""Number types and attention by card, decided in one place.
 
 | | compute | residual stream | loss scaler | vision attention | optimizer "auto" |
 |---|---|---|---|---|---|
@@ -13,7 +13,6 @@ chosen in tree_attention.py. Matrix products are the libraries' own, so no card 
 from __future__ import annotations
 
 import importlib.util
-import resource
 from dataclasses import dataclass
 
 import torch
@@ -140,16 +139,3 @@ def check_machine(config: RunConfig) -> None:
             f"Use a smaller recipe, or see what `prism-lite plan --recipe {config.recipe} --card "
             f"{card.gib:.0f}` says to lower, and set model.min_gpu_gib=0."
         )
-
-
-def start_peak(device: torch.device) -> None:
-    """Forget the peak of earlier stages. (That of a CPU process cannot be reset.)"""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_gib(device: torch.device) -> float:
-    """Return the peak in GiB: of the card's allocator since `start_peak`, or of the CPU process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
