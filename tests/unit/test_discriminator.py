@@ -168,7 +168,7 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
     first, second, third = prompts_of(backbone, task, 3)
     judged = [(first, (TEACHER, *STUDENTS)), (second, (STUDENTS[0],)), (third, (TEACHER,))]
     with backbone.role("discriminator"):
-        whole = discriminator.score(backbone, judged)
+        together = discriminator.score(backbone, judged)
         alone = [
             discriminator.score(backbone, [(prompt, (parts,))])
             for prompt, completions in judged
@@ -177,12 +177,12 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
         backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=110)
         split = discriminator.score(backbone, judged)
     for channel in ("perception_K", "reasoning_K"):
-        whole_K = getattr(whole, channel)
-        assert whole_K.unique().numel() == whole_K.numel()
-        apart_K = torch.cat([getattr(scores, channel) for scores in alone])
+        together_K = getattr(together, channel)
+        assert together_K.unique().numel() == together_K.numel()
+        separate_K = torch.cat([getattr(scores, channel) for scores in alone])
         # likelihoods and hidden states in float32, other shapes: rounding of a score of up to 10
-        torch.testing.assert_close(apart_K, whole_K, rtol=0, atol=1e-4)
-        torch.testing.assert_close(getattr(split, channel), whole_K, rtol=0, atol=1e-4)
+        torch.testing.assert_close(separate_K, together_K, rtol=0, atol=1e-4)
+        torch.testing.assert_close(getattr(split, channel), together_K, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def test_steps_on_a_pair_widen_its_margin(backbone, task):
     assert margins[-1]["disc/loss"] < margins[0]["disc/loss"]
 
 
-def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
+def test_a_discriminator_step_in_batches_equals_one_forward(backbone, task):
     """Gradient accumulation over packs: the same loss and the same new weights."""
     with_trunk(backbone)
     prompts = prompts_of(backbone, task, 3)
@@ -98,8 +98,8 @@ def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
             [b - p.detach() for b, p in zip(before, discriminator.parameters(), strict=True)]
         )
     assert metrics[0]["disc/loss"] == pytest.approx(metrics[1]["disc/loss"], abs=1e-4)
-    for whole, chunked in zip(*gradients, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
+    for at_once, in_batches in zip(*gradients, strict=True):
+        torch.testing.assert_close(in_batches, at_once, rtol=1e-3, atol=1e-4)
 
 
 def test_a_group_split_over_packs_keeps_each_part_on_its_channel(backbone, task):
@@ -202,12 +202,12 @@ def test_a_group_in_pieces_gives_the_whole_groups_scores_and_weights(backbone, t
             backbone, discriminator, optimizer, judged, config, learning_rate=1.0, max_grad_norm=1e9
         )
         found.append((game, [p.detach().clone() for p in discriminator.parameters()]))
-    (whole, whole_weights), (pieces, pieces_weights) = found
-    assert [s.shape for s in pieces.students] == [s.shape for s in whole.students]
-    torch.testing.assert_close(pieces.teacher_P2, whole.teacher_P2)
-    for one, other in zip(pieces.students, whole.students, strict=True):
+    (at_once, at_once_weights), (pieces, pieces_weights) = found
+    assert [s.shape for s in pieces.students] == [s.shape for s in at_once.students]
+    torch.testing.assert_close(pieces.teacher_P2, at_once.teacher_P2)
+    for one, other in zip(pieces.students, at_once.students, strict=True):
         torch.testing.assert_close(one, other)
-    for one, other in zip(pieces_weights, whole_weights, strict=True):
+    for one, other in zip(pieces_weights, at_once_weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 

@@ -58,7 +58,7 @@ def trees_of(backbone) -> list[Tree]:
 
 
 def unpacked_logprobs(backbone, sample: Sample, branch: torch.Tensor) -> torch.Tensor:
-    """The plain way: the processor and one forward of the whole model for this sequence."""
+    """The plain way: the processor and one forward of the model for this sequence."""
     messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
     for turn in sample.turns:
         content = []
@@ -115,7 +115,7 @@ def exact_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.weight * hidden_states * (mean_square + self.variance_epsilon).rsqrt()
 
 
-# 4096: everything in one pack; 120: trees apart; 78: trees themselves are split over packs.
+# 4096: everything in one pack; 120: trees in separate packs; 78: trees themselves are split over packs.
 @pytest.mark.parametrize("max_pack_tokens", [4096, 120, 78])
 def test_packed_logprobs_and_gradients_equal_unpacked_ones_in_float64(
     random_backbone, max_pack_tokens, monkeypatch

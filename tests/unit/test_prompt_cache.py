@@ -1,4 +1,4 @@
-"""The discriminator's prompt states: the same scores and gradients as whole forwards, kept and bounded."""
+"""The discriminator's prompt states: cached, bounded, scores and gradients as of complete forwards."""
 
 from __future__ import annotations
 
