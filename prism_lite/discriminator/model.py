@@ -49,14 +49,6 @@ LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token
 
 
 @dataclass(frozen=True, eq=False)
-class PackRouting:
-    """Routing of the part tokens of one forward: detached weights [N, E] of each adapted layer."""
-
-    weights: tuple[Tensor, ...]
-    part_lengths: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
 class Scores:
     """Scores of K completions' parts, with their graph.
 
@@ -65,7 +57,8 @@ class Scores:
         balance_loss: [], mean over the adapted layers; 1 when every expert gets its share.
         router_entropy: [], nats, mean over tokens and layers of the routing weights' entropy.
         load_E: [E], fraction of the assignments each expert received.
-        packs: the routing of each forward, for `weights_of_parts`.
+        routing_weights: of each forward, of each adapted layer: [N, E], detached.
+        part_lengths: tokens of each part, in the order of scoring.
     """
 
     perception_K: Tensor
@@ -73,18 +66,16 @@ class Scores:
     balance_loss: Tensor
     router_entropy: Tensor
     load_E: Tensor
-    packs: tuple[PackRouting, ...]
+    routing_weights: tuple[tuple[Tensor, ...], ...]
+    part_lengths: tuple[int, ...]
 
     def weights_of_parts(self) -> list[Tensor]:
         """Return the routing weights of each part's tokens, float32 [L, T, E], without a graph.
 
         Completion after completion in the order of scoring, perception before reasoning.
         """
-        return [
-            weights_LTE
-            for pack in self.packs
-            for weights_LTE in torch.stack(pack.weights).split(pack.part_lengths, 1)
-        ]
+        weights_LNE = torch.cat([torch.stack(layers) for layers in self.routing_weights], 1)
+        return list(weights_LNE.split(self.part_lengths, 1))
 
 
 class ExpertLayer(nn.Module):
@@ -157,10 +148,10 @@ class Discriminator(nn.Module):
             balance_loss=torch.stack([r.balance_loss for r in routings]).mean(),
             router_entropy=torch.stack(entropies).mean(),
             load_E=torch.stack([r.load for r in routings]).mean(0),
-            packs=tuple(
-                PackRouting(tuple(r.weights.detach() for r in layers), part_lengths)
-                for _, layers, part_lengths in scored
+            routing_weights=tuple(
+                tuple(r.weights.detach() for r in layers) for _, layers, _ in scored
             ),
+            part_lengths=tuple(n for _, _, lengths in scored for n in lengths),
         )
 
     def part_tokens(self, backbone: Backbone, parts: Parts) -> PartTokens:
