@@ -29,9 +29,7 @@ _PROMPTS_PER_CALL = 32
 
 @torch.no_grad()
 def pair_scores(
-    backbone: Backbone,
-    discriminator: Discriminator,
-    pairs: Sequence[tuple[Prompt, Parts, Parts]],
+    backbone: Backbone, discriminator: Discriminator, pairs: Sequence[tuple[Prompt, Parts, Parts]]
 ) -> Tensor:
     """Score two completions of each prompt.
 

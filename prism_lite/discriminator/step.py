@@ -170,10 +170,7 @@ def _by_prompt(scores: Scores, batch: Sequence[JudgedPrompt]) -> tuple[Tensor, l
 
 
 def _loss(
-    scores: Scores,
-    teacher_P2: Tensor,
-    students: Sequence[Tensor],
-    config: DiscriminatorConfig,
+    scores: Scores, teacher_P2: Tensor, students: Sequence[Tensor], config: DiscriminatorConfig
 ) -> tuple[Tensor, dict[str, float]]:
     student_K2 = torch.cat(list(students))
     counts = torch.tensor([len(student) for student in students], device=teacher_P2.device)

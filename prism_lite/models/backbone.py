@@ -29,10 +29,7 @@ from prism_lite.models.device import Precision, card_of, choose_precision
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.float16 import keep_residual_in_float32
-from prism_lite.models.load_transformers import (
-    keep_cpu_weights_unpacked,
-    load_with_transformers,
-)
+from prism_lite.models.load_transformers import keep_cpu_weights_unpacked, load_with_transformers
 from prism_lite.models.load_unsloth import choose_backend, load_with_unsloth
 from prism_lite.models.packing import Pack, forward_pack
 from prism_lite.models.placement import enable_checkpointing, keep_embeddings_on_cpu

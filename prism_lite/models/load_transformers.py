@@ -26,10 +26,7 @@ def load_with_transformers(path: str, model: ModelConfig, precision: Precision) 
         path,
         quantization_config=quantisation,
         dtype=precision.compute_dtype,
-        attn_implementation={
-            "text_config": "sdpa",
-            "vision_config": precision.vision_attention,
-        },
+        attn_implementation={"text_config": "sdpa", "vision_config": precision.vision_attention},
         device_map={"": precision.device},
     )
 

@@ -111,11 +111,7 @@ def sample_in_pieces(
         group
         for piece in with_progress(pieces, description)
         for group in sample_groups(
-            backbone,
-            piece,
-            group_size=group_size,
-            sampling=sampling,
-            seed=seed,
+            backbone, piece, group_size=group_size, sampling=sampling, seed=seed
         )
     ]
 
@@ -264,11 +260,7 @@ def _rotary(decoder: LeanDecoder, num_positions: int) -> tuple[Tensor, Tensor]:
 
 
 def _rollout(
-    backbone: Backbone,
-    prompt: Prompt,
-    token_ids: list[int],
-    logprob_C: Tensor,
-    entropy_C: Tensor,
+    backbone: Backbone, prompt: Prompt, token_ids: list[int], logprob_C: Tensor, entropy_C: Tensor
 ) -> Rollout:
     """Build the rollout of a row, up to its end token if it has one.
 
