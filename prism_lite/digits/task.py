@@ -11,6 +11,7 @@ of reasoning; `teacher` is a procedure of high fidelity with varied wording; bot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -28,6 +29,9 @@ from prism_lite.types import Picture, Sample, Turn
 Split = Literal["train", "heldout"]
 HELDOUT_FROM = 1415  # first picture of the eleventh writer
 DIGIT_PIXELS = 32  # one digit fills one visual token: 2 x 2 patches of 16 pixels
+# How often each wording is used: three of a caption, two of a think.
+_DEMONSTRATION_WORDINGS = ((0.4, 0.35, 0.25), (0.55, 0.45))
+_TEACHER_WORDINGS = ((0.25, 0.4, 0.35), (0.45, 0.55))
 ATTRIBUTION = "UCI Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1998), CC BY 4.0"
 
 
@@ -56,6 +60,8 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
     """
     _, labels = digit_images()
     pool = range(HELDOUT_FROM) if split == "train" else range(HELDOUT_FROM, len(labels))
+    demonstration_rates = config.demonstration_misread_rate, config.demonstration_slip_rate
+    teacher_rates = config.teacher_misread_rate, config.teacher_slip_rate
     rng = Random(f"digits {seed}")
     samples = []
     for row in range(num):
@@ -70,8 +76,10 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
                 turns=(Turn("user", facts.question),),
                 pictures=(Picture("digits-" + "-".join(map(str, indices)), strip_image(indices)),),
                 answer=wording.answer_text(facts, path),
-                demonstration=_demonstrate(config, facts, rng).render(),
-                teacher=_teach(config, facts, rng).render(),
+                demonstration=_write(
+                    facts, *demonstration_rates, _DEMONSTRATION_WORDINGS, rng
+                ).render(),
+                teacher=_write(facts, *teacher_rates, _TEACHER_WORDINGS, rng).render(),
                 facts=facts,
                 source=f"digits {split} {row}",
             )
@@ -102,51 +110,28 @@ def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
     )
 
 
-def clean_teacher(sample: Sample, config: DigitsConfig, rng: Random) -> Parts:
+def clean_teacher(sample: Sample, rng: Random) -> Parts:
     """Write a teacher completion without slips, in the teacher's mix of wordings."""
     facts: DigitsFacts = sample.facts
-    return _write(
-        facts, 0.0, 0.0, config.teacher_caption_weights, config.teacher_think_weights, rng
-    )
-
-
-def _demonstrate(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
-    return _write(
-        facts,
-        config.demonstration_misread_rate,
-        config.demonstration_slip_rate,
-        config.demonstration_caption_weights,
-        config.demonstration_think_weights,
-        rng,
-    )
-
-
-def _teach(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
-    return _write(
-        facts,
-        config.teacher_misread_rate,
-        config.teacher_slip_rate,
-        config.teacher_caption_weights,
-        config.teacher_think_weights,
-        rng,
-    )
+    return _write(facts, 0.0, 0.0, _TEACHER_WORDINGS, rng)
 
 
 def _write(
     facts: DigitsFacts,
     misread_rate: float,
     slip_rate: float,
-    caption_weights: tuple[float, ...],
-    think_weights: tuple[float, ...],
+    wordings: tuple[Sequence[float], Sequence[float]],
     rng: Random,
 ) -> Parts:
+    """Write a completion, perhaps with a slip of reading or of reasoning."""
+    caption_weights, think_weights = wordings
     caption_style = rng.choices(range(wording.NUM_CAPTION_STYLES), caption_weights)[0]
     think_style = rng.choices(range(wording.NUM_THINK_STYLES), think_weights)[0]
-    seen = facts.digits if rng.random() >= misread_rate else wording.misread(facts.digits, rng)
-    path = wording.steps(seen, facts)
+    digits = facts.digits if rng.random() >= misread_rate else wording.misread(facts.digits, rng)
+    path = wording.steps(digits, facts)
     if rng.random() < slip_rate:
-        path = wording.slip(seen, facts, path, rng)
-    return wording.compose(seen, facts, path, caption_style, think_style)
+        path = wording.slip(digits, facts, path, rng)
+    return wording.compose(digits, facts, path, caption_style, think_style)
 
 
 def _style_of(text: str, num_styles: int, facts: DigitsFacts, render) -> int | None:
