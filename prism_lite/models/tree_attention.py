@@ -151,11 +151,9 @@ def attend_pack(
         keys, values = zip(*layout.prefix[layer], strict=True)
         k_JFd, v_JFd = torch.cat([*keys, k_JFd], 1), torch.cat([*values, v_JFd], 1)
     if call.kind == "flex":
-        flex = _compiled_flex() if q_HFd.is_cuda else _eager_flex()
-        return flex(
-            q_HFd[None], k_JFd[None], v_JFd[None], block_mask=call.mask, scale=scale,
-            enable_gqa=True,
-        )[0]  # fmt: skip
+        flex = _flex_attention(is_compiled=q_HFd.is_cuda)
+        q, k, v = q_HFd[None], k_JFd[None], v_JFd[None]
+        return flex(q, k, v, block_mask=call.mask, scale=scale, enable_gqa=True)[0]
     k_HKd, v_HKd = (repeat_heads(x[None], q_HFd.shape[0]) for x in (k_JFd, v_JFd))
     return torch.nn.functional.scaled_dot_product_attention(
         q_HFd[None], k_HKd, v_HKd, attn_mask=call.mask, scale=scale
@@ -163,14 +161,10 @@ def attend_pack(
 
 
 @functools.cache
-def _compiled_flex() -> Any:
-    return torch.compile(_eager_flex(), dynamic=True)
-
-
-def _eager_flex() -> Any:
+def _flex_attention(*, is_compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention
+    return torch.compile(flex_attention, dynamic=True) if is_compiled else flex_attention
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
