@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def micro_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where tiny bases are kept in this session, with the stored micro base in it.
 
-    One thread is fastest for micro models.
+    One thread is fastest for micro models; OMP_NUM_THREADS sets another number (`make test-cpus`).
     """
     import torch
 
@@ -36,7 +36,7 @@ def micro_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = os.environ.get("PRISM_LITE_CACHE")
     threads = torch.get_num_threads()
     os.environ["PRISM_LITE_CACHE"] = str(folder)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     yield folder
     torch.set_num_threads(threads)
     if before is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_lite.digits.base_model import base_folder
 from prism_lite.models.backbone import load_backbone
@@ -18,8 +19,27 @@ from prism_lite.planner.fake_backbone import build_backbone, faking
 from prism_lite.planner.fake_tensors import Simulation
 from prism_lite.planner.simulate_phase import NUM_DRAWS, card_memory
 from prism_lite.planner.steps import run_phase
-from prism_lite.planner.tracker import Tracker, Watch
+from prism_lite.planner.tracker import Tracker, tensors_in
 from prism_lite.planner.workload import Workload
+
+
+class Watch(TorchDispatchMode):
+    """Mode that shows a tracker every operation on real tensors."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        self._tracker.record(func, args, tensors_in(args), outputs)
+        return outputs
 
 
 def real_regions(config, phase, *, separates_cpu=False):

@@ -5,9 +5,9 @@
     routing = tk.route_topk(router_logits_TE, 2, allowed=is_own_group_TE)
     delta_TN = tk.lora_experts(x_TD, A_ErD, B_ENr, routing.weights, scale=2.0)
 
-Each operation has three faces: NAME.py (checks, autograd), NAME_torch.py (CPU, or no Triton) and
+Each operation has three modules: NAME.py (checks, autograd), NAME_torch.py (CPU, or no Triton) and
 NAME_triton.py (imported only when a kernel is launched: this package works without Triton).
-`triton_kernels.reference` has plain eager versions of the same signatures.
+`triton_kernels.reference` has eager versions with the same signatures.
 """
 
 from triton_kernels._gemm import mm_float32

@@ -12,12 +12,12 @@ INDEX_DTYPES = (torch.int64, torch.int32)
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """True for tensors without data (memory planning): no kernel can run, no value be read."""
+    """Check for a tensor without data (memory planning): no kernel can run, no value can be read."""
     return isinstance(tensor, FakeTensor) or tensor.device.type == "meta"
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape, dtype and device for an error message, e.g. `[3, 4] torch.float32 on cpu`."""
+    """Format shape, dtype and device for an error message, e.g. `[3, 4] torch.float32 on cpu`."""
     return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"
 
 
@@ -33,10 +33,10 @@ def check_tensor(
 
     Args:
         name: the argument's name in the public signature.
-        tensor: what the caller gave.
-        dims: expected dimensions in order: letter -> size, or None where any size will do.
+        tensor: the argument.
+        dims: expected dimensions in order: letter -> size, or None for any size.
         dtypes: accepted dtypes.
-        like: (name, tensor) whose device must be shared.
+        like: (name, tensor) of an argument that must be on the same device.
 
     Raises:
         ValueError: not a tensor, or wrong shape, dtype or device.

@@ -1,9 +1,9 @@
 """Low-rank experts in parallel to a frozen linear layer, mixed per token.
 
-Sits in the discriminator's last layers. All experts are computed for all tokens as two
-concatenated matrix products: up to E * r = 256 the layer is bound by memory, so the unused experts'
-arithmetic is free and no token is permuted (arithmetic for five cards; not measured on a GPU).
-Between the two products one dot-free kernel scales each expert's columns by the routing weight.
+Used in the discriminator's last layers. All experts are computed for all tokens as two concatenated
+matrix products: up to E * r = 256 the layer is limited by memory, so the arithmetic of unused experts
+is free and no token is permuted (calculated for five GPUs; not measured). Between the two products one
+kernel without a matrix product scales each expert's columns by the routing weight.
 
 Shape letters: T tokens, D input width, N output width, E experts, r rank, R = E * r.
 """
@@ -23,13 +23,13 @@ class Implementation(Protocol):
     """What `lora_torch` and `lora_triton` provide."""
 
     def scale_ranks(self, low: Tensor, weights: Tensor, scale: float) -> Tensor:
-        """[T, R] in the dtype of `low`: low * weights (each repeated r times) * scale."""
+        """Compute low * weights (each repeated r times) * scale: [T, R] in the dtype of `low`."""
         ...
 
     def scale_ranks_backward(
         self, grad: Tensor, low: Tensor, weights: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of `low` [T, R] (its dtype) and `weights` [T, E] (float32)."""
+        """Compute the gradients of `low` [T, R] (its dtype) and `weights` [T, E] (float32)."""
         ...
 
 
@@ -66,7 +66,7 @@ class _LoraExperts(torch.autograd.Function):
 
 
 def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of x, A, B and weights; None where nobody asks."""
+    """Compute the gradients of x, A, B and weights; None for those that are not needed."""
     x, A_RD, B_RN, low_TR, weights = ctx.saved_tensors
     needs_x, needs_A, needs_B, needs_weights, _ = ctx.needs_input_grad
     A_dtype, B_dtype, weights_dtype = ctx.dtypes
@@ -92,20 +92,20 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def lora_experts(x: Tensor, A: Tensor, B: Tensor, weights: Tensor, *, scale: float) -> Tensor:
-    """`scale * sum_e weights[:, e] * (x @ A_e^T @ B_e^T)`: what the experts add to a linear layer.
+    """Compute what the experts add to a linear layer: scale * sum_e weights[:, e] (x @ A_e^T @ B_e^T).
 
     Args:
         x: [T, D] float32, bfloat16 or float16; any strides. T = 0 is fine.
-        A: [E, r, D], B: [E, N, r]: any of the three dtypes (float32 masters are cast to x's dtype).
-        weights: [T, E] routing weights, float32 as `route_topk` gives them (16 bit also accepted).
+        A: [E, r, D], B: [E, N, r]: any of the three dtypes (float32 parameters are converted to x's dtype).
+        weights: [T, E] routing weights, float32 as `route_topk` gives them (16 bit is also accepted).
         scale: LoRA's alpha / r, usually.
 
     Returns:
         [T, N] in x's dtype. Gradients reach x, A, B and weights, each in its own dtype, only once
-        (no second derivative). On the CPU the products are made in float32.
+        (no second derivative). On the CPU the products are computed in float32.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, no expert, or a scale that is no number.
+        ValueError: a wrong shape, dtype or device, no expert, or a scale that is not a number.
 
     Source: LoRA (arXiv 2106.09685); concatenating the experts is our choice.
     """

@@ -1,8 +1,8 @@
 """Top-k routing of tokens to experts: softmax over the chosen, load, and the balance loss.
 
-Sits in the discriminator between the router's logits and `lora_experts`. Source: the load-balance
-loss of Switch Transformers (arXiv 2101.03961, eq. 4), extended to tokens that may use a part of the
-experts only (`allowed`), so that perception and reasoning tokens route within their own group.
+Used in the discriminator between the router's logits and `lora_experts`. Source: the load-balance
+loss of Switch Transformers (arXiv 2101.03961, eq. 4), extended to tokens that may use only some of the
+experts (`allowed`), so that perception and reasoning tokens are routed within their own group.
 
 Shape letters: T tokens, E experts.
 """
@@ -22,7 +22,7 @@ class Implementation(Protocol):
     """What `routing_torch` and `routing_triton` provide."""
 
     def route(self, logits: Tensor, allowed: Tensor | None, top_k: int) -> RouteResult:
-        """Weights and statistics."""
+        """Compute weights and statistics."""
         ...
 
     def route_backward(
@@ -33,7 +33,7 @@ class Implementation(Protocol):
         grad_weights: Tensor,
         grad_prob: Tensor,
     ) -> Tensor:
-        """float32 [T, E]: gradient of the logits; `grad_prob` [E] belongs to the sums of shares."""
+        """Compute the gradient of the logits, float32 [T, E]; `grad_prob` [E] is that of the share sums."""
         ...
 
 
@@ -48,7 +48,7 @@ def _implementation(logits: Tensor) -> Implementation:
 
 
 def _combine(stats_3E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """load [E], balance_loss [] and d balance_loss / d prob [E]."""
+    """Compute load [E], balance_loss [] and d balance_loss / d prob [E]."""
     sent_E, prob_E, even_E = stats_3E
     num_tokens = even_E.sum().clamp(min=1)  # 1 instead of 0: empty sums stay 0
     grad_prob_E = sent_E / (even_E + (even_E == 0)) / num_tokens
@@ -79,15 +79,15 @@ def route_topk(logits: Tensor, top_k: int, *, allowed: Tensor | None = None) -> 
     """Send each token to its `top_k` best experts.
 
     The weights are the softmax over the k largest allowed logits (equal to the renormalised top-k
-    of the full softmax); equal logits are taken from the lower index up. A token with fewer than k
+    of the full softmax); of equal logits the lower index comes first. A token with fewer than k
     allowed experts uses all of them; with none it gets zeros and does not count in load and loss.
 
     The balance loss is `1/T' * sum_e c_e * P_e / a_e` over the T' tokens that may use an expert:
     c_e is the tokens sent to e (1/k each), P_e the sum of e's softmax share among the allowed
     experts, a_e what an even router would send to e (1/n for each token that allows n experts, e
     among them). Without `allowed` this is Switch's E * sum_e f_e * mean(p_e); with disjoint groups
-    it is the mean of the groups' Switch losses weighted by their tokens. A perfectly even load in
-    each group gives 1. Only P_e carries gradient. Deterministic: no atomics.
+    it is the mean of the groups' Switch losses weighted by their tokens. An even load in each group
+    gives 1. Only P_e has a gradient. Deterministic: no atomics.
 
     Args:
         logits: [T, E] float32, bfloat16 or float16 (use float32: 16-bit logits flip choices);

@@ -12,7 +12,7 @@ _LOWEST = torch.finfo(torch.float32).min
 
 
 def _softmax_over(logits_TE: Tensor, mask_TE: Tensor | None) -> Tensor:
-    """Softmax over the experts in the mask, zeros elsewhere and in rows without any."""
+    """Compute the softmax over the experts in the mask; zeros elsewhere and in rows without any."""
     if mask_TE is None:
         return torch.softmax(logits_TE, dim=1)
     empty_T1 = ~mask_TE.any(1, keepdim=True)
@@ -21,7 +21,7 @@ def _softmax_over(logits_TE: Tensor, mask_TE: Tensor | None) -> Tensor:
 
 
 def _mean_shares(mask_TE: Tensor) -> Tensor:
-    """[E]: sum over tokens of 1 / (experts in the token's mask), for each expert in it."""
+    """Sum 1 / (experts in the token's mask) over tokens, for each expert in it: [E]."""
     count_T1 = mask_TE.sum(1, keepdim=True).clamp(min=1)
     return (mask_TE / count_T1).sum(0)
 
@@ -29,7 +29,7 @@ def _mean_shares(mask_TE: Tensor) -> Tensor:
 def route(logits: Tensor, allowed: Tensor | None, top_k: int) -> RouteResult:
     """See `routing.Implementation`."""
     logits_TE = logits.float()
-    # An allowed -inf ranks above what is forbidden or already taken.
+    # An allowed -inf ranks above forbidden and already chosen experts.
     rank_TE = logits_TE.clamp(min=_LOWEST)
     chosen_TE = torch.zeros_like(rank_TE, dtype=torch.bool)
     if allowed is not None:
@@ -41,7 +41,7 @@ def route(logits: Tensor, allowed: Tensor | None, top_k: int) -> RouteResult:
     if allowed is not None:
         chosen_TE &= allowed
     weights_TE, prob_TE = _softmax_over(logits_TE, chosen_TE), _softmax_over(logits_TE, allowed)
-    # NaN and +inf are chosen first and spoil the row's softmax, where it is not masked to 0.
+    # NaN and +inf are chosen first and make the row's softmax NaN, where it is not masked to 0.
     is_bad_T1 = weights_TE.isnan().any(1, keepdim=True)
     weights_TE = weights_TE.masked_fill(is_bad_T1, torch.nan)
     if allowed is None:

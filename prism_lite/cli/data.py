@@ -25,10 +25,10 @@ def add_command(commands: Any) -> None:
         "--columns", metavar="MAP", help="'{prompt: question, images: image, answer: answer}'"
     )
     command.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
-    command.set_defaults(handler=run_check)
+    command.set_defaults(handler=_check, takes_settings=False)
 
 
-def run_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _check(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     """Print the report of a check and write the clean rows if asked to.
 
     Returns:
@@ -44,8 +44,6 @@ def run_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from prism_lite.data.checks.rules import CheckRules
     from prism_lite.data.formats.load import load_samples
 
-    if overrides:
-        raise ValueError(f"data check takes no settings, got {overrides[0]!r}.")
     columns = yaml.safe_load(arguments.columns) if arguments.columns else None
     if columns is not None and not isinstance(columns, dict):
         raise ValueError(f"--columns {arguments.columns!r}: expected '{{ours: theirs, ...}}'.")

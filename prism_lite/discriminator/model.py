@@ -34,7 +34,7 @@ from prism_lite.config import DiscriminatorConfig
 from prism_lite.discriminator.losses import cap_scores
 from prism_lite.discriminator.part_tokens import PartTokens, part_tokens
 from prism_lite.discriminator.prompt_cache import PromptStateCache
-from prism_lite.files import to_json, write_text
+from prism_lite.files import write_json
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
@@ -295,4 +295,4 @@ def save_discriminator(
     """Safetensors and config.json of a discriminator."""
     folder.mkdir(exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "discriminator.safetensors")
-    write_text(folder / "config.json", to_json(dataclasses.asdict(config)))
+    write_json(folder / "config.json", dataclasses.asdict(config))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prism_lite.config import RunConfig
 
@@ -20,8 +19,7 @@ _PUBLISHED = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Architecture:
+class Architecture(NamedTuple):
     """A model's transformers configuration, and its processor where it is available."""
 
     config: Any

@@ -157,10 +157,10 @@ def _largest(
     config: RunConfig,
     plan: Plan,
     setting: _Setting,
-    values: Sequence[int],
-    phases: Sequence[Phase],
+    values: list[int],
+    affected: Sequence[Phase],
 ) -> LargestValue:
-    """Bisect ascending values for the largest with which all phases fit.
+    """Bisect ascending values for the largest with which the affected phases fit.
 
     The phase that needs most now is bisected first. The others usually fit at the value that it leaves
     and cost one simulation each.
@@ -180,7 +180,8 @@ def _largest(
             return -math.inf
 
     num_fitting = len(values)  # of `values`, from the first
-    phases = sorted(plan.phases.keys() & phases, key=lambda phase: -plan.phases[phase].peak_gib)
+    phases = [phase for phase in plan.phases if phase in affected]
+    phases.sort(key=lambda phase: -plan.phases[phase].peak_gib)
     for phase in show_progress(phases, setting.name):
         if num_fitting == 0 or need_gib(phase, values[0]) > room_gib:
             return LargestValue(setting.name, now, None, None, values[0] if values else None)

@@ -1,7 +1,7 @@
 """Count live bytes: every storage that a torch operation returns, until it is freed.
 
-The same tracker watches real tensors (`Watch`) and simulated ones (`fake_tensors.Simulation`), so that the
-two can be compared to the byte. Peaks are kept by region: the time between two marks.
+`fake_tensors.Simulation` shows it every operation. A mode that shows it those on real tensors lets the two
+be compared to the byte (tests/planning.py). Peaks are kept by region: the time between two marks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_lite.planner.cards import Card, seconds_on
 
@@ -212,22 +211,3 @@ def tensors_in(values: Any) -> list[Tensor]:
     if isinstance(values, (tuple, list)):
         return [tensor for value in values for tensor in tensors_in(value)]
     return []
-
-
-class Watch(TorchDispatchMode):
-    """The mode that lets a tracker see every operation on real tensors."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        super().__init__()
-        self._tracker = tracker
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        self._tracker.record(func, args, tensors_in(args), outputs)
-        return outputs

@@ -64,7 +64,7 @@ class Workload:
 
     def groups(self, group_size: int) -> list[Group]:
         """Return one prompt's group, with at most as many rollouts as one pack takes."""
-        num_rollouts = min(group_size, self._rollouts_per_pack)
+        num_rollouts = self._rollouts_per_pack(group_size)
         rollout = Rollout(
             token_ids=(self._word_id,) * self._completion_tokens,
             text="",
@@ -116,8 +116,11 @@ class Workload:
             rows, at_once = self.sampling_batch(stage)
             batches = _ceil_div(settings.prompts_per_step, at_once)
             return batches * _ceil_div(settings.group_size, rows)
-        per_pack = self._students_per_pack if work == "judge" else self._rollouts_per_pack
-        return settings.prompts_per_step * _ceil_div(settings.group_size, per_pack)
+        group_size = settings.group_size
+        at_once = (
+            self._students_per_pack if work == "judge" else self._rollouts_per_pack(group_size)
+        )
+        return settings.prompts_per_step * _ceil_div(group_size, at_once)
 
     @property
     def num_cached_pictures(self) -> int:
@@ -130,23 +133,18 @@ class Workload:
     @property
     def pairs_per_pack(self) -> int:
         """Teacher-student pairs of different prompts that one pack of the warm-up takes."""
-        teacher_tokens = 2 * self.config.discriminator.max_part_tokens
-        pair_tokens = self._prompt_tokens + teacher_tokens + sum(self._part_tokens)
-        at_once = max(1, self.config.model.max_pack_tokens // pair_tokens)
-        return min(self.config.warmup.pairs_per_step, at_once)
+        pair_tokens = self._teacher_tokens + sum(self._part_tokens)
+        return self._per_pack(self._prompt_tokens + pair_tokens, self.config.warmup.pairs_per_step)
 
     @property
     def _trees_per_pack(self) -> int:
         """Demonstrations with their prompts that one pack of the SFT stage takes."""
         tree_tokens = self._prompt_tokens + self._completion_tokens
-        at_once = max(1, self.config.model.max_pack_tokens // tree_tokens)
-        return min(self.config.sft.batch_size, at_once)
+        return self._per_pack(tree_tokens, self.config.sft.batch_size)
 
-    @property
-    def _rollouts_per_pack(self) -> int:
+    def _rollouts_per_pack(self, group_size: int) -> int:
         """Completions of one prompt that a pack takes."""
-        room = self.config.model.max_pack_tokens - self._prompt_tokens
-        return max(1, room // self._completion_tokens)
+        return self._per_pack(self._completion_tokens, group_size, used=self._prompt_tokens)
 
     @property
     def _students_per_pack(self) -> int:
@@ -154,9 +152,16 @@ class Workload:
         group_size = self.config.align.group_size
         if self.config.discriminator.grgc_weight > 0:  # GRGC needs a group in one forward
             return group_size
-        used = self._prompt_tokens + 2 * self.config.discriminator.max_part_tokens
-        room = self.config.model.max_pack_tokens - used
-        return max(1, min(group_size, room // sum(self._part_tokens)))
+        used = self._prompt_tokens + self._teacher_tokens
+        return self._per_pack(sum(self._part_tokens), group_size, used=used)
+
+    def _per_pack(self, size: int, limit: int, used: int = 0) -> int:
+        """How many pieces of `size` tokens a pack takes after `used` others; 1 to `limit`."""
+        return max(1, min(limit, (self.config.model.max_pack_tokens - used) // size))
+
+    @property
+    def _teacher_tokens(self) -> int:
+        return 2 * self.config.discriminator.max_part_tokens
 
     @property
     def _part_tokens(self) -> tuple[int, int]:

@@ -88,8 +88,8 @@ def sample_in_pieces(
     backbone: Backbone,
     samples: Sequence[Sample],
     *,
-    each: Callable[[Sequence[Sequence[Sample]], str], Iterable[Sequence[Sample]]],
-    doing: str,
+    with_progress: Callable[[Sequence[Sequence[Sample]], str], Iterable[Sequence[Sample]]],
+    description: str,
     group_size: int,
     sampling: SamplingConfig,
     seed: tuple[object, ...],
@@ -97,13 +97,13 @@ def sample_in_pieces(
     """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
 
     Args:
-        each: goes through the pieces and shows `doing` (`RunFolder.each`).
+        with_progress: yields the pieces and shows `description` (`RunFolder.with_progress`).
     """
     size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
     pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
     return [
         group
-        for piece in each(pieces, doing)
+        for piece in with_progress(pieces, description)
         for group in sample_groups(
             backbone,
             piece,

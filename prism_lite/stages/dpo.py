@@ -72,8 +72,8 @@ def _static_pairs(context: Context) -> dict[str, tuple[Tensor, Tensor]]:
     groups = sample_in_pieces(
         context.backbone,
         list({sample.key: sample for sample in visited}.values()),
-        each=context.run.each,
-        doing="sampling static pairs",
+        with_progress=context.run.with_progress,
+        description="sampling static pairs",
         group_size=1,
         sampling=context.config.sampling,
         seed=(context.config.seed, "align", "static"),

@@ -29,13 +29,13 @@ def evaluate(
     task: TaskData,
     config: RunConfig,
     *,
-    each: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
+    with_progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
     stage: str = "",
 ) -> dict[str, Any]:
     """Sample the held-out prompts at temperature 1 and greedily, under the active role.
 
     Args:
-        each: iterates over pieces of the work and shows its progress (`RunFolder.each`).
+        with_progress: yields the pieces of the work and shows them (`RunFolder.with_progress`).
         stage: of the policy, for the progress line.
 
     Returns:
@@ -50,9 +50,9 @@ def evaluate(
             evaluated_samples(task, config),
             group_size=group_size,
             sampling=dataclasses.replace(config.sampling, temperature=temperature),
-            doing=f"evaluating {stage}, {name}",
+            description=f"evaluating {stage}, {name}",
             seed=(config.seed, "evaluate"),
-            each=each,
+            with_progress=with_progress,
         )
 
     groups = sample("sampled", config.eval.num_samples, 1.0)

@@ -17,7 +17,7 @@ from tests.micro import micro_recipe, quiet_console
 
 @pytest.fixture
 def play(micro_run, task, tmp_path):
-    """`play(stage_function, **overrides)` runs one stage behind those of the micro run.
+    """`play(stage_function, **overrides)` runs one stage after those of the micro run.
 
     Returns the settings, the run folder and its metrics; `play.text` is what was printed.
     """

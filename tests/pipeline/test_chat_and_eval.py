@@ -133,7 +133,7 @@ def test_an_unfinished_stage_is_named(micro_run, tmp_path):
 
 
 class Heard:
-    """A streamer that notes how many times it was given something."""
+    """A streamer that counts its calls."""
 
     def __init__(self):
         self.times = 0
@@ -184,17 +184,17 @@ def test_chat_about_a_picture_that_is_not_there(micro_run, tmp_path):
     check_refused(done, "no.png")
 
 
-def test_a_run_of_a_large_card_can_be_looked_at_here(micro_run):
+def test_a_run_of_a_large_gpu_loads_on_this_machine(micro_run):
     config, folder, _, _ = micro_run
     model = dataclasses.replace(config.model, device="cuda", min_gpu_gib=800.0)
     backbone = load_stage(folder, dataclasses.replace(config, model=model), "rlvr")
     with torch.no_grad():
-        found = backbone.adapter_state()
+        state = backbone.adapter_state()
     expected = load_stage(folder, config, "rlvr").adapter_state()
-    assert all(torch.equal(found[name].cpu(), expected[name]) for name in expected)
+    assert all(torch.equal(state[name].cpu(), expected[name]) for name in expected)
 
 
-def test_evaluation_takes_the_prompts_and_stages_it_is_given(micro_run, tmp_path, monkeypatch):
+def test_evaluation_uses_the_prompts_and_stages_of_the_settings(micro_run, tmp_path, monkeypatch):
     """eval.num_prompts: the first ones; eval.stages: no sampling for the others."""
     config, _, _, _ = micro_run
     asked = []

@@ -1,4 +1,4 @@
-"""One shrunken run of the whole pipeline: what it leaves behind and what it moved."""
+"""One small run of the pipeline: its files, and what it changed."""
 
 from __future__ import annotations
 
@@ -202,11 +202,10 @@ def test_plain_peft_gives_the_same_greedy_answers(micro_run, monkeypatch):
         seed=("greedy",),
     )
     expected = [group.rollouts[0].text for group in groups]
-    found = greedy_by_plain_peft(config, folder, samples, monkeypatch)
-    assert found == expected
+    assert greedy_by_plain_peft(config, folder, samples, monkeypatch) == expected
 
 
-def test_a_finished_run_is_not_done_again(micro_run, tmp_path):
+def test_a_finished_run_is_not_repeated(micro_run, tmp_path):
     config, folder, results, _ = micro_run
     again = tmp_path / "again"
     shutil.copytree(folder, again)

@@ -1,4 +1,4 @@
-"""Which completions are three parts, and what is said of the others."""
+"""Which completions are well-formed, and the reasons why others are not."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_well_formed(text, expected):
 
 @pytest.mark.parametrize(("text", "reason"), BAD)
 def test_malformed_says_why(text, reason):
-    found = parse(text)
-    assert isinstance(found, Malformed)
-    assert reason in found.reason
+    parsed = parse(text)
+    assert isinstance(parsed, Malformed)
+    assert reason in parsed.reason
 
 
 def test_render_and_parse_are_inverse():

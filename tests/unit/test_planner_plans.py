@@ -24,11 +24,11 @@ from prism_lite.planner.fake_backbone import StandInLinear4bit
 from prism_lite.planner.fake_tensors import Simulation
 from prism_lite.planner.plan import Plan, plan
 from prism_lite.planner.simulate_phase import Simulated
-from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker, Watch
+from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker
 from prism_lite.planner.workload import Phase
 from prism_lite.recipe import RECIPES, load_recipe, recipe_names, with_overrides
 from tests.micro import micro_recipe
-from tests.planning import card_regions
+from tests.planning import Watch, card_regions
 
 GIB = 2**30
 CARDS = [name for name in recipe_names() if load_recipe(name).model.min_gpu_gib > 0]

@@ -192,6 +192,12 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path, load, code, name, words
     assert "\n" not in str(caught.value)
 
 
+def test_a_function_built_into_python_is_refused_for_its_signature():
+    (reward,) = load_rewards(micro_recipe(rlvr__rewards={"builtins:len": 1.0}))
+    with pytest.raises(ValueError, match=r"reward len \(builtins\) cannot be called"):
+        check_user_function(reward, [group("a").sample])
+
+
 def test_a_module_that_cannot_be_imported_is_named():
     with pytest.raises(ValueError, match=r"importing no_such_package\.text failed.*Install it"):
         load_rewards(micro_recipe(rlvr__rewards={"no_such_package.text:f": 1}))
@@ -305,7 +311,7 @@ def test_a_reward_file_that_changed_is_refused_once_a_stage_has_used_it(tmp_path
     ):
         check_same_rewards(tmp_path, micro_recipe(align__mode="rlvr"), changed)
     (tmp_path / "stages" / "rlvr").mkdir()
-    with pytest.raises(ValueError, match=r"stage rlvr .*put the former file back, remove .*/rlvr"):
+    with pytest.raises(ValueError, match=r"stage rlvr .*restore the earlier file, remove .*/rlvr"):
         check_same_rewards(tmp_path, config, changed)
     check_same_rewards(tmp_path, config, rewards)
 
