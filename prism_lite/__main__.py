@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import linecache
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-from prism_lite.cli import data, demo, doctor, plan, study, train, trained
+from prism_lite.cli import data, demo, doctor, plan, settings, study, train, trained
 from prism_lite.types import Stopped
 
 
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume = shlex.join(["prism-lite", *command_line])
         print(f"{str(stop) or 'interrupted'}; resume with: {resume}")
         return 3
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, RuntimeError) as error:
         if not _is_raised_by_us(error):
             raise
@@ -43,12 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prism-lite",
         description="PRISM post-training of vision-language models on one GPU, or a CPU.",
-        epilog="Any setting: --align.group_size 8 or align.group_size=8. All of them: "
-        "prism-lite run --dry-run.",
+        epilog=train.EPILOG,
     )
     parser.set_defaults(takes_settings=True)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    for module in (train, trained, data, plan, study, doctor, demo):
+    for module in (train, settings, trained, data, plan, study, doctor, demo):
         module.add_command(commands)
     return parser
 

@@ -172,14 +172,18 @@ class Trainer:
         """Pause the training after its current step; return a message."""
         self._require_running(run_id)
         if not (self.root / run_id / "config.yaml").is_file():
-            raise ValueError(f"{run_id} is still preparing its base model: wait for the first step.")
+            raise ValueError(
+                f"{run_id} is still preparing its base model: wait for the first step."
+            )
         return self._send(run_id, "pause", "pauses after the current step.")
 
     def stop(self, run_id: str) -> str:
         """Save and stop after the current step; return a message."""
         process = self._require_running(run_id)
         if (self.root / run_id / "config.yaml").is_file():
-            return self._send(run_id, "stop", "saves a checkpoint after the current step and stops.")
+            return self._send(
+                run_id, "stop", "saves a checkpoint after the current step and stops."
+            )
         psutil.Process(process.pid).terminate()
         return f"{run_id} was stopped before its first step: there is nothing to save."
 
