@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from prism_lite.cli import data, demo, doctor, plan, study, train, trained
+from prism_lite.cli import data, demo, doctor, plan, settings, study, train, trained
 from prism_lite.types import Stopped
 
 
@@ -43,12 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prism-lite",
         description="PRISM post-training of vision-language models on one GPU, or a CPU.",
-        epilog="Any setting: --align.group_size 8 or align.group_size=8. All of them: "
-        "prism-lite run --dry-run.",
+        epilog=train.EPILOG,
     )
     parser.set_defaults(takes_settings=True)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    for module in (train, trained, data, plan, study, doctor, demo):
+    for module in (train, settings, trained, data, plan, study, doctor, demo):
         module.add_command(commands)
     return parser
 

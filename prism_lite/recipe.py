@@ -16,13 +16,10 @@ from typing import Any, get_args
 import pydantic
 import yaml
 
-from prism_lite.config import BUILT_IN_REWARDS, PolicyLoss, RlvrConfig, RunConfig
+from prism_lite.config import BUILT_IN_REWARDS, PolicyLoss, PolicyLossConfig, RlvrConfig, RunConfig
+from prism_lite.config_checks import check_across_fields
 
 RECIPES = Path(__file__).with_name("recipes")
-_LOSS_SETTINGS = (
-    "clip_low", "clip_high", "clip_dual", "sapo_temperature_positive", "sapo_temperature_negative",
-    "entropy_weight",
-)  # fmt: skip
 # Settings ("key") and values ("key=value") of earlier versions, and what has become of them.
 _OLD_SETTINGS = {
     "rlvr.algorithm": "is now called rlvr.preset",
@@ -30,7 +27,11 @@ _OLD_SETTINGS = {
     "rlvr.kl_kind=abs": "was removed: it does not estimate the KL divergence; use k2 or k3",
     "rlvr.kl_kind=full": "was removed: k3 estimates the same from the sampled tokens; use k3",
     **{f"rlvr.loss={name}": f"is now rlvr.loss.name={name}" for name in get_args(PolicyLoss)},
-    **{f"rlvr.{name}": f"is now called rlvr.loss.{name}" for name in _LOSS_SETTINGS},
+    **{
+        f"rlvr.{field.name}": f"is now called rlvr.loss.{field.name}"
+        for field in dataclasses.fields(PolicyLossConfig)
+        if field.name != "name"
+    },
     **{
         f"rlvr.{name}_weight": f"is now called rlvr.rewards.{name}; a reward of weight 0 is left out"
         for name in BUILT_IN_REWARDS
@@ -41,6 +42,19 @@ _OLD_SETTINGS = {
 def recipe_names() -> list[str]:
     """Return the names of the recipes that ship with the package, without their shared bases."""
     return sorted(path.stem for path in RECIPES.glob("[!_]*.yaml"))
+
+
+def recipe_settings(name: str) -> dict[str, Any]:
+    """Return what a shipped recipe and those that it extends set, by dotted key, except its name.
+
+    Args:
+        name: a recipe, or "rlvr.preset=dapo" for a preset of RLVR.
+    """
+    preset = name.removeprefix("rlvr.preset=")
+    if preset != name:
+        return dict(_leaves({"rlvr": _preset_settings({"rlvr": {"preset": preset}})}))
+    values = _read_recipe(_recipe_path(name, Path()))
+    return {key: value for key, value in _leaves(values) if key != "recipe"}
 
 
 def load_recipe(
@@ -66,7 +80,7 @@ def load_recipe(
 
 
 def _recipe_path(recipe: str | Path, folder: Path) -> Path:
-    """Return the file of a shipped recipe, or of a file relative to `folder`."""
+    """Return the file of a shipped recipe, or a file relative to `folder`."""
     for path in (RECIPES / f"{recipe}.yaml", folder / recipe):
         if path.is_file():
             return path
@@ -97,7 +111,23 @@ def _read_recipe(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, An
         raise ValueError(
             f"recipe {path}: extends = {base!r}, expected the name or the file of one recipe."
         )
-    return _merged(_read_recipe(_recipe_path(base, path.parent), chain), values)
+    try:
+        base_path = _recipe_path(base, path.parent)
+    except ValueError as error:
+        raise ValueError(f"recipe {path} extends {base!r}: {error}") from None
+    return _merged(_read_recipe(base_path, chain), values)
+
+
+def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """Return settings with others at some dotted keys.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    values = to_dict(config)
+    for key, value in overrides.items():
+        _set_dotted(values, key, value)
+    return parse_config(values)
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -115,10 +145,10 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     try:
         # Over the defaults: a recipe that sets only a stage's learning rate keeps its schedule.
         defaults = _merged(to_dict(RunConfig()), {"rlvr": _preset_settings(values)})
-        config = pydantic.TypeAdapter(RunConfig).validate_python(_merged(defaults, values))
+        config = settings_adapter().validate_python(_merged(defaults, values))
     except pydantic.ValidationError as error:
         raise ValueError(_first_problem(error)) from None
-    _check_across_fields(config)
+    check_across_fields(config)
     return config
 
 
@@ -144,28 +174,39 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "")
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting by its dotted key; rlvr.rewards is one of them."""
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in known_keys():
+            yield from _leaves(value, f"{key}.")
         else:
-            yield f"{prefix}{name}", value
+            yield key, value
 
 
 def read_run(path: str | Path) -> RunConfig:
-    """The settings of a run folder.
+    """Return the settings of a run folder.
 
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder does not hold a run.
     """
     file = Path(path) / "config.yaml"
     if not file.is_file():
-        raise ValueError(f"--run {path} holds no run: config.yaml is missing.")
-    return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+        raise ValueError(f"--run {path} is not a run folder: config.yaml is missing.")
+    try:
+        return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except ValueError as error:  # of a run of an earlier version
+        raise ValueError(f"{file}: {error}") from None
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Plain nested values, as written to config.yaml."""
-    return pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json")
+    """Return plain nested values, as written to config.yaml."""
+    return settings_adapter().dump_python(config, mode="json")
+
+
+@functools.cache
+def settings_adapter() -> pydantic.TypeAdapter[RunConfig]:
+    """Return what checks, dumps and describes the settings."""
+    return pydantic.TypeAdapter(RunConfig)
 
 
 def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -182,7 +223,7 @@ def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[
             items.append((key.strip(), yaml.safe_load(value)))
         except yaml.YAMLError as error:
             raise ValueError(
-                f"override {text!r}: the value is not valid YAML; quote it if it is a text."
+                f"override {text!r}: the value is not valid YAML; quote it if it is text."
             ) from error
     return items
 
@@ -197,13 +238,13 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ValueError(f"{key}: {parent} is a single value, it has no settings of its own.")
+            raise ValueError(f"{key}: {parent} is a single value and has no settings inside it.")
     values[leaf] = value
 
 
 @functools.cache
 def known_keys() -> tuple[str, ...]:
-    """Every dotted key that a recipe or override may set."""
+    """Return every dotted key that a recipe or override may set."""
 
     def walk(value: Any, prefix: str) -> list[str]:
         keys = []
@@ -216,103 +257,43 @@ def known_keys() -> tuple[str, ...]:
     return tuple(walk(RunConfig(), ""))
 
 
+def near_settings(key: str) -> list[str]:
+    """Return the settings, or else the sections, whose names are most like a wrong key."""
+    leaf = key.rpartition(".")[2]
+    leaves = {name.rpartition(".")[2] for name in known_keys()}
+    return (
+        difflib.get_close_matches(key, known_keys(), 3, 0.6)
+        or [name for name in known_keys() if name.rpartition(".")[2] == leaf]
+        or difflib.get_close_matches(key, _top_sections(), 1, 0.6)
+        or [
+            name
+            for near in difflib.get_close_matches(leaf, leaves, 3, 0.7)
+            for name in known_keys()
+            if name.rpartition(".")[2] == near
+        ][:3]
+    )
+
+
+def _top_sections() -> list[str]:
+    return sorted({name.partition(".")[0] for name in known_keys()})
+
+
 def _first_problem(error: pydantic.ValidationError) -> str:
-    """One sentence for the first thing that is wrong with the settings."""
+    """Return one sentence for the first thing that is wrong with the settings."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        leaf = key.rpartition(".")[2]
-        sections = sorted({name.partition(".")[0] for name in known_keys()})
-        near = (
-            difflib.get_close_matches(key, known_keys(), 1, 0.6)
-            or [name for name in known_keys() if name.rpartition(".")[2] == leaf]
-            or difflib.get_close_matches(key, sections, 1, 0.6)
-        )
+        near = near_settings(key)
         if near and isinstance(problem["input"], Mapping) and problem["input"]:
             key = f"{key}.{next(iter(problem['input']))}"
-            near = difflib.get_close_matches(key, known_keys(), 1, 0.6) or near
-        hint = f"did you mean {near[0]}?" if near else f"top-level keys: {', '.join(sections)}."
+            near = near_settings(key) or near
+        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_top_sections())}."
         return f"unknown setting {key!r}: {hint}"
-    return f"setting {key} = {problem['input']!r}: {problem['msg'].lower()}."
-
-
-def _check_across_fields(config: RunConfig) -> None:
-    disc, digits = config.discriminator, config.data.digits
-    if disc.routing == "grouped" and disc.num_experts % 2:
-        raise ValueError(
-            f"discriminator.num_experts = {disc.num_experts} cannot be split into a perception and a "
-            "reasoning half: give an even number, or routing: free."
-        )
-    per_group = disc.num_experts // 2 if disc.routing == "grouped" else disc.num_experts
-    if disc.routing != "dense" and disc.top_k > per_group:
-        raise ValueError(
-            f"discriminator.top_k = {disc.top_k} is more than the {per_group} experts a token may use."
-        )
-    if not digits.min_digits <= digits.max_digits <= 6:
-        raise ValueError(
-            f"data.digits: min_digits = {digits.min_digits}, max_digits = {digits.max_digits}; "
-            "expected min <= max <= 6."
-        )
-    if config.sampling.temperature == 0:
-        raise ValueError(
-            "sampling.temperature = 0: all rollouts of a group would be the same. Expected more than "
-            "0; evaluation samples greedily by itself."
-        )
-    # Whether each row fits with its own prompt is found when the rows are read (reading.py).
-    if config.sampling.max_completion_tokens >= config.model.max_pack_tokens:
-        raise ValueError(
-            f"sampling.max_completion_tokens = {config.sampling.max_completion_tokens} fits no pack of "
-            f"model.max_pack_tokens = {config.model.max_pack_tokens} behind a prompt: lower the one or "
-            "raise the other."
-        )
-    if config.model.offload_checkpoints and not config.model.gradient_checkpointing:
-        raise ValueError(
-            "model.offload_checkpoints = true moves the checkpoints of gradient checkpointing, which is "
-            "off: set model.gradient_checkpointing=true too."
-        )
-    rlvr = config.rlvr
-    _check_rewards(rlvr)
-    if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
-        raise ValueError(
-            f"rlvr.combine = normalize_then_sum standardises each reward in its group by itself: it "
-            f"has no use for rlvr.scale = {rlvr.scale!r}. Leave rlvr.scale at group."
-        )
-    if config.align.method != "adversarial" and config.align.mode != "align":
-        raise ValueError(
-            f"align.mode = {config.align.mode} combines the discriminator's scores with rewards, and "
-            f"align.method = {config.align.method} has no discriminator. Set one of them back."
-        )
-    for stage, group_size in (("align", config.align.group_size), ("rlvr", config.rlvr.group_size)):
-        if group_size < 2:
-            raise ValueError(
-                f"{stage}.group_size = {group_size}: a group needs at least 2 rollouts."
-            )
-
-
-def _check_rewards(rlvr: RlvrConfig) -> None:
-    if not rlvr.rewards:
-        raise ValueError("rlvr.rewards is empty: name at least one reward, as {accuracy: 1.0}.")
-    for name, weight in rlvr.rewards.items():
-        if ":" not in name and name not in BUILT_IN_REWARDS:
-            near = difflib.get_close_matches(name, BUILT_IN_REWARDS, 1, 0.6)
-            raise ValueError(
-                f"rlvr.rewards.{name}: expected {', '.join(BUILT_IN_REWARDS)}, package.module:function "
-                f"or path/to/file.py:function{f'; did you mean {near[0]}?' if near else '.'}"
-            )
-        if weight == 0:
-            raise ValueError(
-                f"rlvr.rewards.{name} = 0 has no effect: leave the name out of rlvr.rewards, as in "
-                "rlvr.rewards='{accuracy: 1.0}'."
-            )
-    function_names = [name.rpartition(":")[2] for name in rlvr.rewards]
-    for name in function_names:
-        if function_names.count(name) > 1:
-            raise ValueError(
-                f"rlvr.rewards has two rewards called {name}, and metrics are named after them: "
-                "rename one of the functions."
-            )
-    if "judge" in rlvr.rewards and not (rlvr.judge.base_url and rlvr.judge.model):
-        raise ValueError(
-            "rlvr.rewards has judge, and the judge is not named: set rlvr.judge.base_url (like "
-            "http://localhost:8000/v1) and rlvr.judge.model."
-        )
+    expected = problem["msg"].replace("Input should be", "expected")
+    if problem["type"] == "dataclass_type":
+        expected = "expected a mapping, this is a section of settings"
+    known = max((k for k in known_keys() if f"{key}.".startswith(f"{k}.")), key=len, default=key)
+    return (
+        f"setting {key} = {problem['input']!r}: {expected}; "
+        f"`prism-lite settings {known}` says what it means."
+    )

@@ -7,6 +7,10 @@ from typing import Any
 
 from prism_lite.cli.imports import prepare_imports
 
+EPILOG = (
+    "Any setting: --align.group_size 8 or align.group_size=8. What each one means: "
+    "prism-lite settings [SECTION|WORD]."
+)
 _HELP = {
     "run": "all stages; run it again to resume",
     "sft": "stage 1 alone: imitation of the demonstrations",
@@ -19,7 +23,7 @@ _HELP = {
 def add_command(commands: Any) -> None:
     """Add `run` and the four stages to the command line's subparsers."""
     for name, text in _HELP.items():
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, epilog=EPILOG)
         command.add_argument("--recipe", default="tiny", metavar="NAME|FILE", help="default: tiny")
         command.add_argument("--out", metavar="DIR", help="run folder; default: runs/RECIPE")
         command.add_argument("--seed", type=int, help="default: the recipe's")

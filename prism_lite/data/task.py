@@ -130,7 +130,7 @@ def _digits(config: RunConfig) -> TaskData:
     for sample in digits.make_samples(
         data.digits, split="heldout", num=config.warmup.num_probe, seed="probe"
     ):
-        clean = digits.clean_teacher(sample, data.digits, rng)
+        clean = digits.clean_teacher(sample, rng)
         probe.append(ProbePair(sample, clean, digits.corrupt(sample, clean, rng)))
     return TaskData(
         sft=train["sft"],

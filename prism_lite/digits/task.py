@@ -11,6 +11,7 @@ and of reasoning; `teacher` is a procedure of high fidelity with varied wording;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -28,6 +29,9 @@ from prism_lite.types import Picture, Sample, Turn
 Split = Literal["train", "heldout"]
 HELDOUT_FROM = 1415  # first picture of the eleventh writer
 DIGIT_PIXELS = 32  # one digit fills one visual token: 2 x 2 patches of 16 pixels
+# How often each wording is used: three of a caption, two of a think.
+_DEMONSTRATION_WORDINGS = ((0.4, 0.35, 0.25), (0.55, 0.45))
+_TEACHER_WORDINGS = ((0.25, 0.4, 0.35), (0.45, 0.55))
 ATTRIBUTION = "UCI Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1998), CC BY 4.0"
 
 
@@ -102,12 +106,10 @@ def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
     )
 
 
-def clean_teacher(sample: Sample, config: DigitsConfig, rng: Random) -> Parts:
+def clean_teacher(sample: Sample, rng: Random) -> Parts:
     """A teacher completion without slips, in the teacher's mix of wordings."""
     facts: DigitsFacts = sample.facts
-    return _write(
-        facts, 0.0, 0.0, config.teacher_caption_weights, config.teacher_think_weights, rng
-    )
+    return _write(facts, 0.0, 0.0, _TEACHER_WORDINGS, rng)
 
 
 def _demonstrate(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
@@ -115,8 +117,7 @@ def _demonstrate(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts
         facts,
         config.demonstration_misread_rate,
         config.demonstration_slip_rate,
-        config.demonstration_caption_weights,
-        config.demonstration_think_weights,
+        _DEMONSTRATION_WORDINGS,
         rng,
     )
 
@@ -126,8 +127,7 @@ def _teach(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
         facts,
         config.teacher_misread_rate,
         config.teacher_slip_rate,
-        config.teacher_caption_weights,
-        config.teacher_think_weights,
+        _TEACHER_WORDINGS,
         rng,
     )
 
@@ -136,10 +136,10 @@ def _write(
     facts: DigitsFacts,
     misread_rate: float,
     slip_rate: float,
-    caption_weights: tuple[float, ...],
-    think_weights: tuple[float, ...],
+    wordings: tuple[Sequence[float], Sequence[float]],
     rng: Random,
 ) -> Parts:
+    caption_weights, think_weights = wordings
     caption_style = rng.choices(range(wording.NUM_CAPTION_STYLES), caption_weights)[0]
     think_style = rng.choices(range(wording.NUM_THINK_STYLES), think_weights)[0]
     seen = facts.digits if rng.random() >= misread_rate else wording.misread(facts.digits, rng)

@@ -100,8 +100,8 @@ def _load_user_reward(setting: str, weight: float) -> Reward:
             f"rlvr.rewards.{setting}: {place} has no function {name}; its functions are "
             f"{', '.join(names) or 'none'}. Correct the name."
         )
-    file = Path(module.__file__ or place)
-    content = file.read_bytes() if file.is_file() else b""  # modules built into Python have no file
+    file = Path(getattr(module, "__file__", None) or place)  # modules built into Python have none
+    content = file.read_bytes() if file.is_file() else b""
     return Reward(name, weight, function, file, hashlib.sha256(content).hexdigest()[:16])
 
 

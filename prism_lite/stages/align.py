@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +19,16 @@ from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import GROUNDED, first_wins, grounding_probe, pair_scores
 from prism_lite.discriminator.step import GameScores, Judged, discriminator_step
 from prism_lite.models.optim import learning_rate_at
+from prism_lite.parts import Parts
 from prism_lite.policy.advantages import Verified, alignment_advantages, weighted_sum
 from prism_lite.policy.step import update_policy
 from prism_lite.rewards.group_rewards import group_accuracy, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
-from prism_lite.stages.alarms import Alarms, cut_alarm, game_alarms
 from prism_lite.stages.context import Context
-from prism_lite.stages.replay import Replay
+from prism_lite.stages.guards import Alarms, cut_parts, game_alarms
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.types import Group
+from prism_lite.types import Group, Sample
 
 
 def run_align(context: Context) -> None:
@@ -108,7 +109,7 @@ def run_align(context: Context) -> None:
         checked = [
             *alarms.of_rollouts(groups),
             *game_alarms(game, score_cap=disc_config.score_cap),
-            cut_alarm(game, max_part_tokens=disc_config.max_part_tokens),
+            cut_parts(game, max_part_tokens=disc_config.max_part_tokens),
         ]
         metrics |= alarms.report(checked, step)
         if step % config.panel_every == 0 or step + 1 == config.steps:
@@ -145,6 +146,38 @@ def _replayed(context: Context, replay: Replay, step: int) -> list[Judged]:
         Judged(context.backbone.prompt(sample), sample.teacher_parts, students)
         for sample, students in replay.sample(count, rng)
     ]
+
+
+class Replay:
+    """The well-formed rollouts of the most recent prompts, against forgetting; in the checkpoints."""
+
+    def __init__(self, samples: Sequence[Sample], *, num_prompts: int) -> None:
+        self._samples = {sample.key: sample for sample in samples}
+        self._num_prompts = num_prompts
+        self._kept: list[tuple[Sample, tuple[Parts, ...]]] = []
+
+    def sample(self, count: int, rng: Random) -> list[tuple[Sample, tuple[Parts, ...]]]:
+        """Choose `count` of the kept prompts, or all if there are fewer."""
+        return rng.sample(self._kept, min(count, len(self._kept)))
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Keep these groups; the oldest ones are dropped."""
+        self._kept += [(group.sample, group.students) for group in groups if group.students]
+        self._kept = self._kept[-self._num_prompts :]
+
+    def state(self) -> list[Any]:
+        """Return JSON-able content: each prompt's key and the parts of its students."""
+        return [
+            [sample.key, [[p.caption, p.think, p.answer] for p in students]]
+            for sample, students in self._kept
+        ]
+
+    def load(self, state: Sequence[Any]) -> None:
+        """Restore what `state` returned."""
+        self._kept = [
+            (self._samples[key], tuple(Parts(*bodies) for bodies in students))
+            for key, students in state
+        ]
 
 
 def _verified(context: Context, groups: Sequence[Group], rewards: dict[str, Tensor]) -> Verified:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -15,7 +16,13 @@ from prism_lite.models.optim import Optimizer, make_optimizer
 from prism_lite.rewards.load import Reward
 from prism_lite.runs.checkpoint import Trained
 from prism_lite.runs.folder import RunFolder
-from prism_lite.stages.replay import Replay
+
+
+class Buffer(Protocol):
+    """What a stage remembers besides tensors, as JSON-able state (alignment's replay)."""
+
+    def state(self) -> Any: ...
+    def load(self, state: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,9 @@ class Context:
         optimizers: Mapping[str, Optimizer],
         *,
         discriminator: Discriminator | None = None,
-        replay: Replay | None = None,
+        replay: Buffer | None = None,
     ) -> Iterator[int]:
-        """Yield the remaining steps of a stage, from its newest good checkpoint on.
+        """Load the newest good checkpoint of a stage and return an iterator of its remaining steps.
 
         Args:
             optimizers: of "policy" and "discriminator": what the stage trains.
@@ -104,4 +111,4 @@ class Context:
             for name, optimizer in optimizers.items():
                 optimizer.load_state_dict(restored.optimizers[name])
         start = 0 if restored is None else restored.step
-        yield from self.run.steps(stage, start, num_steps, trained)
+        return self.run.steps(stage, start, num_steps, trained)

@@ -1,7 +1,7 @@
 """Guards: named alarms for the ways in which a reward is exploited or stops carrying information.
 
 Pure functions of the completions, rewards or scores of one step. Each returns an Alarm or None; none
-changes a reward. alarms.py logs and prints them.
+changes a reward. `Alarms` logs and prints them in a stage.
 """
 
 from __future__ import annotations
@@ -9,10 +9,17 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prism_lite import parts
+from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts
+from prism_lite.types import Group
+
+if TYPE_CHECKING:  # the demo reads the guards of a finished run without these
+    from prism_lite.discriminator.step import GameScores
+    from prism_lite.runs.folder import RunFolder
 
 MIN_LENGTH_SHARE = 0.4  # of the usual completion length
 MAX_FLAT_SHARE = 0.7  # of groups without spread in reward
@@ -76,15 +83,8 @@ def zero_spread_groups(rewards: Sequence[float], *, group_size: int) -> Alarm | 
     Args:
         rewards: R rewards, rows of one group adjacent.
         group_size: G.
-
-    Raises:
-        ValueError: R is not a multiple of G, or a reward is not finite.
     """
-    _require_finite(rewards, "reward")
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(
-            f"{len(rewards)} rewards cannot form groups of {group_size}: pass complete groups."
-        )
+    assert len(rewards) % group_size == 0
     if not rewards or group_size == 1:
         return None
     groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
@@ -182,11 +182,7 @@ def discriminator_saturation(scores: Sequence[float], *, cap: float) -> Alarm | 
     Args:
         scores: of teachers and students, as logits after the cap.
         cap: c of the smooth cap c * tanh(s / c).
-
-    Raises:
-        ValueError: a score is not finite.
     """
-    _require_finite(scores, "score")
     if not scores:
         return None
     share = sum(abs(score) > CAPPED * cap for score in scores) / len(scores)
@@ -206,16 +202,7 @@ def discriminator_too_strong(
 
     Args:
         teacher_scores, student_scores: one of each per pair, in the same order.
-
-    Raises:
-        ValueError: lengths differ, or a score is not finite.
     """
-    if len(teacher_scores) != len(student_scores):
-        raise ValueError(
-            f"{len(teacher_scores)} teacher and {len(student_scores)} student scores: give one of "
-            "each per pair."
-        )
-    _require_finite([*teacher_scores, *student_scores], "score")
     if not teacher_scores:
         return None
     pairs = zip(teacher_scores, student_scores, strict=True)
@@ -229,7 +216,64 @@ def discriminator_too_strong(
     )
 
 
-def _require_finite(values: Sequence[float], name: str) -> None:
-    for i, value in enumerate(values):
-        if not math.isfinite(value):
-            raise ValueError(f"{name} {i} is {value}, expected a finite number.")
+class Alarms:
+    """The alarms of one stage: logged at every step that raises them, printed the first time.
+
+    Attributes:
+        usual_num_tokens: mean completion length at the stage's first step, None before it.
+    """
+
+    def __init__(self, run: RunFolder, stage: str) -> None:
+        self._console = run.console
+        self._stage = stage
+        self._printed: set[str] = set()
+        lengths = (line.get("completions/mean_length") for line in run.metrics(stage))
+        self.usual_num_tokens = next((length for length in lengths if length is not None), None)
+
+    def report(self, alarms: Iterable[Alarm | None], step: int) -> dict[str, float]:
+        """Print new alarms; return `alarms/NAME`, the value that crossed its limit, of all of them."""
+        metrics = {}
+        for alarm in filter(None, alarms):
+            metrics[f"alarms/{alarm.name}"] = alarm.value
+            if alarm.name not in self._printed:
+                self._printed.add(alarm.name)
+                self._console.print(
+                    f"[bold red]alarm {alarm.name} in {self._stage} step {step}:[/] "
+                    f"{alarm.message} (shown once; metrics: alarms/{alarm.name})",
+                    highlight=False,
+                )
+        return metrics
+
+    def of_rollouts(self, groups: Sequence[Group]) -> list[Alarm | None]:
+        """Check for length collapse, loops, and answers inside think."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        lengths = [len(rollout.token_ids) for rollout in rollouts]
+        texts = [rollout.text for rollout in rollouts]
+        if self.usual_num_tokens is None:
+            self.usual_num_tokens = sum(lengths) / len(lengths)
+        return [
+            length_collapse(lengths, usual_num_tokens=self.usual_num_tokens),
+            repeated_text(texts),
+            answers_inside_think(texts),
+        ]
+
+
+def game_alarms(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
+    """Check for scores at their cap and for a discriminator that wins every pair."""
+    teachers: list[float] = []
+    students: list[float] = []
+    for teacher_2, student_K2 in zip(game.teacher_P2, game.students, strict=True):
+        students += student_K2.flatten().tolist()
+        teachers += teacher_2.expand_as(student_K2).flatten().tolist()
+    return [
+        discriminator_saturation([*teachers, *students], cap=score_cap),
+        discriminator_too_strong(teachers, students),
+    ]
+
+
+def cut_parts(game: GameScores, *, max_part_tokens: int) -> Alarm | None:
+    """Check for parts that the discriminator reads without their end."""
+    if not game.student_lengths:
+        return None
+    share, message = about_cuts(game.teacher_lengths, game.student_lengths, max_part_tokens)
+    return above_limit("cut_parts", share, CUT_WARNING, message)

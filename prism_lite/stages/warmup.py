@@ -17,8 +17,8 @@ from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import batch_at, seed_of
-from prism_lite.stages.alarms import Alarms, game_alarms
 from prism_lite.stages.context import Context
+from prism_lite.stages.guards import Alarms, game_alarms
 from prism_lite.types import Sample
 
 MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step

@@ -80,7 +80,7 @@ def test_group_sizes_are_limited(model: Model, size: int) -> None:
         model.group(model.task.align[0], "sft", group_size=size, seed=0)
 
 
-def test_an_answer_that_nobody_waits_for_ends_and_leaves_the_model_usable(model: Model) -> None:
+def test_closing_an_answer_stops_the_sampling_and_leaves_the_model_usable(model: Model) -> None:
     import threading
 
     sample = model.task.heldout[0]
@@ -88,23 +88,25 @@ def test_an_answer_that_nobody_waits_for_ends_and_leaves_the_model_usable(model:
     def sampling() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "sampling"]
 
-    *_, whole = model.answer("sft", sample, seed=0, temperature=0.0)
+    *_, complete = model.answer("sft", sample, seed=0, temperature=0.0)
     abandoned = model.answer("sft", sample, seed=0, temperature=0.0)
     part = next(abandoned)
-    assert sampling() and whole.text.startswith(part.text) and part.num_tokens < whole.num_tokens
+    assert (
+        sampling() and complete.text.startswith(part.text) and part.num_tokens < complete.num_tokens
+    )
     abandoned.close()
     assert not sampling()
     *_, again = model.answer("sft", sample, seed=0, temperature=0.0)
-    assert again.text == whole.text and again.finish_reason == whole.finish_reason
+    assert again.text == complete.text and again.finish_reason == complete.finish_reason
 
 
-def test_what_sampling_refuses_is_said_to_whoever_asked(
+def test_errors_of_the_sampling_reach_the_caller(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("the prompt is too long")
 
-    monkeypatch.setattr("demo.models.stream.sample_groups", refuse)
+    monkeypatch.setattr("demo.models.model.sample_groups", refuse)
     with pytest.raises(ValueError, match="too long"):
         list(model.answer("base", model.task.heldout[0], seed=0, temperature=0.0))
 
@@ -119,9 +121,10 @@ def test_an_open_page_does_not_take_the_model_from_another_run(live_home: Path) 
     (other / "stages" / "sft" / "final").mkdir(parents=True)
     (other / "config.yaml").write_text((live_home / "config.yaml").read_text())
     models.prepare(other, replaces=False)
-    assert models.get(live_home) is not None and models.readiness(live_home).kind == "tiny"
-    models.leave_gpu()  # it is on the CPU: nothing to leave
+    assert models.get(live_home) is not None and models.status(live_home)[0] == "tiny"
+    models.free_gpu()  # does nothing on a CPU
     assert models.get(live_home) is not None
-    models.prepare(other)  # its weights are missing: the run says so, and is no model
+    models.prepare(other)  # its weights are missing
     assert models.wait(other) is None and models.get(live_home) is None
-    assert models.readiness(other).kind == "recorded" and models.readiness(other).detail
+    state, explanation = models.status(other)
+    assert state == "recorded" and explanation

@@ -16,11 +16,12 @@ from prism_lite.models.tree_attention import (
     tree_block_mask,
     tree_mask,
 )
-from prism_lite.planner.tracker import Tracker, Watch
+from prism_lite.planner.tracker import Tracker
 from prism_lite.sampling.decoder import dense_bytes, lean_decoder
 from prism_lite.sampling.kv_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
 from prism_lite.sampling.prefill import prefill
 from tests.micro import fill_adapter
+from tests.planning import Watch
 from tests.unit.test_packing import SYSTEM, mixed_samples
 
 

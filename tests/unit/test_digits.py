@@ -210,7 +210,7 @@ def test_verifiers_want_the_exact_wording():
 def test_corrupt_makes_both_parts_wrong_and_keeps_the_wording():
     rng = Random(3)
     for sample in make_samples(CONFIG, split="heldout", num=400, seed="probe"):
-        clean = clean_teacher(sample, CONFIG, rng)
+        clean = clean_teacher(sample, rng)
         assert wording.verify(sample.facts, clean) == wording.Verdict(True, True, True)
         wrong = corrupt(sample, clean, rng)
         assert wrong.caption != clean.caption and wrong.think != clean.think

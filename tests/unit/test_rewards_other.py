@@ -191,10 +191,6 @@ class TestGuards:
         assert guards.zero_spread_groups([0, 1, 0, 1], group_size=2) is None
         alarm = guards.zero_spread_groups([1, 1, 0, 0, 1, 1, 0, 1], group_size=2)
         assert alarm and alarm.name == "zero_spread_groups" and alarm.value == 0.75
-        with pytest.raises(ValueError, match="3 rewards cannot form groups of 2"):
-            guards.zero_spread_groups([1, 1, 0], group_size=2)
-        with pytest.raises(ValueError, match="reward 1 is nan"):
-            guards.zero_spread_groups([1, float("nan")], group_size=2)
 
     def test_unscored_rollouts(self):
         assert guards.unscored_rollouts([0.0, 1.0]) is None
@@ -226,12 +222,8 @@ class TestGuards:
         assert guards.discriminator_saturation([1.0, 0.0, 9.9], cap=10) is None
         alarm = guards.discriminator_saturation([9.9, 9.8, -9.9, 1.0], cap=10)
         assert alarm and (alarm.name, alarm.value) == ("discriminator_saturation", 0.75)
-        with pytest.raises(ValueError, match="score 0 is inf"):
-            guards.discriminator_saturation([float("inf")], cap=10)
 
     def test_discriminator_too_strong(self):
         assert guards.discriminator_too_strong([1.0, 0.0], [0.5, 0.5]) is None
         alarm = guards.discriminator_too_strong([1.0, 2.0], [0.5, 0.5])
         assert alarm and (alarm.name, alarm.value) == ("discriminator_too_strong", 1.0)
-        with pytest.raises(ValueError, match="1 teacher and 2 student scores"):
-            guards.discriminator_too_strong([1.0], [1.0, 2.0])

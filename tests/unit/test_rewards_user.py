@@ -192,6 +192,12 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path, load, code, name, words
     assert "\n" not in str(caught.value)
 
 
+def test_a_function_built_into_python_is_refused_for_its_signature():
+    (reward,) = load_rewards(micro_recipe(rlvr__rewards={"builtins:len": 1.0}))
+    with pytest.raises(ValueError, match=r"reward len \(builtins\) cannot be called"):
+        check_user_function(reward, [group("a").sample])
+
+
 def test_a_module_that_cannot_be_imported_is_named():
     with pytest.raises(ValueError, match=r"importing no_such_package\.text failed.*Install it"):
         load_rewards(micro_recipe(rlvr__rewards={"no_such_package.text:f": 1}))
