@@ -129,7 +129,7 @@ def _plan_table(plan: Plan) -> Table:
 
 
 def _bar_lines(highest: Simulated, plan: Plan) -> list[str]:
-    """A line per category that is not empty: name, bar, GiB; a full bar is the card, or the peak."""
+    """Return a line per category that is not empty: name, bar, GiB; a full bar is the card, or the peak."""
     full_gib = plan.card.gib if plan.card else highest.peak_gib
     lines = []
     for name, gib in highest.by_category.items():
@@ -153,7 +153,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def _largest_table(results: Sequence[LargestValue], title: str) -> Table:
-    """Settings with their present and their largest values."""
+    """Return settings with their present and their largest values."""
     rows = []
     for result in results:
         largest = "none" if result.largest is None else str(result.largest)
@@ -165,7 +165,7 @@ def _largest_table(results: Sequence[LargestValue], title: str) -> Table:
 
 
 def _moved_table(results: Sequence[Moved]) -> Table:
-    """Settings that move memory to the CPU, with what each saves."""
+    """Return settings that move memory to the CPU, with what each saves."""
     rows = [
         [
             result.settings,
@@ -180,7 +180,7 @@ def _moved_table(results: Sequence[Moved]) -> Table:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose columns of numbers are aligned to the right."""
+    """Format a table whose columns of numbers are aligned to the right."""
     from rich.table import Table
 
     table = Table(title=title)
