@@ -1,4 +1,4 @@
-"""Rules that tie several settings together; rules for one setting are in the types of config.py."""
+"""Rules that tie several settings together; rules for one setting are in the types of `prism_lite.config`."""
 
 from __future__ import annotations
 
