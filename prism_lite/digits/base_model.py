@@ -43,13 +43,15 @@ from prism_lite.types import Picture, Sample, Turn
 # Part of the cache's key. Raise it with every change (lessons, wording, model, training) that results in
 # another base from the same settings, and run `python -m tests.make_micro_base`.
 BASE_VERSION = 1
-CORPUS_LESSONS = 3000  # the tokenizer's training text
-SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
+_CORPUS_LESSONS = 3000  # the tokenizer's training text
+_SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
 # The patch embedding sums 1,536 correlated pixels: at the common rate it grew a hundred times larger than
 # the position embedding, the tower could not distinguish places, and the order of digits was guessed.
-PATCH_RATE = 1 / 30
-POSITION_STD = 0.5
-EMBEDDING_STD = 0.1  # five times the usual: tokens remain distinct, copying is learned much earlier
+_PATCH_RATE = 1 / 30
+_POSITION_STD = 0.5
+_EMBEDDING_STD = (
+    0.1  # five times the usual: tokens remain distinct, copying is learned much earlier
+)
 
 
 def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
@@ -94,8 +96,8 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
     model: Any = tiny_qwen.build_model(config, tokenizer)
     family.use_linear_patch_embedding(model)
     with torch.no_grad():
-        model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
-        model.model.visual.pos_embed.weight.mul_(POSITION_STD / 0.02)
+        model.model.language_model.embed_tokens.weight.mul_(_EMBEDDING_STD / 0.02)
+        model.model.visual.pos_embed.weight.mul_(_POSITION_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
         torch.manual_seed(config.seed)  # initialises the place head
@@ -123,7 +125,7 @@ def _train_vision(
     others += place_head.parameters()
     optimizer = torch.optim.AdamW([{"params": patches}, {"params": others}], weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [3e-3 * PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
+        optimizer, [3e-3 * _PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
     )
     _, labels = digit_images()
     rng = Random(f"vision {config.seed}")
@@ -239,8 +241,8 @@ def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> T
     pixels = (16 * pixels).clamp(max=255) / 127.5 - 1
     pixels = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
     if generator is not None:
-        padded = F.pad(pixels, (SHIFT_PIXELS,) * 4, value=-1.0)
-        shifts = torch.randint(0, 2 * SHIFT_PIXELS + 1, (len(strip), 2), generator=generator)
+        padded = F.pad(pixels, (_SHIFT_PIXELS,) * 4, value=-1.0)
+        shifts = torch.randint(0, 2 * _SHIFT_PIXELS + 1, (len(strip), 2), generator=generator)
         pixels = torch.stack(
             [
                 digit[y : y + side, x : x + side]
@@ -255,7 +257,7 @@ def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> T
 
 def _corpus(task: DigitsConfig) -> list[str]:
     rng = Random("corpus")
-    lessons = [make_lesson(task, rng) for _ in range(CORPUS_LESSONS)]
+    lessons = [make_lesson(task, rng) for _ in range(_CORPUS_LESSONS)]
     return [
         text for lesson in lessons for text in (lesson.system, lesson.question, *lesson.replies)
     ]

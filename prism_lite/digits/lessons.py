@@ -15,7 +15,7 @@ from prism_lite.digits.task import HELDOUT_FROM, digit_images
 from prism_lite.digits.wording import NUM_CAPTION_STYLES, NUM_THINK_STYLES, DigitsFacts
 
 INSTRUCTION = "Reply with caption, think and answer."
-DESCRIBE = "Describe the picture."
+_DESCRIBE = "Describe the picture."
 # Shares of the lessons: describe the picture, reason over digits given as text, answer only; the rest
 # uses the template.
 DESCRIBE_SHARE, GIVEN_SHARE, SHORT_SHARE = 0.15, 0.15, 0.1
@@ -48,7 +48,7 @@ def make_lesson(config: DigitsConfig, rng: Random) -> Lesson:
     draw = rng.random()
     if draw < DESCRIBE_SHARE:
         captions = (wording.caption_text(digits, style) for style in caption_styles)
-        return Lesson("", DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)
+        return Lesson("", _DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)
     if draw < DESCRIBE_SHARE + GIVEN_SHARE:
         question = f"{replies[0].caption}\n{facts.question}"
         return Lesson("", question, tuple(parts.reasoning for parts in replies), ())

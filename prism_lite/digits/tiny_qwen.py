@@ -17,18 +17,18 @@ from prism_lite.models.processor import MERGE, PATCH_PIXELS, ImageOnlyProcessor
 from prism_lite.parts import TAGS
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
-SPECIAL_TOKENS = (
+_SPECIAL_TOKENS = (
     PAD, "<|im_start|>", END,
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
     "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 # Qwen's own pattern: digits one by one, words with their leading space.
-SPLIT_PATTERN = (
+_SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHAT_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
     "{%- if message.content is string %}{{ message.content }}{%- else %}"
     "{%- for block in message.content %}"
@@ -48,27 +48,27 @@ def build_tokenizer(corpus: list[str], vocab_size: int) -> PreTrainedTokenizerFa
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_SPLIT_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAGS),
+        vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(TAGS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
+        [AddedToken(token, normalized=False, special=True) for token in _SPECIAL_TOKENS]
     )
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=list(SPECIAL_TOKENS[3:]),
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=list(_SPECIAL_TOKENS[3:]),
+        chat_template=_CHAT_TEMPLATE,
         model_max_length=4096,
         padding_side="right",
         clean_up_tokenization_spaces=False,

@@ -27,7 +27,9 @@ QUESTIONS = {
 NUM_CAPTION_STYLES = 3
 NUM_THINK_STYLES = 2
 # Digits that look alike at 8 x 8: a misread digit becomes one of these.
-LOOKALIKES = dict(enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857")))
+_LOOKALIKES = dict(
+    enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857"))
+)
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
@@ -129,7 +131,7 @@ def compose(
 def misread(digits: tuple[int, ...], rng: Random) -> tuple[int, ...]:
     """Replace one of the digits by a look-alike."""
     at = rng.randrange(len(digits))
-    wrong = int(rng.choice(LOOKALIKES[digits[at]]))
+    wrong = int(rng.choice(_LOOKALIKES[digits[at]]))
     return (*digits[:at], wrong, *digits[at + 1 :])
 
 

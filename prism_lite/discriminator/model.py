@@ -44,8 +44,8 @@ from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts
 from prism_lite.seeding import generator_for
 
-MAX_CACHED_COMPLETIONS = 4096  # their tokens: about 8 KiB each at 1,000 tokens
-LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
+_MAX_CACHED_COMPLETIONS = 4096  # their tokens: about 8 KiB each at 1,000 tokens
+_LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +116,11 @@ class Discriminator(nn.Module):
             ExpertLayer(config, hidden_size, generator) for _ in range(num_adapted)
         )
         # Likelihood alone decides at first: a part that is likelier under the trunk scores higher.
-        start = list(LIKELIHOOD_HEAD_START) if config.likelihood_features else []
+        start = list(_LIKELIHOOD_HEAD_START) if config.likelihood_features else []
         head = torch.tensor([*[0.0] * hidden_size, *start])
         self.perception_head = nn.Parameter(head.clone())
         self.reasoning_head = nn.Parameter(head.clone())
-        self._tokens: LRUCache[Parts, PartTokens] = LRUCache(MAX_CACHED_COMPLETIONS)
+        self._tokens: LRUCache[Parts, PartTokens] = LRUCache(_MAX_CACHED_COMPLETIONS)
         self.prompt_cache = PromptStateCache(int(config.prompt_cache_gib * 2**30))
 
     def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:

@@ -75,7 +75,7 @@ def attend(
     return out_AHQd, lse_AHQ[:, :, :num_queries]  # the kernel pads them to a multiple of 32
 
 
-def attend_backward(
+def _attend_backward(
     grad_AHQd: Tensor,
     q_AHQd: Tensor,
     k_AHKd: Tensor,
@@ -117,7 +117,7 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
     return torch.lerp(out_a, out_b, share_b)
 
 
-def fold_heads(x_HQd: Tensor, num_kv_heads: int) -> Tensor:
+def _fold_heads(x_HQd: Tensor, num_kv_heads: int) -> Tensor:
     """Make heads that share a key head its queries: [H, Q, d] -> [1, J, S * Q, d]. Excludes a mask."""
     return x_HQd.reshape(1, num_kv_heads, -1, x_HQd.shape[-1])
 
@@ -164,7 +164,7 @@ class TreeAttention(torch.autograd.Function):
             if start == stop:
                 continue
             k, v = _prompt_part(k_JFd, v_JFd, layout, layer, tree)
-            out, lse = attend(fold_heads(q_HFd[:, start:stop], num_kv_heads), k, v, scale=scale)
+            out, lse = attend(_fold_heads(q_HFd[:, start:stop], num_kv_heads), k, v, scale=scale)
             shape = (num_heads, stop - start)
             out, lse = out.reshape(*shape, -1), lse.reshape(shape)
             own_out, own_lse = out_HFd[:, start:stop], lse_HF[:, start:stop]
@@ -184,7 +184,7 @@ class TreeAttention(torch.autograd.Function):
                 continue
             k, v = (repeat_heads(x[None, :, start:stop], q_HFd.shape[0]) for x in (k_JFd, v_JFd))
             grad, q, out, lse = (x[None, :, start:stop] for x in (grad_HFd, q_HFd, out_HFd, lse_HF))
-            dq, dk, dv = attend_backward(grad, q, k, v, out, lse, scale=scale, is_causal=True)
+            dq, dk, dv = _attend_backward(grad, q, k, v, out, lse, scale=scale, is_causal=True)
             grad_q[:, start:stop] = dq[0]
             grad_k[:, start:stop] = _sum_heads(dk, num_kv_heads)[0]
             grad_v[:, start:stop] = _sum_heads(dv, num_kv_heads)[0]
@@ -194,7 +194,7 @@ class TreeAttention(torch.autograd.Function):
             grad = _to_grid(grad_HFd[:, first:], layout)
             out = _to_grid(out_HFd[:, first:], layout)
             lse = _to_grid(lse_HF[:, first:, None], layout)[..., 0]
-            dq, dk, dv = attend_backward(grad, q, k, v, out, lse, scale=scale, is_causal=True)
+            dq, dk, dv = _attend_backward(grad, q, k, v, out, lse, scale=scale, is_causal=True)
             grad_q[:, first:] = _from_grid(dq, layout)
             grad_k[:, first:] = _from_grid(_sum_heads(dk, num_kv_heads), layout)
             grad_v[:, first:] = _from_grid(_sum_heads(dv, num_kv_heads), layout)
@@ -203,10 +203,10 @@ class TreeAttention(torch.autograd.Function):
                 continue
             k, v = _prompt_part(k_JFd, v_JFd, layout, ctx.layer, tree)
             q, grad, out = (
-                fold_heads(x[:, start:stop], num_kv_heads) for x in (q_HFd, grad_HFd, out_HFd)
+                _fold_heads(x[:, start:stop], num_kv_heads) for x in (q_HFd, grad_HFd, out_HFd)
             )
             lse = lse_HF[:, start:stop].reshape(1, num_kv_heads, -1)
-            dq, dk, dv = attend_backward(grad, q, k, v, out, lse, scale=scale)
+            dq, dk, dv = _attend_backward(grad, q, k, v, out, lse, scale=scale)
             grad_q[:, start:stop] += dq.reshape(q_HFd.shape[0], stop - start, -1)
             if layout.prefix is None:
                 p_start, p_stop = layout.prompts[tree]

@@ -41,7 +41,7 @@ from prism_lite.types import Sample, Turn
 
 Role = Literal["policy", "reference", "discriminator"]
 POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
-MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
+_MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
 
 
 class Backbone:
@@ -95,7 +95,9 @@ class Backbone:
             disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
-        self._prompts: LRUCache[tuple[str, tuple[Turn, ...]], Prompt] = LRUCache(MAX_CACHED_PROMPTS)
+        self._prompts: LRUCache[tuple[str, tuple[Turn, ...]], Prompt] = LRUCache(
+            _MAX_CACHED_PROMPTS
+        )
         if model.gradient_checkpointing:
             enable_checkpointing(core, offload=model.offload_checkpoints)
 

@@ -19,7 +19,7 @@ import torch
 
 from prism_lite.config import ModelConfig, RunConfig
 
-OLDEST_FLOAT16 = (7, 0)  # tensor cores; older cards compute float16 more slowly than float32
+_OLDEST_FLOAT16 = (7, 0)  # tensor cores; older cards compute float16 more slowly than float32
 OLDEST_BFLOAT16 = (8, 0)
 
 
@@ -70,7 +70,7 @@ def choose_precision(model: ModelConfig, card: Card | None) -> Precision:
         dtype, why = torch.float32, "CPU"
     elif card.capability >= OLDEST_BFLOAT16:
         dtype, why = torch.bfloat16, f"{card.name}, {card.sm}"
-    elif card.capability >= OLDEST_FLOAT16:
+    elif card.capability >= _OLDEST_FLOAT16:
         dtype, why = torch.float16, f"{card.name}, {card.sm}: no bfloat16"
     else:
         dtype, why = torch.float32, f"{card.name}, {card.sm}: no tensor cores"

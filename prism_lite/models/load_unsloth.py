@@ -22,7 +22,7 @@ from prism_lite.models.device import Card, Precision, card_of
 
 Backend = Literal["transformers", "unsloth"]
 # Read by Unsloth when it is imported.
-ENVIRONMENT = {
+_ENVIRONMENT = {
     "UNSLOTH_DISABLE_STATISTICS": "1",  # no download counter on the hub
     "UNSLOTH_BLOCK_COMPILE": "0",  # a compiled layer does not see the discriminator's hooks
 }
@@ -60,7 +60,7 @@ def import_first(model: ModelConfig) -> None:
 def import_unsloth() -> Any:
     """Import Unsloth with its settings; before transformers, or its patches come too late."""
     if "unsloth" not in sys.modules:
-        for name, value in ENVIRONMENT.items():
+        for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Unsloth writes generated code to a folder: not into the user's working directory.
         compiled = Path(tempfile.gettempdir()) / f"prism_lite_unsloth_{os.getuid()}"

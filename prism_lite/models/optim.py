@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from prism_lite.config import OptimConfig
 
-GROWTH_INTERVAL = 200  # good steps before the scale is doubled; runs are a few hundred steps long
-LEAST_SCALE = 1.0  # at this scale an overflow is the model's, not the scaler's
-SCALER = "loss_scaler"  # its key in the optimizer's state
+_GROWTH_INTERVAL = 200  # good steps before the scale is doubled; runs are a few hundred steps long
+_LEAST_SCALE = 1.0  # at this scale an overflow is the model's, not the scaler's
+_SCALER = "loss_scaler"  # its key in the optimizer's state
 
 
 class Optimizer:
@@ -39,7 +39,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizer's state, with the scaler's if it is used."""
         state = self.inner.state_dict()
-        return state | {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else state
+        return state | {_SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state from `state_dict`.
@@ -47,14 +47,14 @@ class Optimizer:
         Raises:
             ValueError: one of the saved and this optimizer has a scaler, the other has none.
         """
-        inner = {name: value for name, value in state.items() if name != SCALER}
-        if (SCALER in state) != self.scaler.is_enabled():
+        inner = {name: value for name, value in state.items() if name != _SCALER}
+        if (_SCALER in state) != self.scaler.is_enabled():
             raise ValueError(
                 "the checkpoint was written with another float type: set model.compute_dtype as it was."
             )
         self.inner.load_state_dict(inner)
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state[SCALER])
+            self.scaler.load_state_dict(state[_SCALER])
 
 
 def optimizer_name(config: OptimConfig, device: str) -> str:
@@ -82,7 +82,7 @@ def make_optimizer(
 
         adamw = {"adamw8bit": bnb.optim.AdamW8bit, "paged_adamw8bit": bnb.optim.PagedAdamW8bit}
         inner = adamw[name](parameters, lr=rate, weight_decay=decay)
-    scaler = torch.amp.GradScaler(device, enabled=scales_loss, growth_interval=GROWTH_INTERVAL)
+    scaler = torch.amp.GradScaler(device, enabled=scales_loss, growth_interval=_GROWTH_INTERVAL)
     return Optimizer(inner, scaler)
 
 
@@ -121,7 +121,7 @@ def optimizer_step(
     scaler.unscale_(inner)
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     is_finite = math.isfinite(norm)
-    if not is_finite and scale <= LEAST_SCALE:
+    if not is_finite and scale <= _LEAST_SCALE:
         raise RuntimeError(
             f"the gradient's norm is {norm}: the step was not taken. Lower the learning rate, or "
             "look for a broken row in the last batch (the newest file of the run's rollouts/)."

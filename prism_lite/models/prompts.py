@@ -16,7 +16,7 @@ from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.types import Picture, Sample
 
-IMAGE_MARK = "<image>"
+_IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +43,16 @@ class Prompt:
         return self.token_ids_P.shape[0]
 
 
-def chat_messages(sample: Sample) -> list[dict[str, Any]]:
+def _chat_messages(sample: Sample) -> list[dict[str, Any]]:
     """Return the conversation as chat templates take it, pictures at their `<image>` marks.
 
     Raises:
         ValueError: the numbers of marks and pictures differ; names the row.
     """
-    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in sample.turns)
+    num_marks = sum(turn.text.count(_IMAGE_MARK) for turn in sample.turns)
     if num_marks not in (0, len(sample.pictures)):
         raise ValueError(
-            f"{sample.source or sample.id}: {num_marks} {IMAGE_MARK} marks for "
+            f"{sample.source or sample.id}: {num_marks} {_IMAGE_MARK} marks for "
             f"{len(sample.pictures)} pictures. Give one mark per picture, or none (pictures then "
             "come first)."
         )
@@ -63,7 +63,7 @@ def chat_messages(sample: Sample) -> list[dict[str, Any]]:
         if turn.role == "user" and unplaced:
             content += [{"type": "image"}] * unplaced
             unplaced = 0
-        for i, text in enumerate(turn.text.split(IMAGE_MARK)):
+        for i, text in enumerate(turn.text.split(_IMAGE_MARK)):
             content += [{"type": "image"}] if i else []
             content += [{"type": "text", "text": text}] if text else []
         messages.append({"role": turn.role, "content": content})
@@ -83,7 +83,7 @@ def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int
     """
     tokenizer, pictures = processor.tokenizer, processor.image_processor
     text = tokenizer.apply_chat_template(
-        chat_messages(sample), tokenize=False, add_generation_prompt=True
+        _chat_messages(sample), tokenize=False, add_generation_prompt=True
     )
     grids = [
         family.picture_grid(picture.size, pictures, *pixel_limits(picture, pictures))
@@ -94,7 +94,7 @@ def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int
     if len(pieces) != len(grids) + 1:
         raise ValueError(
             f"{sample.source or sample.id}: the text itself contains {placeholder}; remove it, a picture's "
-            f"place is marked with {IMAGE_MARK}."
+            f"place is marked with {_IMAGE_MARK}."
         )
     expanded = pieces[0]
     for grid, piece in zip(grids, pieces[1:], strict=True):

@@ -23,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from prism_lite.models.attention import TreeAttention, TreeLayout, repeat_heads
 from prism_lite.models.families.qwen3_vl import Core
 
-IMPLEMENTATION = "prism_lite_tree"  # under this name transformers' layers find `_attention`
+_IMPLEMENTATION = "prism_lite_tree"  # under this name transformers' layers find `_attention`
 AttentionKind = Literal["parts", "mask", "flex"]
 
 
@@ -57,7 +57,7 @@ class TreeCall:
 
 def prepare(core: Core, layout: TreeLayout, kind: AttentionKind) -> TreeCall:
     """Install `_attention` in a model and build the mask that the implementation needs."""
-    core.config.text_config._attn_implementation = IMPLEMENTATION
+    core.config.text_config._attn_implementation = _IMPLEMENTATION
     mask = None
     if kind == "mask":
         mask = tree_mask(layout, core.device)
@@ -167,5 +167,5 @@ def _flex_attention(*, is_compiled: bool) -> Any:
     return torch.compile(flex_attention, dynamic=True) if is_compiled else flex_attention
 
 
-AttentionInterface.register(IMPLEMENTATION, _attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionInterface.register(_IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(_IMPLEMENTATION, sdpa_mask)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from prism_lite.config import RunConfig
 
-IMAGE_TOKEN = 151655  # Qwen's "<|image_pad|>"
+_IMAGE_TOKEN = 151655  # Qwen's "<|image_pad|>"
 # Language model: hidden, intermediate, layers, heads; whether the head shares the embedding's weight.
 # Vision tower: hidden, intermediate, layers, layers whose states feed DeepStack.
 _TOWER_OF_2B = (1024, 4096, 24, [5, 11, 17])
@@ -92,10 +92,10 @@ def _of_folder(folder: Path) -> Architecture:
         raise ValueError(
             f"{named} is a {config.model_type}, not a qwen3_vl; only Qwen3-VL models are supported."
         )
-    if processor is None and config.image_token_id != IMAGE_TOKEN:
+    if processor is None and config.image_token_id != _IMAGE_TOKEN:
         raise ValueError(
             f"{named} contains no tokenizer, and its picture token is {config.image_token_id}, not "
-            f"Qwen's {IMAGE_TOKEN}: add its tokenizer and preprocessor_config.json."
+            f"Qwen's {_IMAGE_TOKEN}: add its tokenizer and preprocessor_config.json."
         )
     return Architecture(config, processor)
 

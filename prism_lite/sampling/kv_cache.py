@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prism_lite.models.attention import BIAS_ALIGNMENT, attend, merge
 
-GROWTH = 1.25  # a bucket's longest prompt is at most this many times its shortest
+_GROWTH = 1.25  # a bucket's longest prompt is at most this many times its shortest
 
 
 class PromptBucket:
@@ -160,7 +160,7 @@ def bucket_prompts(lengths: Sequence[int]) -> list[list[int]]:
     """Distribute prompts, shortest first, to buckets of similar length."""
     buckets: list[list[int]] = []
     for prompt in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not buckets or lengths[prompt] > GROWTH * lengths[buckets[-1][0]]:
+        if not buckets or lengths[prompt] > _GROWTH * lengths[buckets[-1][0]]:
             buckets.append([])
         buckets[-1].append(prompt)
     return buckets

@@ -36,7 +36,7 @@ from prism_lite.seeding import generator_for
 from prism_lite.types import Group, Rollout, Sample
 
 MOST_ROWS = 512  # decoded side by side if nothing else limits them
-DROP_SHARE = 1 / 8  # finished rows are dropped when they are this share of the batch
+_DROP_SHARE = 1 / 8  # finished rows are dropped when they are this share of the batch
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def sample_groups(
     """
     prompts = [backbone.prompt(sample) for sample in samples]
     backbone.core.eval()
-    dense = holds_dense_weights(backbone, sampling)
+    dense = _holds_dense_weights(backbone, sampling)
     decoder = lean_decoder(
         backbone.core, dense=dense, float32_residual=backbone.precision.float32_residual
     )
@@ -147,7 +147,7 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
     return max(1, min(MOST_ROWS, int(0.8 * free / row_bytes)))
 
 
-def holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
+def _holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
     """Decide on dequantised, merged weights: if set, or on a CPU with twice the memory they take."""
     if sampling.dense_weights != "auto":
         return sampling.dense_weights == "always"
@@ -204,7 +204,7 @@ def _decode(
         unfinished = (~is_ended_R).nonzero()[:, 0]
         if len(unfinished) == 0:
             break
-        if len(row_R) - len(unfinished) >= DROP_SHARE * len(row_R):
+        if len(row_R) - len(unfinished) >= _DROP_SHARE * len(row_R):
             cache.keep(unfinished.tolist())
             row_R, token_R = row_R[unfinished], token_R[unfinished]
             is_ended_R = is_ended_R[unfinished]

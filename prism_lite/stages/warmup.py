@@ -20,7 +20,7 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.guards import Alarms, game_alarms
 from prism_lite.types import Sample
 
-MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
+_MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
 Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
 
 
@@ -112,7 +112,7 @@ def _report_cuts(
 ) -> dict[str, float]:
     """Print and return the share of each side's parts that the discriminator reads truncated."""
     backbone, limit = context.backbone, context.config.discriminator.max_part_tokens
-    probed = pairs[:MAX_PROBED_PAIRS]
+    probed = pairs[:_MAX_PROBED_PAIRS]
     teacher = discriminator.part_lengths(backbone, (sample.teacher_parts for sample, _ in probed))
     student = discriminator.part_lengths(backbone, (student for _, student in probed))
     share, sentence = about_cuts(teacher, student, limit)
@@ -128,7 +128,7 @@ def _report_artefacts(context: Context, discriminator: Discriminator, pairs: lis
         tokens = discriminator.part_tokens(context.backbone, parts)
         return read_text(context.backbone, parts, tokens)
 
-    probed = pairs[:MAX_PROBED_PAIRS]
+    probed = pairs[:_MAX_PROBED_PAIRS]
     auc = artefact_auc(
         [text_of(sample.teacher_parts) for sample, _ in probed],
         [text_of(student) for _, student in probed],
