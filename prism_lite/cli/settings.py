@@ -70,7 +70,7 @@ def run_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def all_settings() -> Iterator[_Setting]:
-    """Yield every setting in the order of config.py, those of nested sections after a section's own."""
+    """Yield every setting in the order of `prism_lite.config`, nested sections last."""
     from prism_lite.config import RunConfig
     from prism_lite.recipe import settings_adapter, to_dict
 

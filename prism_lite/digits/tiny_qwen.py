@@ -1,7 +1,7 @@
 """A tiny, real Qwen3-VL: about 2 M parameters, own tokenizer, image-only processor, no download.
 
-Everything but the size is the real thing: `Qwen3VLForConditionalGeneration` with DeepStack and
-interleaved M-RoPE, Qwen's special tokens and chat format, a byte-level BPE with digits kept apart.
+Everything but the size is real: `Qwen3VLForConditionalGeneration` with DeepStack and interleaved M-RoPE,
+Qwen's special tokens and chat format, a byte-level BPE with single digits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(corpus: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on `corpus`, with Qwen's special tokens and the part tags.
+    """Train a byte-level BPE on `corpus`, with Qwen's special tokens and the part tags.
 
     The tags are single tokens (not special: they decode as text), as `<think>` is in Qwen3's.
     """
@@ -76,7 +76,7 @@ def build_tokenizer(corpus: list[str], vocab_size: int) -> PreTrainedTokenizerFa
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
-    """Pictures from 32 x 32 to 512 x 512 pixels, one visual token per 32 x 32."""
+    """Build the processor: pictures of 32 x 32 to 512 x 512 pixels, one visual token per 32 x 32."""
     pictures = Qwen2VLImageProcessorPil(
         patch_size=PATCH_PIXELS,
         temporal_patch_size=2,
@@ -91,12 +91,12 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
 def build_model(
     shape: TinyConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Qwen3VLForConditionalGeneration:
-    """A randomly initialised tiny Qwen3-VL in float32."""
+    """Build a randomly initialised tiny Qwen3-VL in float32."""
 
     def token_id(token: str) -> int:
-        found = tokenizer.convert_tokens_to_ids(token)
-        assert isinstance(found, int)
-        return found
+        index = tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(index, int)
+        return index
 
     head_dim = shape.hidden_size // shape.num_heads
     third = head_dim // 2 // 3

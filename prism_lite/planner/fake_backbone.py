@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from prism_lite.config import RunConfig
-from prism_lite.models.backbone import Backbone, hold_as_set
+from prism_lite.models.backbone import Backbone, apply_model_settings
 from prism_lite.models.device import choose_precision
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
@@ -131,7 +131,7 @@ def build_backbone(
             _quantise(core, dtype)
         model = dataclasses.replace(config.model, compute_dtype=str(dtype).removeprefix("torch."))
         precision = choose_precision(model, None)
-        hold_as_set(core, config.model, precision)
+        apply_model_settings(core, config.model, precision)
         return Backbone(core, processor, config.model, config.lora, precision, "simulated")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prism_lite import parts
-from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts
 from prism_lite.types import Group
 
 if TYPE_CHECKING:  # the demo reads the guards of a finished run without these

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from random import Random
 
-from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts, cut_metrics
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
 from prism_lite.discriminator.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.sampling.rollouts import sample_in_pieces
@@ -39,7 +38,7 @@ def run_warmup(context: Context) -> None:
     optimizers = {"discriminator": optimizer}
     for step in context.steps("warmup", config.steps, optimizers, discriminator=discriminator):
         batch = [
-            Judged(backbone.prompt(sample), sample.teacher_parts, (student,))
+            JudgedPrompt(backbone.prompt(sample), sample.teacher_parts, (student,))
             for sample, student in batch_at(pairs, step, config.pairs_per_step, seed, "warmup")
         ]
         learning_rate = learning_rate_at(config.optim, step, config.steps)
@@ -95,14 +94,16 @@ def _student_pairs(context: Context) -> list[Pair]:
     return pairs
 
 
-def _with_mismatched(batch: list[Judged], fraction: float, seed: int, step: int) -> list[Judged]:
+def _with_mismatched(
+    batch: list[JudgedPrompt], fraction: float, seed: int, step: int
+) -> list[JudgedPrompt]:
     """Replace some students by the teacher parts of another prompt (matching-aware negatives)."""
     rng = Random(seed_of(seed, "warmup", step, "mismatched"))
     result = []
     for i, item in enumerate(batch):
         other = batch[(i + 1 + rng.randrange(max(1, len(batch) - 1))) % len(batch)].teacher
         mismatched = rng.random() < fraction and other != item.teacher
-        result.append(Judged(item.prompt, item.teacher, (other,)) if mismatched else item)
+        result.append(JudgedPrompt(item.prompt, item.teacher, (other,)) if mismatched else item)
     return result
 
 
