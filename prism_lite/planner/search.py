@@ -226,7 +226,7 @@ def what_to_move(config: RunConfig, plan: Plan) -> list[Moved]:
 
 
 def _moves(config: RunConfig, plan: Plan) -> dict[str, dict[str, Any]]:
-    """Overrides that move memory to the CPU, by how they are given to the command."""
+    """Return overrides that move memory to the CPU, by how they are given to the command."""
     model = config.model
     checkpointing: dict[str, Any] = {}
     moves: list[dict[str, Any]] = []
