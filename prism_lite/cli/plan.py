@@ -143,7 +143,7 @@ def _bar_lines(highest: Simulated, plan: Plan) -> list[str]:
 
 def _verdict(plan: Plan) -> str:
     """Whether it fits, in a sentence."""
-    if plan.card is None or plan.room_gib is None:
+    if plan.card is None:
         return f"Peak of tensors {plan.peak_gib:.2f} GiB, beside Python and its libraries."
     share = f"{plan.peak_gib:.2f} of {plan.card.gib:g} GiB"
     spare = f"{1 - plan.room_gib / plan.card.gib:.0%} to spare"

@@ -49,7 +49,7 @@ def architecture_of(config: RunConfig) -> Architecture:
 
 
 def _published_config(size: str) -> Any:
-    """Build the config of a published size; vocabulary and special tokens are transformers' defaults."""
+    """Return a published size; vocabulary and special tokens are transformers' defaults."""
     from transformers import Qwen3VLConfig
 
     language, is_tied, tower = _PUBLISHED[size]
@@ -101,7 +101,7 @@ def _of_folder(folder: Path) -> Architecture:
 
 
 def _tiny(config: RunConfig) -> Architecture:
-    """Build the embedded task's model, from its settings alone: no base needs to be trained for a plan."""
+    """Build the embedded task's model from its settings alone: a plan needs no trained base."""
     from prism_lite.digits.base_model import tiny_tokenizer
     from prism_lite.digits.tiny_qwen import build_model, build_processor
 

@@ -21,6 +21,8 @@ import torch
 from bitsandbytes.functional import QuantState
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from transformers import Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from prism_lite.config import RunConfig
 from prism_lite.models.backbone import Backbone, apply_model_settings
@@ -103,9 +105,7 @@ class _StandInTokenizer:
 
 
 def _stand_in_processor() -> Any:
-    """Picture processor as published, tokenizer of words."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
+    """Return the picture processor as published, and a tokenizer of words."""
     pictures = Qwen2VLImageProcessorPil(
         patch_size=PATCH_PIXELS, temporal_patch_size=2, merge_size=MERGE
     )
@@ -116,8 +116,6 @@ def build_backbone(
     config: RunConfig, architecture: Architecture, dtype: torch.dtype, fake_mode: FakeTensorMode
 ) -> Backbone:
     """Return the backbone that `load_backbone` would return, without data."""
-    from transformers import Qwen3VLForConditionalGeneration
-
     processor = architecture.processor or _stand_in_processor()
     processor.image_processor.size = {
         "shortest_edge": config.model.min_pixels,

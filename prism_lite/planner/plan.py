@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -49,24 +50,20 @@ class Plan:
         return max(simulated.peak_gib for simulated in self.phases.values())
 
     @property
-    def room_gib(self) -> float | None:
-        """What the stages may use of the card: 90 % of it."""
-        return None if self.card is None else self.card.gib * (1 - _SPARE)
+    def room_gib(self) -> float:
+        """What the stages may use of the card: 90 % of it; without a card anything."""
+        return math.inf if self.card is None else self.card.gib * (1 - _SPARE)
 
     @property
     def fits(self) -> bool:
-        """Whether every stage leaves 10 % of the card to spare (true without a card)."""
+        """Whether every stage leaves 10 % of the card to spare."""
         return not self.failing
 
     @property
     def failing(self) -> tuple[Phase, ...]:
         """Phases that do not fit."""
-        room_gib = self.room_gib
-        return tuple(
-            phase
-            for phase, simulated in self.phases.items()
-            if room_gib is not None and simulated.peak_gib > room_gib
-        )
+        needs = {phase: simulated.peak_gib for phase, simulated in self.phases.items()}
+        return tuple(phase for phase, gib in needs.items() if gib > self.room_gib)
 
     def seconds_per_step(self, stage: Stage) -> float:
         """Predicted lower bound, at the card's stated peaks; 0 for a CPU."""

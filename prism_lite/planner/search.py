@@ -77,7 +77,7 @@ def _set_pixels(config: RunConfig, pixels: int) -> dict[str, int]:
 
 
 def _squares(pixels: int) -> list[int]:
-    """Pixels of square pictures whose sides are an even number of visual tokens."""
+    """Return the pixels of square pictures whose sides are 2, 4, 6, ... visual tokens."""
     longest = int((_LARGEST * pixels) ** 0.5) // CELL
     return [(CELL * side) ** 2 for side in range(2, longest + 1, 2)]
 
@@ -165,12 +165,13 @@ def _largest(
     The phase that needs most now is bisected first. The others usually fit at the value that it leaves
     and cost one simulation each.
     """
-    card, room_gib, now = plan.card, plan.room_gib, setting.value(config)
-    assert card is not None and room_gib is not None
+    card, now = plan.card, setting.value(config)
+    none_fits = LargestValue(setting.name, now, None, None, values[0] if values else None)
+    assert card is not None
 
     @functools.cache
     def need_gib(phase: Phase, value: int) -> float:
-        """-inf where the settings contradict one another: the value is too small, never too large."""
+        """Return -inf where settings contradict one another: the value is too small, not too large."""
         if value == now:
             return plan.phases[phase].peak_gib
         try:
@@ -183,20 +184,17 @@ def _largest(
     phases = [phase for phase in plan.phases if phase in affected]
     phases.sort(key=lambda phase: -plan.phases[phase].peak_gib)
     for phase in show_progress(phases, setting.name):
-        if num_fitting == 0 or need_gib(phase, values[0]) > room_gib:
-            return LargestValue(setting.name, now, None, None, values[0] if values else None)
-        if need_gib(phase, values[num_fitting - 1]) > room_gib:
+        if num_fitting == 0 or need_gib(phase, values[0]) > plan.room_gib:
+            return none_fits
+        if need_gib(phase, values[num_fitting - 1]) > plan.room_gib:
+            need_of_phase = functools.partial(need_gib, phase)
             num_fitting = bisect_right(
-                values,
-                room_gib,
-                lo=1,
-                hi=num_fitting - 1,
-                key=functools.partial(need_gib, phase),
+                values, plan.room_gib, lo=1, hi=num_fitting - 1, key=need_of_phase
             )
     largest = values[num_fitting - 1]
     needs = [need_gib(phase, largest) for phase in phases]
     if -math.inf in needs:
-        return LargestValue(setting.name, now, None, None, values[0])
+        return none_fits
     others = [plan.phases[phase].peak_gib for phase in plan.phases if phase not in phases]
     next_larger = values[num_fitting] if num_fitting < len(values) else None
     if largest < now and next_larger is None:
@@ -209,7 +207,7 @@ def what_to_move(config: RunConfig, plan: Plan) -> list[Moved]:
 
     Only those are tried that are not on yet. Empty where the plan fits, or has no card.
     """
-    if plan.card is None or plan.room_gib is None or plan.fits:
+    if plan.card is None or plan.fits:
         return []
     moves = _moves(config, plan)
     if len(moves) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from typing import Literal, NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ class Workload:
         max_rows = self.config.sampling.max_rows or MOST_ROWS
         if stage == "warmup":
             return 1, min(self.config.warmup.num_prompts, max_rows)
-        settings = self._group_settings(stage)
+        settings: AlignConfig | RlvrConfig = getattr(self.config, stage)
         at_once = max(1, max_rows // settings.group_size)  # a larger group is split
         return min(settings.group_size, max_rows), min(settings.prompts_per_step, at_once)
 
@@ -106,21 +107,20 @@ class Workload:
         """Return how often a step repeats what a phase runs once."""
         config, (stage, work) = self.config, phase
         if stage == "sft":
-            return _ceil_div(config.sft.batch_size, self._trees_per_pack)
+            return ceil(config.sft.batch_size / self._trees_per_pack)
         if stage == "warmup":
             if work == "sample":
                 return 0  # before the first step, not in every one
-            return _ceil_div(config.warmup.pairs_per_step, self.pairs_per_pack)
-        settings = self._group_settings(stage)
+            return ceil(config.warmup.pairs_per_step / self.pairs_per_pack)
+        settings: AlignConfig | RlvrConfig = getattr(self.config, stage)
         if work == "sample":
             rows, at_once = self.sampling_batch(stage)
-            batches = _ceil_div(settings.prompts_per_step, at_once)
-            return batches * _ceil_div(settings.group_size, rows)
+            batches = ceil(settings.prompts_per_step / at_once)
+            return batches * ceil(settings.group_size / rows)
         group_size = settings.group_size
-        at_once = (
-            self._students_per_pack if work == "judge" else self._rollouts_per_pack(group_size)
-        )
-        return settings.prompts_per_step * _ceil_div(group_size, at_once)
+        is_judged = work == "judge"
+        at_once = self._students_per_pack if is_judged else self._rollouts_per_pack(group_size)
+        return settings.prompts_per_step * ceil(group_size / at_once)
 
     @property
     def num_cached_pictures(self) -> int:
@@ -182,9 +182,6 @@ class Workload:
     def _word_id(self) -> int:
         return self.backbone.tokenizer("word")["input_ids"][0]
 
-    def _group_settings(self, stage: Stage) -> AlignConfig | RlvrConfig:
-        return self.config.align if stage == "align" else self.config.rlvr
-
     def _sample(self, name: str, num_words: int) -> Sample:
         turn = Turn("user", "word " * num_words)
         return Sample(id=name, turns=(turn,), pictures=(Picture(name, self._image),))
@@ -225,7 +222,3 @@ class Workload:
             max_tokens=2**30,
         )
         return len(prompt)
-
-
-def _ceil_div(total: int, size: int) -> int:
-    return -(-total // size)
