@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup run test check demo bench gpu-check test-unsloth resolve-gpu clean
+.PHONY: setup run test test-cpus check demo bench gpu-check test-unsloth resolve-gpu clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -29,7 +29,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
 	$(PYTEST)
+
+# The numerical tests with the vector instructions of other CPUs (default, AVX2, AVX-512), each with one
+# thread and with two; about 15 minutes.
+test-cpus: setup
+	$(BIN)/python -m tests.cpus
 
 demo: setup
 	$(BIN)/prism-lite demo

@@ -1,4 +1,4 @@
-"""The Gradio demo: looks at run folders, steers training, asks the models of a run.
+"""The Gradio demo: inspects run folders, controls training and samples from the models of a run.
 
-It is part of the repository and not of the wheel; `prism-lite demo` starts it.
+It belongs to the repository, not to the wheel; `prism-lite demo` starts it.
 """

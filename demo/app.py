@@ -1,162 +1,164 @@
-"""The app: header, six tabs, and how it is served.
+"""The app: the header, six tabs, and how it is served.
 
-Nothing is asked of any other host: system fonts, no analytics, and a content policy that keeps the browser
-from following what Gradio's own page would load elsewhere.
+Nothing is loaded from other hosts: system fonts, no analytics, and a content security policy that blocks
+what Gradio's page would load elsewhere.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-# Before gradio is imported: its statistics and version look-up go to other hosts.
+# Must be set before gradio is imported: its analytics and version check contact other hosts.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
-from gradio.events import Dependency
 from starlette.middleware import Middleware
 
 from demo.headers import SecurityHeaders
 from demo.runs import folder
 from demo.runs.folder import Home
-from demo.runs.jobs import Jobs
+from demo.runs.trainer import Trainer
 from demo.screens import html
-from demo.screens.widgets import QUIET
-from demo.site import Site, in_words
+from demo.site import Header, Site, connect
 from demo.tabs import compare, data, discriminator, memory, rewards, train
 
-TICK_S = 2.0
-MAX_WAITING = 16
-DROP_UPLOADS_S = 3600
-GUEST = "guest"
-STYLE = Path(__file__).with_name("style.css")
-SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+_TICK_S = 2.0
+_MAX_WAITING = 16
+_DELETE_UPLOADS_S = 3600
+_GUEST = "guest"
+_STYLE = Path(__file__).with_name("style.css")
 
 
 def build_app(site: Site) -> gr.Blocks:
-    """All tabs of the app."""
-    with gr.Blocks(
-        title="prism_lite", analytics_enabled=False, delete_cache=(DROP_UPLOADS_S, DROP_UPLOADS_S)
-    ) as page:
-        run, badge = _header(site.home)
-        tick = gr.Timer(TICK_S)
-        opened = _wire_header(site, page, run, badge, tick)
+    """Build all tabs of the app."""
+    delete_cache = (_DELETE_UPLOADS_S, _DELETE_UPLOADS_S)
+    with gr.Blocks(title="prism_lite", analytics_enabled=False, delete_cache=delete_cache) as page:
+        header = _header(site, page)
         with gr.Tabs():
-            with gr.Tab("Compare", id="compare"):
-                compare.build(site, opened, run)
-            with gr.Tab("Discriminator", id="discriminator"):
-                discriminator.build(site, opened, run)
+            with gr.Tab("Compare"):
+                compare.build(site, header)
+            with gr.Tab("Discriminator"):
+                discriminator.build(site, header)
             if not site.home.is_shared:
-                with gr.Tab("Train", id="train"):
-                    train.build(site, opened, run, tick)
-            with gr.Tab("Rewards", id="rewards"):
-                rewards.build(site, opened, run)
-            with gr.Tab("Data", id="data") as data_tab:
-                data.build(site, data_tab, run)
+                with gr.Tab("Train"):
+                    train.build(site, header)
+            with gr.Tab("Rewards"):
+                rewards.build(site, header)
+            with gr.Tab("Data") as data_tab:
+                data.build(site, header, data_tab)
             if not site.home.is_shared:
-                with gr.Tab("Memory", id="memory"):
-                    memory.build(site, opened, run)
-    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+                with gr.Tab("Memory"):
+                    memory.build(site, header)
+    page.queue(max_size=_MAX_WAITING, default_concurrency_limit=1)
     return page
 
 
-def _header(home: Home) -> tuple[gr.Dropdown, gr.HTML]:
-    """Title, the choice of a run, and the badge that says what is looked at."""
+def _header(site: Site, page: gr.Blocks) -> Header:
+    """Lay out the title, the choice of a run and a badge with its state, and connect their events."""
     with gr.Row(elem_classes="header"):
         with gr.Column(scale=3, min_width=240):
-            gr.HTML(
-                "<h1>prism_lite</h1><p>SFT, adversarial alignment, RLVR: what each changes</p>",
-                elem_classes="title",
-            )
+            text = "SFT, adversarial alignment, RLVR: what each stage changes"
+            gr.HTML(f"<h1>prism_lite</h1><p>{text}</p>", elem_classes="title")
         with gr.Column(scale=2, min_width=220):
-            run = gr.Dropdown(
-                choices=folder.run_ids(home), value=home.first, label="Run", elem_id="run"
+            run_choice = gr.Dropdown(
+                choices=folder.run_ids(site.home), value=site.home.first, label="Run", elem_id="run"
             )
         with gr.Column(scale=3, min_width=240):
-            return run, gr.HTML(elem_id="badge")
+            badge = gr.HTML(elem_id="badge")
+    tick = gr.Timer(_TICK_S)
 
+    def show_status(run_id: str) -> str:
+        process = site.trainer.current()
+        if process is not None and process.run_id == run_id:
+            return html.badge("training", f"{run_id}, process {process.pid}")
+        return html.badge(*site.models.status(site.path(run_id)))
 
-def _wire_header(
-    site: Site, page: gr.Blocks, run: gr.Dropdown, badge: gr.HTML, tick: gr.Timer
-) -> Dependency:
-    """Its events; the one that a tab waits for before it shows the run."""
-
-    def status(run_id: str) -> str:
-        job = site.jobs.current()
-        if job is not None and job.run == run_id:
-            return html.badge("training", f"{run_id}, process {job.pid}")
-        ready = site.models.readiness(site.path(run_id))
-        return html.badge(ready.kind, ready.detail)
-
-    def keep_up(run_id: str) -> str:
-        # not on load: importing torch would hold up the first paint; not beside a training, which
-        # needs the machine
-        if site.jobs.current() is None:
-            site.models.prepare(site.path(run_id), replaces=False)
-        return status(run_id)
-
-    def turn_to(run_id: str) -> str:
-        if site.jobs.current() is None:
-            site.models.prepare(site.path(run_id), replaces=not site.home.is_shared)
-        return status(run_id)
+    def prepare_model(run_id: str, replaces: bool) -> str:
+        if site.trainer.current() is None:  # a training needs the machine
+            site.models.prepare(site.path(run_id), replaces=replaces)
+        return show_status(run_id)
 
     def list_runs(run_id: str) -> gr.Dropdown:
         known = folder.run_ids(site.home)
         return gr.Dropdown(choices=known, value=run_id if run_id in known else site.home.first)
 
     def open_page() -> gr.Dropdown:
-        job = site.jobs.current()
-        return list_runs(job.run if job is not None else site.home.first)
+        process = site.trainer.current()
+        return list_runs(process.run_id if process is not None else site.home.first)
 
-    opened = page.load(open_page, None, [run], **QUIET)
-    run.focus(list_runs, [run], [run], **QUIET)
-    opened.then(in_words(status), [run], [badge], **QUIET)
-    run.change(in_words(turn_to), [run], [badge], **QUIET)
-    tick.tick(in_words(keep_up), [run], [badge], **QUIET)
-    return opened
+    opened = connect(page.load, open_page, None, [run_choice])
+    connect(run_choice.focus, list_runs, [run_choice], [run_choice])
+    # not `prepare_model`: importing torch would delay the first paint
+    connect(opened.then, show_status, [run_choice], [badge])
+    for event, replaces in ((run_choice.change, not site.home.is_shared), (tick.tick, False)):
+        handler = functools.partial(prepare_model, replaces=replaces)
+        connect(event, handler, [run_choice], [badge])
+    return Header(run_choice, opened, tick)
 
 
 def launch(
-    home: Home,
-    *,
-    port: int | None = None,
-    is_open: bool = True,
-    jobs: Jobs | None = None,
-    **settings: Any,
+    home: Home, *, port: int | None = None, is_open: bool = True, trainer: Trainer | None = None
 ) -> tuple[gr.Blocks, str, str | None]:
     """Serve the app.
 
     Args:
         home: the runs; a shared one gets a public link, a password and no training.
-        port: None takes the first free one from 7860 on.
-        is_open: False returns at once and leaves serving to threads (tests, notebooks).
-        jobs: how trainings are started; default: `prism-lite run` in the folder of the runs.
-        settings: passed to Gradio's launch.
+        port: None takes the first free one from 7860.
+        is_open: whether to block until Ctrl-C; otherwise threads serve the app (tests, notebooks).
+        trainer: starts trainings; default: `prism-lite run` in the folder of the runs.
 
     Returns:
-        The app, its address and the guests' password (None where it is not shared).
+        The app, its address, and the guests' password (None if it is not shared).
 
     Raises:
-        ValueError: the port is taken, or there is no way to a public link.
+        ValueError: the port is in use, or no public link can be created.
     """
-    _keep_uploads_private()
-    page = build_app(Site(home, jobs or Jobs(home.root)))
+    _make_uploads_private()
+    page = build_app(Site(home, trainer or Trainer(home.root)))
     password = secrets.token_urlsafe(9) if home.is_shared else None
+    address = _serve(page, port, password)
+    if password and not page.share_url:
+        page.close(verbose=False)
+        raise ValueError(
+            "cannot create a public link: Gradio's link service cannot be reached from this machine. Omit "
+            "--share and forward the port instead: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE."
+        )
+    if is_open:
+        if password:
+            print(
+                f"public link: {page.share_url}\nuser: {_GUEST}\npassword: {password}\n"
+                f"Guests see every run in {home.root} with its data, and can ask its models; they cannot "
+                "train. The link expires after at most a week."
+            )
+        print(f"prism_lite demo: {address} (Ctrl-C quits; a training keeps running)", flush=True)
+        page.block_thread()
+    return page, address, password
+
+
+def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
+    """Serve the app in threads, with a public link if there is a password; return its address."""
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.slate,
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+        radius_size=gr.themes.sizes.radius_sm,
+    )
     try:
         _, address, _ = page.launch(
             server_name="127.0.0.1",
             server_port=port,
-            share=home.is_shared,
-            auth=(GUEST, password) if password else None,
+            share=password is not None,
+            auth=(_GUEST, password) if password else None,
             max_file_size="10mb",
-            theme=_theme(),
-            css_paths=STYLE,
+            theme=theme,
+            css_paths=_STYLE,
             run_history=False,
             footer_links=[],
             enable_monitoring=False,
@@ -164,44 +166,17 @@ def launch(
             quiet=True,
             prevent_thread_lock=True,
             app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
-            allowed_paths=[],
-            **settings,
         )
     except OSError as error:
         raise ValueError(
-            f"cannot serve on port {port}: {error}. Give another --port, or none for a free one."
+            f"cannot serve on port {port}: {error}. Choose another --port, or omit it."
         ) from error
-    if home.is_shared and not page.share_url:
-        page.close(verbose=False)
-        raise ValueError(
-            "no public link could be made: this machine does not reach Gradio's link service. Leave "
-            "--share away and forward the port instead: ssh -L 7860:127.0.0.1:7860 THIS_MACHINE."
-        )
-    if is_open:
-        if password:
-            print(
-                f"public link: {page.share_url}\nuser: {GUEST}\npassword: {password}\n"
-                f"Guests see every run in {home.root} with its data, and can ask its models; they cannot "
-                "train. The link lasts at most a week."
-            )
-        print(f"prism_lite demo: {address} (Ctrl-C ends it; a training goes on)", flush=True)
-        page.block_thread()
-    return page, address, password
+    return address
 
 
-def _keep_uploads_private() -> None:
-    """Uploads and drawings lie in a folder that only this user reads and that goes with the process."""
+def _make_uploads_private() -> None:
+    """Store uploads and drawings in a folder that only this user can read; delete it on exit."""
     if "GRADIO_TEMP_DIR" not in os.environ:
         uploads = tempfile.mkdtemp(prefix="prism_lite_demo_")
         os.environ["GRADIO_TEMP_DIR"] = uploads
         atexit.register(shutil.rmtree, uploads, ignore_errors=True)
-
-
-def _theme() -> gr.themes.Base:
-    return gr.themes.Base(
-        primary_hue=gr.themes.colors.teal,
-        neutral_hue=gr.themes.colors.slate,
-        font=SYSTEM_FONTS,
-        font_mono=MONO_FONTS,
-        radius_size=gr.themes.sizes.radius_sm,
-    )

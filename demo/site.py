@@ -1,20 +1,20 @@
-"""What every tab is given, and how an error becomes a sentence on the page."""
+"""What every tab is built from: the site, the page's header, and how events are connected."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from demo.models.loader import Models
 from demo.runs import folder
 from demo.runs.folder import Home
-from demo.runs.jobs import Jobs
+from demo.runs.trainer import Trainer
 
 if TYPE_CHECKING:
     from demo.models.model import Model
@@ -22,72 +22,72 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Site:
-    """The app's folders, training processes and models."""
+    """The runs, the training process and the models."""
 
     home: Home
-    jobs: Jobs
+    trainer: Trainer
     models: Models = field(default_factory=Models)
 
     def path(self, run_id: str) -> Path:
-        """The folder of a run that a visitor chose.
-
-        Raises:
-            ValueError: no such run.
-        """
+        """Return the folder of a run; raise a ValueError if there is no such run."""
         return folder.run_path(self.home, run_id)
 
-    def demand_idle_gpu(self) -> None:
-        """Refuse to ask a model while a training holds the card.
+    def load_model(self, path: Path) -> Model:
+        """Return the run's model, or raise a ValueError that says why there is none to ask."""
+        process = self.trainer.current()
+        if process is not None and folder.has_weights(path):
+            import torch
 
-        Raises:
-            ValueError: it does.
-        """
-        job = self.jobs.current()
-        if job is None:
-            return
-        import torch
-
-        if torch.cuda.is_available():
+            if torch.cuda.is_available():
+                raise ValueError(
+                    f"{process.run_id!r} is training on the GPU: stop it or wait until it is finished, "
+                    "then ask the model."
+                )
+        self.models.prepare(path)
+        model = self.models.wait(path)
+        if model is None:
             raise ValueError(
-                f"{job.run!r} is training on the GPU: stop it, or wait for it, before asking a model."
+                f"this needs the run's model: {self.models.status(path)[1]}. Choose a run that was trained "
+                "on this machine."
             )
-
-    def model_of(self, path: Path) -> Model:
-        """The run's model; loads it if need be, which on a GPU takes a while.
-
-        Raises:
-            ValueError: a training holds the GPU, or the run has no model that could answer.
-        """
-        if folder.has_weights(path):
-            self.demand_idle_gpu()
-            self.models.prepare(path)
-            model = self.models.wait(path)
-            if model is not None:
-                return model
-        raise ValueError(
-            f"this needs the run's model: {self.models.readiness(path).detail}. Choose a run trained on "
-            "this machine."
-        )
+        return model
 
 
-def in_words(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose ValueErrors, which are sentences for a person, are shown on the page."""
-    if inspect.isgeneratorfunction(handler):
+@dataclass(frozen=True)
+class Header:
+    """The choice of a run, the event that sets it when the page opens, and a timer."""
 
-        @functools.wraps(handler)
-        def generate(*arguments: Any) -> Any:
-            try:
-                yield from handler(*arguments)
-            except ValueError as error:
-                raise gr.Error(str(error), duration=15, print_exception=False) from error
+    run_choice: gr.Dropdown
+    opened: Dependency
+    tick: gr.Timer
 
-        return generate
+    def on_run(self, handler: Callable[..., Any], outputs: Sequence[Any]) -> None:
+        """Call `handler(run_id)` when the page opens and when another run is chosen."""
+        for event in (self.opened.then, self.run_choice.change):
+            connect(event, handler, [self.run_choice], outputs)
 
-    @functools.wraps(handler)
-    def call(*arguments: Any) -> Any:
-        try:
-            return handler(*arguments)
-        except ValueError as error:
-            raise gr.Error(str(error), duration=15, print_exception=False) from error
 
-    return call
+@contextlib.contextmanager
+def errors_on_page() -> Iterator[None]:
+    """Show the message of a ValueError on the page. Also works as a decorator of a handler."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(str(error), duration=15, print_exception=False) from error
+
+
+def connect(
+    event: Callable[..., Dependency],
+    handler: Callable[..., Any],
+    inputs: Sequence[Any] | None,
+    outputs: Sequence[Any] | None,
+) -> Dependency:
+    """Connect a quick handler: no queue, no progress display, no public endpoint."""
+    return event(
+        errors_on_page()(handler),
+        inputs,
+        outputs,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )

@@ -1,6 +1,6 @@
-"""The command line: parse, call one function. Heavy imports wait until they are needed.
+"""The command line: parse the arguments and call one handler. Modules in `cli` import torch lazily.
 
-Exit codes: 0 done, 1 our fault or the machine's, 2 what the person gave is wrong (one sentence, no
+Exit codes: 0 done, 1 an error of ours or of the machine, 2 what the user gave is wrong (one sentence, no
 traceback), 3 stopped on request (the same command resumes).
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import linecache
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 
-from prism_lite.cli import plan, study, trained
-from prism_lite.cli.data import _data_check
-from prism_lite.cli.demo import _demo
-from prism_lite.cli.doctor import _doctor
-from prism_lite.cli.train import STAGE_HELP, _common, _overrides, _run
+from prism_lite.cli import data, demo, doctor, plan, settings, study, train, trained
+from prism_lite.types import Stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,24 +23,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    given = sys.argv[1:] if argv is None else list(argv)
-    arguments, overrides = _parser().parse_known_args(given)
-    arguments.given = given
+    command_line = sys.argv[1:] if argv is None else list(argv)
+    arguments, rest = _parser().parse_known_args(command_line)
     try:
-        return arguments.handler(arguments, _overrides(overrides))
+        if rest and not arguments.takes_settings:
+            raise ValueError(f"{arguments.command} takes no settings, got {rest[0]!r}.")
+        return arguments.handler(arguments, _overrides(rest))
+    except (Stopped, KeyboardInterrupt) as stop:
+        resume = shlex.join(["prism-lite", *command_line])
+        print(f"{str(stop) or 'interrupted'}; resume with: {resume}")
+        return 3
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, RuntimeError) as error:
-        if not _is_for_the_person(error):
+        if not _is_raised_by_us(error):
             raise
         print(f"prism-lite: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 
-def _is_for_the_person(error: Exception) -> bool:
-    """Whether prism_lite raised it: its ValueErrors are sentences about what a person gave, its
-    RuntimeErrors about the machine.
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prism-lite",
+        description="PRISM post-training of vision-language models on one GPU, or a CPU.",
+        epilog=train.EPILOG,
+    )
+    parser.set_defaults(takes_settings=True)
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    for module in (train, settings, trained, data, plan, study, doctor, demo):
+        module.add_command(commands)
+    return parser
 
-    One from inside another library, or from a builtin (`zip(strict=True)`, `int("x")`), is a fault of
-    ours and keeps its traceback.
+
+def _overrides(rest: Sequence[str]) -> list[str]:
+    """Convert `--align.group_size 8` and `--align.group_size=8` to `align.group_size=8`.
+
+    Raises:
+        ValueError: an argument has none of these forms.
+    """
+    overrides, waiting = [], list(rest)
+    while waiting:
+        item = waiting.pop(0)
+        if "=" in item:
+            overrides.append(item.removeprefix("--"))
+        elif item.startswith("--") and waiting and not waiting[0].startswith("--"):
+            overrides.append(f"{item.removeprefix('--')}={waiting.pop(0)}")
+        else:
+            raise ValueError(
+                f"cannot understand {item!r}: settings are given as key=value or --key value."
+            )
+    return overrides
+
+
+def _is_raised_by_us(error: Exception) -> bool:
+    """Check that a `raise` of this project made the error, so that its message is for the user.
+
+    An error from inside another library, or from a builtin (`zip(strict=True)`, `int("x")`), is a
+    defect of ours and keeps its traceback.
     """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -50,49 +89,8 @@ def _is_for_the_person(error: Exception) -> bool:
         return False
     module = trace.tb_frame.f_globals.get("__name__", "")
     line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-    is_raised_here = not line or line.lstrip().startswith("raise")
-    return is_raised_here and module.startswith(("prism_lite.", "demo.", "__main__"))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prism-lite",
-        description="PRISM post-training of vision-language models on one GPU, or a CPU.",
-        epilog="Any setting: --align.group_size 8 or align.group_size=8. All of them: "
-        "prism-lite run --dry-run.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="the whole pipeline; run it again to resume")
-    _common(run)
-    run.set_defaults(handler=_run, stages=None)
-    for stage, text in STAGE_HELP.items():
-        command = commands.add_parser(stage, help=text)
-        _common(command)
-        command.set_defaults(handler=_run, stages=(stage,))
-    trained.add_commands(commands)
-    data = commands.add_parser("data", help="data check PATH: every defect, before training")
-    check = data.add_subparsers(required=True, metavar="check").add_parser("check")
-    check.add_argument("path", help="file, folder or hub id")
-    check.add_argument("--fix", metavar="OUT", help="write the clean rows here")
-    check.add_argument("--eval", metavar="FILE", help="also look for overlap with this file")
-    check.add_argument("--stage", choices=("sft", "warmup", "align", "rlvr", "eval"))
-    check.add_argument(
-        "--columns", metavar="MAP", help="'{prompt: question, images: image, answer: answer}'"
-    )
-    check.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
-    check.set_defaults(handler=_data_check)
-    plan.add_command(commands)
-    study.add_command(commands)
-    doctor = commands.add_parser("doctor", help="what this machine can run")
-    doctor.set_defaults(handler=_doctor)
-    demo = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
-    demo.add_argument(
-        "--run", metavar="DIR", help="default: the newest of runs/, or a recorded one"
-    )
-    demo.add_argument("--share", action="store_true", help="public link with a password")
-    demo.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
-    demo.set_defaults(handler=_demo)
-    return parser
+    is_raise = not line or line.lstrip().startswith("raise")
+    return is_raise and module.startswith(("prism_lite.", "demo.", "__main__"))
 
 
 if __name__ == "__main__":

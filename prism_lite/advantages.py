@@ -1,4 +1,4 @@
-"""The public door to the advantages of a group: `prism_lite.policy.advantages` has the code."""
+"""Public import path of the advantage functions, which are in `prism_lite.policy.advantages`."""
 
 from prism_lite.policy.advantages import Verified, alignment_advantages, reward_advantages
 

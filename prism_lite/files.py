@@ -1,15 +1,16 @@
-"""Small files: written in one step, read line by line, and the cache folder."""
+"""Text, JSON and JSON-lines files, and the cache folder."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step: a reader sees the old or the new one, never a half."""
+    """Replace a file in one step: a reader sees the old content or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -18,18 +19,18 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def cache_folder() -> Path:
-    """Where trained tiny bases and picture features are kept between runs."""
-    named = os.environ.get("PRISM_LITE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "prism_lite"
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def to_json(value: Any) -> str:
-    return json.dumps(value, indent=1) + "\n"
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step, indented for readers."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last line cut short by a kill is left out."""
+    """Return the records of a JSON-lines file, without a last line that a kill has truncated."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -41,3 +42,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if number + 1 < len(lines):
                 raise
     return records
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file in one step."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is kept between runs: trained tiny bases, picture features."""
+    named = os.environ.get("PRISM_LITE_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "prism_lite"

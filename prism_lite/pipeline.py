@@ -1,6 +1,6 @@
-"""The whole pipeline: base -> SFT -> warm-up -> alignment -> RLVR, an evaluation behind each policy.
+"""The pipeline: base -> SFT -> warm-up -> alignment -> RLVR, an evaluation after each policy.
 
-A finished stage is never done again; an unfinished one goes on from its last checkpoint.
+A finished stage is never repeated; an unfinished one resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,31 @@ from prism_lite.digits.base_model import base_folder
 from prism_lite.discriminator.model import save_discriminator
 from prism_lite.files import cache_folder, write_text
 from prism_lite.models.backbone import load_backbone
-from prism_lite.models.device import check_machine, peak_gib, start_peak
+from prism_lite.models.device import check_machine
+from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import report
-from prism_lite.runs.environment import check_same_data, write_environment
-from prism_lite.runs.folder import RunFolder, check_folder, open_run
+from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
+from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
-from prism_lite.stages.preflight import _check_stages, read_prompts
+from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
-from prism_lite.types import POLICY_STAGES
+from prism_lite.types import POLICY_STAGES, STAGES, Stage
 
-ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
+_ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
     "dpo": run_dpo,
     "sft": run_teacher_sft,
 }
-STAGES: dict[str, Callable[[Context], None]] = {
+RUN_STAGE: dict[Stage, Callable[[Context], None]] = {
     "sft": run_sft,
     "warmup": run_warmup,
-    "align": lambda context: ALIGN_METHODS[context.config.align.method](context),
+    "align": lambda context: _ALIGN_METHODS[context.config.align.method](context),
     "rlvr": run_rlvr,
 }
 
@@ -54,35 +55,38 @@ def run(
     config: RunConfig,
     out: str | Path,
     *,
-    stages: Sequence[str] = tuple(STAGES),
+    stages: Sequence[Stage] = STAGES,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Run the stages that are not done yet, evaluate each policy, write results, plots and card.
+    """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
     Args:
         config: from `load_recipe`.
-        out: run folder; made, or taken up again when it holds a run with the same settings.
+        out: run folder; created, or resumed if it holds a run with the same settings.
         stages: a part of the pipeline; the stages before it must be finished in this folder. All
-            stages: without the warm-up where alignment has no discriminator.
+            stages: without the warm-up if alignment has no discriminator.
 
     Returns:
         The content of results.json.
 
     Raises:
-        ValueError: something the person gave is wrong; nothing was half-written.
+        ValueError: something that the user gave is wrong; nothing was half-written.
         Stopped: asked to stop; saved.
     """
-    console = console or Console()
-    if tuple(stages) == tuple(STAGES) and config.align.method != "adversarial":
+    out, console = Path(out), console or Console()
+    if tuple(stages) == STAGES and config.align.method != "adversarial":
         stages = [stage for stage in stages if stage != "warmup"]
     check_machine(config)
     check_trackers(config)
-    check_folder(Path(out), config)
-    check_same_data(Path(out), config.data)
+    check_folder(out, config)
+    check_same_data(out, config.data)
+    rewards = load_rewards(config)
+    check_same_rewards(out, config, rewards)
     if config.data.task == "files":
         console.print("reading and checking the data")
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
-    _check_stages(config, Path(out), stages, task)
+    check_stages(config, out, stages, task)
+    check_rewards(config, rewards, stages, task)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
@@ -91,85 +95,88 @@ def run(
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
-    _check_stages(config, Path(out), stages, task)  # rows may have been left out
-    with open_run(Path(out), config, console) as folder:
+    check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
+    with open_run(out, config, console, backbone.device) as folder:
         _write_skipped(folder, task)
-        context = Context(config, folder, backbone, task)
-        write_environment(folder.path, config, backbone.core)
+        context = Context(config, folder, backbone, task, rewards)
+        write_environment(out, config, backbone.core, rewards)
         if not folder.results().get("stages", {}).get("base"):
-            _evaluate(context, "base", {"seconds": base_s})
+            _evaluate(context, "base", base_s)
         for stage in stages:
             if not folder.is_done(stage):
                 start_peak(backbone.device)
-                with _seconds_noted(folder, stage), _memory_advice(context, f"stage {stage}"):
-                    STAGES[stage](context)
-            if stage in POLICY_STAGES and stage not in folder.results().get("stages", {}):
+                with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
+                    RUN_STAGE[stage](context)
+            results = folder.results()
+            if stage in POLICY_STAGES and stage not in results.get("stages", {}):
                 context.load_policy(stage)
-                _evaluate(context, stage, {})
+                _evaluate(context, stage, results.get("seconds", {}).get(stage))
         _write_exports(context)
-        results = folder.results()
         report.write_plots(folder)
-        report.write_card(folder, results)
-    return results
+        report.write_model_card(folder)
+        return folder.results()
 
 
 @contextmanager
-def _memory_advice(context: Context, doing: str) -> Iterator[None]:
-    """Out of memory: say which settings help."""
+def _memory_advice(context: Context, activity: str) -> Iterator[None]:
+    """Name the settings that help when the GPU runs out of memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         config, peak = context.config, peak_gib(context.backbone.device)
         raise RuntimeError(
-            f"out of GPU memory in {doing} (peak so far {peak:.1f} GiB). Give the same command a "
+            f"out of GPU memory in {activity} (peak so far {peak:.1f} GiB). Give the same command a "
             f"smaller model.max_pack_tokens (now {config.model.max_pack_tokens}) or "
             f"sampling.max_rows (now {config.sampling.max_rows or 'automatic'}), or "
-            "model.gradient_checkpointing=true; it goes on from the last checkpoint. Smaller "
+            "model.gradient_checkpointing=true; it resumes from the last checkpoint. Smaller "
             "pictures (model.max_pixels) need a new --out."
         ) from error
 
 
 def _write_skipped(folder: RunFolder, task: TaskData) -> None:
-    """skipped.jsonl: every row that this session's data leaves out, and why."""
+    """Write skipped.jsonl: every row that this session's data leaves out, and why."""
     path = folder.path / "skipped.jsonl"
     if not task.skipped:
         path.unlink(missing_ok=True)
         return
     lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in task.skipped)
     write_text(path, "".join(f"{line}\n" for line in lines))
-    folder.console.print(
-        f"the {len(task.skipped)} skipped rows are named in {path}", highlight=False
-    )
+    folder.console.print(f"{path} lists the {len(task.skipped)} skipped rows", highlight=False)
 
 
-def _evaluate(context: Context, stage: str, extra: Mapping[str, Any]) -> None:
-    folder = context.run
-    if stage not in context.config.eval.stages:
+def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
+    """Evaluate the loaded policy, if it is wanted, and add its figures to results.json.
+
+    Args:
+        seconds: training time of the stage; None where it is not known.
+    """
+    config, folder = context.config, context.run
+    if stage not in config.eval.stages:
         return
     if not context.task.heldout:
         folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
         return
     with _memory_advice(context, f"the evaluation of stage {stage}"):
         figures = evaluate(
-            context.backbone, context.task, context.config, each=folder.each, stage=stage
+            context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
         )
+    if seconds is not None:
+        figures["seconds"] = seconds
     results = {
-        "task": context.config.data.task,
-        "n": len(evaluated_samples(context.task, context.config)),
-        "seed": context.config.seed,
+        "task": config.data.task,
+        "n": len(evaluated_samples(context.task, config)),
+        "seed": config.seed,
         "stages": {},
         **folder.results(),
     }
-    seconds = {k: v for k, v in results.get("seconds", {}).items() if k == stage}
-    merged = figures | {"seconds": seconds[stage]} if seconds else figures | dict(extra)
-    results["stages"][stage] = merged
+    results["stages"][stage] = figures
     folder.write_results(results)
-    folder.console.print(report.stage_line(stage, merged))
+    folder.console.print(report.stage_line(stage, figures))
 
 
 @contextmanager
-def _seconds_noted(folder: RunFolder, stage: str) -> Iterator[None]:
-    """Add the stage's time to results.json, also when it stops halfway: sessions add up."""
+def _adds_seconds(folder: RunFolder, stage: str) -> Iterator[None]:
+    """Add the time spent to the stage's seconds in results.json, also when it stops halfway."""
     started_s = time.monotonic()
     try:
         yield
@@ -181,14 +188,15 @@ def _seconds_noted(folder: RunFolder, stage: str) -> Iterator[None]:
 
 
 def _write_exports(context: Context) -> None:
-    """policy/ (plain PEFT) and discriminator/ from the last finished stages."""
+    """Write policy/ (plain PEFT) and discriminator/ from the last finished stages."""
     folder = context.run
-    finished = [stage for stage in POLICY_STAGES if folder.is_done(stage)]
-    if finished:
-        context.load_policy(finished[-1])
+    finished = [stage for stage in STAGES if folder.is_done(stage)]
+    with_policy = [stage for stage in finished if stage in POLICY_STAGES]
+    if with_policy:
+        context.load_policy(with_policy[-1])
         context.backbone.save_policy(str(folder.path / "policy"))
-    game = ("warmup", "align") if context.config.align.method == "adversarial" else ("warmup",)
-    judged = [stage for stage in game if folder.is_done(stage)]
-    if judged:
-        tensors = folder.load_final(judged[-1])["discriminator"]
+    has_game = context.config.align.method == "adversarial"
+    with_discriminator = [s for s in finished if s == "warmup" or (s == "align" and has_game)]
+    if with_discriminator:
+        tensors = folder.load_final(with_discriminator[-1])["discriminator"]
         save_discriminator(folder.path / "discriminator", tensors, context.config.discriminator)

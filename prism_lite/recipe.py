@@ -1,7 +1,7 @@
-"""Recipes: YAML overlays on the settings of `config.py`, with overrides, checked as a whole.
+"""Recipes: YAML overlays on the settings of `prism_lite.config`, with overrides, checked as a whole.
 
-`load_recipe(name_or_file, overrides)` reads a recipe, applies `key=value` overrides and checks every
-value. An unknown key is an error that names the nearest known one.
+`load_recipe(name_or_file, overrides)` reads a recipe over the one it `extends`, applies `key=value`
+overrides and checks every value. An unknown key is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -9,21 +9,52 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 import yaml
 
-from prism_lite.config import RlvrConfig, RunConfig
+from prism_lite.config import BUILT_IN_REWARDS, PolicyLoss, PolicyLossConfig, RlvrConfig, RunConfig
+from prism_lite.config.checks import check_across_fields
 
 RECIPES = Path(__file__).with_name("recipes")
+# Settings ("key") and values ("key=value") of earlier versions, and what has become of them.
+_OLD_SETTINGS = {
+    "rlvr.algorithm": "is now called rlvr.preset",
+    "align.length_debias": "was removed: no recipe used it, and no measurement showed a gain",
+    "rlvr.kl_kind=abs": "was removed: it does not estimate the KL divergence; use k2 or k3",
+    "rlvr.kl_kind=full": "was removed: k3 estimates the same from the sampled tokens; use k3",
+    **{f"rlvr.loss={name}": f"is now rlvr.loss.name={name}" for name in get_args(PolicyLoss)},
+    **{
+        f"rlvr.{field.name}": f"is now called rlvr.loss.{field.name}"
+        for field in dataclasses.fields(PolicyLossConfig)
+        if field.name != "name"
+    },
+    **{
+        f"rlvr.{name}_weight": f"is now called rlvr.rewards.{name}; a reward of weight 0 is left out"
+        for name in BUILT_IN_REWARDS
+    },
+}
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    """Return the names of the recipes that ship with the package, without their shared bases."""
+    return sorted(path.stem for path in RECIPES.glob("[!_]*.yaml"))
+
+
+def recipe_settings(name: str) -> dict[str, Any]:
+    """Return what a shipped recipe and those that it extends set, by dotted key, except its name.
+
+    Args:
+        name: a recipe, or "rlvr.preset=dapo" for a preset of RLVR.
+    """
+    preset = name.removeprefix("rlvr.preset=")
+    if preset != name:
+        return dict(_leaves({"rlvr": _preset_settings({"rlvr": {"preset": preset}})}))
+    values = _read_recipe(_recipe_path(name, Path()))
+    return {key: value for key, value in _leaves(values) if key != "recipe"}
 
 
 def load_recipe(
@@ -34,18 +65,36 @@ def load_recipe(
     Args:
         recipe: a shipped name ("tiny") or a YAML file.
         overrides: "align.group_size=8" strings, or a mapping of dotted keys to values.
+            `rlvr.rewards.NAME=WEIGHT` sets one reward and keeps the others; NAME may hold dots.
 
     Raises:
-        ValueError: no such recipe, unknown key (the nearest one is named), or a value of the wrong
-            type or range.
+        ValueError: the recipe does not exist or extends itself, a key is unknown (the nearest one is
+            named), or a value has the wrong type or range.
     """
-    path = RECIPES / f"{recipe}.yaml"
-    if not path.exists():
-        path = Path(recipe)
-    if not path.is_file():
-        raise ValueError(
-            f"no recipe {str(recipe)!r}: give one of {', '.join(recipe_names())}, or a YAML file."
-        )
+    values = _read_recipe(_recipe_path(recipe, Path()))
+    # Single rewards last: they are added to those of the recipe, or of the preset that is then known.
+    items = _override_items(overrides)
+    for key, value in sorted(items, key=lambda item: item[0].startswith("rlvr.rewards.")):
+        _set_dotted(values, key, value)
+    return parse_config(values)
+
+
+def _recipe_path(recipe: str | Path, folder: Path) -> Path:
+    """Return the file of a shipped recipe, or a file relative to `folder`."""
+    for path in (RECIPES / f"{recipe}.yaml", folder / recipe):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"no recipe {str(recipe)!r}: give one of {', '.join(recipe_names())}, or a YAML file."
+    )
+
+
+def _read_recipe(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe file over the recipes that it extends."""
+    chain = (*extended_by, path.resolve())
+    if len(set(chain)) < len(chain):
+        names = " extends ".join(file.name for file in chain)
+        raise ValueError(f"recipe {chain[0]} has a circle: {names}. Remove one of these `extends`.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
@@ -54,8 +103,29 @@ def load_recipe(
         raise ValueError(
             f"recipe {path} must be a mapping of settings, got {type(values).__name__}."
         )
-    values.setdefault("recipe", path.stem)
-    for key, value in _override_items(overrides):
+    values = {"recipe": path.stem} | values
+    if "extends" not in values:
+        return values
+    base = values.pop("extends")
+    if not isinstance(base, str):
+        raise ValueError(
+            f"recipe {path}: extends = {base!r}, expected the name or the file of one recipe."
+        )
+    try:
+        base_path = _recipe_path(base, path.parent)
+    except ValueError as error:
+        raise ValueError(f"recipe {path} extends {base!r}: {error}") from None
+    return _merged(_read_recipe(base_path, chain), values)
+
+
+def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    """Return settings with others at some dotted keys.
+
+    Raises:
+        ValueError: as `load_recipe`.
+    """
+    values = to_dict(config)
+    for key, value in overrides.items():
         _set_dotted(values, key, value)
     return parse_config(values)
 
@@ -66,50 +136,77 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValueError: as `load_recipe`.
     """
+    for key, value in _leaves(values):
+        change = _OLD_SETTINGS.get(key)
+        if change is None and (change := _OLD_SETTINGS.get(f"{key}={value}")):
+            key = f"{key} = {value}"
+        if change:
+            raise ValueError(f"setting {key} {change}.")
     try:
         # Over the defaults: a recipe that sets only a stage's learning rate keeps its schedule.
-        defaults = _merged(to_dict(RunConfig()), {"rlvr": _algorithm_settings(values)})
-        config = pydantic.TypeAdapter(RunConfig).validate_python(_merged(defaults, values))
+        defaults = _merged(to_dict(RunConfig()), {"rlvr": _preset_settings(values)})
+        config = settings_adapter().validate_python(_merged(defaults, values))
     except pydantic.ValidationError as error:
         raise ValueError(_first_problem(error)) from None
-    _check_across_fields(config)
+    check_across_fields(config)
     return config
 
 
-def _algorithm_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `rlvr.algorithm` sets; an unknown one sets nothing and fails the check of values."""
+def _preset_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `rlvr.preset` sets; an unknown one sets nothing and fails the check of values."""
     rlvr = values.get("rlvr")
-    name = rlvr.get("algorithm") if isinstance(rlvr, Mapping) else None
-    path = RECIPES / "rlvr" / f"{name or RlvrConfig.algorithm}.yaml"
+    name = rlvr.get("preset") if isinstance(rlvr, Mapping) else None
+    path = RECIPES / "rlvr" / f"{name or RlvrConfig.preset}.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Merge section by section; a setting whose value is a mapping (rlvr.rewards) is replaced."""
     merged = dict(under)
     for key, value in over.items():
         below = under.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = _merged(below, value)
+        is_section = f"{prefix}{key}" not in known_keys()
+        if is_section and isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = _merged(below, value, f"{prefix}{key}.")
         else:
             merged[key] = value
     return merged
 
 
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting by its dotted key; rlvr.rewards is one of them."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in known_keys():
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
 def read_run(path: str | Path) -> RunConfig:
-    """The settings of a run folder.
+    """Return the settings of a run folder.
 
     Raises:
-        ValueError: the folder holds no run.
+        ValueError: the folder does not hold a run.
     """
     file = Path(path) / "config.yaml"
     if not file.is_file():
-        raise ValueError(f"--run {path} holds no run: config.yaml is missing.")
-    return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+        raise ValueError(f"--run {path} is not a run folder: config.yaml is missing.")
+    try:
+        return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except ValueError as error:  # of a run of an earlier version
+        raise ValueError(f"{file}: {error}") from None
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Plain nested values, as written to config.yaml."""
-    return pydantic.TypeAdapter(RunConfig).dump_python(config, mode="json")
+    """Return plain nested values, as written to config.yaml."""
+    return settings_adapter().dump_python(config, mode="json")
+
+
+@functools.cache
+def settings_adapter() -> pydantic.TypeAdapter[RunConfig]:
+    """Return what checks, dumps and describes the settings."""
+    return pydantic.TypeAdapter(RunConfig)
 
 
 def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -126,23 +223,28 @@ def _override_items(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[
             items.append((key.strip(), yaml.safe_load(value)))
         except yaml.YAMLError as error:
             raise ValueError(
-                f"override {text!r}: the value is not valid YAML; quote it if it is a text."
+                f"override {text!r}: the value is not valid YAML; quote it if it is text."
             ) from error
     return items
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
+    if key.startswith("rlvr.rewards."):
+        parents, leaf = ["rlvr", "rewards"], key.removeprefix("rlvr.rewards.")
+        rlvr = values.get("rlvr")
+        if not isinstance(rlvr, dict) or "rewards" not in rlvr:
+            _set_dotted(values, "rlvr.rewards", _preset_settings(values).get("rewards", {}))
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ValueError(f"{key}: {parent} is a single value, it has no settings of its own.")
+            raise ValueError(f"{key}: {parent} is a single value and has no settings inside it.")
     values[leaf] = value
 
 
 @functools.cache
 def known_keys() -> tuple[str, ...]:
-    """Every dotted key that a recipe or override may set."""
+    """Return every dotted key that a recipe or override may set."""
 
     def walk(value: Any, prefix: str) -> list[str]:
         keys = []
@@ -155,78 +257,43 @@ def known_keys() -> tuple[str, ...]:
     return tuple(walk(RunConfig(), ""))
 
 
+def near_settings(key: str) -> list[str]:
+    """Return the settings, or else the sections, whose names are most like a wrong key."""
+    leaf = key.rpartition(".")[2]
+    leaves = {name.rpartition(".")[2] for name in known_keys()}
+    return (
+        difflib.get_close_matches(key, known_keys(), 3, 0.6)
+        or [name for name in known_keys() if name.rpartition(".")[2] == leaf]
+        or difflib.get_close_matches(key, _top_sections(), 1, 0.6)
+        or [
+            name
+            for near in difflib.get_close_matches(leaf, leaves, 3, 0.7)
+            for name in known_keys()
+            if name.rpartition(".")[2] == near
+        ][:3]
+    )
+
+
+def _top_sections() -> list[str]:
+    return sorted({name.partition(".")[0] for name in known_keys()})
+
+
 def _first_problem(error: pydantic.ValidationError) -> str:
-    """One sentence for the first thing that is wrong with the settings."""
+    """Return one sentence for the first thing that is wrong with the settings."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        leaf = key.rpartition(".")[2]
-        sections = sorted({name.partition(".")[0] for name in known_keys()})
-        near = (
-            difflib.get_close_matches(key, known_keys(), 1, 0.6)
-            or [name for name in known_keys() if name.rpartition(".")[2] == leaf]
-            or difflib.get_close_matches(key, sections, 1, 0.6)
-        )
+        near = near_settings(key)
         if near and isinstance(problem["input"], Mapping) and problem["input"]:
             key = f"{key}.{next(iter(problem['input']))}"
-            near = difflib.get_close_matches(key, known_keys(), 1, 0.6) or near
-        hint = f"did you mean {near[0]}?" if near else f"top-level keys: {', '.join(sections)}."
+            near = near_settings(key) or near
+        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_top_sections())}."
         return f"unknown setting {key!r}: {hint}"
-    return f"setting {key} = {problem['input']!r}: {problem['msg'].lower()}."
-
-
-def _check_across_fields(config: RunConfig) -> None:
-    disc, digits = config.discriminator, config.data.digits
-    if disc.routing == "grouped" and disc.num_experts % 2:
-        raise ValueError(
-            f"discriminator.num_experts = {disc.num_experts} cannot be split into a perception and a "
-            "reasoning half: give an even number, or routing: free."
-        )
-    per_group = disc.num_experts // 2 if disc.routing == "grouped" else disc.num_experts
-    if disc.routing != "dense" and disc.top_k > per_group:
-        raise ValueError(
-            f"discriminator.top_k = {disc.top_k} is more than the {per_group} experts a token may use."
-        )
-    if not digits.min_digits <= digits.max_digits <= 6:
-        raise ValueError(
-            f"data.digits: min_digits = {digits.min_digits}, max_digits = {digits.max_digits}; "
-            "expected min <= max <= 6."
-        )
-    if config.sampling.temperature == 0:
-        raise ValueError(
-            "sampling.temperature = 0: all rollouts of a group would be the same. Expected more than "
-            "0; evaluation samples greedily by itself."
-        )
-    # Whether each row fits with its own prompt is found when the rows are read (reading.py).
-    if config.sampling.max_completion_tokens >= config.model.max_pack_tokens:
-        raise ValueError(
-            f"sampling.max_completion_tokens = {config.sampling.max_completion_tokens} fits no pack of "
-            f"model.max_pack_tokens = {config.model.max_pack_tokens} behind a prompt: lower the one or "
-            "raise the other."
-        )
-    if config.model.offload_checkpoints and not config.model.gradient_checkpointing:
-        raise ValueError(
-            "model.offload_checkpoints = true moves the checkpoints of gradient checkpointing, which is "
-            "off: set model.gradient_checkpointing=true too."
-        )
-    rlvr = config.rlvr
-    if rlvr.judge_weight > 0 and not (rlvr.judge.base_url and rlvr.judge.model):
-        raise ValueError(
-            "rlvr.judge_weight is above 0, and the judge is not named: set rlvr.judge.base_url (like "
-            "http://localhost:8000/v1) and rlvr.judge.model."
-        )
-    if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
-        raise ValueError(
-            f"rlvr.combine = normalize_then_sum standardises each reward in its group by itself: it "
-            f"has no use for rlvr.scale = {rlvr.scale!r}. Leave rlvr.scale at group."
-        )
-    if config.align.method != "adversarial" and config.align.mode != "align":
-        raise ValueError(
-            f"align.mode = {config.align.mode} combines the discriminator's scores with rewards, and "
-            f"align.method = {config.align.method} has no discriminator. Set one of them back."
-        )
-    for stage, group_size in (("align", config.align.group_size), ("rlvr", config.rlvr.group_size)):
-        if group_size < 2:
-            raise ValueError(
-                f"{stage}.group_size = {group_size}: a group needs at least 2 rollouts."
-            )
+    expected = problem["msg"].replace("Input should be", "expected")
+    if problem["type"] == "dataclass_type":
+        expected = "expected a mapping, this is a section of settings"
+    known = max((k for k in known_keys() if f"{key}.".startswith(f"{k}.")), key=len, default=key)
+    return (
+        f"setting {key} = {problem['input']!r}: {expected}; "
+        f"`prism-lite settings {known}` says what it means."
+    )

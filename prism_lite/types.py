@@ -1,4 +1,4 @@
-"""The values that travel through the pipeline: frozen, small, without behaviour.
+"""The values that the stages pass to each other: frozen and small.
 
 data -> Sample -> rollouts -> Group of Rollout -> scores, rewards, advantages -> losses.
 
@@ -7,22 +7,32 @@ Shape letters: C completion tokens of one rollout.
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from PIL import Image
-
 from prism_lite import parts
 from prism_lite.parts import Malformed, Parts
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `prism-lite --help` does not wait for them
+    from PIL import Image
     from torch import Tensor
 
 T = TypeVar("T")
 FinishReason = Literal["end", "length"]
+Stage = Literal["sft", "warmup", "align", "rlvr"]
+
+# All stages in order; those that change the policy; those that are evaluated.
+STAGES: tuple[Stage, ...] = ("sft", "warmup", "align", "rlvr")
+POLICY_STAGES: tuple[Literal["sft", "align", "rlvr"], ...] = ("sft", "align", "rlvr")
+EVALUATED_STAGES: tuple[Literal["base", "sft", "align", "rlvr"], ...] = ("base", *POLICY_STAGES)
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """The run was asked to stop and has saved; running the same command again resumes it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Picture:
 
     Attributes:
         id: names the content (a path or a hash): equal ids may share vision features.
-        source: where the pixels are: a file, encoded bytes, or an image in memory.
+        source: a file, encoded bytes, or an image in memory.
         min_pixels, max_pixels: the row's own limits for the processor, or None.
     """
 
@@ -50,7 +60,7 @@ class Picture:
         return self._read(lambda image: image.size)
 
     def open(self) -> Image.Image:
-        """The pixels as an RGB image.
+        """Return the pixels as an RGB image.
 
         Raises:
             ValueError: the file is missing or is not a readable picture; names the picture.
@@ -58,6 +68,8 @@ class Picture:
         return self._read(lambda image: image.convert("RGB"))
 
     def _read(self, use: Callable[[Image.Image], T]) -> T:
+        from PIL import Image
+
         if isinstance(self.source, Image.Image):
             return use(self.source)
         stream = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
@@ -66,14 +78,14 @@ class Picture:
                 return use(image)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(
-                f"cannot read picture {self.id}: {error}. Check that the path is right and the file is a "
-                "picture that Pillow opens (`prism-lite data check` lists all such rows)."
+                f"cannot read picture {self.id}: {error}. Check that the path is right and that Pillow can "
+                "open the file (`prism-lite data check` lists all such rows)."
             ) from error
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message before the completion. `<image>` in the text fixes where a picture stands."""
+    """One message before the completion. `<image>` in the text marks the place of a picture."""
 
     role: Literal["system", "user", "assistant"]
     text: str
@@ -81,14 +93,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of data: a prompt and whatever is known about its completion.
+    """One row of data: a prompt and what is known about its completion.
 
     Attributes:
-        id: unique within its file; the prompt id of rollout records and of sampling's seeds (rows of
-            two files with the same id draw from the same random numbers).
+        id: unique within its file; the prompt id of rollout records and of sampling's seeds (two rows
+            with the same id in different files are sampled with the same random numbers).
         turns: the conversation up to the completion; usually one user turn.
-        pictures: in the order of their `<image>` marks; without marks they stand before the first
-            user turn's text.
+        pictures: in the order of their `<image>` marks; without marks they precede the first user
+            turn's text.
         answer: gold answer that the accuracy reward compares with (RLVR, evaluation).
         accepted: further accepted forms of the answer.
         choices: option texts from A on of a multiple-choice question, as the data gives them.
@@ -96,9 +108,10 @@ class Sample:
         teacher: completion of the teacher (warm-up, alignment).
         student: completion of an earlier student, for warm-up on recorded pairs.
         facts: what a verifier of the task needs (the digits task: the digits and the question's kind).
-        source: file and row, for error messages: two files of the same name look alike in it.
-        file: path or hub id of the data file, as it was given; "" where none was read.
+        source: file name and row, for error messages; not unique, as it has no folder.
+        file: path or hub id of the data file, as the user gave it; "" where none was read.
         row: number in that file, from 1.
+        columns: the fields of the row as stored, without pictures, for the user's reward functions.
     """
 
     id: str
@@ -114,12 +127,13 @@ class Sample:
     choices: tuple[str, ...] = ()
     file: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> str:
-        """Names the row among those of all files of a run: what dictionaries of rows are keyed by.
+        """A name that is unique among the rows of all files of a run: the key of dictionaries.
 
-        The path is the given one, not the resolved one: a run whose folder moved finds its rows.
+        It has the path as the user gave it, so that rows are found after a folder has moved.
         """
         return f"{self.file}:{self.row}" if self.file else f"{self.source}:{self.id}"
 
@@ -128,18 +142,51 @@ class Sample:
         """The text of the last user turn."""
         return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
 
+    @property
+    def teacher_parts(self) -> Parts:
+        """The teacher's parts.
+
+        Raises:
+            ValueError: there is no teacher completion, or it is malformed; names the row.
+        """
+        return self._parts_of("teacher")
+
+    @property
+    def student_parts(self) -> Parts:
+        """The recorded student's parts.
+
+        Raises:
+            ValueError: as `teacher_parts`.
+        """
+        return self._parts_of("student")
+
+    def with_system_prompt(self, text: str) -> Sample:
+        """Return the sample with this system turn unless it has one; "" adds none."""
+        if not text or any(turn.role == "system" for turn in self.turns):
+            return self
+        return dataclasses.replace(self, turns=(Turn("system", text), *self.turns))
+
+    def _parts_of(self, side: Literal["teacher", "student"]) -> Parts:
+        parsed = parts.parse(getattr(self, side) or "")
+        if isinstance(parsed, Parts):
+            return parsed
+        raise ValueError(
+            f"{self.source or self.id}: the {side} completion is malformed ({parsed.reason}). "
+            "Expected <caption>..</caption><think>..</think><answer>..</answer>."
+        )
+
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion with what was known when it was sampled.
+    """One sampled completion and what sampling recorded about it.
 
     Attributes:
         token_ids: completion tokens; the end token is the last one where finish is "end".
         text: the decoded completion without the end token.
         parts: caption, think and answer, or why there are none.
-        finish: "end" (the model stopped) or "length" (cut at the limit).
+        finish: "end" (the model stopped) or "length" (truncated at the limit).
         sampling_logprob_C: float32 [C], natural log, of the sampled tokens under the distribution
-            they were drawn from.
+            that they were sampled from.
         sampling_entropy_C: float32 [C], nats, of those distributions.
     """
 
@@ -162,6 +209,15 @@ class Group:
     sample: Sample
     rollouts: tuple[Rollout, ...]
 
+    @property
+    def students(self) -> tuple[Parts, ...]:
+        """The parts of the well-formed rollouts, in order."""
+        return tuple(
+            rollout.parts
+            for rollout in self.rollouts
+            if rollout.finish == "end" and isinstance(rollout.parts, Parts)
+        )
+
 
 @dataclass(frozen=True)
 class ProbePair:
@@ -170,37 +226,3 @@ class ProbePair:
     sample: Sample
     clean: Parts
     corrupted: Parts
-
-
-POLICY_STAGES = ("sft", "align", "rlvr")
-
-
-STAGE_ORDER = ("base", "sft", "align", "rlvr")
-
-
-def students_of(group: Group) -> tuple[Parts, ...]:
-    """The parts of a group's well-formed rollouts, in order."""
-    return tuple(
-        rollout.parts
-        for rollout in group.rollouts
-        if rollout.is_well_formed and isinstance(rollout.parts, Parts)
-    )
-
-
-def teacher_parts(sample: Sample) -> Parts:
-    """The teacher's parts of a row.
-
-    Raises:
-        ValueError: there is no teacher completion, or it is malformed; names the row.
-    """
-    return _parts_of(sample, "teacher")
-
-
-def _parts_of(sample: Sample, side: Literal["teacher", "student"]) -> Parts:
-    found = parts.parse(getattr(sample, side) or "")
-    if isinstance(found, Parts):
-        return found
-    raise ValueError(
-        f"{sample.source or sample.id}: the {side} completion is malformed ({found.reason}). "
-        "Expected <caption>..</caption><think>..</think><answer>..</answer>."
-    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.make_micro_base import put_micro_base
 from tests.micro import fill_adapter, micro_recipe, quiet_console
 
 
@@ -24,14 +25,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def micro_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where tiny bases are kept in this session; one thread is fastest for micro models."""
+    """Where tiny bases are kept in this session, with the stored micro base in it.
+
+    One thread is fastest for micro models; OMP_NUM_THREADS sets another number (`make test-cpus`).
+    """
     import torch
 
     folder = tmp_path_factory.mktemp("bases")
+    put_micro_base(folder)
     before = os.environ.get("PRISM_LITE_CACHE")
     threads = torch.get_num_threads()
     os.environ["PRISM_LITE_CACHE"] = str(folder)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     yield folder
     torch.set_num_threads(threads)
     if before is None:
@@ -55,7 +60,7 @@ def make_backbone(micro_cache: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def backbone(make_backbone: Callable[..., Any]):
-    """NF4, schooled micro base, fresh policy adapter."""
+    """NF4, trained micro base, fresh policy adapter."""
     return make_backbone()
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from prism_lite.types import STAGES
+
 REPOSITORY = Path(__file__).parents[1]
 MEASURED = Path(__file__).parent / "measured"
 MARKS = ("<!-- measured cards: begin -->", "<!-- measured cards: end -->")
@@ -29,7 +31,6 @@ STEPS = {
     "data.num_heldout": 16, "sft.steps": 20, "warmup.steps": 5, "warmup.num_prompts": 32,
     "warmup.num_probe": 20, "align.steps": 5, "rlvr.steps": 5, "eval.num_samples": 2,
 }  # fmt: skip
-STAGES = ("sft", "warmup", "align", "rlvr")
 
 
 def main(arguments: Sequence[str]) -> int:

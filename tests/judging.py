@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from prism_lite.config import DiscriminatorConfig
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.models.backbone import TRUNK
 from prism_lite.parts import Parts
 from tests.micro import fill_adapter
@@ -28,7 +28,7 @@ def with_trunk(backbone):
 
 def woken(backbone, config=CONFIG):
     """A discriminator whose experts and heads do something."""
-    discriminator = Discriminator(backbone, config, seed=0)
+    discriminator = discriminator_for(backbone, config, seed=0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for layer in discriminator.experts:
@@ -39,4 +39,4 @@ def woken(backbone, config=CONFIG):
 
 
 def prompts_of(backbone, task, num):
-    return [backbone.prompt(sample, task.system_prompt) for sample in task.align[:num]]
+    return [backbone.prompt(sample) for sample in task.align[:num]]

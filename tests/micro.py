@@ -1,9 +1,9 @@
 """Micro models and runs for the tests: nothing is downloaded, all is made in seconds.
 
 `micro_recipe(...)` is the shipped recipe shrunk: two-digit comparisons, a 64-wide model with two
-layers. Its base is trained for 100 small steps (a few seconds on one thread), because with random
-weights every completion is malformed and the game could not be played.
-Both bases lie in one temporary cache for the session.
+layers. Its base was trained for 100 small steps, because with random weights every completion is
+malformed and the game could not be played; it is stored in tests/fixtures (make_micro_base.py), so that
+tests see the same weights on every CPU.
 """
 
 from __future__ import annotations

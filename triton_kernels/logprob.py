@@ -1,14 +1,14 @@
 """Token log-probs and entropy of a language-model head, without a [T, vocab] tensor.
 
-Sits between the backbone's last hidden states and every loss (SFT, policy gradient, KL). Source:
-the chunked-head idea of Liger-Kernel (BSD-2) and quack (Apache-2.0), nothing copied. Ours differs:
-the gradient of a token's log-prob is g_t * u_t, where only the scalar g_t comes from the loss and
+Used between the backbone's last hidden states and every loss (SFT, policy gradient, KL). Source: the
+chunked-head idea of Liger-Kernel (BSD-2) and quack (Apache-2.0), no code copied. Ours differs: the
+gradient of a token's log-prob is g_t * u_t, where only the scalar g_t depends on the loss and
 
     u_t = d logprob_t / d hidden_t = (W[y_t] - sum_v p_tv W[v]) / temperature
 
-does not. u [T, D] is formed in the forward while the chunk of logits is at hand, so that forward
-and backward cost two matrix-product units (2 * T * V * D operations each) for *any* loss,
-token-separable or not, instead of the three of recomputation. Without gradients it costs one.
+does not. u [T, D] is computed in the forward pass while the chunk of logits is in memory, so that
+forward and backward cost two matrix-product units (2 * T * V * D operations each) for *any* loss,
+token-separable or not, instead of the three of recomputation. Without gradients the cost is one unit.
 
 Shape letters: T tokens, D width, V vocabulary, C tokens or vocabulary rows of one chunk.
 """
@@ -20,9 +20,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from triton_kernels._checks import FLOAT_DTYPES, INDEX_DTYPES, check_tensor, describe, is_fake
-from triton_kernels._dispatch import choose_backend
-from triton_kernels._gemm import no_autocast
+from triton_kernels._common import (
+    FLOAT_DTYPES,
+    INDEX_DTYPES,
+    check_tensor,
+    choose_backend,
+    describe,
+    is_fake,
+    no_autocast,
+)
 from triton_kernels.types import IGNORED_ID, Sweep
 
 
@@ -39,7 +45,7 @@ class Implementation(Protocol):
         entropy: bool,
         direction: torch.dtype | None,
     ) -> Sweep:
-        """Log-probs, and on demand the entropy and, in a given dtype, the gradient's direction."""
+        """Compute log-probs and, if requested, the entropy and the gradient's direction in a dtype."""
         ...
 
     def entropy_direction(
@@ -50,7 +56,7 @@ class Implementation(Protocol):
         entropy: Tensor,
         inv_temperature: float,
     ) -> Tensor:
-        """float32 [T, D]: d entropy_t / d hidden_t."""
+        """Compute d entropy_t / d hidden_t, float32 [T, D]."""
         ...
 
 
@@ -67,8 +73,8 @@ def _implementation(hidden: Tensor) -> Implementation:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, inv_temperature: float, entropy: bool):
-        # bfloat16 has float32's range, so the gradient's own rounding may happen here already;
-        # float16 would lose the small directions of confident tokens.
+        # bfloat16 has the range of float32, so the gradient may be rounded here already; float16 would
+        # lose the small directions of confident tokens.
         saved = torch.bfloat16 if hidden.dtype == torch.bfloat16 else torch.float32
         with no_autocast(hidden):
             sweep = _implementation(hidden).sweep(
@@ -77,7 +83,7 @@ class _TokenLogprobs(torch.autograd.Function):
         extra = (hidden, weight, sweep.lse, sweep.entropy) if entropy else ()
         ctx.save_for_backward(sweep.direction, *extra)
         ctx.inv_temperature, ctx.dtype = inv_temperature, hidden.dtype
-        ctx.set_materialize_grads(False)  # an entropy that is only read gets None, not zeros
+        ctx.set_materialize_grads(False)  # None, not zeros, for an entropy without gradient
         return (sweep.logprob, sweep.entropy) if entropy else sweep.logprob
 
     @staticmethod
@@ -118,7 +124,7 @@ def _check(hidden: Tensor, weight: Tensor, token_ids: Tensor, temperature: float
 
 
 def _has_ignored(token_ids: Tensor, vocabulary: int) -> bool:
-    """Whether any id is IGNORED_ID; refuses ids out of range. One read of the device's memory."""
+    """Check for IGNORED_ID among the ids; refuse ids out of range. Reads the device's memory once."""
     if token_ids.numel() == 0:
         return False
     if is_fake(token_ids):
@@ -129,7 +135,7 @@ def _has_ignored(token_ids: Tensor, vocabulary: int) -> bool:
         low = int(token_ids.masked_fill(token_ids == IGNORED_ID, max(high, 0)).min())
     if low < 0 or high >= vocabulary:
         raise ValueError(
-            f"token_ids {describe(token_ids)} must lie in 0..{vocabulary - 1} (or be "
+            f"token_ids {describe(token_ids)} must be in 0..{vocabulary - 1} (or "
             f"{IGNORED_ID} to be ignored), got values from {low} to {high}"
         )
     return has_ignored
@@ -161,18 +167,18 @@ def token_logprobs(
     temperature: float = 1.0,
     return_entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probability of each token under softmax(hidden @ weight^T / temperature).
+    """Compute the log-prob of each token under softmax(hidden @ weight^T / temperature).
 
     Costs one matrix-product unit without gradients, two with (backward included). Differentiating
-    the entropy costs two more, in the backward; reading it only is free.
+    the entropy costs two more, in the backward; only reading it is free.
 
     Args:
         hidden: [T, D] float32, bfloat16 or float16; any strides. T = 0 is fine.
         weight: [V, D], the frozen head, in any of the three dtypes; must not require grad. On CUDA
-            the products are made in its dtype (as autocast does) with float32 results; on the CPU
-            they are made in float32, one cast chunk at a time.
+            the products are computed in its dtype (as autocast does) with float32 results; on the
+            CPU in float32, converting one chunk at a time.
         token_ids: int64 or int32 [T]. -100 marks a token to ignore: log-prob and entropy 0, no
-            gradient. (Ignored tokens are still multiplied: select rows first if there are many.)
+            gradient. (Ignored tokens still cost time: select rows first if there are many.)
         temperature: divides the logits; above 0.
         return_entropy: also return the entropy of each token's distribution.
 

@@ -1,6 +1,6 @@
 """Token log-probs in plain torch: the CPU path, and CUDA without Triton.
 
-Walks over vocabulary chunks with a running maximum, as flash attention walks over keys (arXiv
+Iterates over vocabulary chunks with a running maximum, as flash attention iterates over keys (arXiv
 2205.14135; the queries are `hidden`, keys and values are both the head's rows). Extra memory is one
 [T, C] chunk of logits (two with entropy) and a few [T, D] tensors.
 
@@ -10,22 +10,20 @@ Shape letters: T tokens, D width, V vocabulary, C vocabulary rows of one chunk.
 import torch
 from torch import Tensor
 
-from triton_kernels._gemm import gemm_dtype, mm_float32
+from triton_kernels._common import gemm_dtype, mm_float32
 from triton_kernels.types import FP16_SCALE, Sweep
 
 # Start of the running maximum: finite, so that a chunk of -inf logits leaves exp(-inf) = 0, no NaN.
 LOWEST = -1e38
-
-
 # float32 elements of a chunk: 24 MiB on the CPU, 256 MiB elsewhere.
 _CPU_ELEMENTS, _ELEMENTS = 6 * 2**20, 2**26
 
 
 def _chunk_rows(num_tokens: int, width: int, device: torch.device) -> int:
-    """Vocabulary rows per chunk.
+    """Compute the vocabulary rows per chunk.
 
-    On the CPU the chunk's logits and its rows of the head stay together in a cache of 32 MiB, where
-    the second product finds them: 0.83 of the naive time instead of 0.95 at T = 128, D = 2560.
+    On the CPU the chunk's logits and its rows of the head fit into a cache of 32 MiB, from which the
+    second product reads them: 0.83 of the naive time instead of 0.95 at T = 128, D = 2560.
     """
     if device.type == "cpu":
         most = _CPU_ELEMENTS // (num_tokens + width + 1)
@@ -35,7 +33,7 @@ def _chunk_rows(num_tokens: int, width: int, device: torch.device) -> int:
 
 
 class _Chunks:
-    """Room for float32 [T, C] chunks, allocated once: fresh pages cost as much as arithmetic."""
+    """Memory of float32 [T, C] chunks, allocated once: new pages cost as much as arithmetic."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.num_tokens = hidden.shape[0]
@@ -49,14 +47,14 @@ class _Chunks:
 
 
 def _logits(hidden_TD: Tensor, rows_CD: Tensor, inv_temperature: float, chunks: _Chunks) -> Tensor:
-    # (The library writes 16-bit products to a place of its own.)
+    # (The library allocates the result of 16-bit products itself.)
     out_TC = chunks.view(rows_CD.shape[0]) if rows_CD.dtype == torch.float32 else None
     logits_TC = mm_float32(hidden_TD, rows_CD.T, out=out_TC)
     return logits_TC if inv_temperature == 1.0 else logits_TC.mul_(inv_temperature)
 
 
 def _add_product(total_TD: Tensor, share_TC: Tensor, rows_CD: Tensor) -> None:
-    """total += share @ rows, without losing small shares to float16."""
+    """Add share @ rows to the total without losing small shares in float16."""
     if rows_CD.dtype == torch.float32:
         total_TD.addmm_(share_TC, rows_CD)
         return
@@ -74,7 +72,7 @@ def _sweep_once(
     entropy: bool,
     direction: torch.dtype | None,
 ) -> Sweep:
-    """A vocabulary that fits one chunk: few, fused operations (this is the small models' path)."""
+    """Compute the results of a vocabulary that fits into one chunk, as small models have it."""
     logit_TV = mm_float32(hidden_TD, weight_VD.T)
     if inv_temperature != 1.0:
         logit_TV.mul_(inv_temperature)
@@ -82,7 +80,7 @@ def _sweep_once(
     target_T1 = logprob_TV.gather(1, ids[:, None])
     lse_T, entropy_T, direction_TD = target_T1[:, 0], None, None
     if entropy:
-        best_T1 = logprob_TV.argmax(1, keepdim=True)  # a column without -inf - -inf
+        best_T1 = logprob_TV.argmax(1, keepdim=True)  # a column where this is not -inf - -inf
         lse_T = (logit_TV.gather(1, best_T1) - logprob_TV.gather(1, best_T1))[:, 0]
         share_TV = torch.exp(logprob_TV, out=logit_TV)
         entropy_T = -logprob_TV.clamp_(min=-128.0).mul_(share_TV).sum(1)
@@ -113,11 +111,13 @@ class _Running:
     def add(
         self, logit_TC: Tensor, rows_CD: Tensor, local_T: Tensor, share_TC: Tensor | None
     ) -> None:
-        """Take in a chunk (`logit_TC` is overwritten).
+        """Add a chunk; overwrite `logit_TC`.
 
         Args:
-            local_T: the tokens' ids, counted from the chunk's first row.
-            share_TC: room for the shares; given if the entropy is wanted.
+            logit_TC: the chunk's logits.
+            rows_CD: its rows of the head.
+            local_T: the tokens' ids minus the chunk's first row: outside 0..C-1 if in another chunk.
+            share_TC: memory for the shares; given if the entropy is requested.
         """
         is_here_T = (local_T >= 0) & (local_T < logit_TC.shape[1])
         local_T1 = local_T.clamp(0, logit_TC.shape[1] - 1)[:, None]
@@ -135,7 +135,7 @@ class _Running:
             part_T = logit_TC.clamp_(min=-128.0).mul_(share_TC).sum(1)
             shifted_T = self.weighted_T + rise_T * (self.own_T + self.rest_T)
             self.weighted_T = decay_T * shifted_T + part_T
-        # The target's own share is kept apart: 1 - p would cancel for a confident token.
+        # The target's own share is summed separately: 1 - p would cancel for a confident token.
         share_T1 = share_TC.gather(1, local_T1)
         share_TC.scatter_(1, local_T1, share_T1.masked_fill(is_here_T[:, None], 0.0))
         self.own_T = self.own_T * decay_T + torch.where(is_here_T, share_T1[:, 0], 0.0)

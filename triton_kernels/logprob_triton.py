@@ -1,9 +1,9 @@
 """Token log-probs with kernels: library products over chunks of tokens, one kernel between them.
 
-Each kernel program owns one row of float32 logits. float32 logits matter: rounded to bfloat16 they
-cost 1.5e-2 nats on average (simulated; logits of deviation 4). No kernel contains a matrix product,
-so the same code serves sm75, where Triton has no tensor cores. Not yet run on a GPU: checked by the
-interpreter and by compilation for each target.
+Each kernel program processes one row of float32 logits. Logits rounded to bfloat16 would change
+log-probs by 1.5e-2 nats on average (simulated; logits of standard deviation 4). No kernel contains a
+matrix product, so the same code runs on sm75, where Triton has no tensor cores. Not yet run on a GPU:
+checked by the interpreter and by compilation for each target.
 
 Shape letters: T tokens, D width, V vocabulary, C tokens of one chunk.
 """
@@ -13,12 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._gemm import mm_float32
-from triton_kernels._launch import ceil_div, launch, next_power_of_2
+from triton_kernels._common import ceil_div, launch, mm_float32, next_power_of_2
 from triton_kernels.types import FP16_SCALE, Sweep
 
 # Bytes of one chunk's logits (float32) and of their gradient (16 bit): 6 * C * V. At V = 151,936
-# this gives C = 576, enough to keep the products bound by arithmetic on most cards.
+# this gives C = 576, enough for the products to be limited by arithmetic on most GPUs.
 CHUNK_BYTES = 512 * 2**20
 _MAX_BLOCK = 4096  # columns per iteration
 
@@ -40,7 +39,7 @@ def _logprob_rows(
     HAS_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row: log-prob of its token, lse, entropy, and grad = (1[v = y] - p_v) * grad_scale.
+    """Compute one row's log-prob of its token, lse, entropy, and (1[v = y] - p_v) * grad_scale.
 
     `grad_ptr` may be `logits_ptr`: every element is read before it is written, by the same thread.
     """
@@ -95,7 +94,7 @@ def _entropy_grad_rows(
     grad_scale,
     BLOCK: tl.constexpr,
 ):
-    """One block of one row: grad = -p (log p + H) * grad_scale. `grad_ptr` may be `logits_ptr`."""
+    """Compute -p (log p + H) * grad_scale of one block of a row. `grad_ptr` may be `logits_ptr`."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_column = columns < num_columns
@@ -110,7 +109,7 @@ def _entropy_grad_rows(
 
 
 def _chunk_tokens(num_tokens: int, vocabulary: int) -> int:
-    """Tokens per chunk: as many as CHUNK_BYTES allows, in chunks of like size."""
+    """Compute the tokens per chunk: as many as CHUNK_BYTES allows, in chunks of similar size."""
     most = max(64, CHUNK_BYTES // (6 * vocabulary) // 64 * 64)
     num_chunks = max(1, ceil_div(num_tokens, most))
     return max(1, ceil_div(num_tokens, num_chunks))
@@ -122,7 +121,7 @@ def _row_config(vocabulary: int) -> dict[str, int]:
 
 
 def _grad_room(chunk: int, weight: Tensor) -> Tensor | None:
-    """[C, V] in the weight's dtype for the gradient of the logits; None: write over the logits."""
+    """Allocate [C, V] in the weight's dtype for the logits' gradient; None: overwrite the logits."""
     if weight.dtype == torch.float32:
         return None
     return torch.empty(chunk, weight.shape[0], dtype=weight.dtype, device=weight.device)
@@ -140,7 +139,7 @@ def _sweep_chunk(
     result: Sweep,
     grad_room: Tensor | None,
 ) -> None:
-    """Fill the chunk's views of `result`. (A function, so that the logits die with it.)"""
+    """Fill the chunk's views of `result`. (A function, so that the logits are freed at its end.)"""
     num_rows, vocabulary = hidden_CD.shape[0], weight.shape[0]
     logits_CV = mm_float32(hidden_CD.to(weight.dtype), weight.T)
     grad_CV = logits_CV if grad_room is None else grad_room[:num_rows]
@@ -231,5 +230,5 @@ def entropy_direction(
         torch.mul(
             mm_float32(grad_CV, weight), inv_temperature / _scale(weight), out=result_TD[rows]
         )
-        del logits_CV, grad_CV  # before the next chunk's are made
+        del logits_CV, grad_CV  # frees them before the next chunk's are allocated
     return result_TD

@@ -1,46 +1,76 @@
 """Low-rank experts in parallel to a frozen linear layer, mixed per token.
 
-Sits in the discriminator's last layers. All experts are computed for all tokens as two
-concatenated matrix products: up to E * r = 256 the layer is bound by memory, so the unused experts'
-arithmetic is free and no token is permuted (arithmetic for five cards; not measured on a GPU).
-Between the two products one dot-free kernel scales each expert's columns by the routing weight.
+Used in the discriminator's last layers. All experts are computed for all tokens as two concatenated
+matrix products: up to E * r = 256 the layer is limited by memory, so the arithmetic of unused experts
+is free and no token is permuted (calculated for five GPUs; not measured). Between the two products one
+kernel without a matrix product scales each expert's columns by the routing weight.
 
 Shape letters: T tokens, D input width, N output width, E experts, r rank, R = E * r.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from triton_kernels._checks import FLOAT_DTYPES, check_tensor, describe
-from triton_kernels._dispatch import choose_backend
-from triton_kernels._gemm import gemm_dtype, no_autocast
+from triton_kernels._common import (
+    FLOAT_DTYPES,
+    check_tensor,
+    choose_backend,
+    describe,
+    gemm_dtype,
+    no_autocast,
+)
 
 
-class Implementation(Protocol):
-    """What `lora_torch` and `lora_triton` provide."""
+class Implementation(NamedTuple):
+    """The step between the two products, in plain torch or as kernels.
 
-    def scale_ranks(self, low: Tensor, weights: Tensor, scale: float) -> Tensor:
-        """[T, R] in the dtype of `low`: low * weights (each repeated r times) * scale."""
-        ...
+    Fields:
+        scale_ranks: (low, weights, scale) -> [T, R] in the dtype of `low`: low * weights (each
+            repeated r times) * scale.
+        scale_ranks_backward: (grad, low, weights, scale) -> gradients of `low` [T, R] (its dtype) and
+            `weights` [T, E] (float32).
+    """
 
-    def scale_ranks_backward(
-        self, grad: Tensor, low: Tensor, weights: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of `low` [T, R] (its dtype) and `weights` [T, E] (float32)."""
-        ...
+    scale_ranks: Callable[[Tensor, Tensor, float], Tensor]
+    scale_ranks_backward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def _by_expert(low_TR: Tensor, weights_TE: Tensor) -> Tensor:
+    num_tokens, num_experts = weights_TE.shape
+    return low_TR.view(num_tokens, num_experts, low_TR.shape[1] // num_experts)
+
+
+def _scale_ranks(low: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """See `Implementation`."""
+    return (
+        (_by_expert(low, weights) * (weights.float() * scale)[:, :, None])
+        .to(low.dtype)
+        .view(low.shape)
+    )
+
+
+def _scale_ranks_backward(
+    grad: Tensor, low: Tensor, weights: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """See `Implementation`."""
+    grad_TEr, low_TEr = _by_expert(grad, weights).float(), _by_expert(low, weights).float()
+    grad_weights_TE = torch.einsum("ter,ter->te", grad_TEr, low_TEr)
+    return _scale_ranks(grad, weights, scale), grad_weights_TE.mul_(scale)
+
+
+_TORCH = Implementation(_scale_ranks, _scale_ranks_backward)
 
 
 def _implementation(x: Tensor) -> Implementation:
     if choose_backend(x) == "triton":
         from triton_kernels import lora_triton  # the only place that needs Triton
 
-        return lora_triton
-    from triton_kernels import lora_torch
-
-    return lora_torch
+        return Implementation(lora_triton.scale_ranks, lora_triton.scale_ranks_backward)
+    return _TORCH
 
 
 class _LoraExperts(torch.autograd.Function):
@@ -66,7 +96,7 @@ class _LoraExperts(torch.autograd.Function):
 
 
 def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of x, A, B and weights; None where nobody asks."""
+    """Compute the gradients of x, A, B and weights; None for those that are not needed."""
     x, A_RD, B_RN, low_TR, weights = ctx.saved_tensors
     needs_x, needs_A, needs_B, needs_weights, _ = ctx.needs_input_grad
     A_dtype, B_dtype, weights_dtype = ctx.dtypes
@@ -92,20 +122,20 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def lora_experts(x: Tensor, A: Tensor, B: Tensor, weights: Tensor, *, scale: float) -> Tensor:
-    """`scale * sum_e weights[:, e] * (x @ A_e^T @ B_e^T)`: what the experts add to a linear layer.
+    """Compute what the experts add to a linear layer: scale * sum_e weights[:, e] (x @ A_e^T @ B_e^T).
 
     Args:
         x: [T, D] float32, bfloat16 or float16; any strides. T = 0 is fine.
-        A: [E, r, D], B: [E, N, r]: any of the three dtypes (float32 masters are cast to x's dtype).
-        weights: [T, E] routing weights, float32 as `route_topk` gives them (16 bit also accepted).
+        A: [E, r, D], B: [E, N, r]: any of the three dtypes (float32 parameters are converted to x's dtype).
+        weights: [T, E] routing weights, float32 as `route_topk` gives them (16 bit is also accepted).
         scale: LoRA's alpha / r, usually.
 
     Returns:
         [T, N] in x's dtype. Gradients reach x, A, B and weights, each in its own dtype, only once
-        (no second derivative). On the CPU the products are made in float32.
+        (no second derivative). On the CPU the products are computed in float32.
 
     Raises:
-        ValueError: a wrong shape, dtype or device, no expert, or a scale that is no number.
+        ValueError: a wrong shape, dtype or device, no expert, or a scale that is not a number.
 
     Source: LoRA (arXiv 2106.09685); concatenating the experts is our choice.
     """

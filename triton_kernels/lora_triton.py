@@ -1,7 +1,7 @@
-"""The step between the two products of `lora_experts`: one dot-free kernel each way.
+"""The step between the two products of `lora_experts`: one kernel forward, one backward.
 
-A program owns a few tokens' ranks of one expert, so that the routing weight is one number per row
-and its gradient a plain row sum, for any number of experts and any rank. Not yet run on a GPU:
+A program processes a few tokens' ranks of one expert, so that the routing weight is one number per row
+and its gradient a row sum, for any number of experts and any rank. Not yet run on a GPU:
 checked by the interpreter and by compilation for each target.
 
 Shape letters: T tokens, E experts, r rank, R = E * r.
@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._launch import ceil_div, launch, next_power_of_2
+from triton_kernels._common import ceil_div, launch, next_power_of_2
 
 _TILE = 1024  # tokens * padded rank per program
 
 
 @triton.jit
 def _offsets(rows, expert, RANK: tl.constexpr, PADDED: tl.constexpr):
-    """Where the ranks of `expert` lie in a contiguous [T, R]."""
+    """Compute the offsets of the ranks of `expert` in a contiguous [T, R]."""
     columns = expert * RANK + tl.arange(0, PADDED)
     return rows.to(tl.int64)[:, None] * (tl.num_programs(1) * RANK) + columns[None, :]
 
@@ -37,7 +37,7 @@ def _scale_ranks(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = low * weight * scale."""
+    """Compute out = low * weight * scale."""
     expert = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_tokens
@@ -65,7 +65,7 @@ def _scale_ranks_backward(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """grad_low = grad * weight * scale; grad_weight = scale * sum over the ranks of grad * low."""
+    """Compute grad_low = grad * weight * scale, grad_weight = scale * sum over ranks of grad * low."""
     expert = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_row = rows < num_tokens

@@ -1,7 +1,7 @@
-"""Plain eager versions of every public function, written to be read: the only oracle of the tests.
+"""Eager versions of every public function, written for readers: the reference of the tests.
 
-Same signatures as the package, any floating dtype (float64 included), no argument checks, no regard
-for speed or memory. Results keep the dtype of the input.
+Same signatures as the package, any floating dtype (also float64), no argument checks, not optimised for
+speed or memory. Results keep the dtype of the input.
 
 Shape letters: T tokens, D width, V vocabulary, E experts, r rank, N output width.
 """
@@ -20,7 +20,7 @@ def token_logprobs(
     temperature: float = 1.0,
     return_entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probability of each token (and entropy of each distribution) through the full logits."""
+    """Compute each token's log-prob (and each distribution's entropy) from the full logits."""
     ignored_T = token_ids == IGNORED_ID
     ids_T = token_ids.long().masked_fill(ignored_T, 0)
     logprob_TV = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
@@ -33,16 +33,7 @@ def token_logprobs(
 
 
 def route_topk(logits: Tensor, top_k: int, *, allowed: Tensor | None = None) -> Routing:
-    """Softmax over the k largest allowed logits; the balance loss in one formula:
-
-        balance_loss = 1/T' * sum_e  c_e * P_e / a_e
-
-    over the T' tokens that may use at least one expert: c_e tokens sent to e (a token with k_t
-    experts counts 1/k_t for each), P_e = sum of e's softmax share over the token's allowed experts,
-    a_e = the tokens e would get from an even router (a token with n_t allowed experts gives 1/n_t).
-    Without `allowed` it is the Switch loss E * sum_e f_e * mean(p_e). A perfectly even load in each
-    group gives 1.
-    """
+    """Compute the softmax over the k largest allowed logits and the balance loss (see `tk.route_topk`)."""
     allowed_TE = torch.ones_like(logits, dtype=torch.bool) if allowed is None else allowed
     # Rank forbidden experts below an allowed -inf; a stable sort breaks ties by the lower index.
     rank_TE = logits.clamp(min=torch.finfo(logits.dtype).min).masked_fill(~allowed_TE, -torch.inf)
@@ -67,7 +58,7 @@ def route_topk(logits: Tensor, top_k: int, *, allowed: Tensor | None = None) -> 
 
 
 def lora_experts(x: Tensor, A: Tensor, B: Tensor, weights: Tensor, *, scale: float) -> Tensor:
-    """scale * sum_e weights[:, e] * (x @ A_e^T @ B_e^T), one expert at a time."""
+    """Compute scale * sum_e weights[:, e] * (x @ A_e^T @ B_e^T), one expert at a time."""
     out_TN = torch.zeros(x.shape[0], B.shape[1], dtype=x.dtype, device=x.device)
     for expert in range(A.shape[0]):
         out_TN = out_TN + weights[:, expert, None] * (x @ A[expert].T @ B[expert].T)

@@ -1,4 +1,4 @@
-"""Top-k routing with two kernels. Statistics leave as one partial sum per program: no atomics.
+"""Top-k routing with two kernels. Each program writes partial sums of the statistics: no atomics.
 
 Not yet run on a GPU: checked by the interpreter and by compilation for each target.
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._launch import ceil_div, launch, next_power_of_2
+from triton_kernels._common import ceil_div, launch, next_power_of_2
 from triton_kernels.types import RouteResult
 
 _TILE = 512  # tokens * padded experts per program
@@ -23,7 +23,7 @@ def _offsets(rows, columns, stride_t, stride_e):
 
 @triton.jit
 def _softmax_over(z, mask):
-    """Softmax over the mask, zeros elsewhere and in rows without any. NaN if all are -inf."""
+    """Compute the softmax over the mask; zeros elsewhere and in rows without any, NaN if all are -inf."""
     top = tl.max(tl.where(mask, z, float("-inf")), axis=1)
     share = tl.where(mask, tl.exp(z - top[:, None]), 0.0)
     total = tl.sum(share, axis=1)
@@ -33,7 +33,7 @@ def _softmax_over(z, mask):
 
 @triton.jit
 def _mean_share(mask):
-    """Sum over rows of 1 / (number of experts in the row's mask), for each expert in it."""
+    """Sum 1 / (number of experts in the row's mask) over rows, for each expert in it."""
     one = tl.where(mask, 1.0, 0.0)
     count = tl.maximum(tl.sum(one, axis=1), 1.0)
     return tl.sum(one / count[:, None], axis=0)
@@ -56,7 +56,7 @@ def _route(
     HAS_ALLOWED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK tokens: their weights, and their part of the statistics [3, E] (see RouteResult)."""
+    """Compute the weights of BLOCK tokens, and their part of the statistics [3, E] (see RouteResult)."""
     program = tl.program_id(0)
     rows = program * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, PADDED)
@@ -68,8 +68,8 @@ def _route(
         allowed_ptr += _offsets(rows, columns, allowed_stride_t, allowed_stride_e)
         may = may & (tl.load(allowed_ptr, mask=is_real, other=0) != 0)
 
-    # An allowed -inf ranks above what is forbidden or already taken; the first of equals wins.
-    # (NaN compares False: it ranks low here, on a GPU as in the interpreter, and is caught below.)
+    # An allowed -inf ranks above forbidden and already chosen experts; the first of equals wins.
+    # (NaN compares False: it ranks low here, on a GPU as in the interpreter, and is handled below.)
     rank = tl.where(may, tl.where(z > -3.0e38, z, -3.0e38), float("-inf"))
     chosen = is_real & (columns < 0)[None, :]  # none yet
     for _ in tl.static_range(TOP_K):
@@ -80,7 +80,7 @@ def _route(
         rank = tl.where(is_best, float("-inf"), rank)
 
     weights = _softmax_over(z, chosen)
-    # One NaN among the allowed logits spoils the whole row.
+    # One NaN among the allowed logits makes all weights of the row NaN.
     is_bad = (may & (z != z)) | (weights != weights)
     bad_row = tl.max(is_bad.to(tl.int32), axis=1) > 0
     weights = tl.where(bad_row[:, None], float("nan"), weights)
@@ -114,7 +114,7 @@ def _route_backward(
     HAS_ALLOWED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK tokens: the softmax Jacobian of the weights and of the shares over all allowed."""
+    """Apply the softmax Jacobians of the weights and of the shares over all allowed to BLOCK tokens."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     columns = tl.arange(0, PADDED)
     is_real = (rows < num_tokens)[:, None] & (columns < NUM_EXPERTS)[None, :]
@@ -147,7 +147,7 @@ def _config(num_experts: int) -> dict[str, int]:
 
 
 def _mask_arguments(allowed: Tensor | None, logits: Tensor) -> tuple[Tensor, int, int]:
-    """The mask as bytes and its strides; any pointer will do where HAS_ALLOWED is False."""
+    """Return the mask as bytes and its strides; the pointer is not read where HAS_ALLOWED is False."""
     if allowed is None:
         return logits, 0, 0
     return allowed.view(torch.uint8), allowed.stride(0), allowed.stride(1)

@@ -1,4 +1,4 @@
-"""Values that the public functions return, and the id that they skip."""
+"""Named tuples that functions return, and constants that modules share."""
 
 from typing import NamedTuple
 
@@ -8,13 +8,13 @@ IGNORED_ID = -100  # torch's cross-entropy convention
 
 
 class Routing(NamedTuple):
-    """Where each token goes. Shape letters: T tokens, E experts.
+    """Routing weights of tokens and the load of experts. Shape letters: T tokens, E experts.
 
     Fields:
         weights: float32 [T, E], softmax share of the chosen experts, 0 elsewhere; differentiable.
         load: float32 [E], fraction of the assignments that each expert received (sums to 1; all 0
-            when no token may use any expert); carries no gradient.
-        balance_loss: float32 scalar, 1 when the load is even; differentiable (see `route_topk`).
+            if no token may use any expert); has no gradient.
+        balance_loss: float32 scalar, 1 if the load is even; differentiable (see `route_topk`).
     """
 
     weights: Tensor
@@ -22,19 +22,19 @@ class Routing(NamedTuple):
     balance_loss: Tensor
 
 
-# 16-bit gradients of the logits are scaled by this before their product: float16 flushes what is
-# below 6e-8, and the average probability in a vocabulary of 150k is 7e-6 (a subnormal number).
+# Factor of the 16-bit gradients of the logits before their product: float16 rounds numbers below 6e-8
+# to 0, and the average probability in a vocabulary of 150k is 7e-6 (a subnormal number).
 FP16_SCALE = 1024.0
 
 
 class Sweep(NamedTuple):
-    """One pass over the vocabulary. float32 but for `direction`.
+    """Results of one pass over the vocabulary. float32 except `direction`.
 
     Fields:
         logprob: [T]
         lse: [T], log of the sum of exponentials of the logits; needed with entropy only.
-        entropy: [T] in nats, or None if not asked for.
-        direction: [T, D] in the dtype asked for, d logprob_t / d hidden_t, or None.
+        entropy: [T] in nats, or None if not requested.
+        direction: [T, D] in the requested dtype, d logprob_t / d hidden_t, or None.
     """
 
     logprob: Tensor
@@ -44,7 +44,7 @@ class Sweep(NamedTuple):
 
 
 class RouteResult(NamedTuple):
-    """What the forward pass hands over. All float32.
+    """Results of the forward pass. All float32.
 
     Fields:
         weights: [T, E]

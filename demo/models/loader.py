@@ -1,10 +1,10 @@
-"""Which run's model is loaded. It loads in a thread after the page is up, and torch with it."""
+"""Load the model of one run at a time, and torch with it, in a thread after the page is up."""
 
 from __future__ import annotations
 
 import gc
 import threading
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,103 +14,86 @@ if TYPE_CHECKING:
     from demo.models.model import Model
 
 
-@dataclass(frozen=True)
-class Readiness:
-    """Whether a run can be asked live.
-
-    Attributes:
-        kind: "recorded", "loading", "tiny" or "live".
-        detail: why, in a few words.
-    """
-
-    kind: str
-    detail: str
-
-
 class Models:
-    """Keeps at most one run loaded, for all visitors."""
+    """The model that all visitors share."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # held by whoever asks the model
+        self.lock = threading.Lock()  # held while a model is loaded or asked
         self._state_lock = threading.Lock()
-        self._path: Path | None = None
-        self._finals: tuple[str, ...] = ()
-        self._model: Model | None = None
-        self._problem = ""
-        self._loader = threading.Thread()
+        self._key: tuple[Path, tuple[str, ...]] | None = None  # run and its stages with weights
+        self._future: Future[Model] = Future()
 
-    def readiness(self, path: Path) -> Readiness:
-        """What the badge says; asks nothing of the disk but which weights there are."""
-        name = folder.read_config(path).get("model", {}).get("name", "tiny")
+    def status(self, path: Path) -> tuple[str, str]:
+        """Return "recorded", "loading", "tiny" or "live", and an explanation."""
         if not folder.has_weights(path):
-            return Readiness("recorded", "no weights here: recorded completions, no GPU needed")
-        with self._state_lock:
-            if self._path != path:
-                return Readiness("recorded", "its model is not loaded: a question loads it")
-            if self._problem:
-                return Readiness("recorded", self._problem)
-            if self._model is None:
-                return Readiness("loading", "the model is on its way")
-            if name == "tiny":
-                return Readiness("tiny", f"answers on {self._model.place}, trained in this run")
-            return Readiness("live", f"{name} on {self._model.place}")
+            return "recorded", "no weights in this run: recorded completions, no GPU needed"
+        future = self._future_of(path)
+        if future is None:
+            return "recorded", "its model is loaded with the first question"
+        if not future.done():
+            return "loading", "the model is being loaded"
+        error = future.exception()
+        if error is not None:
+            return "recorded", str(error).partition("\n")[0]
+        name, place = folder.read_config(path)["model"]["name"], future.result().place
+        if name == "tiny":
+            return "tiny", f"trained in this run, sampled on {place}"
+        return "live", f"{name} on {place}"
 
     def prepare(self, path: Path, *, replaces: bool = True) -> None:
-        """Begin to load a run's model, unless it is loaded or cannot be.
+        """Start to load a run's model unless it is loaded already or has no weights.
 
         Args:
-            replaces: another run's model gives way; without it, a page that is only open does not take
-                the model from a visitor who asks it.
+            replaces: whether to replace the model of another run. An open page that only refreshes must
+                not take the model away from a visitor who is asking it.
         """
-        finals = folder.stages_with_weights(path)
-        if not folder.has_weights(path):
-            return
+        key = (path, folder.stages_with_weights(path))
         with self._state_lock:
-            if (self._path, self._finals) == (path, finals):
+            is_other = self._key is not None and self._key[0] != path
+            if not folder.has_weights(path) or key == self._key or (is_other and not replaces):
                 return
-            if self._path not in (None, path) and not replaces:
-                return
-            self._path, self._finals, self._model, self._problem = path, finals, None, ""
-            self._loader = threading.Thread(target=self._load, args=(path, finals), daemon=True)
-            self._loader.start()
+            self._key, self._future = key, Future()
+            arguments = (path, self._future)
+            threading.Thread(target=self._load, args=arguments, daemon=True).start()
 
     def get(self, path: Path) -> Model | None:
-        """The loaded model of this run, or None."""
-        with self._state_lock:
-            return self._model if self._path == path else None
+        """Return the model of this run if it is loaded."""
+        future = self._future_of(path)
+        return future.result() if future and future.done() and not future.exception() else None
 
     def wait(self, path: Path) -> Model | None:
-        """The model of this run once it is loaded; None where it cannot be, or another one is."""
-        with self._state_lock:
-            loader = self._loader if self._path == path else None
-        if loader is not None and loader.ident is not None:
-            loader.join()
+        """Return the model of this run once it is loaded; None if that fails or it is replaced."""
+        future = self._future_of(path)
+        if future is not None:
+            future.exception()  # waits
         return self.get(path)
 
-    def leave_gpu(self) -> None:
-        """Let go of a model on a GPU: a training is about to need the card."""
-        if self._loader.ident is not None:
-            self._loader.join()
-        with self._state_lock:
-            if self._model is None or self._model.device == "cpu":
-                return
+    def free_gpu(self) -> None:
+        """Unload a model from the GPU, which a training is about to need."""
+        path = self._key[0] if self._key else None
+        model = self.wait(path) if path else None
+        if model is None or model.device == "cpu":
+            return
         import torch
 
-        with self.lock:  # whoever asks it now is answered first
+        with self.lock:  # a question that is being answered is finished first
             with self._state_lock:
-                self._path, self._finals, self._model = None, (), None
+                self._key, self._future = None, Future()
+            del model
             gc.collect()
             torch.cuda.empty_cache()
 
-    def _load(self, path: Path, finals: tuple[str, ...]) -> None:
+    def _future_of(self, path: Path) -> Future[Model] | None:
+        with self._state_lock:
+            return self._future if self._key and self._key[0] == path else None
+
+    def _load(self, path: Path, future: Future[Model]) -> None:
         from demo.models.model import Model
 
-        model, problem = None, ""
         try:
             with self.lock:
-                model = Model(path)
-        except (ValueError, RuntimeError, OSError) as error:
-            problem = str(error).splitlines()[0]
-        with self._state_lock:
-            if (self._path, self._finals) == (path, finals):
-                self._model, self._problem = model, problem
+                future.set_result(Model(path))
+        except BaseException as error:
+            future.set_exception(error)
+            if not isinstance(error, (ValueError, RuntimeError, OSError)):
+                raise

@@ -1,7 +1,7 @@
-"""Reading run folders for the screen: which runs there are, how far each is, what it logged.
+"""Read run folders: which runs there are, how far each one is, and what it logged.
 
-Only files are read, and torch is not imported: the app opens at once. A run is chosen by its id from
-`run_ids`; no path ever comes from a browser.
+torch is not imported, so that the page opens at once. A browser never sends a path: it names a run by
+its id, which must be in `run_ids`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from prism_lite.files import read_jsonl
+from prism_lite.types import EVALUATED_STAGES, STAGES
+
 SAMPLE_RUN = Path(__file__).parents[1] / "sample_run"
 SAMPLE_ID = "recorded sample"
-TRAINED_STAGES = ("sft", "warmup", "align", "rlvr")
-POLICY_STAGES = ("base", "sft", "align", "rlvr")
 STAGE_TITLES = {
     "base": "Base",
     "sft": "SFT",
@@ -26,18 +27,18 @@ STAGE_TITLES = {
     "align": "Aligned",
     "rlvr": "RLVR",
 }
-RUN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-CACHED_FILES = 32
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+_CACHED_FILES = 64
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where the runs lie.
+    """The folder of the runs.
 
     Attributes:
-        root: the folder whose children are runs; new runs are made here.
-        chosen: id of the run that a person named; None is the newest one.
-        is_shared: strangers may visit: no training, no file checks.
+        root: its subfolders are the runs.
+        chosen: id of the run to show first; None is the newest one.
+        is_shared: whether strangers visit through a public link: no training, no file checks.
     """
 
     root: Path
@@ -51,87 +52,71 @@ class Home:
 
 
 def open_home(run: str | None, *, root: Path = Path("runs"), is_shared: bool = False) -> Home:
-    """The runs beside `run`, or those in `root` with the newest first, or the recorded sample alone.
-
-    Raises:
-        ValueError: `run` is not a run folder.
-    """
-    if run is not None:
-        path = Path(run).resolve()
-        if not (path / "config.yaml").is_file():
-            raise ValueError(
-                f"--run {run} holds no run: config.yaml is missing. Name a folder that "
-                "`prism-lite run --out` made, or leave --run away for the recorded sample."
-            )
-        if path == SAMPLE_RUN.resolve():
-            return Home(root.resolve(), SAMPLE_ID, is_shared)
-        return Home(path.parent, path.name, is_shared)
-    return Home(root.resolve(), None, is_shared)
+    """Return the folder that contains `run`, which must be a run folder, or `root` if it is None."""
+    if run is None:
+        return Home(root.resolve(), None, is_shared)
+    path = Path(run).resolve()
+    if not (path / "config.yaml").is_file():
+        raise ValueError(
+            f"--run {run} is not a run folder: config.yaml is missing. Name a folder that "
+            "`prism-lite run --out` created, or omit --run to see the recorded sample."
+        )
+    if path == SAMPLE_RUN.resolve():
+        return Home(root.resolve(), SAMPLE_ID, is_shared)
+    return Home(path.parent, path.name, is_shared)
 
 
 def run_ids(home: Home) -> list[str]:
-    """Ids of all runs, the newest first, the recorded sample last."""
-    found = sorted(
-        (path.parent for path in home.root.glob("*/config.yaml")), key=_changed_ns, reverse=True
-    )
-    return [*(path.name for path in found), SAMPLE_ID]
+    """Return the ids of all runs, newest first, the recorded sample last."""
+
+    def changed_ns(path: Path) -> int:
+        return max(_stamp(path / "metrics.jsonl")[0], _stamp(path / "config.yaml")[0])
+
+    paths = [file.parent for file in home.root.glob("*/config.yaml")]
+    return [path.name for path in sorted(paths, key=changed_ns, reverse=True)] + [SAMPLE_ID]
 
 
 def run_path(home: Home, run_id: str) -> Path:
-    """The folder of a listed run.
-
-    Raises:
-        ValueError: no such run.
-    """
+    """Return the folder of a run; raise a ValueError if it does not exist."""
     if run_id not in run_ids(home):
-        raise ValueError(f"there is no run {run_id!r} (any more): choose one from the list.")
+        raise ValueError(f"run {run_id!r} does not exist (any more): choose one from the list.")
     return SAMPLE_RUN if run_id == SAMPLE_ID else home.root / run_id
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.yaml as plain values."""
-    return _yaml(path / "config.yaml", *_stamp(path / "config.yaml")) or {}
+    """Return config.yaml as plain values."""
+    return _read(path / "config.yaml", {})
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """results.json, {} where nothing is evaluated yet."""
-    return read_json(path / "results.json") or {}
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, or None where it is missing."""
-    return _json(path, *_stamp(path)) if path.is_file() else None
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file such as results.json, {} if it is missing."""
+    return _read(path, {})
 
 
 def read_lines(path: Path) -> tuple[dict[str, Any], ...]:
-    """A JSON-lines file, () where it is missing; a last line still being written is left out."""
-    return _lines(path, *_stamp(path)) if path.is_file() else ()
+    """Return the records of a JSON-lines file, () if it is missing."""
+    return _read(path, ())
 
 
 def read_metrics(path: Path, stage: str | None = None) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, of one stage or all."""
+    """Return the lines of metrics.jsonl, of one stage or of all."""
     return [m for m in read_lines(path / "metrics.jsonl") if stage in (None, m["stage"])]
 
 
 def rollout_steps(path: Path, stage: str) -> list[int]:
-    """Steps of a stage whose rollouts are kept, ascending."""
+    """Return the steps of a stage whose rollouts were saved, ascending."""
     steps = (file.stem.rpartition("-")[2] for file in (path / "rollouts").glob(f"{stage}-*.jsonl"))
     return sorted(int(step) for step in steps if step.isdigit())
 
 
 def read_rollouts(path: Path, stage: str, step: int) -> tuple[dict[str, Any], ...]:
-    """One record per rollout of a step."""
+    """Return one record per rollout of a step."""
     return read_lines(path / "rollouts" / f"{stage}-{step}.jsonl")
 
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a stage is.
-
-    Attributes:
-        steps_done, num_steps: optimizer updates.
-        is_done: the stage's final weights were written, or its result was.
-    """
+    """The number of finished steps of a stage, and whether it is done."""
 
     stage: str
     steps_done: int
@@ -140,44 +125,43 @@ class StageProgress:
 
 
 def progress(path: Path) -> list[StageProgress]:
-    """All four trained stages, by what lies in the folder."""
-    config, results = read_config(path), read_results(path)
-    metrics = read_metrics(path)
-    found = []
-    for stage in TRAINED_STAGES:
-        steps = [line["step"] for line in metrics if line["stage"] == stage]
+    """Return the progress of all four stages."""
+    config, metrics = read_config(path), read_metrics(path)
+    evaluated = read_json(path / "results.json").get("stages", {})
+    stages = []
+    for stage in STAGES:
         num_steps = int(config.get(stage, {}).get("steps", 0))
-        is_done = (path / "stages" / stage / "final").is_dir() or stage in results.get("stages", {})
-        # the warm-up logs its last probe as one step more
-        steps_done = min(max(steps) + 1, num_steps) if steps else 0
-        # The recorded sample has no weights: a stage that logged its last step is done there.
-        is_done = is_done or (path == SAMPLE_RUN and bool(steps) and max(steps) + 1 >= num_steps)
-        found.append(StageProgress(stage, steps_done, num_steps, is_done))
-    return found
+        num_logged = 1 + max((m["step"] for m in metrics if m["stage"] == stage), default=-1)
+        is_done = has_final(path, stage) or stage in evaluated
+        # the recorded sample has no weights: its last step shows that a stage is done
+        is_done |= path == SAMPLE_RUN and num_logged >= max(1, num_steps)
+        # the warm-up logs its last probe as an extra step
+        stages.append(StageProgress(stage, min(num_logged, num_steps), num_steps, is_done))
+    return stages
 
 
 def is_finished(path: Path) -> bool:
-    """Every stage is trained and the last one is evaluated (where there are held-out rows)."""
-    stages = progress(path)
-    return all(stage.is_done for stage in stages)
+    """Return whether every stage is done."""
+    return all(stage.is_done for stage in progress(path))
+
+
+def has_final(path: Path, stage: str) -> bool:
+    """Return whether a stage has saved its final weights."""
+    return (path / "stages" / stage / "final").is_dir()
 
 
 def has_weights(path: Path) -> bool:
-    """Whether any stage of the run could answer live."""
+    """Return whether any stage has a policy to sample from."""
     return len(stages_with_weights(path)) > 1
 
 
 def stages_with_weights(path: Path) -> tuple[str, ...]:
-    """Policies that could answer live: base and every stage with final weights."""
-    return tuple(
-        stage
-        for stage in POLICY_STAGES
-        if stage == "base" or (path / "stages" / stage / "final").is_dir()
-    )
+    """Return the stages whose policy can be sampled from: the base, and those with final weights."""
+    return tuple(stage for stage in EVALUATED_STAGES if stage == "base" or has_final(path, stage))
 
 
 def control_command(path: Path) -> str | None:
-    """What control.json asks of the run."""
+    """Return the command in control.json: "pause", "resume" or "stop"."""
     try:
         return json.loads((path / "control.json").read_text(encoding="utf-8")).get("command")
     except (FileNotFoundError, json.JSONDecodeError):
@@ -185,41 +169,28 @@ def control_command(path: Path) -> str | None:
 
 
 def signature(path: Path) -> tuple[Any, ...]:
-    """Changes whenever something that a page shows of this run has changed."""
+    """Return a value that changes whenever the pages of this run change."""
     files = ("metrics.jsonl", "results.json", "control.json", "config.yaml")
-    stamps = [_stamp(path / name) for name in files]
-    finals = tuple((path / "stages" / s / "final").is_dir() for s in TRAINED_STAGES)
-    return (str(path), *stamps, finals)
-
-
-def _changed_ns(path: Path) -> int:
-    return max(_stamp(path / "metrics.jsonl")[0], _stamp(path / "config.yaml")[0])
+    finals = [has_final(path, stage) for stage in STAGES]
+    return (str(path), *(_stamp(path / name) for name in files), *finals)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
+    """Return when a file was changed and its size; zeros if it is missing."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return 0, 0
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
-@functools.lru_cache(maxsize=CACHED_FILES)
-def _yaml(path: Path, _changed: int, _size: int) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+def _read(path: Path, default: Any) -> Any:
+    return _parse(path, *_stamp(path)) if path.is_file() else default
 
 
-@functools.lru_cache(maxsize=CACHED_FILES)
-def _json(path: Path, _changed: int, _size: int) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@functools.lru_cache(maxsize=CACHED_FILES)
-def _lines(path: Path, _changed: int, _size: int) -> tuple[dict[str, Any], ...]:
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # the run is writing this line, or was killed while it did
-    return tuple(records)
+@functools.lru_cache(maxsize=_CACHED_FILES)
+def _parse(path: Path, _changed_ns: int, _size: int) -> Any:
+    if path.suffix == ".jsonl":
+        return tuple(read_jsonl(path))
+    text = path.read_text(encoding="utf-8")
+    return yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)

@@ -1,6 +1,6 @@
-"""The samples of a run: drawn again (digits) or read from the files that its settings name.
+"""The samples of a run: generated again (digits) or read from the files that its settings name.
 
-torch is not imported. A run's data is held in memory once asked for.
+They stay in memory once they are loaded. torch is not imported.
 """
 
 from __future__ import annotations
@@ -8,93 +8,72 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from demo.runs import folder
+from prism_lite.digits import wording
+from prism_lite.digits.task import strip_image
 from prism_lite.digits.wording import DigitsFacts
-from prism_lite.types import Sample
+from prism_lite.parts import Parts, parse
+from prism_lite.types import Picture, Sample, Turn
 
 if TYPE_CHECKING:
     from prism_lite.data.task import TaskData
 
+# title -> attribute of TaskData
 SOURCES = {
     "SFT demonstrations": "sft",
     "alignment prompts": "align",
     "RLVR prompts": "rlvr",
     "held-out prompts": "heldout",
 }
-HELD_RUNS = 4
-_READING = threading.Lock()  # two visitors do not read the same files twice
+ALL, CORRECT, WITH_ERRORS = "all", "correct", "with errors"
+_CACHED_RUNS = 4
+_LOADING = threading.Lock()  # two visitors must not load the same files twice
 
 
-@dataclass(frozen=True)
-class Row:
-    """One sample as the browser lists it.
+class Row(NamedTuple):
+    """A sample with the properties that the Data tab filters by.
 
     Attributes:
-        kind: the question's kind on digits, "" elsewhere.
-        difficulty: number of digits in the picture; 0 where unknown.
-        num_characters: of the question and whatever completion the row holds.
-        slip: what is wrong with the demonstration ("caption", "think"), "" if nothing or unknown.
+        question_kind: "" if the task is not digits.
+        num_digits: in the picture; 0 if the task is not digits.
+        num_characters: of the question and the completion.
+        errors: what is wrong in the demonstration ("caption", "think"), "" if nothing or unknown.
     """
 
     sample: Sample
-    kind: str
-    difficulty: int
+    question_kind: str
+    num_digits: int
     num_characters: int
-    slip: str
+    errors: str
 
 
 def task_of(path: Path) -> TaskData:
-    """The data of a run.
-
-    Raises:
-        ValueError: a data file of the run is missing or broken.
-    """
-    with _READING:
-        return _task(path, (path / "config.yaml").stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=HELD_RUNS)
-def _task(path: Path, _changed_ns: int) -> TaskData:
-    from prism_lite.data.task import load_task
-    from prism_lite.recipe import parse_config
-
-    config = folder.read_config(path)
-    # Only what decides the data: an older run whose other settings have new names since stays readable.
-    settings = {"data": config.get("data", {})}
-    if "num_probe" in config.get("warmup", {}):
-        settings["warmup"] = {"num_probe": config["warmup"]["num_probe"]}
-    return load_task(parse_config(settings))
+    """Return the data of a run; raise a ValueError if one of its files is missing or broken."""
+    with _LOADING:
+        return _task(path, _changed_ns(path))
 
 
 def samples_of(path: Path, source: str) -> Sequence[Sample]:
-    """The samples of one of SOURCES.
-
-    Raises:
-        ValueError: as `task_of`, or no such source.
-    """
-    if source not in SOURCES:
-        raise ValueError(f"no source {source!r}: choose one of {', '.join(SOURCES)}.")
+    """Return the samples of one of SOURCES."""
     return getattr(task_of(path), SOURCES[source])
 
 
 def sample_by_id(path: Path, prompt_id: str) -> Sample | None:
-    """The sample of a rollout record, or None where the data has it no more.
+    """Return the sample of a rollout record, or None if the data no longer contains it.
 
-    A recording carries its own: the task's wordings may have changed since.
+    A recording stores its own samples, because the wording of the task may have changed since.
     """
     for line in folder.read_lines(path / "demo" / "samples.jsonl"):
         if line["id"] == prompt_id:
             return recorded_sample(line)
-    task_of(path)
-    return _by_id(path, (path / "config.yaml").stat().st_mtime_ns).get(prompt_id)
+    return _by_id(path, _changed_ns(path)).get(prompt_id)
 
 
 def sample_line(sample: Sample) -> dict[str, Any]:
-    """What a recording keeps of a digits sample; pictures are named by their digits' indices."""
+    """Return the fields of a digits sample that a recording stores."""
     return {
         "id": sample.id,
         "question": sample.question,
@@ -105,80 +84,66 @@ def sample_line(sample: Sample) -> dict[str, Any]:
 
 
 def recorded_sample(line: Mapping[str, Any]) -> Sample:
-    """The sample of such a line; without facts, so its marks must be recorded too."""
-    from prism_lite.digits.task import strip_image
-    from prism_lite.types import Picture, Turn
-
+    """Return the sample of a recorded line. Without facts: its marks must be recorded too."""
+    # the id of a digits picture lists the indices of its digits
     pictures = tuple(
         Picture(name, strip_image(tuple(map(int, name.split("-")[1:]))))
         for name in line["picture_ids"]
     )
     turns = (Turn("user", line["question"]),)
-    return Sample(
-        line["id"],
-        turns,
-        pictures,
-        answer=line["answer"],
-        teacher=line["teacher"],
-        source="recording",
-    )
+    return Sample(line["id"], turns, pictures, answer=line["answer"], teacher=line["teacher"])
 
 
-@functools.lru_cache(maxsize=HELD_RUNS)
-def _by_id(path: Path, changed_ns: int) -> dict[str, Sample]:
-    task = _task(path, changed_ns)
-    return {s.id: s for part in (task.sft, task.align, task.rlvr, task.heldout) for s in part}
+def filtered_rows(
+    path: Path, source: str, question_kind: str, num_digits: str, errors: str, max_characters: float
+) -> list[Row]:
+    """Return the rows of a source that pass every filter of the Data tab (ALL passes any row)."""
+    return [
+        row
+        for row in _rows(path, source, _changed_ns(path))
+        if question_kind in (ALL, row.question_kind)
+        and num_digits in (ALL, str(row.num_digits))
+        and (errors == ALL or bool(row.errors) == (errors == WITH_ERRORS))
+        and row.num_characters <= max_characters
+    ]
 
 
-@functools.lru_cache(maxsize=HELD_RUNS * len(SOURCES))
-def _index(path: Path, source: str, _changed_ns: int) -> tuple[Row, ...]:
+def _changed_ns(path: Path) -> int:
+    return (path / "config.yaml").stat().st_mtime_ns
+
+
+@functools.lru_cache(maxsize=_CACHED_RUNS)
+def _task(path: Path, _changed_ns: int) -> TaskData:
+    from prism_lite.data.task import load_task
+    from prism_lite.recipe import parse_config
+
+    config = folder.read_config(path)
+    # Only the settings that determine the data: others may have been renamed since an older run.
+    settings = {"data": config.get("data", {})}
+    if "num_probe" in config.get("warmup", {}):
+        settings["warmup"] = {"num_probe": config["warmup"]["num_probe"]}
+    return load_task(parse_config(settings))
+
+
+@functools.lru_cache(maxsize=_CACHED_RUNS)
+def _by_id(path: Path, _changed_ns: int) -> dict[str, Sample]:
+    return {sample.id: sample for source in SOURCES for sample in samples_of(path, source)}
+
+
+@functools.lru_cache(maxsize=_CACHED_RUNS * len(SOURCES))
+def _rows(path: Path, source: str, _changed_ns: int) -> tuple[Row, ...]:
     return tuple(_row(sample) for sample in samples_of(path, source))
 
 
-def filtered(
-    path: Path, source: str, *, kind: str, difficulty: int, slips: str, longest: int
-) -> list[Row]:
-    """Rows of a source that pass every filter.
-
-    Args:
-        kind: "all" or a question kind.
-        difficulty: number of digits, 0 for all.
-        slips: "all", "clean" or "with a slip", of the demonstration.
-        longest: most characters.
-    """
-    rows = _index(path, source, (path / "config.yaml").stat().st_mtime_ns)
-    return [
-        row
-        for row in rows
-        if kind in ("all", row.kind)
-        and difficulty in (0, row.difficulty)
-        and (slips == "all" or bool(row.slip) == (slips == "with a slip"))
-        and row.num_characters <= longest
-    ]
-
-
 def _row(sample: Sample) -> Row:
-    shown = sample.demonstration or sample.teacher or ""
-    facts = sample.facts
-    return Row(
-        sample=sample,
-        kind=facts.kind if isinstance(facts, DigitsFacts) else "",
-        difficulty=len(facts.digits) if isinstance(facts, DigitsFacts) else 0,
-        num_characters=len(sample.question) + len(shown),
-        slip=slip_of(sample, sample.demonstration),
-    )
-
-
-def slip_of(sample: Sample, completion: str | None) -> str:
-    """Which parts of a completion the digits task's verifiers find wrong, "" if none or unknown."""
-    from prism_lite.digits import wording
-    from prism_lite.parts import Parts, parse
-
-    parts = parse(completion or "")
-    if not isinstance(sample.facts, DigitsFacts) or not isinstance(parts, Parts):
-        return ""
-    verdict = wording.verify(sample.facts, parts)
-    found = [
-        name for name, ok in (("caption", verdict.caption), ("think", verdict.think)) if not ok
-    ]
-    return " and ".join(found)
+    completion = sample.demonstration or sample.teacher or ""
+    num_characters = len(sample.question) + len(completion)
+    facts, parts = sample.facts, parse(sample.demonstration or "")
+    if not isinstance(facts, DigitsFacts):
+        return Row(sample, "", 0, num_characters, "")
+    errors = ""
+    if isinstance(parts, Parts):
+        checked = wording.verify(facts, parts)
+        names = [name for name in ("caption", "think") if not getattr(checked, name)]
+        errors = " and ".join(names)
+    return Row(sample, facts.kind, len(facts.digits), num_characters, errors)

@@ -1,6 +1,6 @@
-"""What the tab Compare shows: recorded completions of an example, or the stages' answers as they grow.
+"""The Compare tab's answers: recorded completions of an example, or live ones as they grow.
 
-A screen is a tuple: picture, note, then completion and marks of each of POLICY_STAGES.
+A screen is a tuple: picture, note, then completion and marks for each of EVALUATED_STAGES.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from PIL import Image
 
-from demo.runs import folder
-from demo.runs import samples as rows
-from demo.runs.folder import POLICY_STAGES
+from demo.runs import folder, samples
 from demo.screens import html
+from demo.screens.marks import Marks, mark, marks_line
 from demo.screens.pictures import picture_file
-from demo.screens.verdicts import Marks, mark
-from prism_lite.types import Sample
+from prism_lite.types import EVALUATED_STAGES, Sample
 
 if TYPE_CHECKING:
     from demo.models.model import Model
@@ -28,90 +26,83 @@ GREEDY, SAMPLED = "most likely", "sampled at temperature 1"
 
 
 def examples(path: Path) -> list[Sample]:
-    """The held-out prompts that have recorded completions, else the first ones."""
+    """Return the held-out prompts with recorded completions, or else the first ones."""
     recorded = folder.read_lines(path / "demo" / "compare.jsonl")
-    ids = list(dict.fromkeys(line["prompt_id"] for line in recorded))
-    found = [rows.sample_by_id(path, prompt_id) for prompt_id in ids]
-    known = [sample for sample in found if sample is not None and sample.pictures]
-    if known:
-        return known
-    return [s for s in rows.samples_of(path, "held-out prompts") if s.pictures][:NUM_EXAMPLES]
+    ids = dict.fromkeys(line["prompt_id"] for line in recorded)
+    known = [samples.sample_by_id(path, prompt_id) for prompt_id in ids]
+    with_picture = [sample for sample in known if sample is not None and sample.pictures]
+    if with_picture:
+        return with_picture
+    heldout = samples.samples_of(path, "held-out prompts")
+    return [sample for sample in heldout if sample.pictures][:NUM_EXAMPLES]
 
 
-def recorded_screen(
-    path: Path, samples: list[Sample], index: int, tokens: str, seed: int
-) -> tuple[Any, ...]:
-    """What the run folder holds of an example."""
-    if not samples:
-        return (
-            None,
-            html.note("This run has no held-out prompts: set data.heldout to see examples here."),
-            *[None, ""] * len(POLICY_STAGES),
-        )
-    sample = samples[index]
-    kept = folder.read_lines(path / "demo" / "compare.jsonl")
+def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -> tuple[Any, ...]:
+    """Return the screen of a sample's recorded completions; the sample is None if there is none."""
+    if sample is None:
+        text = "This run has no held-out prompts: set data.heldout to see examples here."
+        return None, html.note(text), *[None, ""] * len(EVALUATED_STAGES)
+    recorded = folder.read_lines(path / "demo" / "compare.jsonl")
+    settings = (sample.id, seed, 0.0 if tokens == GREEDY else 1.0)
     lines = {
         line["stage"]: line
-        for line in kept
-        if line["prompt_id"] == sample.id
-        and line["seed"] == seed
-        and line["temperature"] == (0.0 if tokens == GREEDY else 1.0)
+        for line in recorded
+        if (line["prompt_id"], line["seed"], line["temperature"]) == settings
     }
+    text = "Press “Ask all stages” once the model is loaded; this run has no recorded completions."
     if lines:
         text = "Recorded completions of this run."
-    elif kept:
-        seeds = sorted({line["seed"] for line in kept if line["temperature"] > 0})
+    elif recorded:
+        seeds = sorted({line["seed"] for line in recorded if line["temperature"] > 0})
         text = (
-            f"Nothing is recorded for this seed: there are seed 0 with most likely tokens, and seeds "
-            f"{', '.join(map(str, seeds))} sampled."
+            "Nothing was recorded for this seed. Recorded are seed 0 with the most likely tokens, and "
+            f"seeds {', '.join(map(str, seeds))} with sampled tokens."
         )
-    else:
-        text = "Press “Ask all stages” once the model is loaded; nothing was recorded here."
     cells: list[Any] = []
-    for stage in POLICY_STAGES:
-        cells += _recorded_cells(lines[stage]) if stage in lines else [None, ""]
+    for stage in EVALUATED_STAGES:
+        line = lines.get(stage)
+        if line is None:
+            cells += [None, ""]
+            continue
+        marks = Marks(**line["marks"])  # by the verifiers at the time of the recording
+        cells.append(html.part_spans(line["completion"]))
+        cells.append(marks_line(marks, num_tokens=line["num_tokens"], note="recorded"))
     note = html.note(f"{sample.question} Gold answer: {sample.answer}. {text}")
-    return (picture_file(sample.pictures[0].open()), note, *cells)
+    return picture_file(sample.pictures[0].open()), note, *cells
 
 
-def _recorded_cells(line: dict[str, Any]) -> list[Any]:
-    marks = Marks(**line["marks"])  # by the verifiers of the time of recording
-    return [
-        html.part_spans(line["completion"]),
-        html.marks_line(marks, num_tokens=line["num_tokens"], seconds=None, note="recorded"),
-    ]
-
-
-def waiting_screen(text: str) -> tuple[Any, ...]:
-    """A note, and nothing else changed."""
-    return gr.skip(), html.note(text), *[gr.skip()] * (2 * len(POLICY_STAGES))
+def waiting_screen() -> tuple[Any, ...]:
+    """Return a screen that only changes the note."""
+    text = "The model is being loaded and answers as soon as it is ready."
+    return gr.skip(), html.note(text), *[gr.skip()] * (2 * len(EVALUATED_STAGES))
 
 
 def live_screens(
-    model: Model, sample: Sample, strip: Image.Image, tokens: str, seed: int
+    model: Model, sample: Sample, image: Image.Image, tokens: str, seed: int
 ) -> Iterator[tuple[Any, ...]]:
-    """Ask the stages one after another on the one backbone, streaming.
+    """Ask the stages one after another and yield their growing completions.
 
-    The first screen and the last are whole; between them only the stage that speaks is sent, because
-    sending all of it would cost more than sampling it.
+    The first and the last screen are complete. Those between update only the stage that is being
+    sampled, because sending all of them would cost more than the sampling.
     """
     gold = f" Gold answer: {sample.answer}." if sample.answer is not None else ""
-    message = html.note(f"{sample.question}{gold} Live, seed {seed}, the same for every stage.")
+    note = html.note(f"{sample.question}{gold} Live, with seed {seed} for every stage.")
     cells: list[Any] = []
-    for stage in POLICY_STAGES:
+    for stage in EVALUATED_STAGES:
         text = "waiting" if stage in model.stages else "not trained yet"
         cells += [None, html.note(text)]
-    head = (picture_file(strip), message)
-    yield (*head, *cells)
+    yield picture_file(image), note, *cells
     temperature = 0.0 if tokens == GREEDY else 1.0
-    for place, stage in enumerate(POLICY_STAGES):
+    for column, stage in enumerate(EVALUATED_STAGES):
         if stage not in model.stages:
             continue
-        for part in model.answer(stage, sample, seed=seed, temperature=temperature):
-            marks = mark(part.text, part.finish_reason, sample) if part.finish_reason else None
-            line = html.marks_line(marks, num_tokens=part.num_tokens, seconds=part.seconds)
-            cells[2 * place : 2 * place + 2] = html.part_spans(part.text), line
+        changed = slice(2 * column, 2 * column + 2)
+        for answer in model.answer(stage, sample, seed=seed, temperature=temperature):
+            is_done = bool(answer.finish_reason)
+            marks = mark(answer.text, answer.finish_reason, sample) if is_done else None
+            line = marks_line(marks, num_tokens=answer.num_tokens, seconds=answer.seconds)
+            cells[changed] = html.part_spans(answer.text), line
             sent: list[Any] = [gr.skip()] * len(cells)
-            sent[2 * place : 2 * place + 2] = cells[2 * place : 2 * place + 2]
-            yield (gr.skip(), gr.skip(), *sent)
-    yield (*head, *cells)
+            sent[changed] = cells[changed]
+            yield gr.skip(), gr.skip(), *sent
+    yield picture_file(image), note, *cells

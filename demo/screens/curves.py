@@ -1,30 +1,26 @@
-"""From metrics.jsonl to the frames that the plots draw, thinned so that no curve is slow or flat.
+"""Convert metrics.jsonl to the data frames of the plots, thinned so that they stay fast.
 
-Pure functions. A frame has typed columns (step: float, value: float, curve: text); without a point there
-is no frame but None, because a Gradio plot that first meets an empty frame stays broken.
+A frame has the columns step (float), value (float) and curve (text). Without any point there is no
+frame: a Gradio plot that is first given an empty one stays broken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from demo.runs.folder import STAGE_TITLES, TRAINED_STAGES
+from demo.runs.folder import STAGE_TITLES
+from prism_lite.types import STAGES
 
 MAX_POINTS = 500
-# Okabe and Ito's colours: told apart with every kind of colour vision, and by lightness.
-BLUE, ORANGE, GREEN, GREY, PURPLE, SKY = (
-    "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#AA5593", "#56B4E9",
-)  # fmt: skip
-STAGE_COLORS = {
-    STAGE_TITLES["sft"]: BLUE,
-    STAGE_TITLES["warmup"]: GREY,
-    STAGE_TITLES["align"]: ORANGE,
-    STAGE_TITLES["rlvr"]: GREEN,
-}
+# The palette of Okabe and Ito: distinguishable with every kind of color vision, and by lightness.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
+PURPLE, SKY, YELLOW, PINK = "#AA5593", "#56B4E9", "#E69F00", "#CC79A7"
+_STAGE_COLORS = {"sft": BLUE, "warmup": GRAY, "align": ORANGE, "rlvr": GREEN}
 CHANCE = "0.5 = fooled"
 
 
@@ -33,134 +29,122 @@ class Panel:
     """One plot.
 
     Attributes:
-        id: names the component.
-        title: what is drawn, with its unit.
-        stages: whose metrics; several stages are laid end to end and coloured by stage.
-        curves: curve name -> metric name.
-        colors: curve name -> colour.
-        chance: whether the 0.5 line belongs in it.
-        help: one sentence for a person who has not met the number.
+        id: part of the component's elem_id.
+        title: what is plotted, with its unit.
+        stages: the stages plotted, one after another.
+        curves: curve name -> (metric name, color); or one metric, which gets a curve for each stage. A
+            star in it stands for the name of a reward.
+        help: a sentence for a user who sees the number for the first time.
+        has_chance: whether to add the line at 0.5.
     """
 
     id: str
     title: str
     stages: tuple[str, ...]
-    curves: Mapping[str, str]
-    colors: Mapping[str, str]
+    curves: Mapping[str, tuple[str, str]] | str
     help: str
-    chance: bool = False
+    has_chance: bool = False
 
 
 PANELS = (
     Panel(
-        "sft_loss",
-        "SFT loss (nats per token)",
-        ("sft",),
-        {"loss": "loss"},
-        {"loss": BLUE},
+        "sft_loss", "SFT loss (nats per token)", ("sft",), "loss",
         "Mean negative log-probability of the demonstrations' tokens; it falls and then levels off.",
     ),
     Panel(
-        "pair_accuracy",
-        "Pair accuracy in alignment",
-        ("align",),
+        "pair_accuracy", "Pair accuracy in alignment", ("align",),
         {
-            "perception": "disc/pair_accuracy_perception",
-            "reasoning": "disc/pair_accuracy_reasoning",
+            "perception": ("disc/pair_accuracy_perception", BLUE),
+            "reasoning": ("disc/pair_accuracy_reasoning", ORANGE),
         },
-        {"perception": BLUE, "reasoning": ORANGE, CHANCE: GREY},
-        "Share of pairs where the discriminator scores the teacher above the student; at 0.5 it is "
+        "Share of pairs in which the discriminator scores the teacher above the student; at 0.5 it is "
         "fooled.",
-        chance=True,
+        has_chance=True,
     ),
     Panel(
-        "scores",
-        "Discriminator scores in alignment",
-        ("align",),
+        "scores", "Discriminator scores in alignment", ("align",),
         {
-            "teacher, perception": "disc/score_teacher_perception",
-            "student, perception": "disc/score_student_perception",
-            "teacher, reasoning": "disc/score_teacher_reasoning",
-            "student, reasoning": "disc/score_student_reasoning",
+            "teacher, perception": ("disc/score_teacher_perception", BLUE),
+            "student, perception": ("disc/score_student_perception", SKY),
+            "teacher, reasoning": ("disc/score_teacher_reasoning", ORANGE),
+            "student, reasoning": ("disc/score_student_reasoning", PURPLE),
         },
-        {
-            "teacher, perception": BLUE,
-            "student, perception": SKY,
-            "teacher, reasoning": ORANGE,
-            "student, reasoning": PURPLE,
-        },
-        "Mean logit per part; alignment closes the gap between teacher and student.",
+        "Mean logit of each part; alignment closes the gap between teacher and student.",
     ),
     Panel(
-        "rewards",
-        "Mean reward in RLVR",
-        ("rlvr",),
-        {"accuracy": "rewards/accuracy/mean", "format": "rewards/format/mean"},
-        {"accuracy": GREEN, "format": GREY},
-        "Share of rollouts with the right answer, and with all three parts in order.",
+        "rewards", "Mean reward in RLVR", ("rlvr",), "rewards/*/mean",
+        "Mean of each reward over the rollouts of a step, before weighting.",
     ),
     Panel(
-        "malformed",
-        "Malformed share of rollouts",
-        ("align", "rlvr"),
-        {"": "malformed_rate"},
-        STAGE_COLORS,
-        "Share of completions that are not caption, think and answer in this order, each once.",
+        "malformed", "Malformed share of rollouts", ("align", "rlvr"), "malformed_rate",
+        "Share of completions that are not caption, think and answer in this order, once each.",
     ),
     Panel(
-        "entropy",
-        "Entropy of the policy (nats per token)",
-        ("align", "rlvr"),
-        {"": "entropy"},
-        STAGE_COLORS,
-        "How undecided the policy is about the next token; a fall to 0 means that it has stopped to "
-        "explore.",
+        "entropy", "Entropy of the policy (nats per token)", ("align", "rlvr"), "entropy",
+        "How uncertain the policy is about the next token; near 0 it no longer explores.",
     ),
     Panel(
-        "length",
-        "Mean completion length (tokens)",
-        ("align", "rlvr"),
-        {"": "completions/mean_length"},
-        STAGE_COLORS,
-        "A sudden fall or climb is the first sign of a reward that is being gamed.",
+        "length", "Mean completion length (tokens)", ("align", "rlvr"), "completions/mean_length",
+        "A sudden drop or rise is the first sign that the policy is gaming a reward.",
     ),
     Panel(
-        "peak",
-        "Peak memory (GiB)",
-        TRAINED_STAGES,
-        {"": "mem/peak_gib"},
-        STAGE_COLORS,
-        "Most memory held: by the GPU's allocator in this stage, or on a CPU by the process so far.",
+        "peak", "Peak memory (GiB)", STAGES, "mem/peak_gib",
+        "On a GPU, the most memory the allocator held in this stage; on a CPU, the most the process has "
+        "held so far.",
     ),
 )  # fmt: skip
 
 
-def panel_frame(panel: Panel, metrics: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
-    """The points of a panel, each curve thinned to MAX_POINTS; None where nothing was measured."""
+def reward_colors(names: Iterable[str]) -> dict[str, str]:
+    """Return a color for each reward; accuracy and format always have the same."""
+    fixed = {"accuracy": GREEN, "format": SKY}
+    others = itertools.cycle((ORANGE, PURPLE, BLUE, YELLOW, PINK, GRAY))
+    return {name: fixed.get(name) or next(others) for name in names}
+
+
+def panel_plot(
+    panel: Panel, metrics: Sequence[Mapping[str, Any]]
+) -> tuple[pd.DataFrame | None, dict[str, str]]:
+    """Return the frame of a panel (None if nothing was measured) and the colors of its curves."""
     points: list[tuple[float, float, str]] = []
+    colors: dict[str, str] = {}
     offset = 0
     for stage in panel.stages:
         lines = [line for line in metrics if line["stage"] == stage]
-        for name, key in panel.curves.items():
+        for name, (key, color) in _curves(panel, stage, lines).items():
             curve = [(float(line["step"]), float(line[key])) for line in lines if key in line]
-            title = name or STAGE_TITLES[stage]
-            points += [(offset + x, y, title) for x, y in thin(curve)]
+            points += [(offset + x, y, name) for x, y in thin(curve)]
+            colors[name] = color
         offset += 1 + max((int(line["step"]) for line in lines), default=-1)
     if not points:
-        return None
-    if panel.chance:
+        return None, colors
+    if panel.has_chance:
         ends = {min(x for x, _, _ in points), max(x for x, _, _ in points)}
         points += [(x, 0.5, CHANCE) for x in sorted(ends)]
+        colors[CHANCE] = GRAY
     frame = pd.DataFrame(points, columns=["step", "value", "curve"])
-    return frame.astype({"step": float, "value": float, "curve": str})
+    return frame.astype({"step": float, "value": float, "curve": str}), colors
+
+
+def _curves(
+    panel: Panel, stage: str, lines: Sequence[Mapping[str, Any]]
+) -> Mapping[str, tuple[str, str]]:
+    if not isinstance(panel.curves, str):
+        return panel.curves
+    start, star, end = panel.curves.partition("*")
+    if not star:
+        return {STAGE_TITLES[stage]: (panel.curves, _STAGE_COLORS[stage])}
+    keys = [key for line in lines for key in line if key.startswith(start) and key.endswith(end)]
+    names = dict.fromkeys(key.removeprefix(start).removesuffix(end) for key in keys)
+    return {name: (start + name + end, color) for name, color in reward_colors(names).items()}
 
 
 def thin(
     points: Sequence[tuple[float, float]], max_points: int = MAX_POINTS
 ) -> list[tuple[float, float]]:
-    """At most `max_points` of a curve: its ends, and the lowest and highest of each stretch between.
+    """Return at most `max_points` of a curve: its ends, and the extremes of each stretch between.
 
-    A mean or every n-th point would lose the spikes, which are what a person looks for.
+    Means, or every n-th point, would lose the spikes.
     """
     if len(points) <= max_points:
         return list(points)

@@ -1,7 +1,7 @@
-"""What the tab Discriminator shows of a group: its candidates and teacher, and how each token was routed.
+"""The Discriminator tab's content: the completions of a group and how each token was routed.
 
-A group is a mapping as `routing.group_record` writes it; one as it was logged in training lacks the
-teacher's score and all routing.
+A group is a mapping as `routing.group_record` returns it. A group logged in training has no teacher score
+and no routing.
 """
 
 from __future__ import annotations
@@ -17,45 +17,42 @@ import pandas as pd
 from demo.runs import folder, samples
 from demo.runs.folder import STAGE_TITLES
 from demo.screens import html
+from demo.screens.curves import BLUE, GRAY, GREEN, ORANGE, PINK, PURPLE, SKY, YELLOW
 from demo.screens.pictures import picture_file
 
 HEADERS = ["row", "who", "perception", "reasoning", "margin", "advantage", "answer", "caption"]
 STRONGEST, BALANCE = "strongest expert", "perception minus reasoning share"
-EXPERT_COLORS = (
-    "#0072B2", "#56B4E9", "#009E73", "#8A8A8A", "#D55E00", "#E69F00", "#CC79A7", "#AA5593",
-)  # fmt: skip
-NUM_STEPS = 6  # of the alignment stage, beside the last one
+_EXPERT_COLORS = (BLUE, SKY, GREEN, GRAY, ORANGE, YELLOW, PINK, PURPLE)
+NUM_STEPS = 6  # listed of the alignment stage, besides the last one
 MAX_CELL = 80
-NO_GROUP = "No group yet: groups appear with the first step of the alignment stage."
+_GROUPED = (
+    " Routing is grouped: the first half of the experts sees only captions, the second half only think and "
+    "answer."
+)
 
 Group = Mapping[str, Any]
 
 
 def known_groups(path: Path) -> dict[str, Callable[[], Group]]:
-    """Names of the groups in a run folder, and how to get each."""
-    found: dict[str, Callable[[], Group]] = {}
+    """Return the titles of the groups in a run folder, with a function that reads each one."""
+    groups: dict[str, Callable[[], Group]] = {}
     for i, record in enumerate(folder.read_lines(path / "demo" / "groups.jsonl"), 1):
-        name = f"last discriminator · {i} · {record['question']}"
-        found[name] = functools.partial(dict, record)
+        title = f"last discriminator · {i} · {record['question']}"
+        groups[title] = functools.partial(dict, record)
     steps = folder.rollout_steps(path, "align")
     for step in reversed(steps[-1:] + steps[:-1][:: max(1, len(steps) // NUM_STEPS)]):
         prompts = dict.fromkeys(r["prompt_id"] for r in folder.read_rollouts(path, "align", step))
         for i, prompt_id in enumerate(prompts, 1):
-            name = f"as scored at step {step} · prompt {i}"
-            found[name] = functools.partial(_logged_group, path, step, prompt_id)
-    return found
+            title = f"as scored at step {step} · prompt {i}"
+            groups[title] = functools.partial(_logged_group, path, step, prompt_id)
+    return groups
 
 
 def _logged_group(path: Path, step: int, prompt_id: str) -> Group:
-    """A group of the alignment stage as it was logged: no teacher's score, no routing."""
     records = [r for r in folder.read_rollouts(path, "align", step) if r["prompt_id"] == prompt_id]
     students = [
-        {
-            "who": "student",
-            "completion": record["completion"],
-            "finish_reason": record["finish_reason"],
-            "advantage": record["advantage"],
-        }
+        {"who": "student"}
+        | {key: record[key] for key in ("completion", "finish_reason", "advantage")}
         | {name.removesuffix("_score"): value for name, value in record.get("scores", {}).items()}
         for record in records
     ]
@@ -73,120 +70,115 @@ def _logged_group(path: Path, step: int, prompt_id: str) -> Group:
 
 
 def empty_screen() -> tuple[Any, ...]:
-    """The screen where there is no group."""
-    return None, html.note(NO_GROUP), None, "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST
+    """Return the screen without a group."""
+    note = html.note("No group yet: groups appear with the first step of the alignment stage.")
+    return None, note, None, "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST
 
 
 def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
-    """The group itself, where it is from, picture, question, table, bars; row, layer and colours."""
+    """Return the group, its origin, picture, question, table and bars; row, layer and color choices."""
     sample = samples.sample_by_id(path, group["prompt_id"])
-    names = row_names(group["rows"])
-    routed = [record for record in group["rows"] if "routing" in record]
-    num_layers = len(routed[0]["routing"]["perception"]["weights"]) if routed else 1
-    num_experts = len(routed[0]["routing"]["perception"]["weights"][0][0]) if routed else 0
-    colours = [STRONGEST, *([BALANCE] if num_experts > 1 else [])]
-    colours += [f"expert {e}" for e in range(num_experts)]
+    names, rows = row_names(group), group["rows"]
+    weights_LTE = next(
+        (row["routing"]["perception"]["weights"] for row in rows if "routing" in row), [[[]]]
+    )
+    num_layers, num_experts = len(weights_LTE), len(weights_LTE[0][0])
+    color_choices = [STRONGEST, *([BALANCE] if num_experts > 1 else [])]
+    color_choices += [f"expert {e}" for e in range(num_experts)]
     gold = group.get("gold")
     return (
         group,
         html.note(_origin(group)),
         picture_file(sample.pictures[0].open()) if sample and sample.pictures else None,
         f"{group['question']}  (gold: {gold if gold is not None else 'unknown'})",
-        [_cells(name, record) for name, record in zip(names, group["rows"], strict=True)],
-        _advantages(names, group["rows"]),
+        [_cells(name, row) for name, row in zip(names, rows, strict=True)],
+        _advantages(names, rows),
         gr.Dropdown(choices=names, value=names[0]),
         gr.Slider(1, max(2, num_layers), value=num_layers, interactive=num_layers > 1),
-        gr.Dropdown(choices=colours, value=STRONGEST),
+        gr.Dropdown(choices=color_choices, value=STRONGEST),
     )
 
 
 def _origin(group: Group) -> str:
     if "step" in group:
         return (
-            f"Scores as the discriminator gave them at alignment step {group['step']}. The teacher's score "
-            "and the routing are not logged in training: choose a group of the last discriminator, or "
-            "sample this prompt anew."
+            f"Scores of the discriminator at alignment step {group['step']}. The teacher's score and the "
+            "routing are not logged in training: choose a group of the last discriminator, or sample this "
+            "prompt again."
         )
     return (
-        f"Candidates of the {STAGE_TITLES[group['policy']]} policy, scored by the discriminator that "
-        f"the {STAGE_TITLES[group['discriminator']]} stage ended with."
+        f"Completions of the {STAGE_TITLES[group['policy']]} policy, scored by the discriminator at the "
+        f"end of the {STAGE_TITLES[group['discriminator']]} stage."
     )
 
 
-def row_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """T for the teacher, then 1, 2, ... by falling advantage."""
-    number, names = 0, []
-    for record in records:
-        number += record["who"] == "student"
-        names.append("T" if record["who"] == "teacher" else str(number))
-    return names
+def row_names(group: Group) -> list[str]:
+    """Return T for the teacher, and 1, 2, ... in order of decreasing advantage."""
+    first = 0 if group["rows"][0]["who"] == "teacher" else 1
+    return ["T" if i == 0 else str(i) for i in range(first, first + len(group["rows"]))]
 
 
-def _cells(name: str, record: Mapping[str, Any]) -> list[str]:
-    scores = ("perception", "reasoning", "margin", "advantage")
-    caption, answer = html.caption_and_answer(record["completion"], record["finish_reason"])
+def _cells(name: str, row: Mapping[str, Any]) -> list[str]:
+    numbers = ("perception", "reasoning", "margin", "advantage")
+    caption, answer = html.caption_and_answer(row["completion"], row["finish_reason"])
     return [
         name,
-        record["who"],
-        *(html.number(record.get(key)) for key in scores),
+        row["who"],
+        *(html.number(row.get(key)) for key in numbers),
         answer[:MAX_CELL],
         caption.replace("\n", " ")[:MAX_CELL],
     ]
 
 
-def _advantages(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
+def _advantages(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
     points = [
-        (name, record["advantage"], "raised" if record["advantage"] > 0 else "lowered")
-        for name, record in zip(names, records, strict=True)
-        if "advantage" in record
+        (name, row["advantage"], "raised" if row["advantage"] > 0 else "lowered")
+        for name, row in zip(names, rows, strict=True)
+        if "advantage" in row
     ]
     return pd.DataFrame(points, columns=["row", "advantage", "sign"]) if points else None
 
 
 def row_screen(
-    group: Group | None, chosen: str | None, layer: int, colour_by: str
+    group: Group | None, chosen: str | None, layer: float, color_by: str
 ) -> tuple[Any, ...]:
-    """The completion of a row, both parts' tokens coloured by routing, and what the colours mean."""
+    """Return a row's completion, the tokens of both parts colored by routing, and a legend."""
     if not group or not chosen:
         return None, None, None, ""
-    names = row_names(group["rows"])
-    record = group["rows"][names.index(chosen)] if chosen in names else group["rows"][0]
-    return html.part_spans(record["completion"]), *_heat(group, record, layer, colour_by)
+    names = row_names(group)
+    row = group["rows"][names.index(chosen) if chosen in names else 0]
+    return html.part_spans(row["completion"]), *_heat(group, row, int(layer), color_by)
 
 
-def _heat(group: Group, record: Mapping[str, Any], layer: int, colour_by: str) -> tuple[Any, ...]:
-    if "routing" not in record:
-        why = "A malformed candidate is not scored, so nothing was routed."
+def _heat(group: Group, row: Mapping[str, Any], layer: int, color_by: str) -> tuple[Any, ...]:
+    if "routing" not in row:
+        text = "A malformed completion is not scored, so nothing was routed."
         if "step" in group:
-            why = "No routing is logged in training."
-        return None, None, html.note(why)
-    key = {STRONGEST: "strongest", BALANCE: "balance"}.get(colour_by)
-    key = key or colour_by.removeprefix("expert ")
-    layer = min(layer, len(record["routing"]["perception"]["weights"]))
-    texts = [
-        _heat_text(record["routing"][part], layer, key) for part in ("perception", "reasoning")
-    ]
+            text = "No routing is logged in training."
+        return None, None, html.note(text)
+    quantity = {STRONGEST: "strongest", BALANCE: "balance"}.get(color_by)
+    quantity = quantity or color_by.removeprefix("expert ")
+    channels = [row["routing"][name] for name in ("perception", "reasoning")]
+    layer = min(layer, len(channels[0]["weights"]))
     meaning = {
         "strongest": "Each token shows the expert with the largest weight.",
-        "balance": "Orange: more weight on the perception half of the experts; blue: on the "
-        "reasoning half.",
-    }.get(key, f"The stronger the colour, the more weight expert {key} has on this token.")
+        "balance": "Orange: more weight on the perception half of the experts; blue: on the reasoning "
+        "half.",
+    }.get(quantity, f"The stronger the color, the more weight expert {quantity} has on this token.")
     if group.get("routing_mode") == "grouped":
-        meaning += (
-            " Routing is grouped: the first half of the experts sees captions only, the second half think "
-            "and answer only."
-        )
-    number = group["first_layer"] + layer
-    return (*texts, html.note(f"Decoder layer {number}. {meaning} Weights of a token add up to 1."))
+        meaning += _GROUPED
+    text = (
+        f"Decoder layer {group['first_layer'] + layer}. {meaning} The weights of a token sum to 1."
+    )
+    return *(_heat_text(channel, layer, quantity) for channel in channels), html.note(text)
 
 
-def _heat_text(routing: Mapping[str, Any], layer: int, key: str) -> gr.HighlightedText:
-    """Tokens of one part, coloured."""
-    weights_TE = routing["weights"][layer - 1]
-    is_strongest = key == "strongest"
-    colors = {f"E{e}": EXPERT_COLORS[e % len(EXPERT_COLORS)] for e in range(len(weights_TE[0]))}
+def _heat_text(channel: Mapping[str, Any], layer: int, quantity: str) -> gr.HighlightedText:
+    weights_TE = channel["weights"][layer - 1]
+    is_strongest = quantity == "strongest"
+    colors = {f"E{e}": _EXPERT_COLORS[e % len(_EXPERT_COLORS)] for e in range(len(weights_TE[0]))}
     return gr.HighlightedText(
-        value=html.heat_spans(routing["tokens"], weights_TE, key),
+        value=html.heat_spans(channel["tokens"], weights_TE, quantity),
         color_map=colors if is_strongest else html.HEAT_COLORS,
         show_legend=is_strongest,
     )

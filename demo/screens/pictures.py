@@ -1,14 +1,12 @@
-"""Pictures on their way to a page: each is written once, whole, under a name made of its content.
+"""Write each picture of a page once, under a name that is a hash of its content.
 
-Gradio would write a PIL image anew, into the same file, for every visitor who is shown it, and whoever
-is fetching that file meanwhile gets a part of it (the server logs "Too little data for declared
-Content-Length"). The files lie in Gradio's own folder, which drops them with the uploads.
+Gradio would write a PIL image again, to the same file, for every visitor, and whoever is downloading that
+file would get only a part of it. The files are in Gradio's upload folder and are deleted with it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 from pathlib import Path
@@ -20,24 +18,18 @@ LOSSLESS_PIXELS = 2**16  # a strip of digits is shown enlarged: each of its pixe
 
 
 def picture_file(image: Image.Image | None) -> str | None:
-    """The path to give to a component; None for no picture.
-
-    Args:
-        image: RGB.
-    """
+    """Return the path of an RGB image for a component, None for no picture."""
     if image is None:
         return None
     name = hashlib.sha256(image.tobytes() + repr((image.size, image.mode)).encode()).hexdigest()
     path = Path(get_upload_folder()).resolve() / "pictures" / f"{name}.webp"
     if path.is_file():
-        os.utime(path)  # the folder is cleared by age
+        os.utime(path)  # Gradio deletes old files
         return str(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with io.BytesIO() as data:
-        is_small = image.width * image.height <= LOSSLESS_PIXELS
-        image.save(data, "WEBP", lossless=is_small, quality=90)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.getvalue())
+    is_small = image.width * image.height <= LOSSLESS_PIXELS
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".unfinished")
+    with os.fdopen(handle, "wb") as file:
+        image.save(file, "WEBP", lossless=is_small, quality=90)
     os.replace(unfinished, path)
     return str(path)

@@ -1,4 +1,4 @@
-"""Components and event settings that several tabs share, with what Gradio's traps demand of them."""
+"""Components that several tabs share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ import gradio as gr
 
 from demo.screens import html
 
-# An event that answers at once and that nobody waits for.
-QUIET: dict[str, Any] = {
-    "queue": False, "show_progress": "hidden", "api_visibility": "private",
-}  # fmt: skip
 
-
-def completion(label: str, *, elem_id: str, **settings: Any) -> gr.HighlightedText:
-    """A completion in its coloured parts: text of a model goes nowhere but into one of these."""
+def completion(label: str, elem_id: str, **settings: Any) -> gr.HighlightedText:
+    """Return a component for a completion with its parts in color; it escapes the model's text."""
     return gr.HighlightedText(
         label=label,
         color_map=html.PART_COLORS,
-        show_whitespaces=True,
         elem_classes="completion",
         elem_id=elem_id,
         **settings,
@@ -28,30 +22,47 @@ def completion(label: str, *, elem_id: str, **settings: Any) -> gr.HighlightedTe
 
 
 def bars(
-    title: str, *, x: str, y: str, color: str, colors: Mapping[str, str], **settings: Any
+    title: str, elem_id: str, *, x: str, y: str, color: str, height: int, **settings: Any
 ) -> gr.BarPlot:
-    """A bar plot without bars yet: an empty frame would break it for good."""
+    """Return a bar plot without data: an empty frame would break it for good."""
     return gr.BarPlot(
-        None,
-        x=x,
-        y=y,
-        color=color,
-        title=title,
-        color_title=" ",
-        color_map=dict(colors),
-        show_label=False,
-        buttons=[],
-        **settings,
+        x=x, y=y, color=color, title=title, height=height, color_title=" ", show_label=False,
+        buttons=[], elem_id=elem_id, **settings,
+    )  # fmt: skip
+
+
+def table(elem_id: str, **settings: Any) -> gr.Dataframe:
+    """Return a read-only table; on a narrow screen a hint above it says that it scrolls."""
+    gr.HTML('<p class="plot-help">The table scrolls sideways.</p>', elem_classes="narrow-hint")
+    return gr.Dataframe(
+        interactive=False, show_label=False, buttons=[], elem_id=elem_id, **settings
     )
 
 
-def figures(elem_id: str) -> gr.HTML:
-    """Where `view.figures` are shown; their explanations may reach beyond its edge."""
-    return gr.HTML(elem_id=elem_id, elem_classes="figures-host")
+def picture(label: str, elem_id: str, height: int) -> gr.Image:
+    """Return a picture that is only shown."""
+    return gr.Image(label=label, height=height, interactive=False, buttons=[], elem_id=elem_id)
 
 
-def sideways() -> gr.HTML:
-    """Above a wide table: says on a narrow screen that there is more of it."""
-    return gr.HTML(
-        '<p class="plot-help">The table scrolls sideways.</p>', elem_classes="narrow-hint"
-    )
+def gallery(label: str, elem_id: str, **settings: Any) -> gr.Gallery:
+    """Return a gallery whose pictures can be selected but not enlarged."""
+    return gr.Gallery(
+        label=label, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
+        elem_id=elem_id, elem_classes="strips", **settings,
+    )  # fmt: skip
+
+
+def figures(elem_id: str | None = None, items: Mapping[str, str] | None = None) -> gr.HTML:
+    """Return a component for `html.figures`, whose explanations may extend beyond its edge."""
+    value = html.figures((name, "", text) for name, text in (items or {}).items())
+    return gr.HTML(value, elem_id=elem_id, elem_classes="figures-host")
+
+
+def picked_number(event: gr.SelectData) -> int:
+    """Return the number, from 1, of the picture that was selected in a gallery."""
+    return event.index + 1
+
+
+def picked_row(event: gr.SelectData) -> int:
+    """Return the index of the row that was selected in a table."""
+    return event.index[0]

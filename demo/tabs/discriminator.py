@@ -1,4 +1,4 @@
-"""Tab Discriminator: a group and its teacher, scored; per token, which experts judged it."""
+"""Tab Discriminator: the scores of a group and its teacher, and the experts of each token."""
 
 from __future__ import annotations
 
@@ -9,183 +9,146 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from demo.models.routing import MAX_GROUP_SIZE
+from demo.models import MAX_GROUP_SIZE
 from demo.runs import samples
-from demo.runs.folder import POLICY_STAGES, STAGE_TITLES
-from demo.screens import curves, groups, html, widgets
+from demo.runs.folder import STAGE_TITLES
+from demo.screens import curves, groups, widgets
 from demo.screens.groups import STRONGEST
-from demo.screens.widgets import QUIET
-from demo.site import Site, in_words
+from demo.site import Header, Site, connect, errors_on_page
+from prism_lite.types import EVALUATED_STAGES
 
-HELP = {
-    "perception": "Logit of the caption given the picture: higher looks more like a teacher's.",
-    "reasoning": "Logit of think and answer: higher looks more like a teacher's.",
-    "margin": "Teacher's score minus this row's, mean of both channels; below 0 it is fooled.",
-    "advantage": "What the policy learns from: the scores against their group, mean 0; malformed "
-    "rows lose.",
+_COLUMN_HELP = {
+    "perception": "Logit of the caption given the picture: higher is more like a teacher's.",
+    "reasoning": "Logit of think and answer: higher is more like a teacher's.",
+    "margin": "The teacher's score minus this row's, mean of both; below 0 the row fools it.",
+    "advantage": "What the policy learns from: the scores relative to the group, mean 0; malformed "
+    "rows are penalized.",
 }
-
-COLUMNS = '<p class="plot-help">What the columns mean: point at a word, or reach it with Tab.</p>'
 
 
 @dataclass(frozen=True)
 class GroupForm:
-    """Which group is shown, and how a new one is sampled."""
+    """The choice of a group, and how to sample a new one."""
 
     choice: gr.Dropdown
     policy: gr.Dropdown
     size: gr.Slider
     seed: gr.Number
-    fresh: gr.Button
+    sample: gr.Button
 
 
-@dataclass(frozen=True)
-class RowForm:
-    """Which row is shown, and by what its tokens are coloured."""
-
-    row: gr.Dropdown
-    layer: gr.Slider
-    colour: gr.Dropdown
-
-
-def build(site: Site, opened: Dependency, run: gr.Dropdown) -> None:
-    """Lay out the tab and wire it."""
-    held = gr.State(None)  # the group on this visitor's screen
+def build(site: Site, header: Header) -> None:
+    """Lay out the tab and connect its events."""
+    current = gr.State(None)  # the group on this visitor's screen
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
-            form, source = _group_form()
+            form, origin = _group_form()
         with gr.Column(scale=2, min_width=240):
-            picture = gr.Image(
-                label="Picture", height=130, interactive=False, buttons=[], elem_id="group-picture"
-            )
-            asked = gr.Textbox(label="Question and gold answer", interactive=False)
-    gr.HTML(COLUMNS)
-    gr.HTML(
-        html.figures((name, "", text) for name, text in HELP.items()), elem_classes="figures-host"
-    )
-    widgets.sideways()
-    table = gr.Dataframe(
-        headers=groups.HEADERS, interactive=False, show_label=False, elem_id="candidates",
-        buttons=[], max_height=460,
-    )  # fmt: skip
+            picture = widgets.picture("Picture", "group-picture", height=130)
+            question = gr.Textbox(label="Question and gold answer", interactive=False)
+    gr.HTML('<p class="plot-help">Meaning of the columns: point at a name, or press Tab.</p>')
+    widgets.figures(items=_COLUMN_HELP)
+    table = widgets.table("candidates", headers=groups.HEADERS, max_height=460)
     plot = widgets.bars(
-        "Advantage by row", x="row", y="advantage", color="sign", height=220,
-        colors={"raised": curves.BLUE, "lowered": curves.ORANGE}, elem_id="advantage-bars",
+        "Advantage by row", "advantage-bars", x="row", y="advantage", color="sign", height=220,
+        color_map={"raised": curves.BLUE, "lowered": curves.ORANGE},
     )  # fmt: skip
-    chosen = _row_form()
-    shown = [widgets.completion("Completion", elem_id="row-text"), *_heat_maps()]
-    screen = [held, source, picture, asked, table, plot, chosen.row, chosen.layer, chosen.colour]
-    grouped = _wire_group(site, opened, run, form, screen)
-    _wire_row(grouped, held, table, chosen, shown)
+    with gr.Row():
+        row = gr.Dropdown(label="Row (or click it in the table)", elem_id="row", min_width=140)
+        layer = gr.Slider(1, 2, value=1, step=1, label="Adapted layer", elem_id="layer")
+        color_by = gr.Dropdown([STRONGEST], value=STRONGEST, label="Color by", elem_id="color-by")
+    row_form = [row, layer, color_by]
+    row_screen = [widgets.completion("Completion", "row-text"), *_heat_maps()]
+    group_screen = [current, origin, picture, question, table, plot, *row_form]
+    events = _connect_group(site, header, form, group_screen)
+    _connect_row(events, current, table, row_form, row_screen)
 
 
 def _group_form() -> tuple[GroupForm, gr.HTML]:
     choice = gr.Dropdown(label="Group", elem_id="group")
-    source = gr.HTML(elem_id="group-note")
+    origin = gr.HTML(elem_id="group-note")
     with gr.Row():
-        policy = gr.Dropdown(
-            [STAGE_TITLES[s] for s in POLICY_STAGES], value=STAGE_TITLES["align"],
-            label="Policy", min_width=110,
-        )  # fmt: skip
-        size = gr.Slider(2, MAX_GROUP_SIZE, value=8, step=1, label="Candidates", min_width=110)
+        policies = [(STAGE_TITLES[stage], stage) for stage in EVALUATED_STAGES]
+        policy = gr.Dropdown(policies, value="align", label="Policy", min_width=110)
+        size = gr.Slider(2, MAX_GROUP_SIZE, value=8, step=1, label="Group size", min_width=110)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
-    fresh = gr.Button("Sample and score this prompt anew", elem_id="new-group")
-    return GroupForm(choice, policy, size, seed, fresh), source
-
-
-def _row_form() -> RowForm:
-    with gr.Row():
-        row = gr.Dropdown(label="Row (or click it in the table)", elem_id="row", min_width=140)
-        layer = gr.Slider(1, 2, value=1, step=1, label="Adapted layer", elem_id="layer")
-        colour = gr.Dropdown([STRONGEST], value=STRONGEST, label="Colour by", elem_id="colour-by")
-    return RowForm(row, layer, colour)
+    sample = gr.Button("Sample and score this prompt again", elem_id="new-group")
+    return GroupForm(choice, policy, size, seed, sample), origin
 
 
 def _heat_maps() -> list[gr.Component]:
-    """The tokens of both parts, and what their colours mean."""
-    found: list[gr.Component] = []
+    """Return the tokens of both parts and the note that explains their colors."""
     with gr.Row():
-        for name in ("perception", "reasoning"):
-            found.append(
-                gr.HighlightedText(
-                    label=f"Routing of the {name} part, token by token",
-                    elem_id=f"heat-{name}",
-                    elem_classes="heat",
-                    show_whitespaces=True,
-                    min_width=280,
-                    buttons=[],
-                )
+        maps = [
+            gr.HighlightedText(
+                label=f"Routing of the {channel} part, token by token", min_width=280,
+                elem_id=f"heat-{channel}", elem_classes="heat",
             )
-    return [*found, gr.HTML(elem_id="heat-note")]
+            for channel in ("perception", "reasoning")
+        ]  # fmt: skip
+    return [*maps, gr.HTML(elem_id="heat-note")]
 
 
-def _wire_group(
-    site: Site, opened: Dependency, run: gr.Dropdown, form: GroupForm, screen: list[Any]
+def _connect_group(
+    site: Site, header: Header, form: GroupForm, screen: list[Any]
 ) -> list[Dependency]:
-    """A recorded or logged group is chosen, a new one is sampled: the events that bring a group."""
+    """Show a recorded or logged group, or sample one; return the events that show a group."""
 
     def list_groups(run_id: str) -> gr.Dropdown:
-        names = list(groups.known_groups(site.path(run_id)))
-        return gr.Dropdown(choices=names, value=names[0] if names else None)
+        titles = list(groups.known_groups(site.path(run_id)))
+        return gr.Dropdown(choices=titles, value=titles[0] if titles else None)
 
-    def show_group(run_id: str, name: str | None) -> tuple[Any, ...]:
+    def show_group(run_id: str, title: str | None) -> tuple[Any, ...]:
         path = site.path(run_id)
-        known = groups.known_groups(path)
-        return groups.group_screen(path, known[name]()) if name in known else groups.empty_screen()
+        read_group = groups.known_groups(path).get(title or "")
+        return groups.group_screen(path, read_group()) if read_group else groups.empty_screen()
 
+    @errors_on_page()
     def sample_group(
-        run_id: str, current: Mapping[str, Any] | None, stage: str, size: float, seed: float
+        run_id: str, group: Mapping[str, Any] | None, stage: str, size: float, seed: float
     ) -> tuple[Any, ...]:
         path = site.path(run_id)
-        model = site.model_of(path)
-        chosen = next((s for s in POLICY_STAGES if STAGE_TITLES[s] == stage), "")
-        if chosen not in model.stages:
-            raise ValueError(f"stage {stage} is not trained yet in this run.")
-        sample = samples.sample_by_id(path, current["prompt_id"]) if current else None
+        model = site.load_model(path)
+        if stage not in model.stages:
+            raise ValueError(f"the {STAGE_TITLES[stage]} stage of this run is not trained yet.")
+        sample = samples.sample_by_id(path, group["prompt_id"]) if group else None
         if sample is None or not sample.teacher:
             raise ValueError("choose a group whose prompt has a teacher completion first.")
         with site.models.lock:
-            record = model.group(sample, chosen, group_size=int(size), seed=int(seed))
+            record = model.group(sample, stage, group_size=int(size), seed=int(seed))
         return groups.group_screen(path, record)
 
-    for event in (opened.then, run.change):
-        event(in_words(list_groups), [run], [form.choice], **QUIET)
-    picked = form.choice.change(in_words(show_group), [run, form.choice], screen, **QUIET)
-    sampled = form.fresh.click(
-        in_words(sample_group),
-        [run, screen[0], form.policy, form.size, form.seed],
+    header.on_run(list_groups, [form.choice])
+    shown = connect(form.choice.change, show_group, [header.run_choice, form.choice], screen)
+    sampled = form.sample.click(
+        sample_group,
+        [header.run_choice, screen[0], form.policy, form.size, form.seed],
         screen,
         concurrency_id="model",
         concurrency_limit=1,
         show_progress_on=[screen[4]],
         api_visibility="private",
     )
-    return [picked, sampled]
+    return [shown, sampled]
 
 
-def _wire_row(
-    grouped: list[Dependency],
-    held: gr.State,
+def _connect_row(
+    events: list[Dependency],
+    current: gr.State,
     table: gr.Dataframe,
-    chosen: RowForm,
-    shown: list[Any],
+    form: list[Any],
+    screen: list[Any],
 ) -> None:
-    """A row is chosen by name or by a click.
+    """Show the chosen row, after a new group is shown and when the visitor chooses another.
 
-    It is drawn after the group is, and on what a person does: `change` events would fire for each field
-    that a new group fills, and the last answer to come, of whichever, would stay.
+    `change` events would also fire for each field that a new group fills, and the last of their answers
+    to arrive would stay.
     """
 
     def pick(event: gr.SelectData, group: Mapping[str, Any] | None) -> str | None:
-        return groups.row_names(group["rows"])[event.index[0]] if group else None
+        return groups.row_names(group)[event.index[0]] if group else None
 
-    def show_row(
-        group: Mapping[str, Any] | None, row: str | None, layer: float, colour_by: str
-    ) -> tuple[Any, ...]:
-        return groups.row_screen(group, row, int(layer), colour_by)
-
-    clicked = table.select(in_words(pick), [held], [chosen.row], **QUIET)
-    inputs = [chosen.row, chosen.layer, chosen.colour]
-    events = [*(event.then for event in (*grouped, clicked)), *(field.input for field in inputs)]
-    for event in events:
-        event(in_words(show_row), [held, *inputs], shown, **QUIET)
+    clicked = connect(table.select, pick, [current], [form[0]])
+    listeners = [event.then for event in (*events, clicked)] + [field.input for field in form]
+    for listener in listeners:
+        connect(listener, groups.row_screen, [current, *form], screen)

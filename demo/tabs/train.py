@@ -1,211 +1,280 @@
-"""Tab Train: start a run, watch it, hold it, go on. The page only reads and writes the run folder."""
+"""Tab Train: start, watch, pause and resume a run. The page only reads and writes the run folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
-from demo.runs import command, folder
-from demo.runs.folder import SAMPLE_ID
-from demo.screens import curves, html, training, widgets
-from demo.screens.widgets import QUIET
-from demo.site import Site, in_words
+from demo.runs import folder, samples, trainer
+from demo.runs.folder import SAMPLE_ID, STAGE_TITLES
+from demo.screens import curves, html, widgets
+from demo.screens.pictures import picture_file
+from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.recipe import recipe_names
 
+_STALE_S = 60.0
+NUM_PROMPTS = 3  # whose newest rollouts are shown
+MAX_CELL = 300
+# Name, metric, format, explanation.
+FIGURES = (
+    ("step time", "step_time", "{:.1f} s", "Duration of the last optimizer step, with sampling."),
+    ("loss", "loss", "{:.3f}", "Loss of the last step; in alignment and RLVR it says little."),
+    (
+        "pair accuracy, perception", "disc/pair_accuracy_perception", "{:.2f}",
+        "Share of pairs in which the teacher's caption scores higher; at 0.5 the discriminator is fooled.",
+    ),
+    (
+        "pair accuracy, reasoning", "disc/pair_accuracy_reasoning", "{:.2f}",
+        "Share of pairs in which the teacher's reasoning scores higher; at 0.5 it is fooled.",
+    ),
+    ("reward", "reward", "{:.3f}", "Mean weighted reward of the last step's rollouts."),
+    (
+        "ratio clipped", "clip_ratio/region_mean", "{:.3f}",
+        "Share of tokens whose probability ratio was clipped in the last update.",
+    ),
+    ("malformed", "malformed_rate", "{:.1%}", "Share of rollouts without the three parts in order."),
+    ("generated", "gen_tokens_per_s", "{:.0f} tokens/s", "Sampling speed over all rollouts."),
+    ("trained", "train_tokens_per_s", "{:.0f} tokens/s", "Tokens through forward and backward."),
+    ("peak memory", "mem/peak_gib", "{:.2f} GiB", "Peak of this stage; on a CPU, of the process."),
+)  # fmt: skip
+_STATES = {
+    "recorded": "A recorded run that ships with the demo: real results, no weights. "
+    "Start a run of your own below.",
+    "finished": "Finished: every stage is trained and evaluated.",
+    "training": "Training as a separate process: closing this page, or the demo, does not stop it.",
+    "paused": "Paused: it keeps its memory. Resume continues the training.",
+    "stopped": "Not running and not finished. Resume continues from its last checkpoint.",
+    "elsewhere": "Another program is writing to this run (its last step is less than a minute old).",
+}
+_TONES = {"training": "good", "stopped": "warn", "paused": "warn"}
 
-@dataclass(frozen=True)
-class NewRun:
-    """The form for a new run."""
 
-    name: gr.Textbox
-    recipe: gr.Dropdown
-    knobs: list[gr.Number]
-    command: gr.Textbox
-    start: gr.Button
-
-    @property
-    def inputs(self) -> list[Any]:
-        return [self.name, self.recipe, *self.knobs]
-
-
-def build(site: Site, opened: Dependency, run: gr.Dropdown, tick: gr.Timer) -> None:
-    """Lay out the tab and wire it."""
-    steps = gr.HTML(elem_id="stepper")
+def build(site: Site, header: Header) -> None:
+    """Lay out the tab and connect its events."""
+    stepper = gr.HTML(elem_id="stepper")
     status = gr.HTML(elem_id="train-status")
     with gr.Row():
-        buttons = {
-            "pause": gr.Button("Pause", elem_id="pause", min_width=100),
-            "resume": gr.Button("Resume", elem_id="resume", min_width=100),
-            "stop": gr.Button("Stop and save", elem_id="stop", min_width=130),
-        }
-    new_run = _new_run()
-    numbers = widgets.figures("train-figures")
-    outputs = [steps, status, numbers, *_plots(), *_rollouts(), _log()]
-    _wire_watching(site, opened, run, tick, outputs)
-    _wire_steering(site, run, buttons)
-    _wire_starting(site, opened, run, tick, new_run, status)
-
-
-def _new_run() -> NewRun:
+        for title, action in (
+            ("Pause", site.trainer.pause),
+            ("Resume", site.trainer.resume),
+            ("Stop and save", site.trainer.stop),
+        ):
+            button = gr.Button(title, elem_id=title.split()[0].lower(), min_width=100)
+            connect(button.click, _control(site, action), [header.run_choice], None)
     with gr.Accordion("Start a new run", open=False, elem_id="new-run"):
-        with gr.Row():
-            name = gr.Textbox(
-                label="Run name", placeholder="first-try", max_length=40, elem_id="run-name"
-            )
-            recipe = gr.Dropdown(recipe_names(), value="tiny", label="Preset", elem_id="recipe")
-        with gr.Row():
-            knobs = [
-                gr.Number(
-                    None,
-                    label=title,
-                    info=text,
-                    precision=0,
-                    minimum=0,
-                    min_width=130,
-                    placeholder="preset",
-                    elem_id=f"knob-{key.replace('.', '-')}",
-                )
-                for key, title, text in command.KNOBS
-            ]
-        line = gr.Textbox(
-            label="The same on a command line",
-            interactive=False,
-            buttons=["copy"],
-            elem_id="command",
+        _new_run(site, header, status)
+    figures = widgets.figures("train-figures")
+    outputs = [stepper, status, figures, *_plots(), *_rollouts()]
+    outputs.append(
+        gr.Textbox(
+            label="Output of the training", lines=8, max_lines=8, interactive=False,
+            autoscroll=False, elem_id="log", buttons=["copy"],
         )
-        start = gr.Button("Start training", variant="primary", elem_id="start")
-    return NewRun(name, recipe, knobs, line, start)
+    )  # fmt: skip
+    _connect_watching(site, header, outputs)
+
+
+def _control(site: Site, action: Callable[[str], str]) -> Callable[[str], None]:
+    def handler(run_id: str) -> None:
+        if run_id == SAMPLE_ID:
+            raise ValueError("this is a recording: choose or start a run of your own.")
+        if action == site.trainer.resume:
+            site.models.free_gpu()
+        gr.Info(action(run_id))
+
+    return handler
+
+
+def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
+    """Lay out the form for a new run; it shows the command, starts it, and follows the new run."""
+    with gr.Row():
+        name = gr.Textbox(
+            label="Run name", placeholder="first-try", max_length=40, elem_id="run-name"
+        )
+        recipe = gr.Dropdown(recipe_names(), value="tiny", label="Recipe", elem_id="recipe")
+    with gr.Row():
+        numbers = [
+            gr.Number(
+                value, label=title, info=text, precision=0, minimum=0, min_width=130,
+                elem_id=f"setting-{key.replace('.', '-')}",
+            )
+            for (key, title, text), value in zip(
+                trainer.FORM_SETTINGS, trainer.form_values("tiny"), strict=True
+            )
+        ]  # fmt: skip
+    command = gr.Textbox(
+        label="The same as a command", interactive=False, buttons=["copy"], elem_id="command"
+    )
+    start = gr.Button("Start training", variant="primary", elem_id="start")
+    expected = gr.State(None)  # id of a run that was started and has no folder yet
+
+    def show_command(run_id: str, recipe: str, *values: float | None) -> str:
+        return trainer.command_line(run_id, recipe, values)
+
+    @errors_on_page()
+    def begin(run_id: str, recipe: str, *values: float | None) -> tuple[str, str]:
+        run_id = (run_id or "").strip()
+        if run_id in folder.run_ids(site.home):
+            raise ValueError(
+                f"run {run_id!r} exists: continue it with Resume, or choose another name."
+            )
+        trainer.require_embedded_data(recipe)
+        site.models.free_gpu()
+        process = site.trainer.start(run_id, trainer.training_arguments(recipe, values))
+        gr.Info(f"{run_id} starts (process {process.pid}).")
+        text = f"{run_id} prepares its base model, then trains. This page switches to it soon."
+        return html.note(text), run_id
+
+    def follow(run_id: str | None) -> tuple[Any, Any]:
+        known = folder.run_ids(site.home)
+        if run_id is None or run_id not in known:
+            return gr.skip(), gr.skip()
+        return gr.Dropdown(choices=known, value=run_id), None
+
+    inputs = [name, recipe, *numbers]
+    filled = connect(recipe.change, trainer.form_values, [recipe], numbers)
+    events = (header.opened.then, name.change, filled.then, *(field.change for field in numbers))
+    for event in events:
+        connect(event, show_command, inputs, [command])
+    start.click(begin, inputs, [status, expected], queue=False, api_name="start")
+    connect(header.tick.tick, follow, [expected], [header.run_choice, expected])
 
 
 def _plots() -> list[gr.Component]:
-    """A plot per panel, two side by side, each with its sentence."""
+    """Return a plot per panel, two side by side, each with its explanation."""
     plots: list[gr.Component] = []
-    for pair in (curves.PANELS[i : i + 2] for i in range(0, len(curves.PANELS), 2)):
+    for first in range(0, len(curves.PANELS), 2):
         with gr.Row():
-            for panel in pair:
+            for panel in curves.PANELS[first : first + 2]:
                 with gr.Column(min_width=300, elem_classes="plot"):
-                    plots.append(_plot(panel))
+                    plot = gr.LinePlot(  # without data: an empty frame would break it for good
+                        x="step", y="value", color="curve", title=panel.title, y_title=" ",
+                        color_title=" ", show_label=False, height=230, tooltip="all",
+                        buttons=["fullscreen"], elem_id=f"plot-{panel.id}",
+                    )  # fmt: skip
+                    plots.append(plot)
                     gr.HTML(f'<p class="plot-help">{panel.help}</p>')
     return plots
 
 
-def _plot(panel: curves.Panel) -> gr.LinePlot:
-    return gr.LinePlot(
-        None,  # an empty frame would break the plot for good
-        x="step",
-        y="value",
-        color="curve",
-        title=panel.title,
-        x_title="step",
-        y_title=" ",
-        color_title=" ",
-        color_map=dict(panel.colors),
-        show_label=False,
-        height=230,
-        tooltip="all",
-        buttons=["fullscreen"],
-        elem_id=f"plot-{panel.id}",
-    )
-
-
 def _rollouts() -> list[gr.Component]:
-    latest = gr.HTML(elem_id="rollouts-note")
+    note = gr.HTML(elem_id="rollouts-note")
     with gr.Row():
-        pictures = gr.Gallery(
-            label="Pictures of these rollouts", columns=1, height=330,
-            elem_id="rollout-pictures", object_fit="contain", allow_preview=False,
-            min_width=260, buttons=[], interactive=False,
-        )  # fmt: skip
+        pictures = widgets.gallery(
+            "Pictures of these rollouts", "rollout-pictures", columns=1, height=330, min_width=260
+        )
         table = gr.Dataframe(
             headers=["no.", "completion", "advantage", "finish"], interactive=False, wrap=True,
             show_label=False, elem_id="rollouts", min_width=320, max_height=330, buttons=[],
             column_widths=["12%", "47%", "24%", "17%"],
         )  # fmt: skip
-    return [latest, pictures, table]
+    return [note, pictures, table]
 
 
-def _log() -> gr.Textbox:
-    return gr.Textbox(
-        label="What the training printed", lines=8, max_lines=8, interactive=False,
-        autoscroll=False, elem_id="log", buttons=["copy"],
-    )  # fmt: skip
+def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
+    """Read the run folder on every tick; send only what has changed."""
+    shown_state = gr.State(None)  # of what this visitor's page shows
+
+    def refresh(run_id: str, shown: Any) -> tuple[Any, ...]:
+        path, process = site.path(run_id), site.trainer.current()
+        output = site.trainer.log_tail(run_id)
+        signature = folder.signature(path)
+        state = (signature, process, len(output), _is_stale(path))
+        if state == shown:
+            return tuple(gr.skip() for _ in [shown_state, *outputs])
+        same_curves = shown is not None and shown[0] == signature
+        return state, *_screen(path, run_id, process, output, same_curves=same_curves)
+
+    header.on_run(lambda run_id: refresh(run_id, None), [shown_state, *outputs])
+    connect(header.tick.tick, refresh, [header.run_choice, shown_state], [shown_state, *outputs])
 
 
-def _wire_watching(
-    site: Site, opened: Dependency, run: gr.Dropdown, tick: gr.Timer, outputs: list[Any]
-) -> None:
-    """On every tick the disk is asked; what has not changed is not sent."""
-    before = gr.State(None)  # what this visitor's page shows already
-
-    def refresh(run_id: str, seen: Any) -> tuple[Any, ...]:
-        path, job = site.path(run_id), site.jobs.current()
-        printed = site.jobs.log_tail(run_id)
-        now = training.seen(path, job, printed)
-        if now == seen:
-            return tuple(gr.skip() for _ in [before, *outputs])
-        same_curves = seen is not None and seen[0] == now[0]
-        return now, *training.screen(path, run_id, job, printed, same_curves=same_curves)
-
-    for event in (opened.then, run.change):
-        event(in_words(lambda run_id: refresh(run_id, None)), [run], [before, *outputs], **QUIET)
-    tick.tick(in_words(refresh), [run, before], [before, *outputs], **QUIET)
-
-
-def _wire_steering(site: Site, run: gr.Dropdown, buttons: dict[str, gr.Button]) -> None:
-    def act(verb: str) -> Any:
-        def handler(run_id: str) -> None:
-            if run_id == SAMPLE_ID:
-                raise ValueError("this is a recording: choose or start a run of your own.")
-            if verb == "resume":
-                site.models.leave_gpu()
-            gr.Info(getattr(site.jobs, verb)(run_id))
-
-        return in_words(handler)
-
-    for verb, button in buttons.items():
-        button.click(act(verb), [run], None, queue=False, api_visibility="private")
-
-
-def _wire_starting(
-    site: Site,
-    opened: Dependency,
-    run: gr.Dropdown,
-    tick: gr.Timer,
-    new_run: NewRun,
-    status: gr.HTML,
-) -> None:
-    """The form shows its command, starts it, and the page turns to the new run once it is there."""
-    awaited = gr.State(None)
-
-    def show_command(run_name: str, preset: str, *values: float | None) -> str:
-        return command.command_line(run_name, preset, values)
-
-    def begin(run_name: str, preset: str, *values: float | None) -> tuple[str, str]:
-        run_name = (run_name or "").strip()
-        if run_name in folder.run_ids(site.home):
-            raise ValueError(
-                f"run {run_name!r} exists: Resume goes on with it, another name starts a new one."
-            )
-        command.demand_startable(preset)
-        site.models.leave_gpu()
-        job = site.jobs.start(run_name, command.arguments(preset, values))
-        gr.Info(f"{run_name} starts (process {job.pid}).")
-        text = f"{run_name} is starting: base model first, then the stages. This page turns to it."
-        return html.note(text), run_name
-
-    def follow(awaited_run: str | None) -> tuple[Any, Any]:
-        known = folder.run_ids(site.home)
-        if awaited_run is None or awaited_run not in known:
-            return gr.skip(), gr.skip()
-        return gr.Dropdown(choices=known, value=awaited_run), None
-
-    shown = in_words(show_command)
-    for event in (opened.then, *(component.change for component in new_run.inputs)):
-        event(shown, new_run.inputs, [new_run.command], **QUIET)
-    new_run.start.click(
-        in_words(begin), new_run.inputs, [status, awaited], queue=False, api_name="start"
+def _screen(
+    path: Path,
+    run_id: str,
+    process: trainer.TrainingProcess | None,
+    output: str,
+    *,
+    same_curves: bool,
+) -> tuple[Any, ...]:
+    """Return stepper, note, numbers, a plot per panel, rollouts (3 values) and the training's output."""
+    is_training = process is not None and process.run_id == run_id
+    stages = folder.progress(path)
+    state = _state(path, is_training)
+    active = next((s.stage for s in stages if not s.is_done), None)
+    metrics = folder.read_metrics(path)
+    text = _STATES[state]
+    if process is not None and not is_training:
+        text = f"{process.run_id!r} is training now; this is {run_id!r}. {text}"
+    plots: list[Any] = [gr.skip()] * len(curves.PANELS)
+    if not same_curves:
+        frames = [curves.panel_plot(panel, metrics) for panel in curves.PANELS]
+        plots = [gr.LinePlot(value=frame, color_map=colors) for frame, colors in frames]
+    return (
+        html.stepper(stages, active, state),
+        html.note(text, tone=_TONES.get(state, "plain")),
+        _figures(metrics),
+        *plots,
+        *_newest_rollouts(path),
+        output or "No output here: this run was not started from this page.",
     )
-    tick.tick(follow, [awaited], [run, awaited], **QUIET)
+
+
+def _state(path: Path, is_training: bool) -> str:
+    if path == folder.SAMPLE_RUN:
+        return "recorded"
+    if is_training:
+        return "paused" if folder.control_command(path) == "pause" else "training"
+    if folder.is_finished(path):
+        return "finished"
+    return "stopped" if _is_stale(path) else "elsewhere"
+
+
+def _is_stale(path: Path) -> bool:
+    """Return whether nothing was logged for a while."""
+    file = path / "metrics.jsonl"
+    return not file.exists() or time.time() - file.stat().st_mtime > _STALE_S
+
+
+def _figures(metrics: Sequence[Mapping[str, Any]]) -> str:
+    if not metrics:
+        return html.note("No step yet: the numbers appear with the first one.")
+    last = metrics[-1]
+    step = f"{STAGE_TITLES[last['stage']]} {last['step'] + 1}"
+    items = [
+        (name, pattern.format(last[key]), text)
+        for name, key, pattern, text in FIGURES
+        if key in last
+    ]
+    return html.figures([("stage and step", step, "The last optimizer step logged."), *items])
+
+
+def _newest_rollouts(path: Path) -> tuple[Any, ...]:
+    """Return a note, pictures, and the best and the worst completion of a few prompts."""
+    saved = {stage: folder.rollout_steps(path, stage) for stage in ("rlvr", "align")}
+    stage = next((stage for stage, steps in saved.items() if steps), None)
+    if stage is None:
+        return html.note("No rollouts yet: they come with alignment and RLVR."), None, None
+    step = saved[stage][-1]
+    by_prompt: dict[str, list[Mapping[str, Any]]] = {}
+    for record in folder.read_rollouts(path, stage, step):
+        by_prompt.setdefault(record["prompt_id"], []).append(record)
+    pictures, table = [], []
+    for number, (prompt_id, group) in enumerate(list(by_prompt.items())[:NUM_PROMPTS], 1):
+        sample = samples.sample_by_id(path, prompt_id)
+        if sample is not None and sample.pictures:
+            file = picture_file(sample.pictures[0].open())
+            pictures.append((file, f"{number} · {sample.question}"))
+        for select in (max, min):
+            record = select(group, key=lambda record: record["advantage"])
+            cells = [record["completion"][:MAX_CELL], html.number(record["advantage"])]
+            table.append([str(number), *cells, record["finish_reason"]])
+    text = (
+        f"Newest rollouts: {STAGE_TITLES[stage]} step {step + 1}; for each prompt the completions with the "
+        "highest and the lowest advantage."
+    )
+    return html.note(text), pictures, table

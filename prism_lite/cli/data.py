@@ -3,84 +3,67 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from prism_lite.types import STAGES
 
 if TYPE_CHECKING:
     from prism_lite.data.checks.check import Report
-    from prism_lite.data.checks.rules import CheckRules
 
-EXIT_CLEAN, EXIT_DEFECTS = 0, 2
+_NUM_SHOWN = 5  # messages per kind
 
 
-def _data_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    import yaml
-
-    from prism_lite.data.checks.rules import CheckRules
-
-    if overrides:
-        raise ValueError(f"data check takes no settings, got {overrides[0]!r}.")
-    columns = yaml.safe_load(arguments.columns) if arguments.columns else None
-    if columns is not None and not isinstance(columns, dict):
-        raise ValueError(f"--columns {arguments.columns!r}: expected '{{ours: theirs, ...}}'.")
-    return main_check(
-        arguments.path,
-        columns=columns,
-        fix=arguments.fix,
-        eval_path=arguments.eval,
-        rules=CheckRules(stage=arguments.stage),
-        image_root=arguments.image_root,
+def add_command(commands: Any) -> None:
+    """Add `data check` to the command line's subparsers."""
+    data = commands.add_parser("data", help="data check PATH: every defect, before training")
+    command = data.add_subparsers(required=True, metavar="check").add_parser("check")
+    command.add_argument("path", help="file, folder or hub id")
+    command.add_argument("--fix", metavar="OUT", help="write the clean rows here")
+    command.add_argument("--eval", metavar="FILE", help="also look for overlap with this file")
+    command.add_argument("--stage", choices=(*STAGES, "eval"))
+    command.add_argument(
+        "--columns", metavar="MAP", help="'{prompt: question, images: image, answer: answer}'"
     )
+    command.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
+    command.set_defaults(handler=_check, takes_settings=False)
 
 
-def main_check(
-    path: str | Path,
-    *,
-    fix: str | Path | None = None,
-    eval_path: str | Path | None = None,
-    rules: CheckRules | None = None,
-    columns: Mapping[str, str] | None = None,
-    image_root: str | None = None,
-    limit: int | None = None,
-    num_shown: int = 5,
-) -> int:
-    """Print the report of a check, write the clean rows if asked to, and return the exit code.
-
-    Args:
-        path: the file to check.
-        fix: where the clean rows go (see `doctor_fix.write_fixed`); None writes nothing.
-        eval_path, rules, columns, image_root, limit: as for `check`.
-        num_shown: messages shown per kind.
+def _check(arguments: argparse.Namespace, _overrides: list[str]) -> int:
+    """Print the report of a check and write the clean rows if asked to.
 
     Returns:
-        0 where every row is clean, 2 where not, also when `fix` wrote the clean ones.
+        0 where every row is clean, 2 where not, also when `--fix` wrote the clean ones.
 
     Raises:
-        ValueError: `fix`, the evaluation file or the column map cannot be used.
+        ValueError: `--fix`, the evaluation file or the column map cannot be used.
     """
-    from prism_lite.data.checks.check import check, overlap_keys
+    import yaml
+
+    from prism_lite.data.checks.check import check, prompt_keys
     from prism_lite.data.checks.fix import write_fixed
     from prism_lite.data.checks.rules import CheckRules
     from prism_lite.data.formats.load import load_samples
 
-    report = check(
-        path, rules=rules, columns=columns, image_root=image_root, eval_path=eval_path, limit=limit
-    )
-    print_report(report, num_shown=num_shown)
-    if fix is not None and report.num_rows:
-        overlap = overlap_keys(eval_path, image_root=image_root) if eval_path else frozenset()
-        opened = load_samples(path, columns=columns, image_root=image_root, limit=limit)
-        fixed = write_fixed(opened, fix, rules=rules or CheckRules(), overlap=overlap)
+    columns = yaml.safe_load(arguments.columns) if arguments.columns else None
+    if columns is not None and not isinstance(columns, dict):
+        raise ValueError(f"--columns {arguments.columns!r}: expected '{{ours: theirs, ...}}'.")
+    path, rules = arguments.path, CheckRules(stage=arguments.stage)
+    options = {"columns": columns, "image_root": arguments.image_root}
+    report = check(path, rules=rules, eval_path=arguments.eval, **options)
+    _print_report(report)
+    if arguments.fix is not None and report.num_rows:
+        overlap = prompt_keys(arguments.eval, image_root=arguments.image_root)
+        opened = load_samples(path, **options)
+        fixed = write_fixed(opened, arguments.fix, rules=rules, overlap=overlap)
         print(f"{fixed.num_clean} clean rows: {fixed.clean}")
         print(f"{fixed.num_rejected} rejected rows with reasons: {fixed.rejects}")
         if fixed.note:
             print(fixed.note)
-    return EXIT_CLEAN if report.ok else EXIT_DEFECTS
+    return 0 if report.ok else 2
 
 
-def print_report(report: Report, *, num_shown: int = 5) -> None:
-    """The report for a person: format, one sample, counts by kind, the first rows of each kind."""
+def _print_report(report: Report) -> None:
+    """Print format, first sample, counts by kind, and the first messages of each kind."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -94,8 +77,9 @@ def print_report(report: Report, *, num_shown: int = 5) -> None:
         return
     table = Table("kind", "rows", "first messages")
     for kind, count in sorted(report.counts.items(), key=lambda item: -item[1]):
-        shown = [finding.message for finding in report.findings if finding.kind == kind][:num_shown]
-        if count > len(shown):
-            shown.append(f"... and {count - len(shown)} more")
-        table.add_row(kind, str(count), Text("\n".join(shown)))
+        messages = [finding.message for finding in report.findings if finding.kind == kind]
+        lines = messages[:_NUM_SHOWN]
+        if count > len(lines):
+            lines.append(f"... and {count - len(lines)} more")
+        table.add_row(kind, str(count), Text("\n".join(lines)))
     console.print(table)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 import prism_lite
 
 
-def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from pathlib import Path
+def add_command(commands: Any) -> None:
+    """Add `demo` to the command line's subparsers."""
+    command = commands.add_parser("demo", help="look at runs, train and ask models in a browser")
+    command.add_argument(
+        "--run", metavar="DIR", help="default: the newest of runs/, or a recorded one"
+    )
+    command.add_argument("--share", action="store_true", help="public link with a password")
+    command.add_argument(
+        "--port", type=int, metavar="N", help="default: the first free one from 7860"
+    )
+    command.set_defaults(handler=_demo, takes_settings=False)
 
-    if overrides:
-        raise ValueError(
-            f"demo takes no settings, got {overrides[0]!r}: they are those of the run."
-        )
+
+def _demo(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     repository = Path(prism_lite.__file__).parent.parent
     if not (repository / "demo" / "app.py").is_file():
         raise ValueError(

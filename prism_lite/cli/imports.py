@@ -1,20 +1,32 @@
-"""Keep libraries from talking over the program: call it before torch is imported."""
+"""What must be done before torch and transformers are imported."""
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prism_lite.config import ModelConfig
+
+
+def prepare_imports(model: ModelConfig) -> None:
+    """Import Unsloth if it will load the model, as it must be imported first; silence the libraries."""
+    from prism_lite.models.load_unsloth import import_first
+
+    import_first(model)
+    quiet_libraries()
+
 
 def quiet_libraries() -> None:
-    """Before torch is imported: our own progress and warnings are enough. Downloads keep their bars."""
-    import logging
-    import os
-    import warnings
-
+    """Switch off the warnings and progress bars of libraries, except those of downloads."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # bitsandbytes suggests an optional package at import; NF4 on the CPU works without it
+    # bitsandbytes recommends an optional package when imported; NF4 on the CPU works without it
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    enable_progress_bars()  # the line above switches off those of the hub too
+    enable_progress_bars()  # the line above also disables those of the hub

@@ -1,16 +1,25 @@
-"""`prism-lite plan`: will a recipe fit a card? Arguments here, the work in `prism_lite/planner/`."""
+"""`prism-lite plan`: will a recipe fit a card? Arguments and output; the work is done in planner/."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from prism_lite.cli.imports import quiet_libraries
 
-NOTHING_HELPS = (
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from prism_lite.planner.plan import Plan
+    from prism_lite.planner.search import LargestValue, Moved
+    from prism_lite.planner.simulate_phase import Simulated
+
+_BAR_CELLS = 40
+_WORK_NAMES = {"train": "training", "judge": "discriminator", "sample": "sampling"}
+_NOTHING_HELPS = (
     "Lowering model.max_pack_tokens and sampling.max_rows to a quarter is not enough, or leaves a pack too "
     "small for a prompt with one completion: lower sampling.max_completion_tokens and "
     "discriminator.max_part_tokens, or take a smaller model."
@@ -41,10 +50,10 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="also search the largest group size, pack and picture that fit (three to five minutes)",
     )
-    command.set_defaults(handler=run_plan)
+    command.set_defaults(handler=_run_plan)
 
 
-def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plan and print.
 
     Returns:
@@ -60,54 +69,124 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_libraries()
 
     from rich.console import Console
-    from rich.progress import track
 
-    from prism_lite.planner import offload, report, search
+    from prism_lite.planner import search
     from prism_lite.planner.plan import card_for, plan
 
     if arguments.find and card_for(config, card_gib) is None:
         raise ValueError("--find needs a card: give --card GIB.")
-    console = Console(stderr=arguments.json)
-
-    def each(items: Sequence[Any], doing: str) -> Iterable[Any]:
-        return track(items, description=doing, console=console, transient=True)
-
-    planned = plan(config, card_gib=card_gib, each=each)
+    planned = plan(config, card_gib=card_gib)
     if arguments.json:
-        found = search.find_largest(config, planned, each=each) if arguments.find else None
-        print(json.dumps(_for_programs(planned, found), indent=1))
+        figures = planned.to_json()
+        if arguments.find:
+            largest = search.find_largest(config, planned)
+            figures["found"] = [dataclasses.asdict(value) for value in largest]
+        print(json.dumps(figures, indent=1))
         return 0
-    report.print_plan(planned, console)
+    console = Console()
+    console.print(_plan_table(planned))
+    for stage, highest in planned.stages.items():
+        work = _WORK_NAMES[highest.phase.work]
+        console.print(f"\n{stage}: {work}, the highest moment")
+        console.print("\n".join(_bar_lines(highest, planned)), markup=False, highlight=False)
+    console.print(f"\n{_verdict(planned)}")
     if not planned.fits:
-        moved = offload.what_to_move(config, planned, each=each)
-        report.print_moved(moved, console)
-        lowered = search.what_to_lower(config, planned, each=each)
-        title = "lowering one of these is enough"
-        if not lowered:
-            lowered = search.what_to_lower_together(config, planned, each=each)
-            title = "no setting is enough alone; these together are"
-        if lowered:
-            report.print_found(lowered, console, title)
-        else:
-            console.print(NOTHING_HELPS)
+        console.print(_moved_table(search.what_to_move(config, planned)))
+        title, lowered = search.what_to_lower(config, planned)
+        console.print(_largest_table(lowered, title) if lowered else _NOTHING_HELPS)
     if arguments.find:
-        found = search.find_largest(config, planned, each=each)
-        report.print_found(found, console, "one setting changed, the rest as they are")
+        largest = search.find_largest(config, planned)
+        console.print(_largest_table(largest, "one setting changed, the rest as they are"))
     return 0
 
 
-def _card_gib(given: str | None) -> float | None:
-    if given is None:
+def _card_gib(text: str | None) -> float | None:
+    if text is None:
         return None
     try:
-        gib = float(given)
+        gib = float(text)
     except ValueError:
         gib = 0.0
     if not 1 <= gib <= 1024:
-        raise ValueError(f"--card {given}: expected a card's memory in GiB, 1 to 1024 (T4: 15).")
+        raise ValueError(f"--card {text}: expected a card's memory in GiB, 1 to 1024 (T4: 15).")
     return gib
 
 
-def _for_programs(planned: Any, found: list[Any] | None) -> dict[str, Any]:
-    figures = planned.to_json()
-    return figures if found is None else figures | {"found": list(map(dataclasses.asdict, found))}
+def _plan_table(plan: Plan) -> Table:
+    card = f"{plan.card.gib:g} GiB card" if plan.card else "CPU"
+    columns = ["stage", "peak GiB"]
+    columns += ["of the card", "s per step, at least"] if plan.card else []
+    columns += ["highest in"]
+    title = f"{plan.recipe}: {plan.model} on a {card} (predicted, not measured)"
+    rows = []
+    for stage, highest in plan.stages.items():
+        cells = [stage, f"{highest.peak_gib:.2f}"]
+        if plan.card:
+            share = highest.peak_gib / plan.card.gib
+            cells += [f"{share:.0%}", f"{plan.seconds_per_step(stage):.1f}"]
+        rows.append([*cells, _WORK_NAMES[highest.phase.work]])
+    return _table(title, columns, rows)
+
+
+def _bar_lines(highest: Simulated, plan: Plan) -> list[str]:
+    """Return a line per category that is not empty: name, bar, GiB; a full bar is the card, or the peak."""
+    full_gib = plan.card.gib if plan.card else highest.peak_gib
+    lines = []
+    for name, gib in highest.by_category.items():
+        if gib > 0:
+            cells = round(_BAR_CELLS * gib / full_gib)
+            lines.append(f"  {name:12}{'#' * cells:{_BAR_CELLS}} {gib:7.3f}")
+    if highest.off_card_gib:
+        lines.append(f"  and {highest.off_card_gib:.2f} GiB wait in the CPU's memory")
+    return lines
+
+
+def _verdict(plan: Plan) -> str:
+    """Whether it fits, in a sentence."""
+    if plan.card is None or plan.room_gib is None:
+        return f"Peak of tensors {plan.peak_gib:.2f} GiB, beside Python and its libraries."
+    share = f"{plan.peak_gib:.2f} of {plan.card.gib:g} GiB"
+    spare = f"{1 - plan.room_gib / plan.card.gib:.0%} to spare"
+    if plan.fits:
+        return f"[green]Fits[/]: {share}, at least {spare}."
+    return f"[red]Does not fit[/]: {share}; {plan.room_gib:.2f} GiB leave {spare} for CUDA."
+
+
+def _largest_table(results: Sequence[LargestValue], title: str) -> Table:
+    """Return settings with their present and their largest values."""
+    rows = []
+    for result in results:
+        largest = "none" if result.largest is None else str(result.largest)
+        if result.largest is not None and result.next_larger is None:
+            largest += ", none larger tried"
+        peak = "" if result.peak_gib is None else f"{result.peak_gib:.2f}"
+        rows.append([result.setting, str(result.now), largest, peak])
+    return _table(title, ["setting", "now", "largest that fits", "peak GiB"], rows)
+
+
+def _moved_table(results: Sequence[Moved]) -> Table:
+    """Return settings that move memory to the CPU, with what each saves."""
+    rows = [
+        [
+            result.settings,
+            f"{result.saved_gib:.2f}",
+            f"{result.peak_gib:.2f}",
+            "[green]fits[/]" if result.fits else "does not fit",
+        ]
+        for result in results
+    ]
+    title = "kept in the CPU's memory or computed again: less on the card, more time"
+    return _table(title, ["setting", "saves GiB", "peak GiB", ""], rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Format a table whose columns of numbers are aligned to the right."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in columns:
+        is_text = name in ("stage", "highest in", "setting", "")
+        table.add_column(name, justify="left" if is_text else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,37 +1,36 @@
-"""The commands that use a finished run: eval, export, chat. Heavy imports wait until they are needed."""
+"""The commands on a finished run: eval, export, chat."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prism_lite.cli.imports import quiet_libraries
+from prism_lite.cli.imports import prepare_imports
+from prism_lite.types import EVALUATED_STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-STAGES = ("base", "sft", "align", "rlvr")
 
-
-def add_commands(commands: Any) -> None:
-    """Add the three commands to the parser's subcommands."""
+def add_command(commands: Any) -> None:
+    """Add the three commands to the command line's subparsers."""
     evaluate = commands.add_parser(
         "eval",
         help="figures of a finished stage, on any data file",
         description="Answers held-out questions with the policy of a finished stage, checks the answers "
         "and prints accuracy with intervals. Writes nothing into the run folder.",
     )
-    _run_and_stage(evaluate)
-    evaluate.add_argument("--data", metavar="FILE", help="rows to evaluate on (default: held-out)")
-    evaluate.add_argument("--columns", metavar="MAP", help="'{prompt: question, answer: answer}'")
-    evaluate.add_argument("--model", metavar="DIR|ID", help="judge this checkpoint, not a stage")
-    evaluate.add_argument("--json", metavar="FILE", help="write the figures here")
-    evaluate.add_argument("--show", type=int, default=0, metavar="N", help="print N completions")
-    evaluate.set_defaults(handler=_eval)
+    _add_run_and_stage(evaluate)
+    option = evaluate.add_argument
+    option("--data", metavar="FILE", help="rows to evaluate on (default: held-out)")
+    option("--columns", metavar="MAP", help="'{prompt: question, answer: answer}'")
+    option("--model", metavar="DIR|ID", help="evaluate this checkpoint instead of a stage")
+    option("--json", metavar="FILE", help="write the figures here")
+    option("--show", type=int, default=0, metavar="N", help="print N completions")
+    evaluate.set_defaults(handler=_eval, takes_settings=False)
 
     export = commands.add_parser(
         "export",
@@ -41,38 +40,37 @@ def add_commands(commands: Any) -> None:
         "16-bit base on the CPU: 4 GiB for 2B, 8.3 for 4B, 16.3 for 8B. --discriminator writes the "
         "discriminator as a reward function.",
     )
-    _run_and_stage(export, stages=(*STAGES, "warmup"))
+    _add_run_and_stage(export, stages=(*EVALUATED_STAGES, "warmup"))
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--merge", action="store_true", help="the policy, merged into full weights")
     what.add_argument("--discriminator", action="store_true", help="a reward function for TRL")
-    export.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    export.add_argument(
+    option = export.add_argument
+    option("--out", required=True, metavar="DIR", help="a new folder")
+    option(
         "--weights",
         choices=("original", "dequantised"),
-        help="merge into the base as published (default), or into what its NF4 weights stand for, on "
+        help="merge into the base as published (default), or into the values of its NF4 weights, with "
         "which the adapter was trained",
     )
-    export.add_argument(
+    option(
         "--bound",
         type=float,
         metavar="NATS",
-        help="refuse a merge whose log-probs are further than this from the trained policy's, a mean over "
+        help="refuse a merge whose log-probs differ more than this from the trained policy's, a mean over "
         "tokens; default: 0.1",
     )
-    export.add_argument(
+    option(
         "--gguf",
         choices=("f16", "bf16", "q8_0"),
-        help="convert the merge with llama.cpp too; where its converter is not found, print the commands",
+        help="print the llama.cpp commands that convert the merge to this type",
     )
-    export.add_argument(
+    option(
         "--push",
         metavar="REPO",
         help="upload to this hub repository (user/name), private; log in with `hf auth login`",
     )
-    export.add_argument(
-        "--public", action="store_true", help="with --push: a new repository is public"
-    )
-    export.set_defaults(handler=_export)
+    option("--public", action="store_true", help="with --push: a new repository is public")
+    export.set_defaults(handler=_export, takes_settings=False)
 
     chat = commands.add_parser(
         "chat",
@@ -80,35 +78,43 @@ def add_commands(commands: Any) -> None:
         description="Prints the answer as it is generated.",
         epilog='Example: prism-lite chat --run runs/geo triangle.png "How large is angle A?"',
     )
-    _run_and_stage(chat)
-    chat.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files")
-    chat.add_argument("question", help="the question, in quotes")
-    chat.add_argument(
+    _add_run_and_stage(chat)
+    option = chat.add_argument
+    option("pictures", nargs="*", metavar="PICTURE", help="picture files")
+    option("question", help="the question, in quotes")
+    option(
         "--temperature",
         type=float,
         default=0.0,
         metavar="T",
-        help="0 (default) takes the most likely token each time, 1 draws as in training",
+        help="0 (default) takes the most likely token each time, 1 samples as in training",
     )
-    chat.add_argument(
-        "--max-tokens", type=int, metavar="N", help="longest answer; default: the run's limit"
-    )
-    chat.set_defaults(handler=_chat)
+    option("--max-tokens", type=int, metavar="N", help="longest answer; default: the run's limit")
+    chat.set_defaults(handler=_chat, takes_settings=False)
 
 
-def _run_and_stage(command: argparse.ArgumentParser, stages: tuple[str, ...] = STAGES) -> None:
+def _add_run_and_stage(
+    command: argparse.ArgumentParser, stages: tuple[str, ...] = EVALUATED_STAGES
+) -> None:
     command.add_argument(
         "--run", required=True, metavar="DIR", help="a run folder, like runs/t4-2b"
     )
     command.add_argument("--stage", choices=stages, help="default: the last finished one")
 
 
-def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _prepare(run_folder: str) -> None:
+    from prism_lite.recipe import read_run
+
+    prepare_imports(read_run(run_folder).model)
+
+
+def _eval(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     import yaml
 
-    _refuse_settings("eval", overrides)
     _prepare(arguments.run)
     from rich.console import Console
+
+    from prism_lite.files import write_json
 
     columns = yaml.safe_load(arguments.columns) if arguments.columns else None
     figures = evaluate_run(
@@ -121,12 +127,11 @@ def _eval(arguments: argparse.Namespace, overrides: list[str]) -> int:
         console=Console(),
     )
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(arguments.json), figures)
     return 0
 
 
-def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    _refuse_settings("export", overrides)
+def _export(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     if arguments.discriminator:
         for name in ("gguf", "bound", "weights"):
             if getattr(arguments, name) is not None:
@@ -148,18 +153,15 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> int:
         )
         print(f"exported: {arguments.out}")
     if arguments.gguf:
-        by_hand = hub.write_gguf(arguments.out, arguments.gguf)
-        if by_hand:
-            print("llama.cpp is not here. Put its folder into LLAMA_CPP and export again, or run:")
-            print("\n".join(by_hand))
+        print("To convert it, clone https://github.com/ggml-org/llama.cpp and run:")
+        print("\n".join(hub.gguf_commands(arguments.out, arguments.gguf)))
     if arguments.push:
         address = hub.push_folder(arguments.out, arguments.push, private=not arguments.public)
         print(f"pushed: {address}")
     return 0
 
 
-def _chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    _refuse_settings("chat", overrides)
+def _chat(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     if arguments.temperature < 0:
         raise ValueError(f"--temperature {arguments.temperature:g}: expected 0 or more.")
     if arguments.max_tokens is not None and arguments.max_tokens < 1:
@@ -167,7 +169,7 @@ def _chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if Path(arguments.question).is_file():
         raise ValueError(
             f"{arguments.question} is a file, and the last argument is the question: put it, in quotes, "
-            "behind the pictures."
+            "after the pictures."
         )
     _prepare(arguments.run)
     from prism_lite.deploy.chat import chat
@@ -183,22 +185,8 @@ def _chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _refuse_settings(command: str, overrides: list[str]) -> None:
-    if overrides:
-        raise ValueError(f"{command} takes no settings, got {overrides[0]!r}: they are the run's.")
-
-
-def _prepare(run: str) -> None:
-    """What has to come before transformers is imported."""
-    from prism_lite.models.load_unsloth import import_first
-    from prism_lite.recipe import read_run
-
-    import_first(read_run(run).model)
-    quiet_libraries()
-
-
 def evaluate_run(
-    path: str | Path,
+    run_folder: str | Path,
     stage: str | None = None,
     *,
     model: str | None = None,
@@ -207,20 +195,20 @@ def evaluate_run(
     num_shown: int = 0,
     console: Console,
 ) -> dict[str, Any]:
-    """Evaluate a stage of a run, or another checkpoint, and print its figures; writes nothing.
+    """Evaluate a stage of a run, or another checkpoint, and print its figures; write nothing.
 
     Args:
         stage: default: the last finished one.
         model: a merged export or hub id to evaluate under the run's settings instead of a stage.
         data: rows to evaluate on instead of the run's held-out ones: any known format.
         columns: our field name -> the file's column, for formats that are not known.
-        num_shown: how many greedy completions to print beside their questions.
+        num_shown: number of greedy completions to print with their questions.
 
     Returns:
         The figures of `evaluate`, and n, the number of prompts.
 
     Raises:
-        ValueError: no such run, stage, checkpoint or file.
+        ValueError: the run, stage, checkpoint or file does not exist.
     """
     from prism_lite.deploy.load import heldout_task, last_stage, load_checkpoint, load_stage
     from prism_lite.recipe import read_run
@@ -229,29 +217,32 @@ def evaluate_run(
     from prism_lite.stages.evaluate import evaluate, evaluated_samples
     from prism_lite.stages.preflight import read_prompts
 
-    config = read_run(path)
+    config = read_run(run_folder)
     task = heldout_task(config, data, columns, console=console)
     if not task.heldout:
-        raise ValueError(f"--run {path} has no held-out rows: give --data FILE.")
-    stage = stage or (last_stage(path) if model is None else "model")
-    backbone = load_stage(path, config, stage) if model is None else load_checkpoint(config, model)
+        raise ValueError(f"--run {run_folder} has no held-out rows: give --data FILE.")
+    if model is None:
+        stage = stage or last_stage(run_folder)
+        backbone = load_stage(run_folder, config, stage)
+    else:
+        backbone = load_checkpoint(config, model)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, task, console)
     if not task.heldout:
         raise ValueError(f"no row is left to evaluate: {task.skipped[0].message}")
-    if data is not None:  # all of what was asked for
+    if data is not None:  # the user named the rows: evaluate all of them
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num_prompts=0))
     figures = evaluate(backbone, task, config) | {"n": len(evaluated_samples(task, config))}
-    console.print(f"{stage_line(stage, figures)}, {figures['n']} prompts", highlight=False)
-    shown = sample_groups(
+    line = stage_line(stage or "model", figures)
+    console.print(f"{line}, {figures['n']} prompts", highlight=False)
+    groups = sample_groups(
         backbone,
         task.heldout[:num_shown],
         group_size=1,
         sampling=dataclasses.replace(config.sampling, temperature=0.0),
-        system_prompt=task.system_prompt,
         seed=("show",),
     )
-    for group in shown:
+    for group in groups:
         console.print(f"\n{group.sample.question} gold: {group.sample.answer}", markup=False)
         console.print(group.rollouts[0].text, markup=False)
     return figures

@@ -13,32 +13,27 @@ from rich.console import Console
 
 from prism_lite import parts
 from prism_lite.config import DataConfig, RunConfig
-from prism_lite.data.checks.rules import Stage
-from prism_lite.data.stage_rows import (
-    SkippedRow,
-    StoredFile,
-    describe_skipped,
-    needed_by,
-    read_file,
-    rows_for,
-)
+from prism_lite.data.checks.rules import DataStage
+from prism_lite.data.formats.base import Finding
+from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, read_file, rows_for
 from prism_lite.digits import lessons, wording
 from prism_lite.digits import task as digits
-from prism_lite.digits.wording import Verdict
+from prism_lite.digits.wording import PartVerdicts
 from prism_lite.parts import Parts
 from prism_lite.types import ProbePair, Sample
+
+_SAMPLE_FIELDS = ("sft", "warmup", "align", "rlvr", "heldout")  # of TaskData, beside the probe
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What the stages read.
+    """The samples that the stages read.
 
     Attributes:
         sft, align, rlvr: rows with a demonstration, a teacher completion, an answer.
         heldout: evaluation rows; empty where none were given.
         probe: held-out pairs for the grounding probe.
-        system_prompt: in front of every prompt without one of its own.
-        verify: judges caption, think and answer apart, where the task can; else None.
+        verify: judges caption, think and answer separately, where the task can; else None.
         warmup: rows with a recorded student beside the teacher; empty where none were given.
         skipped: rows that were left out.
     """
@@ -48,31 +43,33 @@ class TaskData:
     rlvr: tuple[Sample, ...]
     heldout: tuple[Sample, ...]
     probe: tuple[ProbePair, ...]
-    system_prompt: str
-    verify: Callable[[Sample, Parts], Verdict] | None
+    verify: Callable[[Sample, Parts], PartVerdicts] | None
     warmup: tuple[Sample, ...] = ()
-    skipped: tuple[SkippedRow, ...] = ()
+    skipped: tuple[Finding, ...] = ()
 
 
 def load_task(
     config: RunConfig, *, console: Console | None = None, stamps: Path | None = None
 ) -> TaskData:
-    """Draw or read the samples of a run; each file is read once, whatever stages need it.
+    """Draw or read the samples of a run; a file that several stages need is read once.
 
     Args:
-        console: is told of slow files and of rows that were left out.
-        stamps: see `row_files.read_file`.
+        config: the run's settings.
+        console: shows the progress and the rows that were left out.
+        stamps: see `stage_rows.read_file`.
 
     Raises:
         ValueError: a file is missing, empty or holds a broken row; names file and row.
     """
     if config.data.task == "digits":
-        return _digits(config)
-    return _files(config, console=console, stamps=stamps)
+        task = _digits(config)
+    else:
+        task = _files(config, console=console, stamps=stamps)
+    return _with_system_prompt(task, system_prompt_of(config))
 
 
 def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskData:
-    """The task with its held-out rows alone: no other file is read.
+    """Load the task with its held-out rows alone: no other file is read.
 
     Raises:
         ValueError: as `load_task`.
@@ -82,71 +79,65 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
     else:
         rows, verify = _Rows(config.data, console), None
         heldout, skipped = rows.of("heldout", "eval"), rows.skipped()
-    return TaskData(
-        sft=(),
-        align=(),
-        rlvr=(),
-        heldout=heldout,
-        probe=(),
-        system_prompt=system_prompt_of(config),
-        verify=verify,
-        skipped=skipped,
+    task = TaskData(
+        sft=(), align=(), rlvr=(), heldout=heldout, probe=(), verify=verify, skipped=skipped
     )
+    return _with_system_prompt(task, system_prompt_of(config))
 
 
 def system_prompt_of(config: RunConfig) -> str:
-    """What stands in front of every prompt without a system turn of its own; reads no file."""
+    """Return the system turn of every prompt without one of its own; read no file."""
     default = lessons.INSTRUCTION if config.data.task == "digits" else parts.SYSTEM_PROMPT
     return default if config.data.system_prompt is None else config.data.system_prompt
 
 
+def _with_system_prompt(task: TaskData, text: str) -> TaskData:
+    """Give every sample without a system turn of its own this one."""
+    # By identity: a row that several stages read stays one object.
+    prompted = {id(sample): sample.with_system_prompt(text) for sample in all_samples(task)}
+    samples = {
+        name: tuple(prompted[id(sample)] for sample in getattr(task, name))
+        for name in _SAMPLE_FIELDS
+    }
+    probe = (dataclasses.replace(pair, sample=prompted[id(pair.sample)]) for pair in task.probe)
+    return dataclasses.replace(task, **samples, probe=tuple(probe))
+
+
 def all_samples(task: TaskData) -> Iterator[Sample]:
-    """Every sample of a task; one that several stages read comes several times."""
-    yield from (*task.sft, *task.warmup, *task.align, *task.rlvr, *task.heldout)
+    """Yield every sample of a task; one that several stages read comes several times."""
+    yield from (sample for name in _SAMPLE_FIELDS for sample in getattr(task, name))
     yield from (pair.sample for pair in task.probe)
 
 
 def without_samples(task: TaskData, bad: Collection[str]) -> TaskData:
-    """The task without the samples of these keys."""
-
-    def is_good(sample: Sample) -> bool:
-        return sample.key not in bad
-
-    return dataclasses.replace(
-        task,
-        sft=tuple(filter(is_good, task.sft)),
-        align=tuple(filter(is_good, task.align)),
-        rlvr=tuple(filter(is_good, task.rlvr)),
-        heldout=tuple(filter(is_good, task.heldout)),
-        probe=tuple(pair for pair in task.probe if is_good(pair.sample)),
-        warmup=tuple(filter(is_good, task.warmup)),
-    )
+    """Return the task without the samples of these keys."""
+    samples = {
+        name: tuple(sample for sample in getattr(task, name) if sample.key not in bad)
+        for name in _SAMPLE_FIELDS
+    }
+    probe = tuple(pair for pair in task.probe if pair.sample.key not in bad)
+    return dataclasses.replace(task, **samples, probe=probe)
 
 
 def _digits(config: RunConfig) -> TaskData:
     data = config.data
-    sft, align, rlvr = (
-        tuple(digits.make_samples(data.digits, split="train", num=num, seed=name))
-        for name, num in (
-            ("sft", data.num_sft),
-            ("align", data.num_align),
-            ("rlvr", data.num_rlvr),
-        )
-    )
+    train = {
+        name: tuple(digits.make_samples(data.digits, split="train", num=num, seed=name))
+        for name, num in (("sft", data.num_sft), ("align", data.num_align), ("rlvr", data.num_rlvr))
+    }
     rng = Random("probe")
     probe = []
     for sample in digits.make_samples(
         data.digits, split="heldout", num=config.warmup.num_probe, seed="probe"
     ):
-        clean = digits.clean_teacher(sample, data.digits, rng)
+        clean = digits.clean_teacher(sample, rng)
         probe.append(ProbePair(sample, clean, digits.corrupt(sample, clean, rng)))
     return TaskData(
-        sft=sft,
-        align=align,
-        rlvr=rlvr,
+        sft=train["sft"],
+        align=train["align"],
+        rlvr=train["rlvr"],
         heldout=_digits_heldout(config),
         probe=tuple(probe),
-        system_prompt=system_prompt_of(config),
         verify=_verify_digits,
     )
 
@@ -158,12 +149,12 @@ def _digits_heldout(config: RunConfig) -> tuple[Sample, ...]:
     )
 
 
-def _verify_digits(sample: Sample, found: Parts) -> Verdict:
-    return wording.verify(sample.facts, found)
+def _verify_digits(sample: Sample, completion: Parts) -> PartVerdicts:
+    return wording.verify(sample.facts, completion)
 
 
 def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -> TaskData:
-    """Rows from files or hub ids; a row that cannot be used is an error that names it."""
+    """Read the samples of a run from files or hub ids."""
     data = config.data
     if data.train is None:
         raise ValueError("data.train is not set: name the file (or hub id) with the training rows.")
@@ -171,17 +162,17 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
     sft = rows.of("train", "sft") if config.sft.steps else ()
     warmup = rows.of("warmup", "warmup")
     align = rows.of("align", "align")
-    rlvr = rows.of("rlvr", "rlvr")
+    reads_answers = {"accuracy", "ocr", "boxes", "judge"} & config.rlvr.rewards.keys()
+    rlvr = rows.of("rlvr", "rlvr", needed="answer" if reads_answers else "turns")
     heldout = rows.of("heldout", "eval")
     num_probe = min(config.warmup.num_probe, len(align) // 10)
-    align, judged = align[: len(align) - num_probe], align[len(align) - num_probe :]
+    num_align = len(align) - num_probe
     return TaskData(
         sft=sft,
-        align=align,
+        align=align[:num_align],
         rlvr=rlvr,
         heldout=heldout,
-        probe=_mismatched_probe(judged),
-        system_prompt=system_prompt_of(config),
+        probe=_mismatched_probe(align[num_align:]),
         verify=None,
         warmup=warmup,
         skipped=rows.skipped(),
@@ -189,46 +180,52 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
 
 
 class _Rows:
-    """The rows of each setting of `data`; a file that several of them name is read once."""
+    """Rows of the settings of `data`; a file that several of them name is read once."""
 
     def __init__(
         self, data: DataConfig, console: Console | None = None, stamps: Path | None = None
     ) -> None:
         self._data, self._console, self._stamps = data, console, stamps
         self._stored: dict[str, StoredFile] = {}
-        self._skipped: dict[SkippedRow, None] = {}
+        self._skipped: dict[Finding, None] = {}
 
     def of(
-        self, setting: Literal["train", "warmup", "align", "rlvr", "heldout"], stage: Stage
+        self,
+        setting: Literal["train", "warmup", "align", "rlvr", "heldout"],
+        stage: DataStage,
+        *,
+        needed: str | None = None,
     ) -> tuple[Sample, ...]:
-        """The rows for a stage of `data.<setting>`; of `data.train` where align or rlvr have none.
+        """Return a stage's rows of `data.<setting>`; of `data.train` where align or rlvr is not set.
+
+        Args:
+            needed: the field that a row must have; default: what the stage needs.
 
         Raises:
             ValueError: a row is bad, where that is an error; or the file holds none for the stage.
         """
-        own = getattr(self._data, setting)
-        path = own or (self._data.train if setting in ("align", "rlvr") else None)
+        data, console = self._data, self._console
+        set_path = getattr(data, setting)
+        path = set_path or (data.train if setting in ("align", "rlvr") else None)
         if path is None:
             return ()
         if path not in self._stored:
-            self._stored[path] = read_file(
-                self._data, path, console=self._console, stamps=self._stamps
-            )
-        samples, skipped = rows_for(self._data, self._stored[path], stage)
-        fresh = [row for row in skipped if row not in self._skipped]
-        self._skipped |= dict.fromkeys(fresh)
-        if fresh and self._console:
-            self._console.print(f"{path}: {describe_skipped(fresh)}", markup=False, highlight=False)
-        if not samples and own is not None:
+            self._stored[path] = read_file(data, path, console=console, stamps=self._stamps)
+        samples, skipped = rows_for(data, self._stored[path], stage, needed=needed)
+        new = [row for row in skipped if row not in self._skipped]
+        self._skipped |= dict.fromkeys(new)
+        if new and console:
+            console.print(f"{path}: {describe_skipped(new)}", markup=False, highlight=False)
+        if not samples and set_path is not None:
             raise ValueError(_no_rows(self._stored[path], stage, skipped))
         return samples
 
-    def skipped(self) -> tuple[SkippedRow, ...]:
-        """Rows left out so far, each once."""
+    def skipped(self) -> tuple[Finding, ...]:
+        """Return the rows left out so far, each once."""
         return tuple(self._skipped)
 
 
-def _no_rows(stored: StoredFile, stage: Stage, skipped: Sequence[SkippedRow]) -> str:
+def _no_rows(stored: StoredFile, stage: DataStage, skipped: Sequence[Finding]) -> str:
     left_out = f" {len(skipped)} rows were skipped: {skipped[0].message}" if skipped else ""
     return (
         f"{stored.path}: no row has a {needed_by(stage)}, which stage {stage} needs.{left_out} "
@@ -238,12 +235,12 @@ def _no_rows(stored: StoredFile, stage: Stage, skipped: Sequence[SkippedRow]) ->
 
 
 def _mismatched_probe(samples: Sequence[Sample]) -> tuple[ProbePair, ...]:
-    """Teacher parts against those of the next row: content wrong for the picture, form the same."""
-    found = [(sample, parts.parse(sample.teacher or "")) for sample in samples]
-    good = [(sample, teacher) for sample, teacher in found if isinstance(teacher, Parts)]
-    others = good[1:] + good[:1]
+    """Pair a row's teacher parts with the next row's: wrong for its picture, of the same form."""
+    parsed = [(sample, parts.parse(sample.teacher or "")) for sample in samples]
+    teachers = [(sample, teacher) for sample, teacher in parsed if isinstance(teacher, Parts)]
+    next_teachers = [teacher for _, teacher in teachers[1:] + teachers[:1]]
     return tuple(
-        ProbePair(sample, clean, other)
-        for (sample, clean), (_, other) in zip(good, others, strict=True)
-        if other != clean
+        ProbePair(sample, clean=teacher, corrupted=other)
+        for (sample, teacher), other in zip(teachers, next_teachers, strict=True)
+        if other != teacher
     )

@@ -1,4 +1,4 @@
-"""Ask a trained policy about a picture; the answer streams as it is generated."""
+"""Ask a trained policy about a picture; the answer is printed as it is generated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from prism_lite.types import Picture, Sample, Turn
 
 
 def chat(
-    run: str | Path,
-    pictures: Sequence[str | Path],
+    run_folder: str | Path,
+    picture_files: Sequence[str | Path],
     question: str,
     *,
     stage: str | None = None,
@@ -34,22 +34,22 @@ def chat(
         max_tokens: default: the run's sampling.max_completion_tokens.
 
     Returns:
-        The whole answer.
+        The complete answer.
 
     Raises:
-        ValueError: no such run, stage or picture, or the prompt is too long.
+        ValueError: the run, stage or picture does not exist, or the prompt is too long.
     """
-    config = read_run(run)
-    sample = Sample(
-        id="chat",
-        turns=(Turn("user", question),),
-        pictures=tuple(_picture(path) for path in pictures),
-        source="the question",
-    )
-    backbone = load_stage(run, config, stage or last_stage(run))
-    limit = max_tokens or config.sampling.max_completion_tokens
+    config = read_run(run_folder)
+    pictures = tuple(Picture(str(path), Path(path)) for path in picture_files)
+    for picture in pictures:
+        picture.open()  # fails before the model is loaded
+    sample = Sample("chat", (Turn("user", question),), pictures, source="the question")
+    backbone = load_stage(run_folder, config, stage or last_stage(run_folder))
     return answer(
-        backbone, sample, system_prompt_of(config), temperature=temperature, max_tokens=limit
+        backbone,
+        sample.with_system_prompt(system_prompt_of(config)),
+        temperature=temperature,
+        max_tokens=max_tokens or config.sampling.max_completion_tokens,
     )
 
 
@@ -57,18 +57,17 @@ def chat(
 def answer(
     backbone: Backbone,
     sample: Sample,
-    system_prompt: str,
     *,
     temperature: float,
     max_tokens: int,
     streamer: Any = None,
 ) -> str:
-    """One completion by transformers' own generation under the active role.
+    """Generate one completion with transformers' own generation under the active role.
 
     Args:
-        streamer: is given the tokens; default: prints their text.
+        streamer: receives the tokens; default: prints their text.
     """
-    prompt = backbone.prompt(sample, system_prompt)
+    prompt = backbone.prompt(sample)
     backbone.core.eval()  # training mode with checkpointing would switch the cache off
     inputs = {
         "input_ids": prompt.token_ids_P[None],
@@ -76,11 +75,11 @@ def answer(
         "mm_token_type_ids": prompt.is_picture_P.int()[None],
         **pixel_inputs(backbone.processor.image_processor, prompt.pictures),
     }
-    drawing = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     tokenizer: Any = backbone.tokenizer
     tokens = backbone.core.generate(
         **{name: value.to(backbone.device) for name, value in inputs.items()},
-        **(drawing if temperature > 0 else {"do_sample": False}),
+        **(sampled if temperature > 0 else {"do_sample": False}),
         max_new_tokens=max_tokens,
         use_cache=True,
         eos_token_id=backbone.end_id,
@@ -89,9 +88,3 @@ def answer(
         streamer=streamer or TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
     )
     return tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True)
-
-
-def _picture(path: str | Path) -> Picture:
-    picture = Picture(str(path), Path(path))
-    picture.open()  # before the model is loaded
-    return picture

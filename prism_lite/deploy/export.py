@@ -1,14 +1,13 @@
-"""Export a trained policy as an ordinary Qwen3-VL folder that proves what it holds.
+"""Export a trained policy as an ordinary Qwen3-VL folder, or the discriminator as a reward function.
 
 `export_merged` merges, reloads what it wrote, compares it with the trained policy on held-out prompts and
-refuses a folder that does not agree. `export_discriminator` writes the discriminator as a reward function
-(reward_model.py). The numbers go into export.json and the model card.
+refuses a folder that does not agree; the distances are written to export.json and the model card.
+`export_discriminator` writes a folder for `reward_function.discriminator_reward`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -24,8 +23,8 @@ from prism_lite.data.task import load_heldout, load_task, system_prompt_of
 from prism_lite.deploy.load import last_stage, load_stage
 from prism_lite.deploy.merge import (
     MERGE_TOLERANCE,
+    Completion,
     Distance,
-    Spoken,
     Weights,
     distance,
     merge_policy,
@@ -34,20 +33,21 @@ from prism_lite.deploy.merge import (
 )
 from prism_lite.digits.base_model import base_folder
 from prism_lite.discriminator.model import save_discriminator
+from prism_lite.files import read_json, write_json, write_text
 from prism_lite.models.backbone import TRUNK, Backbone
 from prism_lite.recipe import read_run, to_dict
 from prism_lite.runs import report
 from prism_lite.runs.checkpoint import load_final
-from prism_lite.runs.environment import PACKAGES, installed_version
+from prism_lite.runs.environment import package_versions
 from prism_lite.sampling.rollouts import sample_groups
 
-NUM_CHECKED = 16  # held-out prompts, one completion each
+_NUM_CHECKED = 16  # held-out prompts, one completion each
 DISTANCE_BOUND = 0.1  # nats, mean over tokens, between the merged and the trained policy
-MAX_SHARD_SIZE = "4GB"
+_MAX_SHARD_SIZE = "4GB"
 
 
 def export_merged(
-    run: str | Path,
+    run_folder: str | Path,
     out: str | Path,
     *,
     stage: str | None = None,
@@ -58,137 +58,143 @@ def export_merged(
     """Write a stage's policy as full weights that `AutoModelForImageTextToText` loads.
 
     Args:
-        run: a run folder.
         out: a folder that does not exist yet.
         stage: default: the last finished one.
         weights: see `merge_policy`.
-        bound: refuse when the merged policy is further than this from the trained one, in nats, mean
+        bound: largest accepted distance between the merged policy and the trained one, in nats, mean
             over the tokens of sampled completions.
 
     Returns:
         The content of export.json.
 
     Raises:
-        ValueError: no such run or stage, `out` exists, or the policies are further apart than `bound`.
-        RuntimeError: the merged weights do not do what base and adapter do.
+        ValueError: the run or stage does not exist, `out` does, or the distance is above `bound`.
+        RuntimeError: the merged weights compute something else than base and adapter.
     """
     console = console or Console()
-    config, stage = read_run(run), stage or last_stage(run)
+    config, stage = read_run(run_folder), stage or last_stage(run_folder)
     if stage == "base":
-        raise ValueError("--stage base has no adapter: the base model is already what it is.")
+        raise ValueError("--stage base has no adapter: there is nothing to merge.")
     with _new_folder(Path(out)) as folder:
-        backbone = load_stage(run, config, stage)
-        spoken = _held_out_completions(backbone, config)
-        trained = trained_logprobs(backbone, spoken)
+        backbone = load_stage(run_folder, config, stage)
+        completions = _held_out_completions(backbone, config)
+        trained = trained_logprobs(backbone, completions)
         console.print(f"merging stage {stage} into the {weights} weights of {config.model.name}")
 
         def save(model: Any) -> None:
-            model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+            model.save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
             backbone.processor.save_pretrained(save_directory=folder)
 
         unmerged, dtype = merge_policy(
-            backbone, base_folder(config), spoken, weights=weights, save=save
+            backbone, base_folder(config), completions, weights=weights, save=save
         )
-        merged = reload_logprobs(folder, backbone.processor.image_processor, spoken)
-        exact, moved = distance(merged, unmerged), distance(merged, trained)
+        merged = reload_logprobs(folder, backbone.processor.image_processor, completions)
+        rounding, change = distance(merged, unmerged), distance(merged, trained)
+        tolerance = MERGE_TOLERANCE[dtype]
+        _check(rounding, change, tolerance=tolerance, bound=bound)
         record = {
             "base": config.model.name,
             "recipe": config.recipe,
             "stage": stage,
             "weights": weights,
             "dtype": str(dtype).removeprefix("torch."),
-            "num_completions": len(spoken),
-            "merged_against_base_and_adapter": dataclasses.asdict(exact)
-            | {"tolerance": MERGE_TOLERANCE[dtype]},
-            "merged_against_trained": dataclasses.asdict(moved) | {"bound": bound},
-            "packages": {name: installed_version(name) for name in PACKAGES},
+            "num_completions": len(completions),
+            "merged_against_base_and_adapter": {
+                **dataclasses.asdict(rounding),
+                "tolerance": tolerance,
+            },
+            "merged_against_trained": {**dataclasses.asdict(change), "bound": bound},
+            "packages": package_versions(),
         }
-        _check(exact, moved, tolerance=MERGE_TOLERANCE[dtype], bound=bound)
-        (folder / "export.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_card(Path(run), config, record), encoding="utf-8")
+        write_json(folder / "export.json", record)
+        write_text(folder / "README.md", _model_card(Path(run_folder), config, record))
     console.print(
-        f"verified on {exact.num_tokens} tokens of {len(spoken)} completions: merged against base + "
-        f"adapter {exact.largest:.1e} nats at most; against the trained policy {moved.mean:.3f} nats on "
-        f"average, {moved.largest:.2f} at most"
+        f"verified on {rounding.num_tokens} tokens of {len(completions)} completions: merged against base "
+        f"+ adapter {rounding.largest:.1e} nats at most; against the trained policy {change.mean:.3f} nats "
+        f"on average, {change.largest:.2f} at most"
     )
     return record
 
 
-def _held_out_completions(backbone: Backbone, config: RunConfig) -> list[Spoken]:
-    """Completions that the trained policy samples; of training rows where nothing is held out."""
+def _held_out_completions(backbone: Backbone, config: RunConfig) -> list[Completion]:
+    """Sample completions of the trained policy, on training rows if nothing is held out."""
     task = load_heldout(config)
     if not task.heldout:
         task = load_task(config)
-    samples = (task.heldout or task.rlvr or task.sft)[:NUM_CHECKED]
     groups = sample_groups(
         backbone,
-        samples,
+        (task.heldout or task.rlvr or task.sft)[:_NUM_CHECKED],
         group_size=1,
         sampling=dataclasses.replace(config.sampling, temperature=1.0),
-        system_prompt=task.system_prompt,
         seed=(config.seed, "export"),
     )
     return [
-        Spoken(backbone.prompt(group.sample, task.system_prompt), group.rollouts[0].token_ids)
-        for group in groups
+        Completion(backbone.prompt(group.sample), group.rollouts[0].token_ids) for group in groups
     ]
 
 
-def _check(exact: Distance, moved: Distance, *, tolerance: float, bound: float) -> None:
-    if not exact.largest <= tolerance:
+def _check(rounding: Distance, change: Distance, *, tolerance: float, bound: float) -> None:
+    # `not <=` and not `>`: NaN is refused.
+    if not rounding.largest <= tolerance:
         raise RuntimeError(
-            f"the merged weights differ from base + adapter by {exact.largest:.2g} nats on a token, "
+            f"the merged weights differ from base + adapter by {rounding.largest:.2g} nats on a token, "
             f"more than rounding explains ({tolerance:g}): nothing was written. Please report it with "
-            "`prism-lite doctor`."
+            "the output of `prism-lite doctor`."
         )
-    if not moved.mean <= bound:
+    if not change.mean <= bound:
         raise ValueError(
-            f"the merged policy is {moved.mean:.3f} nats a token away from the trained one, more than "
-            f"--bound {bound:g}: nothing was written. The adapter was trained on the NF4 weights: "
+            f"the merged policy differs from the trained one by {change.mean:.3f} nats per token, more "
+            f"than --bound {bound:g}: nothing was written. The adapter was trained on the NF4 weights: "
             "--weights dequantised merges into exactly those; or accept it with a larger --bound."
         )
 
 
 def export_discriminator(
-    run: str | Path, out: str | Path, *, stage: str | None = None, console: Console | None = None
+    run_folder: str | Path,
+    out: str | Path,
+    *,
+    stage: str | None = None,
+    console: Console | None = None,
 ) -> Path:
-    """Write the discriminator with its trunk, for `prism_lite.reward_model.discriminator_reward`.
+    """Write the discriminator with its trunk, for `reward_function.discriminator_reward`.
 
     Args:
+        out: a folder that does not exist yet.
         stage: "warmup" or "align"; default: the last finished one.
 
     Raises:
         ValueError: the run has no finished discriminator, or `out` exists.
     """
-    run, config = Path(run), read_run(run)
-    done = [s for s in ("warmup", "align") if (run / "stages" / s / "final").is_dir()]
+    run_folder, config = Path(run_folder), read_run(run_folder)
+    stages = run_folder / "stages"
+    done = [name for name in ("warmup", "align") if (stages / name / "final").is_dir()]
     if not done or stage not in (None, *done):
-        raise ValueError(f"--run {run}: stage {stage or 'warmup'} is not finished there.")
+        raise ValueError(f"--run {run_folder}: stage {stage or 'warmup'} is not finished there.")
     stage = stage or done[-1]
     with _new_folder(Path(out)) as folder:
         save_discriminator(
-            folder, load_final(run / "stages" / stage)["discriminator"], config.discriminator
+            folder, load_final(stages / stage)["discriminator"], config.discriminator
         )
         if config.discriminator.trunk == "sft":
-            backbone = load_stage(run, config, "sft")
+            backbone = load_stage(run_folder, config, "sft")
             backbone.freeze_copy(TRUNK)
             backbone.save_policy(str(folder / "trunk"))
         settings = to_dict(config)
         needed = {k: settings[k] for k in ("model", "tiny", "lora", "discriminator", "seed")}
-        needed["data"] = {"digits": settings["data"]["digits"]}  # names the embedded base
+        needed["data"] = {"digits": settings["data"]["digits"]}  # identifies the embedded base
         reward = {"settings": needed, "system_prompt": system_prompt_of(config)}
-        (folder / "reward.json").write_text(json.dumps(reward, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_discriminator_card(config, stage), encoding="utf-8")
+        write_json(folder / "reward.json", reward)
+        write_text(folder / "README.md", _discriminator_card(config, stage))
     (console or Console()).print(f"discriminator of stage {stage}: {out}")
     return Path(out)
 
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that appears whole or not at all.
+    """Yield a temporary folder that becomes `out` at the end; an error leaves nothing behind.
 
     Raises:
-        ValueError: it exists already, or cannot be made.
+        ValueError: `out` exists already, or cannot be created.
     """
     if out.exists():
         raise ValueError(f"--out {out} exists already: name a new folder, or remove it first.")
@@ -196,8 +202,8 @@ def _new_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be made: {error.strerror}.") from error
-    unfinished.chmod(0o755)  # mkdtemp's folders are for the owner alone
+        raise ValueError(f"--out {out} cannot be created: {error.strerror}.") from error
+    unfinished.chmod(0o755)  # only the owner can read a folder of mkdtemp
     try:
         yield unfinished
         os.replace(unfinished, out)
@@ -205,16 +211,10 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _card(run: Path, config: RunConfig, record: Mapping[str, Any]) -> str:
-    against_adapter = record["merged_against_base_and_adapter"]
-    against_trained = record["merged_against_trained"]
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    exact, moved = (
-        f"{found['mean']:.2g} | {found['largest']:.2g} | {allowed}"
-        for found, allowed in (
-            (against_adapter, f"{against_adapter['tolerance']:g} (largest)"),
-            (against_trained, f"{against_trained['bound']:g} (mean)"),
-        )
+def _model_card(run_folder: Path, config: RunConfig, record: Mapping[str, Any]) -> str:
+    adapter, trained = record["merged_against_base_and_adapter"], record["merged_against_trained"]
+    adapter_figures, trained_figures = (
+        f"{figures['mean']:.2g} | {figures['largest']:.2g}" for figures in (adapter, trained)
     )
     base = "" if config.model.name == "tiny" else f"base_model: {config.model.name}\n"
     return f"""---
@@ -228,16 +228,16 @@ Trained with prism_lite, recipe {config.recipe}, seed {config.seed}: SFT, advers
 (PRISM, arXiv 2604.28123), RLVR, as QLoRA adapters on {config.model.quantization} weights; merged here
 into the {record["weights"]} weights ({record["dtype"]}).
 
-{report.markdown_table(results) if results.get("stages") else "Not evaluated: no held-out rows."}
+{report.markdown_table(read_json(run_folder / "results.json"))}
 
 The table is of the adapters on the {config.model.quantization} weights, as the run evaluated them. Checked
-after the merge, by log-probs (nats) of {against_adapter["num_tokens"]} tokens in
+after the merge, by log-probs (nats) of {adapter["num_tokens"]} tokens in
 {record["num_completions"]} completions that the trained policy sampled:
 
 | merged folder, loaded by transformers, against | mean | largest | allowed |
 |---|---|---|---|
-| base + adapter, unmerged | {exact} |
-| the policy as trained | {moved} |
+| base + adapter, unmerged | {adapter_figures} | {adapter["tolerance"]:g} (largest) |
+| the policy as trained | {trained_figures} | {trained["bound"]:g} (mean) |
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -259,7 +259,6 @@ Scores the caption (perception) and think + answer (reasoning) of a completion; 
 A reward function for TRL:
 
 ```python
-from prism_lite.recipe import read_run
 from prism_lite.deploy.reward_function import discriminator_reward
 reward = discriminator_reward(FOLDER)
 trainer = GRPOTrainer(..., reward_funcs=[reward])

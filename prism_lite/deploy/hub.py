@@ -1,25 +1,19 @@
-"""What may follow an export: upload to the hub (only when asked) and GGUF through llama.cpp."""
+"""After an export: upload to the hub, only on request, and the commands that convert to GGUF."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-
-CONVERTER = "convert_hf_to_gguf.py"
 
 
 def push_folder(folder: str | Path, repository: str, *, private: bool = True) -> str:
-    """Upload an exported folder to a hub repository; made (private) where it does not exist.
+    """Upload an exported folder to a hub repository; create it (private) if it does not exist.
 
     Returns:
         The address of the commit.
 
     Raises:
-        ValueError: the hub refused; the folder stays where it is.
+        ValueError: the hub refused; the folder is kept.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -36,47 +30,16 @@ def push_folder(folder: str | Path, repository: str, *, private: bool = True) ->
     return str(commit.commit_url)
 
 
-def gguf_commands(
-    folder: str | Path, kind: str, converter: str | Path = f"llama.cpp/{CONVERTER}"
-) -> list[list[str]]:
-    """The commands that turn an exported folder into GGUF: the language model, and the projector of
-    its vision tower.
-    """
-    folder = Path(folder)
-    start = [sys.executable, str(converter), str(folder)]
-    return [
-        [*start, "--outfile", str(folder / f"model-{kind}.gguf"), "--outtype", kind],
-        [*start, "--outfile", str(folder / "mmproj-f16.gguf"), "--outtype", "f16", "--mmproj"],
-    ]
-
-
-def find_converter() -> Path | None:
-    """llama.cpp's converter: in $LLAMA_CPP, in ./llama.cpp, or on the path."""
-    places = [os.environ.get("LLAMA_CPP"), "llama.cpp", os.path.expanduser("~/llama.cpp")]
-    for place in places:
-        if place and (Path(place) / CONVERTER).is_file():
-            return Path(place) / CONVERTER
-    found = shutil.which(CONVERTER)
-    return Path(found) if found else None
-
-
-def write_gguf(folder: str | Path, kind: str) -> list[str]:
-    """Convert an exported folder, or say how.
+def gguf_commands(folder: str | Path, output_type: str) -> list[str]:
+    """Return the llama.cpp commands that convert an exported folder: language model, vision tower.
 
     Args:
-        kind: an `--outtype` of the converter: f16, bf16, q8_0.
-
-    Returns:
-        The commands still to be run by hand: none where llama.cpp is here.
-
-    Raises:
-        RuntimeError: the converter failed; it has said why.
+        folder: a merged export.
+        output_type: the converter's `--outtype`: f16, bf16 or q8_0.
     """
-    converter = find_converter()
-    if converter is None:
-        return [shlex.join(command) for command in gguf_commands(folder, kind)]
-    for command in gguf_commands(folder, kind, converter):
-        done = subprocess.run(command)
-        if done.returncode:
-            raise RuntimeError(f"exit code {done.returncode} of: {shlex.join(command)}")
-    return []
+    convert = ["python", "llama.cpp/convert_hf_to_gguf.py", str(folder)]
+    model, vision = f"{folder}/model-{output_type}.gguf", f"{folder}/mmproj-f16.gguf"
+    return [
+        shlex.join([*convert, "--outfile", model, "--outtype", output_type]),
+        shlex.join([*convert, "--outfile", vision, "--outtype", "f16", "--mmproj"]),
+    ]

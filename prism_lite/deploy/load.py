@@ -1,4 +1,4 @@
-"""A finished run, read back: its settings, its model at any stage, its figures. Nothing here writes."""
+"""Load a finished run: its model at any stage and its held-out rows. Writes nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prism_lite.types import POLICY_STAGES
 
 
 def last_stage(path: str | Path) -> str:
-    """The latest finished stage that has a policy.
+    """Return the last finished stage that has a policy.
 
     Raises:
         ValueError: none is finished.
@@ -29,32 +29,31 @@ def last_stage(path: str | Path) -> str:
 
 
 def load_stage(path: str | Path, config: RunConfig, stage: str) -> Backbone:
-    """The run's backbone with the policy of a finished stage ("base": a fresh one, which does
-    nothing).
+    """Load the run's backbone with the policy of a finished stage; "base" has an untrained adapter.
 
     Raises:
         ValueError: the stage is not finished.
     """
     tensors = load_final(Path(path) / "stages" / stage) if stage != "base" else None
-    settings = _on_this_machine(config.model)
-    backbone = load_backbone(settings, config.lora, base_folder(config), seed=config.seed)
+    model = _on_this_machine(config.model)
+    backbone = load_backbone(model, config.lora, base_folder(config), seed=config.seed)
     if tensors is not None:
         backbone.load_adapter_state(tensors["policy"])
     return backbone
 
 
 def load_checkpoint(config: RunConfig, model: str) -> Backbone:
-    """A whole checkpoint (a merged export, a hub id) under a run's settings, as it is: not quantised.
+    """Load a complete checkpoint (a merged export, a hub id) under a run's settings, not quantised.
 
     Raises:
-        ValueError: it is no Qwen3-VL.
+        ValueError: it is not a Qwen3-VL.
     """
     settings = dataclasses.replace(config.model, name=model, quantization="none")
     return load_backbone(_on_this_machine(settings), config.lora, model, seed=config.seed)
 
 
 def _on_this_machine(model: ModelConfig) -> ModelConfig:
-    """What was trained on a large card may be looked at on a small one, or on a CPU."""
+    """Let a model that was trained on a large GPU load on a small one, or on a CPU."""
     return dataclasses.replace(model, device="auto" if model.device == "cuda" else model.device)
 
 
@@ -65,15 +64,19 @@ def heldout_task(
     *,
     console: Console | None = None,
 ) -> TaskData:
-    """The run's task with its held-out rows only, or with those of another file that have an answer.
+    """Load the run's task with its held-out rows only, or with the rows of another file.
 
     Raises:
-        ValueError: the file is missing or holds no row with an answer; names it.
+        ValueError: the file is missing or has no row with an answer; names it.
     """
     if file is None:
         return load_heldout(config, console=console)
     data = dataclasses.replace(
-        config.data, task="files", heldout=file, columns=dict(columns or {}), image_root=None
+        config.data,
+        task="files",
+        heldout=file,
+        columns=dict(columns or {}),
+        image_root=None,
+        system_prompt=system_prompt_of(config),
     )
-    task = load_heldout(dataclasses.replace(config, data=data), console=console)
-    return dataclasses.replace(task, system_prompt=system_prompt_of(config))
+    return load_heldout(dataclasses.replace(config, data=data), console=console)

@@ -3,31 +3,32 @@
     reward = discriminator_reward("exported")
     trainer = GRPOTrainer(..., reward_funcs=[reward])
 
-It loads its own frozen backbone beside the trainer's model: a second NF4 copy in memory.
+It loads its own frozen backbone in addition to the trainer's model: a second NF4 copy in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from prism_lite import parts
 from prism_lite.config import RunConfig
+from prism_lite.data.formats.base import as_list
+from prism_lite.data.formats.pictures import to_picture
+from prism_lite.data.formats.turns import to_turns, with_marks
 from prism_lite.digits.base_model import base_folder
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import Discriminator, discriminator_for
+from prism_lite.files import read_json
 from prism_lite.models.backbone import TRUNK, load_backbone
 from prism_lite.models.device import check_machine
-from prism_lite.parts import Parts
+from prism_lite.parts import Parts, parse
 from prism_lite.recipe import parse_config
 from prism_lite.rewards.format import completion_text
-from prism_lite.types import Picture, Sample, Turn
+from prism_lite.types import Sample
 
 Reward = Callable[..., list[float | None]]
 
@@ -35,31 +36,33 @@ Reward = Callable[..., list[float | None]]
 def discriminator_reward(
     folder: str | Path, *, alpha: float = 0.5, malformed_reward: float | None = None
 ) -> Reward:
-    """A reward function `f(prompts, completions, *, images=None, image=None, **columns)`.
+    """Return a reward function `f(prompts, completions, *, images=None, image=None, **columns)`.
 
     A well-formed completion gets `alpha` x perception + (1 - alpha) x reasoning, the discriminator's
-    capped logits. Pictures are read from the columns `images` (a list a row) or `image`, or from the
+    capped logits. Pictures are read from the columns `images` (a list per row) or `image`, or from the
     image blocks of the messages.
 
     Args:
         folder: written by `prism-lite export --discriminator`.
-        malformed_reward: for a completion that is not the three parts; default: minus the score's cap,
-            the least a well-formed one can get.
+        alpha: weight of the perception score, 0 to 1.
+        malformed_reward: for a completion without the three parts; default: minus the score's cap,
+            the lowest reward of a well-formed one.
 
     Raises:
-        ValueError: the folder is no exported discriminator.
+        ValueError: the folder does not hold an exported discriminator.
     """
     folder = Path(folder)
     if not (folder / "reward.json").is_file():
         raise ValueError(
-            f"{folder} holds no exported discriminator (reward.json is missing): write one with "
+            f"{folder} does not hold an exported discriminator (reward.json is missing): write one with "
             "`prism-lite export --run DIR --discriminator --out FOLDER`."
         )
-    content = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "reward.json")
     config = parse_config(content["settings"])
     backbone, discriminator = _load(folder, config)
-    least = -config.discriminator.score_cap if malformed_reward is None else malformed_reward
+    lowest = -config.discriminator.score_cap if malformed_reward is None else malformed_reward
 
+    @torch.no_grad()
     def discriminator_score(
         prompts: Sequence[Any],
         completions: Sequence[Any],
@@ -68,21 +71,21 @@ def discriminator_reward(
         image: Sequence[Any] | None = None,
         **_columns: Any,
     ) -> list[float | None]:
-        judged = []
+        rewards: list[float | None] = [lowest] * len(completions)
+        rows, judged = [], []
         for row, completion in enumerate(completions):
-            found = parts.parse(completion_text(completion))
-            if isinstance(found, Parts):
+            parts = parse(completion_text(completion))
+            if isinstance(parts, Parts):
                 pictures = images[row] if images is not None else image[row] if image else None
-                sample = to_sample(prompts[row], pictures)
-                judged.append((row, backbone.prompt(sample, content["system_prompt"]), found))
-        rewards: list[float | None] = [least] * len(completions)
+                sample = _to_sample(prompts[row], pictures)
+                sample = sample.with_system_prompt(content["system_prompt"])
+                rows.append(row)
+                judged.append((backbone.prompt(sample), (parts,)))
         if judged:
-            with torch.no_grad(), backbone.role("discriminator"):
-                scores = discriminator.score(
-                    backbone, [(prompt, (found,)) for _, prompt, found in judged]
-                )
+            with backbone.role("discriminator"):
+                scores = discriminator.score(backbone, judged)
             mixed_K = alpha * scores.perception_K + (1 - alpha) * scores.reasoning_K
-            for (row, _, _), value in zip(judged, mixed_K.tolist(), strict=True):
+            for row, value in zip(rows, mixed_K.tolist(), strict=True):
                 rewards[row] = value
         return rewards
 
@@ -95,42 +98,23 @@ def _load(folder: Path, config: RunConfig) -> tuple[Any, Discriminator]:
     if config.discriminator.trunk == "sft":
         weights = load_file(folder / "trunk" / "adapter_model.safetensors")
         backbone.load_adapter_state(weights, TRUNK)
-    discriminator = Discriminator(backbone, config.discriminator, seed=config.seed)
+    discriminator = discriminator_for(backbone, config.discriminator, seed=config.seed)
     discriminator.load_state_dict(load_file(folder / "discriminator.safetensors"))
     return backbone, discriminator
 
 
-def to_sample(prompt: Any, pictures: Any = None) -> Sample:
-    """A TRL prompt (a string or chat messages) with its pictures as a Sample.
+def _to_sample(prompt: Any, pictures: Any) -> Sample:
+    """Convert a TRL prompt and its pictures to a Sample.
 
     Args:
+        prompt: the text of the user, or messages with text and image blocks.
         pictures: a PIL image, a list of them, or None: those inside the messages.
     """
-    found: list[Any] = []
-    turns = []
-    messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    for message in messages:
-        blocks = message["content"]
-        if isinstance(blocks, str):
-            blocks = [{"type": "text", "text": blocks}]
-        text = ""
-        for block in blocks:
-            if block.get("type") == "image":
-                text += "<image>"
-                found += [block["image"]] if block.get("image") is not None else []
-            else:
-                text += block["text"]
-        turns.append(Turn(message["role"], text))
+    references: list[Any] = []
+    turns = to_turns(prompt, references)
     if pictures is not None:
-        found = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
-    named = tuple(Picture(_name(image), image) for image in found)
-    described = json.dumps([(turn.role, turn.text) for turn in turns]) + "".join(
-        picture.id for picture in named
-    )
-    return Sample(hashlib.sha256(described.encode()).hexdigest(), tuple(turns), named)
-
-
-def _name(image: Image.Image) -> str:
-    """A picture's identity is its pixels: equal ones share vision features."""
-    header = f"{image.mode} {image.size}".encode()
-    return hashlib.sha256(header + image.tobytes()).hexdigest()
+        references = as_list(pictures)
+    marked, references = with_marks(turns, references)
+    named = tuple(to_picture(reference, ()) for reference in references)
+    content = repr([(turn.role, turn.text) for turn in marked] + [picture.id for picture in named])
+    return Sample(hashlib.sha256(content.encode()).hexdigest(), marked, named)

@@ -1,21 +1,18 @@
-"""Loading a Qwen3-VL with transformers and bitsandbytes, and two mends that either loader needs."""
+"""Loading a Qwen3-VL with transformers and bitsandbytes, and a fix that both loaders need."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import ModelConfig
 from prism_lite.models.device import Precision
-
-# transformers 5 matches these anchored: a plain "visual" would not skip the tower.
-SKIP_QUANTISATION = [r"lm_head", r".*visual.*"]
+from prism_lite.models.families.qwen3_vl import NOT_QUANTISED, Core
 
 
 def load_with_transformers(path: str, model: ModelConfig, precision: Precision) -> Any:
-    """A Qwen3-VL, its language model in NF4 with double quantisation where the settings say so."""
+    """Load a Qwen3-VL, its language model in NF4 with double quantisation if the settings say so."""
     quantisation = None
     if model.quantization == "nf4":
         quantisation = BitsAndBytesConfig(
@@ -23,37 +20,19 @@ def load_with_transformers(path: str, model: ModelConfig, precision: Precision) 
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=precision.compute_dtype,
-            llm_int8_skip_modules=SKIP_QUANTISATION,
+            llm_int8_skip_modules=NOT_QUANTISED,
         )
     return AutoModelForImageTextToText.from_pretrained(
         path,
         quantization_config=quantisation,
         dtype=precision.compute_dtype,
-        attn_implementation={
-            "text_config": "sdpa",
-            "vision_config": precision.vision_attention,
-        },
+        attn_implementation={"text_config": "sdpa", "vision_config": precision.vision_attention},
         device_map={"": precision.device},
     )
 
 
-def use_linear_patch_embedding(core: Any) -> None:
-    """Replace the Conv3d patch embedding, whose kernel equals its stride, by the equal matmul.
-
-    The convolution is 10 to 50,000 times slower on some torch and card pairs.
-    """
-    embedding = core.model.visual.patch_embed
-    weight = embedding.proj.weight
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        patches = hidden_states.view(-1, weight[0].numel()).to(weight.dtype)
-        return nn.functional.linear(patches, weight.flatten(1), embedding.proj.bias)
-
-    embedding.forward = forward
-
-
-def keep_cpu_weights_unpacked(core: nn.Module) -> None:
-    """Keep bitsandbytes from repacking weights for AVX512: its backward is then silently wrong."""
+def keep_cpu_weights_unpacked(core: Core) -> None:
+    """Keep bitsandbytes from repacking weights for AVX512, after which its backward is wrong."""
     for module in core.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a Linear4bit

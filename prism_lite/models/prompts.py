@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.types import Picture, Sample
 
-IMAGE_MARK = "<image>"
+_IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,60 +43,58 @@ class Prompt:
         return self.token_ids_P.shape[0]
 
 
-def chat_messages(sample: Sample, system_prompt: str) -> list[dict[str, Any]]:
-    """The conversation in the form chat templates take, pictures at their `<image>` marks.
+def _chat_messages(sample: Sample) -> list[dict[str, Any]]:
+    """Return the conversation as chat templates take it, pictures at their `<image>` marks.
 
     Raises:
-        ValueError: the number of marks is not the number of pictures; names the row.
+        ValueError: the numbers of marks and pictures differ; names the row.
     """
-    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in sample.turns)
+    num_marks = sum(turn.text.count(_IMAGE_MARK) for turn in sample.turns)
     if num_marks not in (0, len(sample.pictures)):
         raise ValueError(
-            f"{sample.source or sample.id}: {num_marks} {IMAGE_MARK} marks for "
+            f"{sample.source or sample.id}: {num_marks} {_IMAGE_MARK} marks for "
             f"{len(sample.pictures)} pictures. Give one mark per picture, or none (pictures then "
-            "stand first)."
+            "come first)."
         )
     messages: list[dict[str, Any]] = []
-    if system_prompt and all(turn.role != "system" for turn in sample.turns):
-        messages.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})
     unplaced = len(sample.pictures) if num_marks == 0 else 0
     for turn in sample.turns:
         content: list[dict[str, Any]] = []
         if turn.role == "user" and unplaced:
             content += [{"type": "image"}] * unplaced
             unplaced = 0
-        for i, text in enumerate(turn.text.split(IMAGE_MARK)):
+        for i, text in enumerate(turn.text.split(_IMAGE_MARK)):
             content += [{"type": "image"}] if i else []
             content += [{"type": "text", "text": text}] if text else []
         messages.append({"role": turn.role, "content": content})
     return messages
 
 
-def encode_prompt(
-    sample: Sample, *, processor: Any, rope_index: Any, system_prompt: str, max_tokens: int
-) -> Prompt:
+def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int) -> Prompt:
     """Tokenise a prompt and place it on the three M-RoPE axes.
 
     Args:
+        core: the model, which computes the positions.
         processor: the model's processor.
-        rope_index: the model's `get_rope_index`.
-        system_prompt: used where the sample has no system turn of its own; "" for none.
-        max_tokens: longest prompt accepted. A prompt is never truncated: visual tokens would be lost.
+        max_tokens: limit of a prompt. Prompts are never truncated: visual tokens would be lost.
 
     Raises:
         ValueError: unreadable picture, marks without pictures, or too long a prompt; names the row.
     """
     tokenizer, pictures = processor.tokenizer, processor.image_processor
     text = tokenizer.apply_chat_template(
-        chat_messages(sample, system_prompt), tokenize=False, add_generation_prompt=True
+        _chat_messages(sample), tokenize=False, add_generation_prompt=True
     )
-    grids = [picture_grid(picture, pictures) for picture in sample.pictures]
-    placeholder, merge = "<|image_pad|>", pictures.merge_size
+    grids = [
+        family.picture_grid(picture.size, pictures, *pixel_limits(picture, pictures))
+        for picture in sample.pictures
+    ]
+    placeholder, merge = family.PICTURE_TOKEN, pictures.merge_size
     pieces = text.split(placeholder)
     if len(pieces) != len(grids) + 1:
         raise ValueError(
-            f"{sample.source or sample.id}: the text itself holds {placeholder}; remove it, a picture's "
-            f"place is marked with {IMAGE_MARK}."
+            f"{sample.source or sample.id}: the text itself contains {placeholder}; remove it, a picture's "
+            f"place is marked with {_IMAGE_MARK}."
         )
     expanded = pieces[0]
     for grid, piece in zip(grids, pieces[1:], strict=True):
@@ -106,12 +106,7 @@ def encode_prompt(
             f"{max_tokens}. Raise model.max_prompt_tokens, lower model.max_pixels, or drop the row."
         )
     is_picture = token_ids == tokenizer.convert_tokens_to_ids(placeholder)
-    position_ids, _ = rope_index(
-        token_ids[None],
-        is_picture[None].int(),
-        image_grid_thw=torch.tensor(grids) if grids else None,
-    )
-    position_ids = position_ids[:, 0]
+    position_ids = family.prompt_positions(core, token_ids, is_picture, grids)
     return Prompt(
         id=sample.id,
         token_ids_P=token_ids,
@@ -122,25 +117,8 @@ def encode_prompt(
     )
 
 
-def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
-    """Patches of a picture along time, height and width, after the processor's resize."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    width, height = picture.size
-    patch = image_processor.patch_size
-    min_pixels, max_pixels = pixel_limits(picture, image_processor)
-    new_height, new_width = smart_resize(
-        height,
-        width,
-        factor=patch * image_processor.merge_size,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-    )
-    return 1, new_height // patch, new_width // patch
-
-
 def pixel_limits(picture: Picture, image_processor: Any) -> tuple[int, int]:
-    """Least and most pixels of a resized picture: the row's own limits within the model's."""
+    """Return the least and most pixels of a resized picture: the row's limits within the model's."""
     least, most = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
     most = min(most, picture.max_pixels or most)
     return min(most, max(least, picture.min_pixels or least)), most

@@ -1,25 +1,27 @@
-"""Picture features: the vision tower runs once per picture while it is frozen.
+"""Picture features: while the vision tower is frozen it runs once per picture.
 
 Shape letters: N visual tokens of one picture, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from prism_lite.models import placement
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.picture_store import PictureStore, picture_name, tower_name
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
 
-Key = tuple[str, int | None, int | None]  # a picture's id and its own pixel limits
+PictureKey = tuple[str, int | None, int | None]  # a picture's id and its own pixel limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +42,15 @@ class PictureFeatures:
 
 
 class VisionCache:
-    """Features of the latest pictures in memory, and of many more on disk where a folder is given.
+    """Features of recent pictures in memory, and of many more on disk if a folder is given.
 
-    It holds for one state of the vision tower: when its weights change, everything in memory is dropped
-    and the disk is read under another name. A tower that is trained is not cached at all.
+    They belong to one state of the vision tower: when its weights change, memory is emptied and another
+    folder of the disk is used. Features of a tower that is trained are not cached.
     """
 
     def __init__(
         self,
-        core: Any,
+        core: Core,
         image_processor: Any,
         *,
         max_pictures: int,
@@ -59,98 +61,94 @@ class VisionCache:
     ) -> None:
         """
         Args:
-            disk: folder for files, used while `disk_bytes` is above 0.
-            on_cpu: the tower waits in the CPU's memory between pictures.
+            disk: folder for files, used if `disk_bytes` is above 0.
+            on_cpu: keep the tower in the CPU's memory between pictures.
         """
         self._core = core
         self._image_processor = image_processor
-        self._max_pictures = max_pictures
-        self._max_bytes = max_bytes
         self._disk = disk if disk_bytes > 0 else None
         self._disk_bytes = disk_bytes
-        self._features: OrderedDict[Key, PictureFeatures] = OrderedDict()
-        self._num_bytes = 0
-        self._tower: tuple[tuple[int, int], ...] = ()
+        # A picture counts as its share of `max_pictures` at least, so that both limits hold.
+        share = max_bytes // max_pictures
+        self._features: LRUCache[PictureKey, PictureFeatures] = LRUCache(
+            max_bytes, getsizeof=lambda features: max(share, features.num_bytes)
+        )
+        self._tower_version: tuple[tuple[int, int], ...] = ()
         self._store: PictureStore | None = None
-        self._visitors = placement.vision_parts(core) if on_cpu else []
-        placement.modules_to_cpu(self._visitors)
+        self._parts_on_cpu = family.movable_tower_parts(core) if on_cpu else []
+        placement.modules_to_cpu(self._parts_on_cpu)
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
-        """Features of each picture, in order; misses go through the tower together.
+        """Return features of each picture, in order; misses go through the tower together.
 
         Raises:
             ValueError: a picture cannot be read.
             RuntimeError: a file of the disk cache is damaged.
         """
-        parameters = list(self._core.model.visual.parameters())
+        parameters = list(family.vision_tower(self._core).parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
             return encode_pictures(self._core, self._image_processor, pictures) if pictures else []
         self._forget_other_towers(parameters)
         unique = {_key(picture): picture for picture in pictures}
-        found = {key: self._features[key] for key in unique if key in self._features}
-        for key in found:
-            self._features.move_to_end(key)
-        missing = {key: picture for key, picture in unique.items() if key not in found}
-        found |= self._encode(missing)
-        return [found[_key(picture)] for picture in pictures]
+        features_of = {key: self._features[key] for key in unique if key in self._features}
+        misses = {key: picture for key, picture in unique.items() if key not in features_of}
+        features_of |= self._encode(misses)
+        return [features_of[_key(picture)] for picture in pictures]
 
-    def _encode(self, missing: dict[Key, Picture]) -> dict[Key, PictureFeatures]:
-        """Features of pictures that memory lacks: from disk, or from the tower; kept in both."""
-        found: dict[Key, PictureFeatures] = {}
-        store = None if self._disk is None else self._open_store(self._disk)
-        names = {}
+    def _encode(self, misses: dict[PictureKey, Picture]) -> dict[PictureKey, PictureFeatures]:
+        """Read or compute features that are not in memory; store them in memory and on disk."""
+        features_of: dict[PictureKey, PictureFeatures] = {}
+        store, names = self._open_store(), {}
         if store is not None:
-            names = {key: picture_name(p, self._image_processor) for key, p in missing.items()}
+            names = {key: picture_name(p, self._image_processor) for key, p in misses.items()}
             for key, name in names.items():
                 tensors = store.load(name, self._core.device)
                 if tensors is not None:
-                    found[key] = _from_tensors(tensors)
-        left = [key for key in missing if key not in found]
-        if left:
-            pictures = [missing[key] for key in left]
-            with torch.no_grad(), placement.visiting(self._visitors, self._core.device):
-                encoded = encode_pictures(self._core, self._image_processor, pictures)
-            # each by itself: a slice of the whole would keep the whole in memory
-            encoded = [
-                PictureFeatures(f.merged_ND.clone(), tuple(x.clone() for x in f.deepstack_ND))
-                for f in encoded
-            ]
-            for key, features in zip(left, encoded, strict=True):
-                found[key] = features
+                    features_of[key] = _from_tensors(tensors)
+        keys = [key for key in misses if key not in features_of]
+        if keys:
+            for key, encoded in zip(keys, self._run_tower([misses[k] for k in keys]), strict=True):
+                # Copies: a slice would keep the features of all pictures in memory.
+                features_of[key] = PictureFeatures(
+                    encoded.merged_ND.clone(), tuple(x.clone() for x in encoded.deepstack_ND)
+                )
                 if store is not None:
-                    store.save(names[key], _to_tensors(features))
-        for key, features in found.items():
+                    store.save(names[key], _to_tensors(features_of[key]))
+        for key, features in features_of.items():
             self._remember(key, features)
-        return found
+        return features_of
+
+    @torch.no_grad()
+    def _run_tower(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
+        if not self._parts_on_cpu:
+            return encode_pictures(self._core, self._image_processor, pictures)
+        with placement.on_card(self._parts_on_cpu, self._core.device):
+            return encode_pictures(self._core, self._image_processor, pictures)
 
     def put(self, picture: Picture, features: PictureFeatures) -> None:
-        """Keep features that were made elsewhere, for the tower as it is now."""
-        self._forget_other_towers(list(self._core.model.visual.parameters()))
+        """Store features that were computed elsewhere, for the tower's current weights."""
+        self._forget_other_towers(list(family.vision_tower(self._core).parameters()))
         self._remember(_key(picture), features)
 
-    def _remember(self, key: Key, features: PictureFeatures) -> None:
-        replaced = self._features.pop(key, None)
-        self._features[key] = features
-        self._num_bytes += features.num_bytes - (replaced.num_bytes if replaced else 0)
-        while self._features and (
-            len(self._features) > self._max_pictures or self._num_bytes > self._max_bytes
-        ):
-            self._num_bytes -= self._features.popitem(last=False)[1].num_bytes
+    def _remember(self, key: PictureKey, features: PictureFeatures) -> None:
+        self._features.pop(key, None)
+        if features.num_bytes <= self._features.maxsize:
+            self._features[key] = features
 
     def _forget_other_towers(self, parameters: Sequence[Tensor]) -> None:
-        tower = tuple((id(p), p._version) for p in parameters)
-        if tower != self._tower:
+        version = tuple((id(p), p._version) for p in parameters)
+        if version != self._tower_version:
             self._features.clear()
-            self._num_bytes, self._tower, self._store = 0, tower, None
+            self._tower_version, self._store = version, None
 
-    def _open_store(self, folder: Path) -> PictureStore:
-        if self._store is None:
-            name = tower_name(self._core.model.visual, self._image_processor)
-            self._store = PictureStore(folder / name, self._disk_bytes)
+    def _open_store(self) -> PictureStore | None:
+        if self._store is None and self._disk is not None:
+            name = tower_name(family.vision_tower(self._core), self._image_processor)
+            self._store = PictureStore(self._disk / name, self._disk_bytes)
         return self._store
 
 
-def _key(picture: Picture) -> Key:
+def _key(picture: Picture) -> PictureKey:
     return picture.id, picture.min_pixels, picture.max_pixels
 
 
@@ -165,33 +163,16 @@ def _from_tensors(tensors: dict[str, Tensor]) -> PictureFeatures:
 
 
 def encode_pictures(
-    core: Any, image_processor: Any, pictures: Sequence[Picture]
+    core: Core, image_processor: Any, pictures: Sequence[Picture]
 ) -> list[PictureFeatures]:
     """Run the vision tower on pictures, all of them in one pass; differentiable in its weights."""
-    device = core.device
     inputs = pixel_inputs(image_processor, pictures)
-    pixels, grids = inputs["pixel_values"], inputs["image_grid_thw"]
-    return by_picture(core.model.get_image_features(pixels.to(device), grids.to(device)))
-
-
-def by_picture(output: Any) -> list[PictureFeatures]:
-    """The tower's output, picture by picture.
-
-    transformers 5.23 splits each DeepStack level like the merged features, 5.17 hands it over whole.
-    """
-    sizes = [len(merged) for merged in output.pooler_output]
-    levels = [
-        level.split(sizes) if isinstance(level, Tensor) else level
-        for level in output.deepstack_features
-    ]
-    return [
-        PictureFeatures(merged, tuple(deepstack))
-        for merged, *deepstack in zip(output.pooler_output, *levels, strict=True)
-    ]
+    encoded = family.encode_pixels(core, inputs["pixel_values"], inputs["image_grid_thw"])
+    return [PictureFeatures(merged_ND, deepstack) for merged_ND, deepstack in encoded]
 
 
 def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-    """`pixel_values` and `image_grid_thw` of pictures, each within its own limits; empty without any."""
+    """Return `pixel_values` and `image_grid_thw` of pictures within their limits; empty without any."""
     encoded = []
     for picture in pictures:
         least, most = pixel_limits(picture, image_processor)

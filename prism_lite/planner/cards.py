@@ -1,19 +1,18 @@
 """Cards: their memory and stated peaks, and the rough time of an operation at these.
 
 A time is the larger of arithmetic at the stated peak and memory traffic at the stated bandwidth, one
-operation after another, with nothing fused and no launch counted. It is predicted, never measured.
+operation after another, without fusion and without launch times. It is predicted, never measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 _aten = torch.ops.aten
 
@@ -45,37 +44,36 @@ CARDS = (
 
 
 def card_of(gib: float) -> Card:
-    """The stated speeds of the known card nearest in memory, with this memory."""
+    """Return a card of this memory with the stated speeds of the known card nearest in memory."""
     nearest = min(CARDS, key=lambda card: abs(math.log(card.gib / gib)))
-    return Card(nearest.name, gib, nearest.tflops, nearest.gb_per_s)
+    return replace(nearest, gib=gib)
 
 
-def seconds_on(card: Card) -> Callable[[Any, tuple[Any, ...], Iterable[Tensor]], float]:
-    """Rough seconds of one operation on a card, as `Tracker` asks for them."""
-    flops_per_s, bytes_per_s = card.tflops * 1e12, card.gb_per_s * 1e9
+def seconds_on(card: Card, function: Any, args: Any, tensors: Sequence[Tensor]) -> float:
+    """Estimate the seconds of one operation.
 
-    def seconds(function: Any, args: tuple[Any, ...], outputs: Iterable[Tensor]) -> float:
-        if getattr(function, "is_view", False):
-            return 0.0
-        inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        num_bytes = sum(t.numel() * t.element_size() for t in (*inputs, *outputs))
-        return max(flops_of(function, args) / flops_per_s, num_bytes / bytes_per_s)
-
-    return seconds
+    Args:
+        args: of the operation.
+        tensors: its inputs and outputs, each read or written once.
+    """
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return max(_flops_of(function, args) / (card.tflops * 1e12), num_bytes / (card.gb_per_s * 1e9))
 
 
-def flops_of(function: Any, args: tuple[Any, ...]) -> float:
-    """Multiplications and additions of a matrix product or attention; 0 for the rest."""
+def _flops_of(function: Any, args: Any) -> float:
+    """Multiplications and additions of a matrix product or attention; 0 for other operations."""
     if function in (_aten.mm.default, _aten.bmm.default):
         return 2.0 * args[0].numel() * args[1].shape[-1]
     if function is _aten.addmm.default:
         return 2.0 * args[1].numel() * args[2].shape[-1]
     if function is torch.ops.bitsandbytes.gemm_4bit.default:
-        return 2.0 * args[0].numel() * args[2][0]
+        return 2.0 * args[0].numel() * args[2][0]  # args[2] is the weight's shape, [out, in]
     if function is _aten._scaled_dot_product_flash_attention_for_cpu.default:
         query, key, value = args[:3]
         return 2.0 * query.numel() * (key.shape[-2] + value.shape[-2])
     if function is _aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
+        # Five products as large as each of the forward's two: the scores again, and the gradients
+        # of values, scores, queries and keys. Keys and values are equally long.
         _, query, key, value = args[:4]
         return 5.0 * query.numel() * (key.shape[-2] + value.shape[-2])
     return 0.0

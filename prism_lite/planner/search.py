@@ -1,30 +1,33 @@
-"""Which settings fit a card: found by trying, that is by simulating the phases they bear on."""
+"""Which settings fit a card: found by simulating the phases that they change."""
 
 from __future__ import annotations
 
+import functools
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 from prism_lite.config import RunConfig
-from prism_lite.planner.plan import GIB, Each, Part, Plan, in_silence, plan_phase, with_settings
-from prism_lite.planner.tracker import Peak
-from prism_lite.planner.workload import CELL, PHASES
+from prism_lite.models.optim import optimizer_name
+from prism_lite.planner.architectures import architecture_of
+from prism_lite.planner.plan import Plan, phase_gib, show_progress
+from prism_lite.planner.workload import CELL, PHASES, Phase
+from prism_lite.recipe import with_overrides
 from prism_lite.sampling.rollouts import MOST_ROWS
 
-MOST = 4  # times the present value is the largest that is tried
-PACK_STEP = 512  # tokens
-# What grows with a value grows at most this much faster: a pack may take up a second of what it holds one
-# of now.
-MOST_GROWTH = 2
+_LARGEST = 4  # times the present value is the largest that is tried, and a quarter the smallest
+_PACK_STEP = 512  # tokens
+_SMALL_CACHE_GIB = 0.25
 
 
 @dataclass(frozen=True)
-class Found:
+class LargestValue:
     """The largest value of a setting that fits, and the plan's peak with it; None where none does.
 
     Attributes:
-        next_larger: the next value, which does not fit; None where none larger was tried.
+        next_larger: the next value, which does not fit; None where no larger one was tried.
     """
 
     setting: str
@@ -35,220 +38,219 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Knob:
-    setting: str
-    now: Callable[[RunConfig], int]
-    change: Callable[[RunConfig, int], RunConfig]
-    values: Callable[[int], list[int]]  # that may be tried, ascending
-    parts: tuple[Part, ...]  # whose need it bears on
+class Moved:
+    """A plan's peak with settings that move memory to the CPU, as they are given to the command."""
+
+    settings: str
+    saved_gib: float
+    peak_gib: float
+    fits: bool
 
 
-def _with_pixels(config: RunConfig, pixels: int) -> RunConfig:
-    """Other pictures, and as many more or fewer tokens in prompts and packs."""
+@dataclass(frozen=True)
+class _Setting:
+    """A setting of which a larger value takes more memory.
+
+    Attributes:
+        value: reads it.
+        overrides: the dotted keys and values that set it.
+        grid: values to try around the present one, ascending.
+        phases: those whose memory it changes.
+    """
+
+    name: str
+    value: Callable[[RunConfig], int]
+    overrides: Callable[[RunConfig, int], dict[str, int]]
+    grid: Callable[[int], list[int]]
+    phases: tuple[Phase, ...]
+
+
+def _set_pixels(config: RunConfig, pixels: int) -> dict[str, int]:
+    """Change the pictures' size, and prompts and packs by as many tokens."""
     model = config.model
-    change = (pixels - model.max_pixels) // CELL**2
-    return with_settings(
-        config,
-        model__max_pixels=pixels,
-        model__max_prompt_tokens=model.max_prompt_tokens + change,
-        model__max_pack_tokens=model.max_pack_tokens + change,
-    )
-
-
-def _with_group(config: RunConfig, size: int) -> RunConfig:
-    return with_settings(config, align__group_size=size, rlvr__group_size=size)
+    more_tokens = (pixels - model.max_pixels) // CELL**2
+    return {
+        "model.max_pixels": pixels,
+        "model.max_prompt_tokens": model.max_prompt_tokens + more_tokens,
+        "model.max_pack_tokens": model.max_pack_tokens + more_tokens,
+    }
 
 
 def _squares(pixels: int) -> list[int]:
     """Pixels of square pictures whose sides are an even number of visual tokens."""
-    longest = int((MOST * pixels) ** 0.5) // CELL
+    longest = int((_LARGEST * pixels) ** 0.5) // CELL
     return [(CELL * side) ** 2 for side in range(2, longest + 1, 2)]
 
 
-_ALL: tuple[Part, ...] = tuple(
-    (stage, phase) for stage, phases in PHASES.items() for phase in phases
-)
-_SAMPLING: tuple[Part, ...] = tuple(part for part in _ALL if part[1] == "sample")
-_OF_GROUPS: tuple[Part, ...] = tuple(part for part in _ALL if part[0] in ("align", "rlvr"))
-_GROUP = _Knob(
+_GROUP = _Setting(
     "align.group_size and rlvr.group_size",
     lambda config: config.rlvr.group_size,
-    _with_group,
-    lambda now: [*range(2, MOST * now + 1, 2)],
-    _OF_GROUPS,
+    lambda _config, size: {"align.group_size": size, "rlvr.group_size": size},
+    lambda now: [*range(2, _LARGEST * now + 1, 2)],
+    tuple(phase for phase in PHASES if phase.stage in ("align", "rlvr")),
 )
-_PACK = _Knob(
+_PACK = _Setting(
     "model.max_pack_tokens",
     lambda config: config.model.max_pack_tokens,
-    lambda config, value: with_settings(config, model__max_pack_tokens=value),
-    lambda now: [*range(PACK_STEP, MOST * now + 1, PACK_STEP)],
-    _ALL,
+    lambda _config, tokens: {"model.max_pack_tokens": tokens},
+    lambda now: [*range(_PACK_STEP, _LARGEST * now + 1, _PACK_STEP)],
+    PHASES,
 )
-_PIXELS = _Knob(
+_PIXELS = _Setting(
     "model.max_pixels (prompt and pack change with it)",
     lambda config: config.model.max_pixels,
-    _with_pixels,
+    _set_pixels,
     _squares,
-    _ALL,
+    PHASES,
 )
-_ROWS = _Knob(
+_ROWS = _Setting(
     "sampling.max_rows",
     lambda config: config.sampling.max_rows or MOST_ROWS,
-    lambda config, value: with_settings(config, sampling__max_rows=value),
-    lambda now: [*range(1, MOST * now + 1)],
-    _SAMPLING,
+    lambda _config, rows: {"sampling.max_rows": rows},
+    lambda now: [*range(1, _LARGEST * now + 1)],
+    tuple(phase for phase in PHASES if phase.work == "sample"),
 )
 
 
-def find_largest(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
-    """Largest group size, pack and picture that fit, each with the rest as it is."""
-    found = []
-    for knob in (_GROUP, _PACK, _PIXELS):
-        now = knob.now(config)
-        values = sorted({*knob.values(now), now})
-        if plan.fits:
-            values = values[values.index(now) :]
-        found.append(_largest(config, plan, knob, values, knob.parts, each))
-    return found
+def find_largest(config: RunConfig, plan: Plan) -> list[LargestValue]:
+    """Search the largest group size, pack and picture that fit, each with the rest as it is."""
+    results = []
+    for setting in (_GROUP, _PACK, _PIXELS):
+        now = setting.value(config)
+        # A plan that fits does so with smaller values too.
+        values = [v for v in sorted({*setting.grid(now), now}) if v >= now or not plan.fits]
+        results.append(_largest(config, plan, setting, values, setting.phases))
+    return results
 
 
-def what_to_lower(config: RunConfig, plan: Plan, *, each: Each = in_silence) -> list[Found]:
-    """Settings that make the plan fit when lowered alone, and how far.
+def what_to_lower(config: RunConfig, plan: Plan) -> tuple[str, list[LargestValue]]:
+    """Search settings that make a plan fit when lowered, and how far.
 
-    Empty where the plan fits, has no card, or none is enough alone.
+    Returns:
+        How they help, in words; and those that are enough alone, else the rows of sampling and the pack
+        of the rest together. Empty where not even these are enough.
     """
-    found = []
-    for knob in (_PACK, _ROWS, _GROUP, _PIXELS):
-        if not plan.failing or not set(plan.failing) <= set(knob.parts):
-            continue  # it leaves a part as it is that does not fit
-        now = knob.now(config)
-        values = [value for value in knob.values(now) if now / 4 <= value < now]
-        item = _largest(config, plan, knob, values, plan.failing, each)
-        if item.largest is not None:
-            found.append(item)
-    return found
+    alone = [
+        _largest(config, plan, setting, _lower_values(config, setting), plan.failing)
+        for setting in (_PACK, _ROWS, _GROUP, _PIXELS)
+        if set(plan.failing) <= set(setting.phases)  # others leave a failing phase as it is
+    ]
+    alone = [result for result in alone if result.largest is not None]
+    if alone:
+        return "lowering one of these is enough", alone
+    together = []
+    for setting, is_sampling in ((_ROWS, True), (_PACK, False)):
+        phases = [phase for phase in plan.failing if (phase.work == "sample") == is_sampling]
+        if phases:
+            values = _lower_values(config, setting)
+            together.append(_largest(config, plan, setting, values, phases))
+    is_enough = all(result.largest is not None for result in together)
+    return "no setting is enough alone; these together are", together if is_enough else []
 
 
-def what_to_lower_together(
-    config: RunConfig, plan: Plan, *, each: Each = in_silence
-) -> list[Found]:
-    """Rows for the sampling that does not fit, the pack for the rest; empty where that is not enough."""
-    found = []
-    for knob, is_sampling in ((_ROWS, True), (_PACK, False)):
-        parts = [part for part in plan.failing if (part[1] == "sample") == is_sampling]
-        if not parts:
-            continue
-        now = knob.now(config)
-        values = [value for value in knob.values(now) if now / 4 <= value < now]
-        found.append(_largest(config, plan, knob, values, parts, each))
-    return [] if any(item.largest is None for item in found) else found
+def _lower_values(config: RunConfig, setting: _Setting) -> list[int]:
+    now = setting.value(config)
+    return [value for value in setting.grid(now) if now / _LARGEST <= value < now]
 
 
 def _largest(
     config: RunConfig,
     plan: Plan,
-    knob: _Knob,
-    values: Sequence[int],
-    parts: Sequence[Part],
-    each: Each,
-) -> Found:
-    """The largest of ascending values with which all parts fit; need grows with the value.
+    setting: _Setting,
+    values: list[int],
+    affected: Sequence[Phase],
+) -> LargestValue:
+    """Bisect ascending values for the largest with which the affected phases fit.
 
-    The part that needs most now is searched first. The others are tried at what it found, and searched
-    below only where they do not fit there.
+    The phase that needs most now is bisected first. The others usually fit at the value that it leaves
+    and cost one simulation each.
     """
-    room, needs, now = plan.room_gib, plan.needs, knob.now(config)
-    assert room is not None and plan.card is not None
-    card_gib = plan.card.gib
-    tried: dict[tuple[Part, int], float | None] = {
-        (part, now): needs[part] for part in parts if part in needs
+    card, room_gib, now = plan.card, plan.room_gib, setting.value(config)
+    assert card is not None and room_gib is not None
+
+    @functools.cache
+    def need_gib(phase: Phase, value: int) -> float:
+        """-inf where the settings contradict one another: the value is too small, never too large."""
+        if value == now:
+            return plan.phases[phase].peak_gib
+        try:
+            changed = with_overrides(config, setting.overrides(config, value))
+            return phase_gib(changed, card, phase)
+        except ValueError:
+            return -math.inf
+
+    num_fitting = len(values)  # of `values`, from the first
+    phases = [phase for phase in plan.phases if phase in affected]
+    phases.sort(key=lambda phase: -plan.phases[phase].peak_gib)
+    for phase in show_progress(phases, setting.name):
+        if num_fitting == 0 or need_gib(phase, values[0]) > room_gib:
+            return LargestValue(setting.name, now, None, None, values[0] if values else None)
+        if need_gib(phase, values[num_fitting - 1]) > room_gib:
+            num_fitting = bisect_right(
+                values,
+                room_gib,
+                lo=1,
+                hi=num_fitting - 1,
+                key=functools.partial(need_gib, phase),
+            )
+    largest = values[num_fitting - 1]
+    needs = [need_gib(phase, largest) for phase in phases]
+    if -math.inf in needs:
+        return LargestValue(setting.name, now, None, None, values[0])
+    others = [plan.phases[phase].peak_gib for phase in plan.phases if phase not in phases]
+    next_larger = values[num_fitting] if num_fitting < len(values) else None
+    if largest < now and next_larger is None:
+        next_larger = now  # the present value, which does not fit, comes after the last of `values`
+    return LargestValue(setting.name, now, largest, max(needs + others), next_larger)
+
+
+def what_to_move(config: RunConfig, plan: Plan) -> list[Moved]:
+    """Simulate what each setting saves that keeps less on the card for more time, and all together.
+
+    Only those are tried that are not on yet. Empty where the plan fits, or has no card.
+    """
+    if plan.card is None or plan.room_gib is None or plan.fits:
+        return []
+    moves = _moves(config, plan)
+    if len(moves) > 1:
+        moves["all of these"] = {k: v for values in moves.values() for k, v in values.items()}
+    kept_gib = [s.peak_gib for phase, s in plan.phases.items() if phase not in plan.failing]
+    results = []
+    for text, values in moves.items():
+        changed = with_overrides(config, values)
+        phases = show_progress(plan.failing, text)
+        peak_gib = max([*kept_gib, *(phase_gib(changed, plan.card, phase) for phase in phases)])
+        fits = peak_gib <= plan.room_gib
+        results.append(Moved(text, plan.peak_gib - peak_gib, peak_gib, fits))
+    return results
+
+
+def _moves(config: RunConfig, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return overrides that move memory to the CPU, by how they are given to the command."""
+    model = config.model
+    checkpointing: dict[str, Any] = {}
+    moves: list[dict[str, Any]] = []
+    if not model.gradient_checkpointing:
+        checkpointing = {"model.gradient_checkpointing": True}
+        moves.append(checkpointing)
+    if not model.offload_checkpoints:
+        moves.append(checkpointing | {"model.offload_checkpoints": True})
+    if not model.vision_on_cpu:
+        moves.append({"model.vision_on_cpu": True})
+    if not model.embeddings_on_cpu and not architecture_of(config).config.tie_word_embeddings:
+        moves.append({"model.embeddings_on_cpu": True})
+    if model.picture_cache_gib > _SMALL_CACHE_GIB:
+        moves.append({"model.picture_cache_gib": _SMALL_CACHE_GIB})
+    sections = dict.fromkeys(phase.stage for phase in plan.failing)
+    if "align" in sections:  # a section has the optimizer of its name; alignment has two
+        sections["discriminator"] = None
+    optims = {
+        f"{section}.optim.name": "paged_adamw8bit"
+        for section in sections
+        if "paged" not in optimizer_name(getattr(config, section).optim, "cuda")
     }
-
-    def need(part: Part, value: int) -> float | None:
-        """GiB, or None where the settings contradict one another: the value is too small."""
-        if (part, value) not in tried:
-            try:
-                tried[part, value] = plan_phase(knob.change(config, value), card_gib, *part)
-            except ValueError:
-                tried[part, value] = None
-        return tried[part, value]
-
-    ordered = sorted((part for part in parts if part in needs), key=lambda part: -needs[part])
-    high = len(values) - 1
-    is_lowered = bool(values) and values[-1] < now
-    checked: list[Part] = []
-    for part in each(ordered, knob.setting):
-        if checked and _bound(config, plan.peaks[part], values[high] / now) <= room:
-            continue
-        # lowering: whether it can help at all shows at the least
-        first = high if checked else 0 if is_lowered else None
-        checked.append(part)
-        known = [(now, needs[part])]
-        high = _highest_fit(partial(need, part), values, high, room, known, first)
-        if high < 0:
-            return Found(knob.setting, now, None, None, values[0] if values else None)
-    found = values[high]
-    changed = max(need(part, found) or 0.0 for part in checked)
-    peak = max(changed, *(gib for part, gib in needs.items() if part not in checked), 0.0)
-    larger = values[high + 1] if high + 1 < len(values) else now if found < now else None
-    return Found(knob.setting, now, found, peak, larger)
-
-
-def _bound(config: RunConfig, peak: Peak, growth: float) -> float:
-    """GiB that a part cannot exceed with a value so many times the present one."""
-    resident = sum(peak.by_category[name] for name in ("weights", "adapters", "optimizer"))
-    pictures = peak.by_category["pictures"]
-    rest = (peak.total - resident - pictures) * max(1.0, MOST_GROWTH * growth)
-    most = max(pictures, min(pictures * growth, config.model.picture_cache_gib * GIB))
-    return (resident + most + rest) / GIB
-
-
-def _highest_fit(
-    need: Callable[[int], float | None],
-    values: Sequence[int],
-    high: int,
-    room: float,
-    known: list[tuple[int, float]],
-    first: int | None,
-) -> int:
-    """Index of the largest of values[: high + 1] whose need is within `room`, or -1.
-
-    Args:
-        known: values with their need, to guess from; grows.
-        first: the index to try first.
-    """
-    low, best, num_tried = 0, -1, 0
-    while low <= high:
-        at = _guess(values, low, high, room, known) if first is None else first
-        if num_tried % 3 == 2:
-            at = (low + high) // 2  # a need that is no line must not make it slow
-        first = None
-        gib = need(values[at])
-        if gib is None:
-            low = at + 1
-        elif gib <= room:
-            best, low = at, at + 1
-        else:
-            high = at - 1
-        if gib is not None:
-            known.append((values[at], gib))
-        num_tried += 1
-    return best
-
-
-def _guess(
-    values: Sequence[int], low: int, high: int, room: float, known: Sequence[tuple[int, float]]
-) -> int:
-    """Index of the value at which a line through what is known reaches the room, within low..high."""
-    (value_a, gib_a), (value_b, gib_b) = (0, 0.0), known[0]
-    if len(known) > 1:
-        (value_a, gib_a), (value_b, gib_b) = sorted(known, key=lambda item: abs(item[1] - room))[:2]
-    if gib_a == gib_b and value_a != value_b and gib_a <= room:
-        return high  # it does not hang on the value
-    if value_a == value_b or gib_a == gib_b:
-        return (low + high) // 2
-    value = value_b + (room - gib_b) * (value_b - value_a) / (gib_b - gib_a)
-    at = low
-    while at < high and values[at + 1] <= value:
-        at += 1
-    return at
+    moves += [optims] if optims else []
+    return {
+        " ".join(f"{key}={str(value).lower()}" for key, value in move.items()): move
+        for move in moves
+    }

@@ -1,155 +1,278 @@
-"""The real steps of each stage, on a backbone that is simulated, or real in the test that compares both.
+"""One phase of a stage's step with all that is in memory around it, on a simulated or a real backbone.
 
-What lies in memory around them was brought there by `memory.py`: `run_phase` calls the stage's own step.
+The steps are the stages' own. Around them are what earlier steps left: adapters, optimizer states,
+gradients of earlier packs, cached pictures and prompts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from prism_lite.config import RunConfig
+from prism_lite.config import OptimConfig
+from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.step import discriminator_step
-from prism_lite.models.backbone import Backbone
-from prism_lite.planner.resident import Memory, fill_gradients
-from prism_lite.planner.tracker import Tracker, watch_layers, watch_tower
-from prism_lite.planner.workload import PhaseName, Stage, Workload, sampling_batch
-from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.models.backbone import REFERENCE, TRUNK, Backbone
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.optim import Optimizer, make_optimizer, optimizer_name, optimizer_step
+from prism_lite.models.vision import PictureFeatures
+from prism_lite.planner.fake_backbone import tensors_of
+from prism_lite.planner.tracker import Tracker
+from prism_lite.planner.workload import Phase, Workload
 from prism_lite.policy.step import update_policy
 from prism_lite.sampling import rollouts
 from prism_lite.sampling.draw import Drawn
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.stages.rlvr import policy_loss_config
 from prism_lite.stages.sft import sft_step
+from prism_lite.types import Stage
+
+_LEARNING_RATE = 1e-9  # any but 0: the memory of a step does not depend on its size
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """What a stage keeps in memory in addition to the backbone."""
+
+    policy_optimizer: Optimizer | None
+    discriminator: Discriminator | None
+    discriminator_optimizer: Optimizer | None
 
 
 def run_phase(
     tracker: Tracker,
-    config: RunConfig,
-    backbone: Backbone,
+    mode: TorchDispatchMode,
     workload: Workload,
-    memory: Memory,
-    stage: Stage,
-    phase: PhaseName,
+    phase: Phase,
+    *,
+    building: contextlib.AbstractContextManager[Any],
+    on_card: bool,
+    num_draws: int,
 ) -> None:
-    """One phase of a stage's step, marked by layers (train, judge) or drawn tokens (sample)."""
-    handles = watch_layers(tracker, backbone.core.model.language_model.layers)
-    handles.append(register_optimizer_step_pre_hook(lambda *_: tracker.mark(("optimizer",))))
-    handles += watch_tower(tracker, backbone.core.model.visual)
-    tracker.mark((phase,))
-    try:
-        if phase == "sample":
-            _sample(tracker, config, backbone, workload, stage)
-        elif phase == "judge":
+    """Run one phase of a stage's step as it is after earlier steps.
+
+    Args:
+        mode: shows the tracker every operation; on a simulated backbone it also simulates them.
+        building: context in which parameters are made (`fake_backbone.faking`, or an empty one).
+        on_card: whether the optimizers are those of a card.
+        num_draws: tokens that are sampled before all rows end.
+    """
+    memory = _build_memory(workload, phase.stage, building, on_card=on_card)
+    for category, tensors in tensors_of(workload.backbone).items():
+        tracker.seed(tensors, category)
+    workload.prompts(1)  # a run tokenises before its first step
+    with mode, contextlib.ExitStack() as hooks:
+        _take_first_step(tracker, workload.backbone, memory)
+        earlier = _fill_caches(tracker, workload, memory, phase)
+        handle = register_optimizer_step_pre_hook(lambda *_: tracker.mark(("optimizer",)))
+        hooks.callback(handle.remove)
+        tracker.mark((phase.work,))
+        if phase.work == "sample":
+            _sample(tracker, workload, phase, num_draws)
+        elif phase.work == "judge":
             assert memory.discriminator is not None
-            parameters = list(memory.discriminator.parameters())
-            handles += _watch_gradients(tracker, parameters)
-            _judge(config, backbone, workload, memory, stage)
+            _watch_gradients(tracker, list(memory.discriminator.parameters()), hooks)
+            _judge(workload, memory, phase)
         else:
-            handles += _watch_gradients(tracker, backbone.policy_parameters())
-            _train(config, backbone, workload, memory, stage)
-    finally:
-        for handle in handles:
-            handle.remove()
-    tracker.mark(("end",))
+            _watch_gradients(tracker, workload.backbone.policy_parameters(), hooks)
+            _train(workload, memory, phase)
+        tracker.mark(("end",))
+        del earlier
 
 
-def _watch_gradients(tracker: Tracker, parameters: list[nn.Parameter]) -> list[Any]:
-    """Gradients of an earlier pack of the same step; those of this one are told from activations."""
-    fill_gradients(tracker, parameters)
-    return [
-        parameter.register_post_accumulate_grad_hook(
+def _build_memory(
+    workload: Workload,
+    stage: Stage,
+    building: contextlib.AbstractContextManager[Any],
+    *,
+    on_card: bool,
+) -> _Memory:
+    config, backbone = workload.config, workload.backbone
+    discriminator = discriminator_optimizer = policy_optimizer = None
+    with building:
+        if stage in ("warmup", "align"):
+            if config.discriminator.trunk == "sft":
+                backbone.freeze_copy(TRUNK)
+            text = backbone.core.config.text_config
+            discriminator = Discriminator(
+                config.discriminator,
+                num_layers=text.num_hidden_layers,
+                hidden_size=text.hidden_size,
+                seed=0,
+            ).to(backbone.device)
+        if stage == "rlvr" and config.rlvr.kl_weight > 0 and config.rlvr.kl_reference == "start":
+            backbone.freeze_copy(REFERENCE)
+    if discriminator is not None:
+        optim = config.warmup.optim if stage == "warmup" else config.discriminator.optim
+        discriminator_optimizer = _optimizer(list(discriminator.parameters()), optim, on_card)
+    if stage != "warmup":
+        optim = getattr(config, stage).optim
+        policy_optimizer = _optimizer(backbone.policy_parameters(), optim, on_card)
+    return _Memory(policy_optimizer, discriminator, discriminator_optimizer)
+
+
+def _optimizer(parameters: list[nn.Parameter], optim: OptimConfig, on_card: bool) -> Optimizer:
+    """Make the optimizer that a run has on CUDA or on a CPU; torch's AdamW is a foreach one on CUDA."""
+    name: Any = optimizer_name(optim, "cuda" if on_card else "cpu")
+    optimizer = make_optimizer(parameters, dataclasses.replace(optim, name=name))
+    for group in optimizer.inner.param_groups:
+        if on_card and "foreach" in group:
+            group["foreach"] = True
+    return optimizer
+
+
+def _take_first_step(tracker: Tracker, backbone: Backbone, memory: _Memory) -> None:
+    """Step the optimizers, so that their states exist."""
+    discriminator_parameters: list[nn.Parameter] = []
+    if memory.discriminator is not None:
+        discriminator_parameters = list(memory.discriminator.parameters())
+        tracker.seed(discriminator_parameters, "adapters")
+    for optimizer, parameters in (
+        (memory.policy_optimizer, backbone.policy_parameters()),
+        (memory.discriminator_optimizer, discriminator_parameters),
+    ):
+        if optimizer is None:
+            continue
+        _fill_gradients(tracker, parameters)
+        optimizer_step(optimizer, parameters, _LEARNING_RATE, 1.0)
+        states = [value for state in optimizer.inner.state.values() for value in state.values()]
+        tracker.seed([state for state in states if isinstance(state, Tensor)], "optimizer")
+
+
+def _fill_gradients(tracker: Tracker, parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+        tracker.seed([parameter.grad], "gradients")
+
+
+def _watch_gradients(
+    tracker: Tracker, parameters: list[nn.Parameter], hooks: contextlib.ExitStack
+) -> None:
+    """Fill the gradients of an earlier pack of the same step; count this pack's as gradients too."""
+    _fill_gradients(tracker, parameters)
+    for parameter in parameters:
+        handle = parameter.register_post_accumulate_grad_hook(
             lambda parameter: tracker.seed([parameter.grad], "gradients")
         )
-        for parameter in parameters
-    ]
+        hooks.callback(handle.remove)
 
 
-def _sample(
-    tracker: Tracker, config: RunConfig, backbone: Backbone, workload: Workload, stage: Stage
-) -> None:
-    group_size, num_prompts = sampling_batch(config, stage)
-    with scripted_draws(tracker, backbone.end_id, workload.num_draws):
+def _fill_caches(
+    tracker: Tracker, workload: Workload, memory: _Memory, phase: Phase
+) -> list[Tensor]:
+    """Fill the caches as earlier steps left them.
+
+    The features of this phase's own pictures are in the cache where sampling came before it. Those of
+    other pictures, and the discriminator's states of earlier prompts, are only accounted for.
+
+    Returns:
+        A tensor for each kind that is only accounted for: keep them while the phase runs.
+    """
+    backbone, prompt = workload.backbone, workload.prompts(1)[0]
+    vision, text = backbone.core.config.vision_config, backbone.core.config.text_config
+    dtype = family.vision_tower(backbone.core).patch_embed.proj.weight.dtype
+    # the merged features, and a level for each layer that feeds DeepStack
+    num_levels = 1 + len(vision.deepstack_visual_indexes)
+    shape = (num_levels, int(prompt.is_picture_P.sum()), text.hidden_size)
+    num_own = 0
+    if phase.stage != "sft" and phase.work != "sample":
+        num_own = workload.pairs_per_pack if phase.stage == "warmup" else 1
+    for own_prompt in workload.prompts(num_own):
+        merged, *deepstack = levels = [torch.zeros(shape[1:], dtype=dtype) for _ in range(shape[0])]
+        tracker.seed(levels, "pictures")
+        backbone.vision.put(own_prompt.pictures[0], PictureFeatures(merged, tuple(deepstack)))
+    limit_bytes = int(workload.config.model.picture_cache_gib * 2**30)
+    max_pictures = limit_bytes // (math.prod(shape) * dtype.itemsize)
+    num_others = max(0, min(workload.num_cached_pictures, max_pictures) - num_own)
+    others = torch.empty((num_others, *shape), dtype=dtype)
+    tracker.seed([others], "pictures")
+    if memory.discriminator is None:
+        return [others]
+    # The phase adds the keys and values of its own prompts itself; the cache drops others for them.
+    own_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    own_bytes *= backbone.precision.compute_dtype.itemsize * num_own * len(prompt)
+    num_bytes = max(0, memory.discriminator.prompt_cache.max_bytes - own_bytes)
+    states = torch.empty(num_bytes, dtype=torch.uint8)
+    tracker.seed([states], "kv_cache")
+    return [others, states]
+
+
+def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) -> None:
+    group_size, num_prompts = workload.sampling_batch(phase.stage)
+    # only a CPU holds dense weights
+    sampling = dataclasses.replace(workload.config.sampling, dense_weights="never")
+    with _scripted_draws(tracker, workload.backbone.end_id, num_draws):
         sample_groups(
-            backbone,
+            workload.backbone,
             workload.samples(num_prompts),
             group_size=group_size,
-            # dense weights are a CPU's way
-            sampling=dataclasses.replace(config.sampling, dense_weights="never"),
-            system_prompt="",
+            sampling=sampling,
             seed=("plan",),
         )
 
 
 @contextlib.contextmanager
-def scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[None]:
-    """All rows draw the same token, and end together at draw `num_draws`; each draw is a mark."""
-    original: Callable[..., Drawn] = rollouts.draw_tokens
+def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[None]:
+    """Let all rows draw the same token, and end together at draw `num_draws`; mark each draw."""
+    draw_tokens = rollouts.draw_tokens
     count = 0
 
     def draw(logits_RV: Tensor, *args: Any, **kwargs: Any) -> Drawn:
         nonlocal count
         count += 1
         tracker.mark(("draw", count))
-        drawn = original(logits_RV, *args, **kwargs)
+        drawn = draw_tokens(logits_RV, *args, **kwargs)
         token = end_id if count >= num_draws else 0
         return drawn._replace(token_R=torch.full(drawn.token_R.shape, token))
 
-    rollouts.draw_tokens = draw
-    try:
+    with mock.patch.object(rollouts, "draw_tokens", draw):
         yield
-    finally:
-        rollouts.draw_tokens = original
 
 
-def _judge(
-    config: RunConfig, backbone: Backbone, workload: Workload, memory: Memory, stage: Stage
-) -> None:
-    if stage == "warmup":
-        judged = workload.judged(workload.pairs_per_pack, 1)
-    else:
-        judged = workload.judged(1, workload.students_per_pack)
-    assert memory.discriminator is not None
+def _judge(workload: Workload, memory: _Memory, phase: Phase) -> None:
+    assert memory.discriminator is not None and memory.discriminator_optimizer is not None
     discriminator_step(
-        backbone,
+        workload.backbone,
         memory.discriminator,
         memory.discriminator_optimizer,
-        judged,
-        config.discriminator,
-        learning_rate=1e-9,
+        workload.judged(phase.stage),
+        workload.config.discriminator,
+        learning_rate=_LEARNING_RATE,
         max_grad_norm=1.0,
     )
 
 
-def _train(
-    config: RunConfig, backbone: Backbone, workload: Workload, memory: Memory, stage: Stage
-) -> None:
-    optimizer = memory.policy_optimizer
-    if stage == "sft":
-        sft_step(backbone, optimizer, workload.trees(), learning_rate=1e-9, max_grad_norm=1.0)
+def _train(workload: Workload, memory: _Memory, phase: Phase) -> None:
+    config, backbone, optimizer = workload.config, workload.backbone, memory.policy_optimizer
+    assert optimizer is not None
+    if phase.stage == "sft":
+        trees = workload.trees()
+        sft_step(backbone, optimizer, trees, learning_rate=_LEARNING_RATE, max_grad_norm=1.0)
         return
-    settings = {"align": config.align, "rlvr": config.rlvr}[stage]
+    settings = config.rlvr if phase.stage == "rlvr" else config.align
+    kl_in_loss = phase.stage == "rlvr" and config.rlvr.kl_in == "loss"
     groups = workload.groups(settings.group_size)
-    num = len(groups[0].rollouts)
-    loss, num_minibatches = PolicyLossConfig(), 1
-    if stage == "rlvr":
-        loss = policy_loss_config(config.rlvr, config.sampling.max_completion_tokens)
-        num_minibatches = config.rlvr.num_minibatches
+    # not 0: a group whose advantages are all 0 is not forwarded
+    advantage_R = torch.tensor([(-1.0) ** number for number in range(len(groups[0].rollouts))])
     update_policy(
         backbone,
         optimizer,
         groups,
-        torch.tensor([1.0 if i % 2 == 0 else -1.0 for i in range(num)]),
-        system_prompt="",
-        temperature=config.sampling.temperature,
+        advantage_R,
+        sampling=config.sampling,
         optim=settings.optim,
-        learning_rate=1e-9,
-        loss=loss,
-        num_minibatches=num_minibatches,
+        learning_rate=_LEARNING_RATE,
+        loss=settings.loss,
+        num_minibatches=settings.num_minibatches,
+        kl_weight=config.rlvr.kl_weight if kl_in_loss else 0.0,
+        kl_kind=config.rlvr.kl_kind,
     )

@@ -1,39 +1,42 @@
-"""The largest work that a recipe allows: longest prompts and completions, largest pictures.
-
-Shape letters: P prompt tokens, C completion tokens.
-"""
+"""The largest work that a recipe allows: longest prompts and completions, largest pictures."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
 
-from prism_lite.config import RunConfig
+from prism_lite.config import AlignConfig, RlvrConfig, RunConfig
 from prism_lite.digits.task import DIGIT_PIXELS
-from prism_lite.discriminator.step import Judged
+from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree
-from prism_lite.models.prompts import Prompt
+from prism_lite.models.prompts import Prompt, encode_prompt
 from prism_lite.parts import Malformed, Parts
 from prism_lite.sampling.rollouts import MOST_ROWS
-from prism_lite.types import Group, Picture, Rollout, Sample, Turn
+from prism_lite.types import Group, Picture, Rollout, Sample, Stage, Turn
 
 CELL = 32  # a visual token is 32 x 32 pixels
-WORDS_OF_DIGITS = 40  # the longest instruction and question of the embedded task have fewer
+_WORDS_OF_DIGITS = 40  # the longest instruction and question of the embedded task have fewer
 
 
-Stage = Literal["sft", "warmup", "align", "rlvr"]
-PhaseName = Literal["train", "judge", "sample"]
-PHASES: dict[Stage, tuple[PhaseName, ...]] = {
-    "sft": ("train",),
-    "warmup": ("sample", "judge"),
-    "align": ("sample", "judge", "train"),
-    "rlvr": ("sample", "train"),
-}
+class Phase(NamedTuple):
+    """A stage and one part of its step: sampling, the discriminator's update or the policy's."""
+
+    stage: Stage
+    work: Literal["sample", "judge", "train"]
+
+
+PHASES = (
+    Phase("sft", "train"),
+    Phase("warmup", "sample"), Phase("warmup", "judge"),
+    Phase("align", "sample"), Phase("align", "judge"), Phase("align", "train"),
+    Phase("rlvr", "sample"), Phase("rlvr", "train"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,44 +46,148 @@ class Workload:
     Attributes:
         backbone: real or simulated; its processor counts the tokens.
         config: the recipe.
-        num_draws: tokens decoded before all rows end; fewer than a completion's where the rest is
-            extrapolated.
     """
 
     backbone: Backbone
     config: RunConfig
-    num_draws: int
 
-    @property
-    def completion_tokens(self) -> int:
-        return self.config.sampling.max_completion_tokens
+    def samples(self, num: int) -> list[Sample]:
+        return [self._sample(f"sample {i}", self._num_words) for i in range(num)]
+
+    def prompts(self, num: int) -> list[Prompt]:
+        return [self.backbone.prompt(sample) for sample in self.samples(num)]
+
+    def trees(self) -> list[Tree]:
+        """Return the demonstrations that fill one pack of the SFT stage."""
+        branch = torch.full((self._completion_tokens,), self._word_id)
+        return [Tree(prompt, (branch.clone(),)) for prompt in self.prompts(self._trees_per_pack)]
+
+    def groups(self, group_size: int) -> list[Group]:
+        """Return one prompt's group, with at most as many rollouts as one pack takes."""
+        num_rollouts = self._rollouts_per_pack(group_size)
+        rollout = Rollout(
+            token_ids=(self._word_id,) * self._completion_tokens,
+            text="",
+            parts=Malformed("planned"),
+            finish="length",
+            sampling_logprob_C=torch.zeros(self._completion_tokens),
+            sampling_entropy_C=torch.zeros(self._completion_tokens),
+        )
+        return [Group(self.samples(1)[0], (rollout,) * num_rollouts)]
+
+    def judged(self, stage: Stage) -> list[JudgedPrompt]:
+        """Return what one forward of the discriminator takes: warm-up pairs, or a group.
+
+        The teacher's parts are as long as they may be. The students' parts are together as long as a
+        completion.
+        """
+        is_warmup = stage == "warmup"
+        num_prompts = self.pairs_per_pack if is_warmup else 1
+        num_students = 1 if is_warmup else self._students_per_pack
+        longest = self.config.discriminator.max_part_tokens
+        num_caption, num_think = self._part_tokens
+        teacher, caption, think = ("w " * num for num in (longest, num_caption, num_think))
+        student = Parts(caption, think, "w")
+        return [
+            JudgedPrompt(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
+            for prompt in self.prompts(num_prompts)
+        ]
+
+    def sampling_batch(self, stage: Stage) -> tuple[int, int]:
+        """Return how many rollouts of a prompt, and how many prompts, are decoded side by side."""
+        max_rows = self.config.sampling.max_rows or MOST_ROWS
+        if stage == "warmup":
+            return 1, min(self.config.warmup.num_prompts, max_rows)
+        settings = self._group_settings(stage)
+        at_once = max(1, max_rows // settings.group_size)  # a larger group is split
+        return min(settings.group_size, max_rows), min(settings.prompts_per_step, at_once)
+
+    def num_repeats(self, phase: Phase) -> int:
+        """Return how often a step repeats what a phase runs once."""
+        config, (stage, work) = self.config, phase
+        if stage == "sft":
+            return _ceil_div(config.sft.batch_size, self._trees_per_pack)
+        if stage == "warmup":
+            if work == "sample":
+                return 0  # before the first step, not in every one
+            return _ceil_div(config.warmup.pairs_per_step, self.pairs_per_pack)
+        settings = self._group_settings(stage)
+        if work == "sample":
+            rows, at_once = self.sampling_batch(stage)
+            batches = _ceil_div(settings.prompts_per_step, at_once)
+            return batches * _ceil_div(settings.group_size, rows)
+        group_size = settings.group_size
+        at_once = (
+            self._students_per_pack if work == "judge" else self._rollouts_per_pack(group_size)
+        )
+        return settings.prompts_per_step * _ceil_div(group_size, at_once)
 
     @property
     def num_cached_pictures(self) -> int:
-        """Pictures whose features are kept, when as many have been seen."""
-        data, most = self.config.data, self.config.model.max_cached_pictures
+        """Pictures whose features are kept, after as many have been used."""
+        data, limit = self.config.data, self.config.model.max_cached_pictures
         if data.task != "digits":
-            return most
-        return min(most, data.num_sft + data.num_align + data.num_rlvr + data.num_heldout)
+            return limit
+        return min(limit, data.num_sft + data.num_align + data.num_rlvr + data.num_heldout)
 
-    def num_units(self, stage: Stage, phase: PhaseName) -> int:
-        """How often a step repeats what a phase runs once."""
-        config = self.config
-        if phase == "sample":
-            rows, at_once = sampling_batch(config, stage)
-            settings = {"align": config.align, "rlvr": config.rlvr}.get(stage)
-            if settings is None:
-                return 0  # once, not per step
-            return -(-settings.prompts_per_step // at_once) * -(-settings.group_size // rows)
-        if stage == "sft":
-            return -(-config.sft.batch_size // self.trees_per_pack)
-        if stage == "warmup":
-            return -(-config.warmup.pairs_per_step // self.pairs_per_pack)
-        settings = config.align if stage == "align" else config.rlvr
-        if phase == "judge":
-            pieces = -(-config.align.group_size // self.students_per_pack)
-            return settings.prompts_per_step * pieces
-        return settings.prompts_per_step * -(-settings.group_size // self.rollouts_per_pack)
+    @property
+    def pairs_per_pack(self) -> int:
+        """Teacher-student pairs of different prompts that one pack of the warm-up takes."""
+        pair_tokens = self._teacher_tokens + sum(self._part_tokens)
+        return self._per_pack(self._prompt_tokens + pair_tokens, self.config.warmup.pairs_per_step)
+
+    @property
+    def _trees_per_pack(self) -> int:
+        """Demonstrations with their prompts that one pack of the SFT stage takes."""
+        tree_tokens = self._prompt_tokens + self._completion_tokens
+        return self._per_pack(tree_tokens, self.config.sft.batch_size)
+
+    def _rollouts_per_pack(self, group_size: int) -> int:
+        """Completions of one prompt that a pack takes."""
+        return self._per_pack(self._completion_tokens, group_size, used=self._prompt_tokens)
+
+    @property
+    def _students_per_pack(self) -> int:
+        """Students of one prompt that go through the discriminator together."""
+        group_size = self.config.align.group_size
+        if self.config.discriminator.grgc_weight > 0:  # GRGC needs a group in one forward
+            return group_size
+        used = self._prompt_tokens + self._teacher_tokens
+        return self._per_pack(sum(self._part_tokens), group_size, used=used)
+
+    def _per_pack(self, size: int, limit: int, used: int = 0) -> int:
+        """How many pieces of `size` tokens a pack takes after `used` others; 1 to `limit`."""
+        return max(1, min(limit, (self.config.model.max_pack_tokens - used) // size))
+
+    @property
+    def _teacher_tokens(self) -> int:
+        return 2 * self.config.discriminator.max_part_tokens
+
+    @property
+    def _part_tokens(self) -> tuple[int, int]:
+        """Tokens of a student's caption (a quarter of a completion) and of its think."""
+        longest = self.config.discriminator.max_part_tokens
+        num_caption = min(longest, self._completion_tokens // 4)
+        return num_caption, min(longest, self._completion_tokens - num_caption)
+
+    @property
+    def _prompt_tokens(self) -> int:
+        return len(self.prompts(1)[0])
+
+    @property
+    def _completion_tokens(self) -> int:
+        return self.config.sampling.max_completion_tokens
+
+    @property
+    def _word_id(self) -> int:
+        return self.backbone.tokenizer("word")["input_ids"][0]
+
+    def _group_settings(self, stage: Stage) -> AlignConfig | RlvrConfig:
+        return self.config.align if stage == "align" else self.config.rlvr
+
+    def _sample(self, name: str, num_words: int) -> Sample:
+        turn = Turn("user", "word " * num_words)
+        return Sample(id=name, turns=(turn,), pictures=(Picture(name, self._image),))
 
     @cached_property
     def _image(self) -> Image.Image:
@@ -92,119 +199,33 @@ class Workload:
 
     @cached_property
     def _num_words(self) -> int:
-        """Words of the question that fill a prompt to the limit."""
+        """Words of the question that fill a prompt to the limit.
+
+        Raises:
+            ValueError: the picture alone is longer than the limit.
+        """
         if self.config.data.task == "digits":
-            return WORDS_OF_DIGITS
+            return _WORDS_OF_DIGITS
         limit = self.config.model.max_prompt_tokens
-        empty, one = (self._encoded(self._sample("", n)) for n in (0, 200))
-        words = int((limit - len(empty)) / max(1, len(one) - len(empty)) * 200)
-        while words > 0 and len(self._encoded(self._sample("", words))) > limit:
-            words -= max(1, words // 100)
-        if words <= 0:
+        # how many of 0, 1, 2, ... words give a prompt within the limit; a word has a token at least
+        num_words = bisect_right(range(limit), limit, key=self._count_tokens) - 1
+        if num_words <= 0:
             raise ValueError(
                 f"a picture of model.max_pixels = {self.config.model.max_pixels} makes a prompt of "
-                f"{len(empty)} tokens, more than model.max_prompt_tokens = {limit}: lower the one or "
-                "raise the other."
+                f"{self._count_tokens(0)} tokens, more than model.max_prompt_tokens = {limit}: lower "
+                "the one or raise the other."
             )
-        return words
+        return num_words
 
-    def _sample(self, name: str, num_words: int) -> Sample:
-        turn = Turn("user", "word " * num_words)
-        return Sample(id=name, turns=(turn,), pictures=(Picture(name, self._image),))
-
-    def _encoded(self, sample: Sample) -> Prompt:
-        from prism_lite.models.prompts import encode_prompt
-
-        return encode_prompt(
-            sample,
+    def _count_tokens(self, num_words: int) -> int:
+        prompt = encode_prompt(
+            self._sample("", num_words),
             processor=self.backbone.processor,
-            rope_index=self.backbone.core.model.get_rope_index,
-            system_prompt="",
+            core=self.backbone.core,
             max_tokens=2**30,
         )
-
-    def samples(self, num: int) -> list[Sample]:
-        return [self._sample(f"sample {i}", self._num_words) for i in range(num)]
-
-    def prompts(self, num: int) -> list[Prompt]:
-        return [self.backbone.prompt(sample, "") for sample in self.samples(num)]
-
-    def trees(self) -> list[Tree]:
-        """Demonstrations that fill one pack of the SFT stage."""
-        branch = torch.full((self.completion_tokens,), self._word_id)
-        return [Tree(prompt, (branch.clone(),)) for prompt in self.prompts(self.trees_per_pack)]
-
-    @property
-    def trees_per_pack(self) -> int:
-        """Demonstrations with their prompts that one pack of the SFT stage takes."""
-        size = len(self.prompts(1)[0]) + self.completion_tokens
-        return min(self.config.sft.batch_size, max(1, self.config.model.max_pack_tokens // size))
-
-    @property
-    def rollouts_per_pack(self) -> int:
-        """Completions of one prompt that a pack takes."""
-        room = self.config.model.max_pack_tokens - len(self.prompts(1)[0])
-        return max(1, room // self.completion_tokens)
-
-    @property
-    def pairs_per_pack(self) -> int:
-        """Teacher-student pairs of different prompts that one pack of the warm-up takes."""
-        teacher = 2 * self.config.discriminator.max_part_tokens
-        size = len(self.prompts(1)[0]) + teacher + sum(self._part_tokens)
-        at_once = max(1, self.config.model.max_pack_tokens // size)
-        return min(self.config.warmup.pairs_per_step, at_once)
-
-    def groups(self, group_size: int) -> list[Group]:
-        """One prompt's group; no more rollouts than one pack takes."""
-        num = min(group_size, self.rollouts_per_pack)
-        rollout = Rollout(
-            token_ids=(self._word_id,) * self.completion_tokens,
-            text="",
-            parts=Malformed("planned"),
-            finish="length",
-            sampling_logprob_C=torch.zeros(self.completion_tokens),
-            sampling_entropy_C=torch.zeros(self.completion_tokens),
-        )
-        return [Group(self.samples(1)[0], (rollout,) * num)]
-
-    def judged(self, num_prompts: int, num_students: int) -> list[Judged]:
-        """Prompts with a teacher whose parts are as long as they may be, and students whose parts
-        are together as long as a completion: a quarter of it the caption.
-        """
-        longest = self.config.discriminator.max_part_tokens
-        num_caption, num_think = self._part_tokens
-        teacher, caption, think = ("w " * num for num in (longest, num_caption, num_think))
-        student = Parts(caption, think, "w")
-        return [
-            Judged(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
-            for prompt in self.prompts(num_prompts)
-        ]
-
-    @property
-    def _part_tokens(self) -> tuple[int, int]:
-        longest = self.config.discriminator.max_part_tokens
-        num_caption = min(longest, self.completion_tokens // 4)
-        return num_caption, min(longest, self.completion_tokens - num_caption)
-
-    @property
-    def students_per_pack(self) -> int:
-        """Students of one prompt that go through the discriminator together."""
-        if self.config.discriminator.grgc_weight > 0:
-            return self.config.align.group_size
-        taken = len(self.prompts(1)[0]) + 2 * self.config.discriminator.max_part_tokens
-        room = self.config.model.max_pack_tokens - taken
-        return max(1, min(self.config.align.group_size, room // sum(self._part_tokens)))
-
-    @property
-    def _word_id(self) -> int:
-        return self.backbone.tokenizer("word")["input_ids"][0]
+        return len(prompt)
 
 
-def sampling_batch(config: RunConfig, stage: Stage) -> tuple[int, int]:
-    """Rollouts of a prompt, and prompts, that are decoded side by side."""
-    max_rows = config.sampling.max_rows or MOST_ROWS
-    if stage == "warmup":
-        return 1, min(config.warmup.num_prompts, max_rows)
-    settings = config.align if stage == "align" else config.rlvr
-    at_once = max(1, max_rows // settings.group_size)  # a larger group is parted
-    return min(settings.group_size, max_rows), min(settings.prompts_per_step, at_once)
+def _ceil_div(total: int, size: int) -> int:
+    return -(-total // size)

@@ -1,11 +1,11 @@
-"""Advantages: from scores or rewards of a group to one number per rollout, zero mean in the group.
+"""Advantages: one number per rollout from its scores or rewards, with zero mean in its group.
 
 Shape letters: R rollouts (rows of one prompt adjacent), P prompts, G = R / P rollouts per prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ SPREAD_FLOOR = 1e-6  # a group whose values differ by less teaches nothing
 
 @dataclass(frozen=True, eq=False)
 class Verified:
-    """What a verifier says of R rollouts: the weighted reward, float32, and who is wrong, bool."""
+    """Verdicts of a verifier on R rollouts: the weighted reward, float32, and who is wrong, bool."""
 
     reward_R: Tensor
     is_wrong_R: Tensor
@@ -46,7 +46,8 @@ def group_zscore(value_R: Tensor, *, group_size: int, counted_R: Tensor | None =
             f"{num_rollouts} rollouts cannot form groups of {group_size}: the last prompt lacks "
             f"{-num_rollouts % group_size}."
         )
-    counted_R = torch.ones_like(value_R, dtype=torch.bool) if counted_R is None else counted_R
+    if counted_R is None:
+        counted_R = torch.ones_like(value_R, dtype=torch.bool)
     if not value_R[counted_R].isfinite().all():
         raise ValueError("a score or reward is not finite: find the rollout it belongs to first.")
     counted_PG = counted_R.view(-1, group_size)
@@ -74,7 +75,7 @@ def alignment_advantages(
     weight: float = 1.0,
     wrong_penalty: float = 1.0,
 ) -> Tensor:
-    """Advantage of each rollout from the discriminator's two scores.
+    """Compute the advantage of each rollout from the discriminator's two scores.
 
     Each channel is standardised within the group over its well-formed rollouts only, A = alpha *
     z_perception + (1 - alpha) * z_reasoning, 0 for a malformed one. With F = 1 for a malformed
@@ -93,20 +94,20 @@ def alignment_advantages(
     and then the group is centred.
 
     Args:
-        perception_R, reasoning_R: float32 [R]; what a malformed rollout holds is not looked at.
+        perception_R, reasoning_R: float32 [R]; the values of malformed rollouts are ignored.
         group_size: G.
         well_formed_R: bool [R].
         alpha: weight of perception, 0 to 1.
-        verified: what the verifier says; needed by every mode but "align".
+        verified: the verifier's verdicts; needed by every mode but "align".
 
     Returns:
-        advantage_R: float32 [R], zero mean in every group. Under "align" a group that is malformed
-        throughout gives zeros: it does not say which rollout is better.
+        advantage_R: float32 [R], zero mean in every group. Under "align" a group whose rollouts are
+        all malformed gives zeros: it does not show which rollout is better.
 
     Raises:
         ValueError: see `group_zscore`; or alpha outside 0 to 1.
 
-    Source: METHOD section 3. The official code lets malformed rollouts into the statistics and
+    Source: METHOD section 3. The official code includes malformed rollouts in the statistics and
     does not centre.
     """
     if not 0 <= alpha <= 1:
@@ -116,7 +117,7 @@ def alignment_advantages(
     aligned_R = alpha * z_perception_R + (1 - alpha) * z_reasoning_R
     if mode == "align":
         advantage_R = torch.where(well_formed_R, aligned_R, -malformed_penalty)
-        return center_groups(advantage_R, group_size=group_size)
+        return _center_groups(advantage_R, group_size=group_size)
     assert verified is not None, f"mode {mode} needs the verifier's verdicts"
     wrong_R, malformed_R = verified.is_wrong_R.float(), (~well_formed_R).float()
     penalty_R = wrong_penalty * wrong_R + malformed_penalty * malformed_R
@@ -124,7 +125,7 @@ def alignment_advantages(
     gated_R = aligned_R * (1 - malformed_R) * (1 - wrong_R)
 
     def zscore(value_R: Tensor) -> Tensor:
-        return group_zscore(value_R, group_size=group_size)
+        return group_zscore(value_R, group_size=group_size, counted_R=~value_R.isnan())
 
     if mode == "acc_gate":
         advantage_R = aligned_R - penalty_R
@@ -139,15 +140,10 @@ def alignment_advantages(
         reward_R = verified.reward_R - wrong_penalty * wrong_R
         advantage_R = zscore((1 - malformed_R) * reward_R - malformed_penalty * malformed_R)
         advantage_R = advantage_R + aligned_R * (1 - malformed_R) * (1 - 2 * wrong_R)
-    return center_groups(advantage_R, group_size=group_size)
+    return _center_groups(advantage_R, group_size=group_size)
 
 
-def debias_length(score_K: Tensor, num_tokens: Sequence[int], beta: float) -> Tensor:
-    """Scores less beta * log(1 + length of the part): what length alone earns is taken back."""
-    return score_K - beta * torch.tensor(num_tokens, dtype=score_K.dtype).log1p()
-
-
-def center_groups(advantage_R: Tensor, *, group_size: int) -> Tensor:
+def _center_groups(advantage_R: Tensor, *, group_size: int) -> Tensor:
     """Subtract each group's mean."""
     advantage_PG = advantage_R.view(-1, group_size)
     return (advantage_PG - advantage_PG.mean(1, keepdim=True)).flatten()
@@ -161,12 +157,15 @@ def reward_advantages(
     scale: RewardScale = "group",
     combine: RewardCombination = "sum_then_normalize",
 ) -> Tensor:
-    """RLVR's advantage of each rollout from its rewards.
+    """Compute RLVR's advantage of each rollout from its rewards.
 
-    sum_then_normalize: the weighted sum, less the group's mean; divided by the group's deviation
-    (GRPO, arXiv 2402.03300), the batch's, or nothing (Dr. GRPO, 2503.20783), as `scale` says.
+    sum_then_normalize: the weighted sum minus the group's mean, divided by the group's deviation
+    (GRPO, arXiv 2402.03300), the batch's, or nothing (Dr. GRPO, 2503.20783), depending on `scale`.
     normalize_then_sum: each reward standardised in its group, then the weighted sum divided by the
-    batch's deviation (GDPO, 2601.05242): a rare reward is not drowned by a frequent one.
+    batch's deviation (GDPO, 2601.05242): a reward with little spread keeps its influence.
+
+    NaN stands for a reward function that returned None, as in TRL's GRPOTrainer: the others are
+    summed; a rollout without any reward is left out of the statistics and gets advantage 0.
 
     Args:
         rewards: by name, each float32 [R].
@@ -180,44 +179,45 @@ def reward_advantages(
         ValueError: see `group_zscore`.
     """
     assert rewards.keys() == weights.keys()
-    if combine == "normalize_then_sum":
-        parts = {
-            name: group_zscore(value_R, group_size=group_size) for name, value_R in rewards.items()
-        }
-        return _batch_scaled(weighted_sum(parts, weights))
     reward_R = weighted_sum(rewards, weights)
-    zscore_R = group_zscore(reward_R, group_size=group_size)  # also checks the values
+    is_scored_R = ~reward_R.isnan()
+    if combine == "normalize_then_sum":
+        zscores = {
+            name: group_zscore(value_R, group_size=group_size, counted_R=~value_R.isnan())
+            for name, value_R in rewards.items()
+        }
+        zscore_R = weighted_sum(zscores, weights)
+        return _divided_by_spread(zscore_R, zscore_R[is_scored_R])
+    # also checks the values
+    zscore_R = group_zscore(reward_R, group_size=group_size, counted_R=is_scored_R)
     if scale == "group":
         return zscore_R
-    centred_R = center_groups(reward_R, group_size=group_size)
-    centred_R = torch.where(zscore_R == 0, 0.0, centred_R)  # no crumbs in groups without spread
-    return centred_R if scale == "none" else _batch_scaled(centred_R, reward_R)
+    centred_R = _center_groups(
+        fill_unscored(reward_R, group_size=group_size), group_size=group_size
+    )
+    # a group without spread gets exact zeros, not rounding errors
+    centred_R = torch.where(zscore_R == 0, 0.0, centred_R)
+    return centred_R if scale == "none" else _divided_by_spread(centred_R, reward_R[is_scored_R])
 
 
 def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Sum of weight * value over the names, [R]."""
-    first, *others = (weights[name] * value_R for name, value_R in values.items())
-    return sum(others, start=first)
+    """Return the sum of weight * value over the names, [R]; NaN counts 0, and only NaN gives NaN."""
+    first, *others = (
+        weights[name] * torch.where(value_R.isnan(), 0.0, value_R)
+        for name, value_R in values.items()
+    )
+    is_scored_R = ~torch.stack([*values.values()]).isnan().all(0)
+    return torch.where(is_scored_R, sum(others, start=first), torch.nan)
 
 
-def _batch_scaled(value_R: Tensor, of_R: Tensor | None = None) -> Tensor:
-    """Divided by the deviation of the batch (of `of_R` where given)."""
-    deviation = float((value_R if of_R is None else of_R).std(correction=0))
+def fill_unscored(reward_R: Tensor, *, group_size: int) -> Tensor:
+    """Replace NaN by the mean of the group's other rewards, or by 0 where it has none."""
+    reward_PG = reward_R.view(-1, group_size)
+    mean_P1 = reward_PG.nanmean(1, keepdim=True).nan_to_num()
+    return torch.where(reward_PG.isnan(), mean_P1, reward_PG).flatten()
+
+
+def _divided_by_spread(value_R: Tensor, batch_R: Tensor) -> Tensor:
+    """Divide by the standard deviation of `batch_R`; zeros if it has none."""
+    deviation = float(batch_R.std(correction=0))
     return value_R / deviation if deviation > SPREAD_FLOOR else torch.zeros_like(value_R)
-
-
-def soft_overlong(num_tokens: Sequence[int], *, max_tokens: int, buffer_tokens: int) -> Tensor:
-    """DAPO's soft penalty of long completions: 0 up to the buffer, then linear to -1 at the limit.
-
-    Args:
-        num_tokens: length of each completion.
-        max_tokens: the length limit.
-        buffer_tokens: how many tokens before the limit the penalty begins; at least 1.
-
-    Returns:
-        penalty_R: float32 [R], 0 to -1.
-
-    Source: equation 13 of arXiv 2503.14476.
-    """
-    length_R = torch.tensor(num_tokens, dtype=torch.float32)
-    return -((length_R - (max_tokens - buffer_tokens)) / buffer_tokens).clamp(0, 1)

@@ -1,8 +1,9 @@
-"""Verifiable rewards, TRL-compatible: `f(prompts, completions, **columns) -> list[float |
-None]`.
+"""Verifiable rewards with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`.
+
+`completion_text` lets a function of your own read both of TRL's forms of a completion.
 """
 
 from prism_lite.rewards.accuracy import accuracy_reward
-from prism_lite.rewards.format import format_reward
+from prism_lite.rewards.format import completion_text, format_reward
 
-__all__ = ["accuracy_reward", "format_reward"]
+__all__ = ["accuracy_reward", "completion_text", "format_reward"]

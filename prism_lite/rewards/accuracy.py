@@ -1,8 +1,8 @@
 """Accuracy reward: does the answer part say what the gold answer says?
 
-Verifies free-form answers: option letters and texts, yes/no, numbers, units, coordinates,
-intervals, sets, lists and expressions. The rules are in `compare`; the table that fixes them is
-tests/unit/data/answers.jsonl.
+It verifies free-form answers: option letters and texts, yes/no, numbers, units, coordinates,
+intervals, sets, lists and expressions. The rules are in `answers/compare.py`; the table that fixes
+them is tests/unit/data/answers.tsv.
 """
 
 from __future__ import annotations
@@ -14,43 +14,26 @@ from prism_lite import parts
 from prism_lite.rewards.answers.choices import options_in, parse_choice
 from prism_lite.rewards.answers.compare import Verdict, compare_answers
 from prism_lite.rewards.answers.numbers import RELATIVE_TOLERANCE
-from prism_lite.rewards.answers.symbolic import TIME_LIMIT_S
 from prism_lite.rewards.answers.text import clean
-from prism_lite.rewards.format import completion_text
+from prism_lite.rewards.format import Completion, completion_text
 
 __all__ = ["Verdict", "accuracy_reward", "answers_match", "compare_answers", "judge_completion"]
 
 
-def answers_match(
-    predicted: str,
-    gold: str | Sequence[str],
-    *,
-    choices: Sequence[str] = (),
-    relative_tolerance: float = RELATIVE_TOLERANCE,
-    time_limit_s: float = TIME_LIMIT_S,
-) -> bool:
-    """Whether a short answer matches the gold answer, or one of several accepted ones.
-
-    Arguments as for `compare_answers`, which also says why.
-    """
-    return compare_answers(
-        predicted,
-        gold,
-        choices=choices,
-        relative_tolerance=relative_tolerance,
-        time_limit_s=time_limit_s,
-    ).matches
+def answers_match(predicted: str, gold: str | Sequence[str], **options: Any) -> bool:
+    """Return whether a short answer matches the gold answer or one of several; see `compare_answers`."""
+    return compare_answers(predicted, gold, **options).matches
 
 
 def judge_completion(
-    completion: str | list[dict[str, Any]],
+    completion: Completion,
     gold: str | Sequence[str],
     *,
     prompt: Any = "",
     choices: Sequence[str] = (),
     relative_tolerance: float = RELATIVE_TOLERANCE,
 ) -> Verdict:
-    """The verdict on a whole completion; a malformed one has no answer part and does not match.
+    """Return the verdict on a completion; a malformed one has no answer part and does not match.
 
     Args:
         completion: a string or a list of chat messages.
@@ -60,13 +43,13 @@ def judge_completion(
         choices: option texts from A on.
         relative_tolerance: as for `compare_answers`.
     """
-    found = parts.parse(completion_text(completion))
-    if isinstance(found, parts.Malformed):
-        return Verdict(False, f"malformed={found.reason}")
-    if not choices and prompt and _has_letter(found.answer, gold):
+    parsed = parts.parse(completion_text(completion))
+    if isinstance(parsed, parts.Malformed):
+        return Verdict(False, f"malformed={parsed.reason}")
+    if not choices and prompt and _has_letter(parsed.answer, gold):
         choices = options_in(completion_text(prompt))
     return compare_answers(
-        found.answer, gold, choices=choices, relative_tolerance=relative_tolerance
+        parsed.answer, gold, choices=choices, relative_tolerance=relative_tolerance
     )
 
 
@@ -78,21 +61,22 @@ def _has_letter(predicted: str, gold: str | Sequence[str]) -> bool:
 
 def accuracy_reward(
     prompts: list[Any],
-    completions: list[str | list[dict[str, Any]]],
+    completions: list[Completion],
     *,
     answer: list[str | Sequence[str] | None],
+    accepted: list[Sequence[str]] | None = None,
     choices: list[Sequence[str] | None] | None = None,
     relative_tolerance: float = RELATIVE_TOLERANCE,
     **columns: Any,
 ) -> list[float | None]:
-    """1.0 where the answer part matches the gold answer, 0.0 where not, None where there is no
-    gold.
+    """Return 1.0 where the answer part matches the gold answer, 0.0 where not, None without a gold one.
 
     Args:
         prompts: R prompts, strings or lists of chat messages; only read for the options of a
             multiple-choice question.
         completions: R completions, strings or lists of chat messages.
         answer: R gold answers; a sequence holds several accepted ones.
+        accepted: R sequences of further accepted answers, where the data has them.
         choices: R lists of option texts, where the data has them.
         relative_tolerance: as for `compare_answers`.
 
@@ -112,9 +96,10 @@ def accuracy_reward(
         if not gold or (isinstance(gold, str) and not gold.strip()):
             rewards.append(None)
             continue
+        further = accepted[i] if accepted else ()
         verdict = judge_completion(
             completion,
-            gold,
+            (*([gold] if isinstance(gold, str) else gold), *further) if further else gold,
             prompt=prompts[i] if i < len(prompts) else "",
             choices=(choices[i] or ()) if choices else (),
             relative_tolerance=relative_tolerance,

@@ -1,7 +1,7 @@
 """IoU reward: how well predicted boxes cover the gold boxes.
 
 Boxes are [x1, y1, x2, y2] in whatever unit the data uses (pixels or thousandths of the picture); a
-prediction may be JSON, a Python-like list or `<box>` text: the numbers count, four per box.
+prediction may be JSON, a Python-like list or `<box>` text: only the numbers count, four per box.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from prism_lite import parts
-from prism_lite.rewards.format import completion_text
+from prism_lite.rewards.format import Completion, answer_of
 
 Box = tuple[float, float, float, float]
 
@@ -21,18 +20,16 @@ _FOUR = re.compile(
     rf"[\[(]\s*({_NUMBER})[\s,]+({_NUMBER})[\s,)(\]\[]+({_NUMBER})[\s,]+({_NUMBER})\s*[\])]"
 )
 _BARE = re.compile(rf"\s*({_NUMBER})[\s,]+({_NUMBER})[\s,]+({_NUMBER})[\s,]+({_NUMBER})\s*")
-MAX_BOXES = 200
+_MAX_BOXES = 200
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """All boxes in an answer, in order; empty where there are none. Corners may come in any
-    order.
-    """
-    found = _FOUR.findall(text[:20_000])
-    if not found:
+    """Return all boxes of an answer, in order; opposite corners may come in any order."""
+    matches = _FOUR.findall(text[:20_000])
+    if not matches:
         bare = _BARE.fullmatch(text)
-        found = [bare.groups()] if bare else []
-    return [_sorted_corners([float(number) for number in four]) for four in found[:MAX_BOXES]]
+        matches = [bare.groups()] if bare else []
+    return [_sorted_corners([float(number) for number in four]) for four in matches[:_MAX_BOXES]]
 
 
 def _sorted_corners(four: Sequence[float]) -> Box:
@@ -41,7 +38,7 @@ def _sorted_corners(four: Sequence[float]) -> Box:
 
 
 def iou(left: Box, right: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1; 0 where either has no area."""
+    """Return the intersection over union of two boxes, 0 to 1; 0 where either has no area."""
     width = min(left[2], right[2]) - max(left[0], right[0])
     height = min(left[3], right[3]) - max(left[1], right[1])
     intersection = max(width, 0.0) * max(height, 0.0)
@@ -54,10 +51,10 @@ def _area(box: Box) -> float:
 
 
 def boxes_score(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
-    """Sum of matched IoU over the larger number of boxes: 1 only for exactly the gold boxes.
+    """Return the sum of matched IoU over the larger number of boxes: 1 only for the gold boxes.
 
-    Pairs are matched greedily from the highest IoU down; a box too many costs as much as one
-    missing, so that printing boxes all over the picture does not pay.
+    Pairs are matched greedily from the highest IoU down; a superfluous box costs as much as a
+    missing one, so that covering the picture with boxes does not pay.
     """
     if not predicted or not gold:
         return 0.0
@@ -78,33 +75,35 @@ def boxes_score(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
 
 def iou_reward(
     prompts: list[Any],
-    completions: list[str | list[dict[str, Any]]],
+    completions: list[Completion],
     *,
-    boxes: list[Any],
+    boxes: list[Any] | None = None,
+    answer: list[Any] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """Matched IoU of the boxes in the answer part with the gold boxes; 0.0 for a malformed
-    completion.
+    """Return the matched IoU of the boxes in the answer part with the gold ones, 0.0 where malformed.
 
     Args:
-        prompts: not used; there for TRL's signature.
+        prompts: not used; part of TRL's signature.
         completions: R completions, strings or lists of chat messages.
         boxes: R gold answers: a list of boxes, one box, or text that holds them; None where there
             are none, which gives None.
+        answer: the gold answers where the data has no column `boxes`.
 
     Returns:
         R rewards in 0..1.
 
     Raises:
-        ValueError: a gold answer holds no box.
+        ValueError: there are no gold answers, fewer than completions, or one holds no box.
     """
-    if len(boxes) != len(completions):
+    golds = answer if boxes is None else boxes
+    if golds is None or len(golds) != len(completions):
         raise ValueError(
-            f"boxes has {len(boxes)} rows and completions {len(completions)}: give one gold answer "
-            "per completion."
+            f"boxes has {len(golds or [])} rows and completions {len(completions)}: give one gold "
+            "answer per completion."
         )
     rewards: list[float | None] = []
-    for i, (completion, gold) in enumerate(zip(completions, boxes, strict=True)):
+    for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
         if gold is None:
             rewards.append(None)
             continue
@@ -114,9 +113,5 @@ def iou_reward(
                 f"row {i}: the gold answer {str(gold)[:80]!r} holds no box; expected [x1, y1, x2, "
                 "y2]."
             )
-        found = parts.parse(completion_text(completion))
-        if isinstance(found, parts.Malformed):
-            rewards.append(0.0)
-        else:
-            rewards.append(boxes_score(parse_boxes(found.answer), gold_boxes))
+        rewards.append(boxes_score(parse_boxes(answer_of(completion) or ""), gold_boxes))
     return rewards

@@ -6,8 +6,7 @@ from typing import Any
 
 from rapidfuzz.distance.Levenshtein import distance as edit_distance
 
-from prism_lite import parts
-from prism_lite.rewards.format import completion_text
+from prism_lite.rewards.format import Completion, answer_of
 
 
 def edit_similarity(predicted: str, gold: str, *, ignore_case: bool = False) -> float:
@@ -24,12 +23,12 @@ def edit_similarity(predicted: str, gold: str, *, ignore_case: bool = False) -> 
 
 def ocr_reward(
     prompts: list[Any],
-    completions: list[str | list[dict[str, Any]]],
+    completions: list[Completion],
     *,
     answer: list[str | None],
     **columns: Any,
 ) -> list[float | None]:
-    """Return the edit similarity of each answer part with its gold text; 0.0 if malformed.
+    """Return the edit similarity of the answer part with the gold text, 0.0 where malformed.
 
     Args:
         prompts: not used; part of TRL's signature.
@@ -47,13 +46,7 @@ def ocr_reward(
             f"answer has {len(answer)} rows and completions {len(completions)}: give one gold text "
             "per completion."
         )
-    rewards: list[float | None] = []
-    for completion, gold in zip(completions, answer, strict=True):
-        completion_parts = parts.parse(completion_text(completion))
-        if not gold:
-            rewards.append(None)
-        elif isinstance(completion_parts, parts.Malformed):
-            rewards.append(0.0)
-        else:
-            rewards.append(edit_similarity(completion_parts.answer, gold))
-    return rewards
+    return [
+        edit_similarity(answer_of(completion) or "", gold) if gold else None
+        for completion, gold in zip(completions, answer, strict=True)
+    ]

@@ -1,17 +1,16 @@
-"""The run folder: the one place where a run writes and everything else reads.
+"""The run folder: all files of a run. Stages and the pipeline write it; reports and the demo read it.
 
 `config.yaml env.json metrics.jsonl rollouts/ stages/ policy/ discriminator/ results.json plots/
-README.md control.json`, and `skipped.jsonl` where rows of the data were left out. A person (or the demo)
-steers a run through control.json; Ctrl-C is the same as the command "stop".
+README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the demo)
+controls a run through control.json; Ctrl-C has the effect of the command "stop".
 """
 
 from __future__ import annotations
 
-from prism_lite.files import read_jsonl
-
 import fcntl
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,27 +31,24 @@ from rich.progress import (
     track,
 )
 
-from prism_lite.runs.checkpoint import (Restored, Trained, load_final, load_latest, save_checkpoint, save_final)
-from prism_lite.files import write_text
 from prism_lite.config import RunConfig
+from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from prism_lite.recipe import to_dict
+from prism_lite.runs import checkpoint
 from prism_lite.runs.resume import check_same_settings, fingerprint
 from prism_lite.runs.trackers import open_trackers
+from prism_lite.types import Stopped
 
 T = TypeVar("T")
-PAUSE_POLL_S = 0.5
-# Metrics of the last step that stand beside the progress bar, the first two that there are: a policy
-# gradient's loss says nothing, so it comes last.
-IN_THE_BAR = (
-    ("reward", "reward"),
-    ("disc/pair_accuracy_reasoning", "pairs won"),
-    ("malformed_rate", "malformed"),
-    ("loss", "loss"),
-)
-
-
-class Stopped(Exception):  # noqa: N818 - not an error: the person asked for it
-    """The run was asked to stop and has saved; running the same command again resumes."""
+_PAUSE_POLL_S = 0.5
+# Metrics of the last step shown beside the progress bar: the first two that exist. The loss is last,
+# as the value of a policy-gradient loss is not informative.
+_BAR_METRICS = {
+    "reward": "reward",
+    "disc/pair_accuracy_reasoning": "pairs won",
+    "malformed_rate": "malformed",
+    "loss": "loss",
+}
 
 
 class RunFolder:
@@ -62,54 +58,67 @@ class RunFolder:
         path: the folder.
         config: the resolved settings.
         console: where progress and warnings are printed.
+        device: whose peak memory is logged.
     """
 
-    def __init__(self, path: Path, config: RunConfig, console: Console) -> None:
+    def __init__(
+        self, path: Path, config: RunConfig, console: Console, device: torch.device | None = None
+    ) -> None:
         self.path = path
         self.config = config
         self.console = console
+        self.device = device or torch.device("cpu")
         self._stop_requested = False
         self._started_s = time.monotonic()
-        self._last = ""
+        self._step_started_s: float | None = None
+        self._bar_text = ""
         self._trackers: list[Any] = []
         self._num_logged = len(self.metrics())
 
     def stage(self, name: str) -> Path:
-        """The folder of a stage."""
+        """Return the folder of a stage."""
         return self.path / "stages" / name
 
     def is_done(self, stage: str) -> bool:
         return (self.stage(stage) / "final").is_dir()
 
     def load_final(self, stage: str) -> dict[str, dict[str, torch.Tensor]]:
-        """Tensors of a finished stage, by name ("policy", "discriminator")."""
-        return load_final(self.stage(stage))
+        """Load the tensors of a finished stage, by name ("policy", "discriminator")."""
+        return checkpoint.load_final(self.stage(stage))
 
     def save_final(self, stage: str, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        save_final(self.stage(stage), tensors)
+        """Save the tensors of a stage by name, which marks it as finished."""
+        checkpoint.save_final(self.stage(stage), tensors)
 
-    def restore(self, stage: str) -> Restored | None:
-        """The newest good checkpoint of an unfinished stage; says which ones it refused."""
-        restored, refused = load_latest(
+    def restore(self, stage: str) -> checkpoint.Restored | None:
+        """Load the newest good checkpoint of an unfinished stage; print which ones were refused."""
+        restored, refused = checkpoint.load_latest(
             self.stage(stage), fingerprint=fingerprint(self.config, stage)
         )
         for sentence in refused:
             self.console.print(f"[yellow]{sentence}[/]")
-        self._forget_metrics(stage, after=restored.step if restored else 0)
+        first_step = restored.step if restored else 0
+        # Drop the lines of steps that are repeated. The file is always rewritten, as the next line must
+        # not be appended to a last line that a kill has truncated.
+        kept = [m for m in self.metrics() if m["stage"] != stage or m["step"] < first_step]
+        write_jsonl(self.path / "metrics.jsonl", kept)
+        self._num_logged = len(kept)
         return restored
 
     def steps(
-        self, stage: str, start: int, num_steps: int, trained: Callable[[], Trained]
+        self, stage: str, start: int, num_steps: int, trained: Callable[[], checkpoint.Trained]
     ) -> Iterator[int]:
-        """The step numbers still to do, with progress bar, checkpoints and obedience.
+        """Yield the remaining step numbers, with a progress bar.
 
-        After each step: a checkpoint when it is due, and control.json or Ctrl-C obeyed.
+        After each step: save a checkpoint when it is due, and obey control.json and Ctrl-C.
 
         Args:
-            trained: called at a checkpoint for what to save.
+            start: number of steps that are already done.
+            num_steps: of the complete stage.
+            trained: returns what a checkpoint saves.
 
         Raises:
-            Stopped: after saving, when asked to stop.
+            Stopped: when asked to stop, after saving.
         """
         with Progress(
             TextColumn("{task.description:9}"),
@@ -117,115 +126,101 @@ class RunFolder:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"),
+            TextColumn("{task.fields[metrics]}"),
             console=self.console,
         ) as progress:
-            task = progress.add_task(stage, total=num_steps, completed=start, last="")
-            saved = start
+            task = progress.add_task(stage, total=num_steps, completed=start, metrics="")
             for step in range(start, num_steps):
+                self._step_started_s = time.perf_counter()
                 yield step
-                progress.update(task, advance=1, last=self._last)
+                progress.update(task, advance=1, metrics=self._bar_text)
                 done, stop = step + 1, self._asked_to_stop()
                 if stop or (done < num_steps and done % self.config.save_every == 0):
-                    save_checkpoint(
-                        self.stage(stage),
-                        done,
-                        trained(),
-                        fingerprint=fingerprint(self.config, stage),
+                    settings = fingerprint(self.config, stage)
+                    checkpoint.save_checkpoint(
+                        self.stage(stage), done, trained(), fingerprint=settings
                     )
-                    saved = done
                 if stop:
-                    raise Stopped(f"stopped in stage {stage} after step {saved} of {num_steps}")
+                    raise Stopped(f"stopped in stage {stage} after step {done} of {num_steps}")
+        self._step_started_s = None
 
-    def each(self, items: Sequence[T], doing: str) -> Iterator[T]:
-        """Go through items with a progress bar; a wish to stop or pause is obeyed in between.
+    def with_progress(self, items: Sequence[T], description: str) -> Iterator[T]:
+        """Yield items with a progress bar; requests to stop or pause are obeyed in between.
 
         Raises:
-            Stopped: when asked to stop. Nothing is saved of what was done with these items.
+            Stopped: when asked to stop. What was done with the items is not saved.
         """
-        for item in track(items, doing, console=self.console, transient=True):
+        for item in track(items, description, console=self.console, transient=True):
             if self._asked_to_stop():
-                raise Stopped(f"stopped while {doing}")
+                raise Stopped(f"stopped while {description}")
             yield item
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line to metrics.jsonl. What was not measured is left out, never filled in."""
-        line = {
-            "stage": stage,
-            "step": step,
-            "time_s": round(time.monotonic() - self._started_s, 3),
-        }
+        """Append a line to metrics.jsonl; add the step's time and the peak memory so far."""
+        metrics = dict(metrics)
+        if self._step_started_s is not None:
+            metrics["step_time"] = time.perf_counter() - self._step_started_s
+            metrics["mem/peak_gib"] = peak_gib(self.device)
+        time_s = round(time.monotonic() - self._started_s, 3)
+        line = {"stage": stage, "step": step, "time_s": time_s, **metrics}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | dict(metrics)) + "\n")
+            file.write(json.dumps(line) + "\n")
         for tracker in self._trackers:
             named = {f"{stage}/{name}": value for name, value in metrics.items()}
             tracker.log(named, step=self._num_logged)
         self._num_logged += 1
-        shown = [f"{title} {metrics[name]:.2f}" for name, title in IN_THE_BAR if name in metrics]
-        self._last = ", ".join(shown[:2])
+        texts = [f"{t} {metrics[name]:.2f}" for name, t in _BAR_METRICS.items() if name in metrics]
+        self._bar_text = ", ".join(texts[:2])
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, of one stage or all."""
+        """Return the lines of metrics.jsonl, of one stage or all."""
         return [m for m in read_jsonl(self.path / "metrics.jsonl") if stage in (None, m["stage"])]
 
     def write_rollouts(self, stage: str, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Write rollouts/<stage>-<step>.jsonl."""
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        write_text(self.path / "rollouts" / f"{stage}-{step}.jsonl", text)
+        write_jsonl(self.path / "rollouts" / f"{stage}-{step}.jsonl", records)
 
     def results(self) -> dict[str, Any]:
-        """results.json, or an empty mapping."""
+        """Return the content of results.json, or an empty mapping."""
         path = self.path / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        write_text(self.path / "results.json", json.dumps(results, indent=1) + "\n")
+        """Write results.json."""
+        write_json(self.path / "results.json", results)
 
-    def _forget_metrics(self, stage: str, *, after: int) -> None:
-        """Drop lines of steps that will be done again."""
-        path = self.path / "metrics.jsonl"
-        kept = [m for m in read_jsonl(path) if m["stage"] != stage or m["step"] < after]
-        # Always written anew: a last line cut short by a kill must not meet the next one.
-        write_text(path, "".join(json.dumps(m) + "\n" for m in kept))
-        self._num_logged = len(kept)
+    def request_stop(self) -> None:
+        """Stop after the current step."""
+        self._stop_requested = True
 
     def _asked_to_stop(self) -> bool:
-        while not self._stop_requested:
-            command = self._command()
-            if command == "pause":
-                time.sleep(PAUSE_POLL_S)
-                continue
-            self._stop_requested = command == "stop"
-            break
+        """Wait while control.json says "pause"; return whether the run has to stop."""
+        while (command := self._command()) == "pause" and not self._stop_requested:
+            time.sleep(_PAUSE_POLL_S)
+        self._stop_requested = self._stop_requested or command == "stop"
         return self._stop_requested
 
     def _command(self) -> str | None:
-        path = self.path / "control.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8")).get("command")
-        except FileNotFoundError:
-            return None
-        except json.JSONDecodeError:  # being written this moment: look again after the next step
-            return None
-
-    def request_stop(self) -> None:
-        """Stop at the next step boundary."""
-        self._stop_requested = True
+            return read_json(self.path / "control.json").get("command")
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None  # a file that is being written is read again after the next step
 
 
 @contextmanager
-def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFolder]:
-    """Open a run folder for writing: make it, or take it up again if the settings are the same.
+def open_run(
+    path: Path, config: RunConfig, console: Console, device: torch.device | None = None
+) -> Iterator[RunFolder]:
+    """Open a run folder for writing: create it, or resume a run with the same settings.
 
     Raises:
-        ValueError: the folder holds a run with other settings, something else, or is in use.
+        ValueError: the folder holds a run with other settings or something else, or is in use.
     """
     check_folder(path, config)
-    config_path = path / "config.yaml"
     try:
         (path / "rollouts").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out {path} cannot be made: {error.strerror}.") from error
+        raise ValueError(f"--out {path} cannot be created: {error.strerror}.") from error
     with (path / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,16 +228,15 @@ def open_run(path: Path, config: RunConfig, console: Console) -> Iterator[RunFol
             raise ValueError(
                 f"another process is training in {path}: wait for it or stop it."
             ) from None
-        text = yaml.safe_dump(to_dict(config), sort_keys=False)
-        write_text(config_path, text)
+        write_text(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         (path / "control.json").unlink(missing_ok=True)
-        run = RunFolder(path, config, console)
-        with _ctrl_c_stops(run), open_trackers(config, path) as run._trackers:
-            yield run
+        folder = RunFolder(path, config, console, device)
+        with _ctrl_c_stops(folder), open_trackers(config, path) as folder._trackers:
+            yield folder
 
 
 def check_folder(path: Path, config: RunConfig) -> None:
-    """Whether a run with these settings may write here; writes nothing itself.
+    """Check that a run with these settings may write to a folder; write nothing.
 
     Raises:
         ValueError: the folder holds a run with other settings, or something else.
@@ -252,25 +246,24 @@ def check_folder(path: Path, config: RunConfig) -> None:
         raise ValueError(f"--out {path}: {existing} is a file; name a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"--out {path}: {existing} cannot be written to; name another folder.")
-    has_run = (path / "config.yaml").exists()
-    if path.is_dir() and any(path.iterdir()) and not has_run:
-        raise ValueError(f"--out {path} is not empty and holds no run: name another folder.")
-    if has_run:
+    if (path / "config.yaml").exists():
         check_same_settings(path, config)
+    elif path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"--out {path} is not empty and does not hold a run: name another folder.")
 
 
 @contextmanager
-def _ctrl_c_stops(run: RunFolder) -> Iterator[None]:
-    """First Ctrl-C: stop at the next step boundary. Second: at once, without saving."""
+def _ctrl_c_stops(folder: RunFolder) -> Iterator[None]:
+    """Make the first Ctrl-C stop after the current step, and the second one at once."""
 
     def handle(_signal: int, _frame: Any) -> None:
-        run.request_stop()
-        run.console.print("stopping after this step (Ctrl-C again: at once, without saving)")
+        folder.request_stop()
+        folder.console.print("stopping after this step (Ctrl-C again: at once, without saving)")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
         previous = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread (a notebook's worker): Ctrl-C is the caller's business
+    except ValueError:  # not the main thread (a notebook's worker): Ctrl-C is left to the caller
         yield
         return
     try:
@@ -279,3 +272,14 @@ def _ctrl_c_stops(run: RunFolder) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+def start_peak(device: torch.device) -> None:
+    """Forget the peak of earlier stages. (That of a CPU process cannot be reset.)"""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the peak in GiB: of the card's allocator since `start_peak`, or of the CPU process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,39 +1,70 @@
-"""What a finished run shows: the table, plots, the card. Reads the run folder only."""
+"""Results of a run for its reader: tables, plots and the model card. Reads the run folder only."""
 
 from __future__ import annotations
 
-from prism_lite.types import STAGE_ORDER
-
-import dataclasses
-import json
-import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from safetensors.torch import save_file
-from torch import Tensor
 
-from prism_lite.files import write_text
-from prism_lite.config import DiscriminatorConfig
-from prism_lite.models.load_transformers import SKIP_QUANTISATION
+from prism_lite.files import read_json, write_text
+from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 from prism_lite.runs.folder import RunFolder
+from prism_lite.types import EVALUATED_STAGES
 
-COLUMNS = (
-    ("accuracy", "accuracy"),
-    ("greedy_accuracy", "greedy accuracy"),
-    ("caption_accuracy", "caption accuracy"),
-    ("think_validity", "think validity"),
-    ("format_rate", "format rate"),
-)
+RATE_COLUMNS = {
+    "accuracy": "accuracy",
+    "greedy_accuracy": "greedy accuracy",
+    "caption_accuracy": "caption accuracy",
+    "think_validity": "think validity",
+    "format_rate": "format rate",
+}
+# Metrics of each stage's plot; those in one tuple share axes.
+_PLOTS = {
+    "sft": [("loss",)],
+    "warmup": [
+        ("disc/loss",),
+        ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
+        ("disc/router_entropy",),
+    ],
+    "align": [
+        ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
+        ("disc/grounding_perception", "disc/grounding_reasoning"),
+        ("disc/margin_perception", "disc/margin_reasoning"),
+        ("malformed_rate",),
+    ],
+    "rlvr": [
+        ("entropy",),
+        ("completions/mean_length",),
+        ("frac_reward_zero_std",),
+    ],
+}
 
 
+def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
+    """Return one line about a stage for the console."""
+    cells = (f"{t} {_figure_text(figures, n)}" for n, t in RATE_COLUMNS.items() if n in figures)
+    return f"[bold]{stage:5}[/] " + ", ".join(cells)
 
 
-def rate_text(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
-    """The figure and half its 95 % interval, as 0.51±0.05; without one 0.51; "-" if not measured."""
+def figures_header(first: str) -> list[str]:
+    """Return the titles of the columns of `figures_row`."""
+    return [first, *RATE_COLUMNS.values(), "mean tokens", "seconds"]
+
+
+def figures_row(first: str, figures: Mapping[str, Any], digits: int = 3) -> list[str]:
+    """Return one row of a table of figures, as text."""
+    return [
+        first,
+        *(_figure_text(figures, name, digits) for name in RATE_COLUMNS),
+        _figure_text(figures, "mean_tokens", 1),
+        _figure_text(figures, "seconds", 0),
+    ]
+
+
+def _figure_text(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """Return a figure and half its 95 % interval, as 0.51±0.05; "-" where it was not measured."""
     if figures.get(name) is None:
         return "-"
     text = f"{figures[name]:.{digits}f}"
@@ -43,27 +74,10 @@ def rate_text(figures: Mapping[str, Any], name: str, digits: int = 3) -> str:
     return f"{text}±{(high - low) / 2:.{digits}f}"
 
 
-def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
-    """One line about a stage, for the console."""
-    cells = [f"{title} {rate_text(figures, name)}" for name, title in COLUMNS if name in figures]
-    return f"[bold]{stage:5}[/] " + ", ".join(cells)
-
-
-def resume_line(stop: BaseException, given: Sequence[str]) -> str:
-    """What a stopped command ends with: what happened, and the line that goes on.
-
-    Args:
-        stop: `Stopped` or KeyboardInterrupt.
-        given: the arguments of the command.
-    """
-    happened, resumed = str(stop) or "interrupted", shlex.join(["prism-lite", *given])
-    return f"{happened}; resume with: {resumed}"
-
-
-def results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
-    """Header and one row per evaluated stage, as text."""
+def _results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
+    """Return a header and one row per evaluated stage, as text."""
     rows = [figures_header("stage")]
-    for stage in STAGE_ORDER:
+    for stage in EVALUATED_STAGES:
         figures = results.get("stages", {}).get(stage)
         if figures is None:
             continue
@@ -74,29 +88,14 @@ def results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]]
     return rows
 
 
-def figures_header(first: str) -> list[str]:
-    """Titles above `figures_row`."""
-    return [first, *(title for _, title in COLUMNS), "mean tokens", "seconds"]
-
-
-def figures_row(first: str, figures: Mapping[str, Any], digits: int = 3) -> list[str]:
-    """One row of a table of figures, as text."""
-    return [
-        first,
-        *(rate_text(figures, name, digits) for name, _ in COLUMNS),
-        rate_text(figures, "mean_tokens", 1),
-        rate_text(figures, "seconds", 0),
-    ]
-
-
 def results_table(results: Mapping[str, Any]) -> Table:
-    """The table that `prism-lite run` ends with."""
+    """Build the table that `prism-lite run` ends with."""
     title = f"{results['n']} held-out prompts, 95 % intervals; align includes warm-up"
-    return rows_table(results_rows(results, digits=2), title)
+    return rows_table(_results_rows(results, digits=2), title)
 
 
 def rows_table(rows: Sequence[Sequence[str]], title: str, *, is_tight: bool = False) -> Table:
-    """Rows of text, the first one the header, for the console; tight ones without margins."""
+    """Build a console table from rows of text, the first one the header; a tight one has no margins."""
     header, *rest = rows
     table = Table(
         title=title,
@@ -112,122 +111,95 @@ def rows_table(rows: Sequence[Sequence[str]], title: str, *, is_tight: bool = Fa
     return table
 
 
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """Return the results as a Markdown table, or say that there are none."""
+    if not results.get("stages"):
+        return "Not evaluated: no held-out rows."
+    return markdown_rows(_results_rows(results))
+
+
+def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text, the first one the header, as a Markdown table."""
+    header, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *rest])
+
+
 def write_plots(folder: RunFolder) -> None:
-    """plots/*.png: losses, rewards, discriminator, and results by stage. Nothing measured, no plot."""
+    """Write plots/*.png: curves of each stage, results by stage; no plot without measurements."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plots = folder.path / "plots"
-    plots.mkdir(exist_ok=True)
-    panels = {
-        "sft": ("sft", [("loss",)]),
-        "warmup": (
-            "warmup",
-            [
-                ("disc/loss",),
-                ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
-                ("disc/router_entropy",),
-            ],
-        ),
-        "align": (
-            "align",
-            [
-                ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
-                ("disc/grounding_perception", "disc/grounding_reasoning"),
-                ("disc/margin_perception", "disc/margin_reasoning"),
-                ("malformed_rate",),
-            ],
-        ),
-        "rlvr": (
-            "rlvr",
-            [
-                ("rewards/accuracy/mean", "rewards/format/mean"),
-                ("entropy",),
-                ("completions/mean_length",),
-                ("frac_reward_zero_std",),
-            ],
-        ),
-    }
-    for name, (stage, curves) in panels.items():
+    (folder.path / "plots").mkdir(exist_ok=True)
+    rewards = tuple(f"rewards/{_reward_name(key)}/mean" for key in folder.config.rlvr.rewards)
+    for stage, all_panels in (_PLOTS | {"rlvr": [rewards, *_PLOTS["rlvr"]]}).items():
         lines = folder.metrics(stage)
-        curves = [c for c in curves if any(key in line for key in c for line in lines)]
-        if not curves:
+        panels = [p for p in all_panels if any(name in line for name in p for line in lines)]
+        if not panels:
             continue
-        figure, axes = plt.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False)
-        for axis, keys in zip(axes[0], curves, strict=True):
-            for key in keys:
-                points = [(line["step"], line[key]) for line in lines if key in line]
-                axis.plot(
-                    *zip(*points, strict=True), marker="." if len(points) < 20 else None, label=key
-                )
+        figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False)
+        for axis, names in zip(axes[0], panels, strict=True):
+            for name in names:
+                steps = [line["step"] for line in lines if name in line]
+                values = [line[name] for line in lines if name in line]
+                axis.plot(steps, values, marker="." if len(steps) < 20 else None, label=name)
             axis.set_xlabel("step")
             axis.legend(fontsize=7)
             axis.grid(alpha=0.3)
         figure.suptitle(stage)
-        figure.tight_layout()
-        figure.savefig(plots / f"{name}.png", dpi=110)
-        plt.close(figure)
+        _save(figure, folder, stage, plt)
     _plot_results(folder, plt)
 
 
 def _plot_results(folder: RunFolder, plt: Any) -> None:
-    stages = folder.results().get("stages", {})
-    shown = [stage for stage in STAGE_ORDER if stage in stages]
-    if not shown:
+    figures = folder.results().get("stages", {})
+    stages = [stage for stage in EVALUATED_STAGES if stage in figures]
+    if not stages:
         return
     figure, axis = plt.subplots(figsize=(7.5, 3.5))
-    names = [(name, title) for name, title in COLUMNS if name in stages[shown[0]]]
-    for i, (name, title) in enumerate(names):
-        x = [position + 0.08 * (i - len(names) / 2) for position in range(len(shown))]
-        values = [stages[stage][name] for stage in shown]
-        low = [v - stages[s]["ci95"][name][0] for v, s in zip(values, shown, strict=True)]
-        high = [stages[s]["ci95"][name][1] - v for v, s in zip(values, shown, strict=True)]
-        axis.errorbar(x, values, yerr=[low, high], fmt="o", capsize=2, label=title)
-    axis.set_xticks(range(len(shown)), shown)
+    names = [name for name in RATE_COLUMNS if name in figures[stages[0]]]
+    for i, name in enumerate(names):
+        x = [position + 0.08 * (i - len(names) / 2) for position in range(len(stages))]
+        values = [figures[stage][name] for stage in stages]
+        low, high = zip(*(figures[stage]["ci95"][name] for stage in stages), strict=True)
+        errors = [
+            [value - end for value, end in zip(values, low, strict=True)],
+            [end - value for value, end in zip(values, high, strict=True)],
+        ]
+        axis.errorbar(x, values, yerr=errors, fmt="o", capsize=2, label=RATE_COLUMNS[name])
+    axis.set_xticks(range(len(stages)), stages)
     axis.set_ylim(0, 1.02)
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(
-        fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
-    )  # beside, never over, a point
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # never over a point
+    _save(figure, folder, "results", plt)
+
+
+def _save(figure: Any, folder: RunFolder, name: str, plt: Any) -> None:
     figure.tight_layout()
-    figure.savefig(folder.path / "plots" / "results.png", dpi=110)
+    figure.savefig(folder.path / "plots" / f"{name}.png", dpi=110)
     plt.close(figure)
 
 
-def markdown_table(results: Mapping[str, Any]) -> str:
-    """The results as a Markdown table."""
-    return markdown_rows(results_rows(results))
-
-
-def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text, the first one the header, as a Markdown table."""
-    header, *rest = rows
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rest])
-
-
-def write_card(folder: RunFolder, results: Mapping[str, Any]) -> None:
-    """README.md of the run folder: the model card."""
-    environment = json.loads((folder.path / "env.json").read_text(encoding="utf-8"))
-    lines = folder.metrics()
-    peaks = [line["mem/peak_gib"] for line in lines if "mem/peak_gib" in line]
-    config = folder.config
-    wall_s = sum(results.get("seconds", {}).values())
+def write_model_card(folder: RunFolder) -> None:
+    """Write README.md of the run folder."""
+    environment = read_json(folder.path / "env.json")
+    peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
+    config, results = folder.config, folder.results()
     text = f"""# {folder.path.name}: {config.model.name}, recipe {config.recipe}
 
 Trained with prism_lite: SFT, discriminator warm-up, adversarial alignment (PRISM, arXiv 2604.28123),
 RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 
-{markdown_table(results) if results.get("stages") else "Not evaluated: no held-out rows."}
+{markdown_table(results)}
 
 | | |
 |---|---|
 | device | {environment["device"]} |
 | peak memory | {f"{max(peaks):.2f} GiB" if peaks else "not measured"} |
-| training time | {wall_s:.0f} s |
+| training time | {sum(results.get("seconds", {}).values()):.0f} s |
 | seed | {config.seed} |
+| rewards | {", ".join(_reward_text(*item) for item in config.rlvr.rewards.items())} |
 | packages | {", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)} |
 | data | {environment["data"] or config.data.task} |
 
@@ -235,16 +207,26 @@ RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
     write_text(folder.path / "README.md", text)
 
 
+def _reward_name(key: str) -> str:
+    """Return the name of a key of rlvr.rewards: of a function, what follows the colon."""
+    return key.rpartition(":")[2]
+
+
+def _reward_text(key: str, weight: float) -> str:
+    source = f" (`{key}`)" if ":" in key else ""
+    return f"{weight:g} {_reward_name(key)}{source}"
+
+
 def _usage(folder: RunFolder, compute_dtype: str) -> str:
-    """How to load policy/ without prism_lite, on the base it was trained on and as it was held."""
+    """Explain how to load policy/ without prism_lite, on the quantised base that it was trained on."""
     adapter = folder.path / "policy" / "adapter_config.json"
     if not adapter.is_file():
         return "No policy has been trained yet.\n"
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = read_json(adapter)["base_model_name_or_path"]
     nf4 = folder.config.model.quantization == "nf4"
     quantisation = f"""nf4 = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-    bnb_4bit_compute_dtype=torch.{compute_dtype}, llm_int8_skip_modules={SKIP_QUANTISATION},
+    bnb_4bit_compute_dtype=torch.{compute_dtype}, llm_int8_skip_modules={NOT_QUANTISED},
 )
 """
     return f"""Use the policy with plain PEFT, on the base it was trained on:
@@ -259,8 +241,6 @@ from transformers import AutoModelForImageTextToText{", BitsAndBytesConfig" if n
 policy = PeftModel.from_pretrained(base, "policy")
 ```
 
-On a CPU with AVX512-BF16 bitsandbytes rounds activations to bfloat16 in evaluation; for the very
-answers of `prism-lite eval` set `support_avx512bf16_for_cpu = False` on each of its linears.
+On a CPU with AVX512-BF16, bitsandbytes rounds activations to bfloat16 in evaluation; to get exactly the
+answers of `prism-lite eval`, set `support_avx512bf16_for_cpu = False` on each of its linear layers.
 """
-
-

@@ -1,7 +1,7 @@
-"""Which settings a run may be taken up again with.
+"""Which settings may differ when a run is resumed.
 
-A run that goes on must be the run that was begun: its settings may differ only where they decide how
-work is laid out in memory and time, or where they belong to a stage that has not begun.
+Only those that decide how work is laid out in memory and time, and those of stages that have not begun:
+a resumed run computes what it would have computed without the interruption.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import yaml
 from prism_lite.config import RunConfig
 from prism_lite.recipe import to_dict
 
-# They decide how work is laid out in memory and time, not what is computed: a run that ran out of
-# memory goes on with smaller ones.
-MAY_CHANGE = frozenset(
+# They do not decide what is computed: a run that ran out of memory resumes with smaller ones.
+_MAY_CHANGE = frozenset(
     {
         "save_every",
         "track",
@@ -39,7 +38,7 @@ MAY_CHANGE = frozenset(
     }
 )
 # Sections of the settings by the first stage that reads them, in the order of the stages.
-FIRST_READ_BY = {
+_FIRST_READ_BY = {
     "sft": ("sft",),
     "warmup": ("warmup", "discriminator"),
     "align": ("align",),
@@ -48,17 +47,17 @@ FIRST_READ_BY = {
 
 
 def fingerprint(config: RunConfig, stage: str) -> str:
-    """A hash of the settings that decide what a stage and those before it compute."""
-    later = [*FIRST_READ_BY][[*FIRST_READ_BY].index(stage) + 1 :]
+    """Return a hash of the settings that decide what a stage and those before it compute."""
+    later = [*_FIRST_READ_BY][[*_FIRST_READ_BY].index(stage) + 1 :]
     settings = _comparable(to_dict(config), _sections(later))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def check_same_settings(path: Path, config: RunConfig) -> None:
-    """Whether the run in a folder may go on with these settings.
+    """Check that the run in a folder may be resumed with these settings.
 
     Raises:
-        ValueError: a setting differs that has had its effect already.
+        ValueError: a setting differs that has already had an effect.
     """
     before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     free = _sections(_not_begun(path))
@@ -67,15 +66,15 @@ def check_same_settings(path: Path, config: RunConfig) -> None:
         key, old, new = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise ValueError(
-            f"{path} holds a run with {key} = {old!r}, now it is {new!r}{more}: give the same "
+            f"{path} holds a run with {key} = {old!r}, and now it is {new!r}{more}: give the same "
             "settings to resume it, or another --out."
         )
 
 
 def _not_begun(path: Path) -> list[str]:
-    """The last stages of which, and after which, there is no folder."""
+    """Return the stages from which on there is no folder."""
     waiting: list[str] = []
-    for stage in reversed(FIRST_READ_BY):
+    for stage in reversed(_FIRST_READ_BY):
         if (path / "stages" / stage).exists():
             break
         waiting.append(stage)
@@ -83,17 +82,17 @@ def _not_begun(path: Path) -> list[str]:
 
 
 def _sections(stages: Collection[str]) -> frozenset[str]:
-    return frozenset(section for stage in stages for section in FIRST_READ_BY[stage])
+    return frozenset(section for stage in stages for section in _FIRST_READ_BY[stage])
 
 
 def _comparable(
     settings: Mapping[str, Any], free: Collection[str], prefix: str = ""
 ) -> dict[str, Any]:
-    """Settings without the free sections and those that any run may change."""
+    """Return the settings without the free sections and those in _MAY_CHANGE."""
     return {
         name: _comparable(value, (), f"{prefix}{name}.") if isinstance(value, Mapping) else value
         for name, value in settings.items()
-        if f"{prefix}{name}" not in MAY_CHANGE and name not in free
+        if f"{prefix}{name}" not in _MAY_CHANGE and name not in free
     }
 
 

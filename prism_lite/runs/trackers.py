@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from prism_lite.recipe import to_dict
 
 
 def check_trackers(config: RunConfig) -> None:
-    """Whether the packages that `track` names are here, before anything is written.
+    """Check that the packages named in `track` are installed, before anything is written.
 
     Raises:
         ValueError: one is not installed.
@@ -30,7 +30,7 @@ def check_trackers(config: RunConfig) -> None:
 
 @contextmanager
 def open_trackers(config: RunConfig, folder: Path) -> Iterator[list[Any]]:
-    """accelerate's trackers of this run, started and told the settings; finished at the end.
+    """Start accelerate's trackers of a run, log the settings, and finish the trackers at the end.
 
     TensorBoard writes to `folder`/tensorboard; the others name their project after the recipe.
     """
@@ -40,31 +40,27 @@ def open_trackers(config: RunConfig, folder: Path) -> Iterator[list[Any]]:
     from accelerate import PartialState, tracking
 
     PartialState()  # the trackers ask it which process is the main one
-    trackers: list[Any] = []
-    try:
+    with ExitStack() as stack:
+        trackers: list[Any] = []
         for name in config.track:
-            if name == "tensorboard":
-                tracker = tracking.TensorBoardTracker("tensorboard", folder)
-            elif name == "trackio":
-                tracker = tracking.TrackioTracker(config.recipe)
-            else:
-                tracker = tracking.WandBTracker(config.recipe)
+            tracker_type = tracking.LOGGER_TYPE_TO_CLASS[name]
+            tracker = (
+                tracker_type(name, folder) if name == "tensorboard" else tracker_type(config.recipe)
+            )
             tracker.start()
-            trackers.append(tracker)
+            stack.callback(tracker.finish)
             tracker.store_init_configuration(flat_settings(to_dict(config)))
+            trackers.append(tracker)
         yield trackers
-    finally:
-        for tracker in trackers:
-            tracker.finish()
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names to what trackers take: numbers, strings, None; lists as text."""
+    """Return settings by dotted name, as trackers accept them: numbers, text, None; lists as text."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
             flat |= flat_settings(value, f"{prefix}{name}.")
         else:
-            plain = value is None or isinstance(value, (bool, int, float, str))
-            flat[f"{prefix}{name}"] = value if plain else str(value)
+            is_plain = value is None or isinstance(value, (bool, int, float, str))
+            flat[f"{prefix}{name}"] = value if is_plain else str(value)
     return flat

@@ -1,13 +1,13 @@
-"""A lean forward of the text decoder for sampling: the model's own weights, none of the framework's cost.
+"""A lean forward of the text decoder for sampling: the model's own weights without the framework's cost.
 
 Decoding a small batch token by token is dominated by what surrounds the matrix products: module calls,
-LoRA's three extra products per linear, NF4 dequantised again for every token. Here a layer's linears are
-called through their modules (so LoRA and NF4 apply), or through weights that were dequantised and merged
-with the active adapter once for the length of a sampling call (`dense`). Equal to transformers' forward
+LoRA's three extra products per linear, dequantising NF4 for every token. Here a layer's linears are called
+through their modules (so LoRA and NF4 apply), or through weights that were dequantised and merged with the
+active adapter once per sampling call (`dense`). Equal to transformers' forward
 (tests/unit/test_decoder.py).
 
-Shape letters: T tokens (of prompts end to end, or one per row), H query heads, J key-value heads, d head
-size, D hidden.
+Shape letters: T tokens (of prompts end to end, or one per row), B prompts, F their tokens, V vocabulary,
+H query heads, J key-value heads, d head size, D hidden.
 """
 
 from __future__ import annotations
@@ -15,11 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from prism_lite.models.backbone import Backbone
+from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
+from prism_lite.models.packing import Tree, embed_pack, greedy_batches, pack_trees
+from prism_lite.models.prompts import Prompt
+from prism_lite.models.tree_attention import TreeCall, attend_pack
 
 Linear = Callable[[Tensor], Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_THd, k_TJd, v_TJd -> [T, H * d]
@@ -40,7 +48,7 @@ class LeanLayer:
 
 @dataclass(frozen=True, eq=False)
 class LeanDecoder:
-    """What `run` needs of a Qwen3-VL's text model, under the adapters that were active."""
+    """The text model of a Qwen3-VL, under the adapters that were active when it was read."""
 
     layers: tuple[LeanLayer, ...]
     norm_D: Tensor
@@ -54,15 +62,15 @@ class LeanDecoder:
     float32_residual: bool
 
 
-def lean_decoder(core: Any, *, dense: bool, float32_residual: bool) -> LeanDecoder:
+def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDecoder:
     """Read the text model of a Qwen3-VL.
 
     Args:
-        dense: hold dequantised weights with the active adapter merged in: `dense_bytes` more memory for
-            as long as the result lives.
+        dense: hold dequantised weights with the active adapter merged in: `dense_bytes` more memory
+            while the result is in use.
         float32_residual: keep the residual stream in float32, as models/float16.py does in training.
     """
-    text = core.model.language_model
+    text = family.decoder(core)
     first = text.layers[0].self_attn
     return LeanDecoder(
         layers=tuple(_lean_layer(layer, dense) for layer in text.layers),
@@ -78,42 +86,27 @@ def lean_decoder(core: Any, *, dense: bool, float32_residual: bool) -> LeanDecod
     )
 
 
-def dense_bytes(core: Any) -> int:
-    """Memory that `dense` takes: all linears of the text model in the compute dtype."""
-    layer = core.model.language_model.layers[0]
-    numbers = sum(m.in_features * m.out_features for modules in _linears(layer) for m in modules)
-    itemsize = layer.input_layernorm.weight.element_size()
-    return numbers * itemsize * len(core.model.language_model.layers)
-
-
-def _linears(layer: Any) -> tuple[tuple[Any, ...], ...]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return (
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-    )
+def dense_bytes(core: Core) -> int:
+    """Return the memory that `dense` takes: all linears of the text model in the compute dtype."""
+    layers = family.decoder_layers(core)
+    linears = chain(*family.layer_linears(layers[0]))
+    num_weights = sum(linear.in_features * linear.out_features for linear in linears)
+    norm, _ = family.layer_norms(layers[0])
+    return num_weights * norm.weight.element_size() * len(layers)
 
 
 def _lean_layer(layer: Any, dense: bool) -> LeanLayer:
-    dtype = layer.input_layernorm.weight.dtype
-    make = partial(_merged, dtype=dtype) if dense else _called
-    qkv, out, gate_up, down = (make(modules) for modules in _linears(layer))
-    attention = layer.self_attn
+    input_norm, post_norm = family.layer_norms(layer)
+    make = partial(_merged, dtype=input_norm.weight.dtype) if dense else _called
+    qkv, out, gate_up, down = (make(modules) for modules in family.layer_linears(layer))
     return LeanLayer(
         qkv=qkv,
         out=out,
         gate_up=gate_up,
         down=down,
-        input_norm_D=layer.input_layernorm.weight,
-        post_norm_D=layer.post_attention_layernorm.weight,
-        qk_norm=torch.cat(
-            [
-                attention.q_norm.weight.expand(attention.config.num_attention_heads, -1),
-                attention.k_norm.weight.expand(attention.config.num_key_value_heads, -1),
-            ]
-        ),
+        input_norm_D=input_norm.weight,
+        post_norm_D=post_norm.weight,
+        qk_norm=family.query_key_norms(layer),
     )
 
 
@@ -124,14 +117,14 @@ def _called(modules: Sequence[nn.Module]) -> Linear:
 
 
 def _merged(modules: Sequence[Any], dtype: torch.dtype) -> Linear:
-    """One product for all modules of the same input, on dequantised weights with LoRA merged."""
-    weight = torch.cat([merged_weight(module).to(dtype) for module in modules])
+    """Return one product for all modules of the same input, on merged weights."""
+    weight = torch.cat([_merged_weight(module).to(dtype) for module in modules])
     assert all(getattr(module, "bias", None) is None for module in modules)
     return partial(F.linear, weight=weight)
 
 
-def merged_weight(module: Any) -> Tensor:
-    """[out, in]: a linear's weight, dequantised, plus its active adapter."""
+def _merged_weight(module: Any) -> Tensor:
+    """Return a linear's weight [out, in], dequantised, plus its active adapter."""
     base = getattr(module, "base_layer", module)
     weight = base.weight
     if hasattr(weight, "quant_state"):
@@ -144,7 +137,7 @@ def merged_weight(module: Any) -> Tensor:
     return weight.detach()
 
 
-def run(
+def run_lean_decoder(
     decoder: LeanDecoder,
     hidden_TD: Tensor,
     cos_T1d: Tensor,
@@ -154,27 +147,26 @@ def run(
     is_picture_T: Tensor | None = None,
     deepstack: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Input embeddings to final hidden states [T, D], after the last norm.
+    """Compute final hidden states [T, D], after the last norm, from input embeddings.
 
     Args:
+        hidden_TD: input embeddings.
         cos_T1d, sin_T1d: of each token's M-RoPE position.
         attend: stores the keys and values of a layer and attends.
         is_picture_T, deepstack: DeepStack levels, added to visual tokens after the first layers.
     """
     num_qk = decoder.num_heads + decoder.num_kv_heads
-    shape, size, eps = (
-        (-1, num_qk + decoder.num_kv_heads, decoder.head_size),
-        decoder.head_size,
-        decoder.eps,
-    )
+    head_shape = (-1, num_qk + decoder.num_kv_heads, decoder.head_size)
+    size, eps = (decoder.head_size,), decoder.eps
     width, dtype = (hidden_TD.shape[-1],), hidden_TD.dtype
     if decoder.float32_residual:
         hidden_TD = hidden_TD.float()
     for number, layer in enumerate(decoder.layers):
         x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.input_norm_D).to(dtype)
-        qkv = layer.qkv(x_TD).view(shape)
+        # Heads of one product: H queries, J keys, J values. Norm and rotation take q and k together.
+        qkv = layer.qkv(x_TD).view(head_shape)
         qk, v_TJd = qkv[:, :num_qk], qkv[:, num_qk:]
-        qk = F.rms_norm(qk, (size,), None, eps) * layer.qk_norm
+        qk = F.rms_norm(qk, size, None, eps) * layer.qk_norm
         first, second = qk.chunk(2, -1)
         qk = torch.addcmul(qk * cos_T1d, torch.cat((-second, first), -1), sin_T1d)
         q_THd, k_TJd = qk[:, : decoder.num_heads], qk[:, decoder.num_heads :]
@@ -189,3 +181,67 @@ def run(
             )
             hidden_TD = hidden_TD + level_TD
     return (F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D).to(dtype)
+
+
+def prefill(
+    backbone: Backbone, decoder: LeanDecoder, prompts: Sequence[Prompt]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[tuple[int, int]]]:
+    """Encode prompts end to end, at most `model.max_pack_tokens` tokens at a time.
+
+    Returns:
+        next-token logits [B, V]; per layer keys and values [F, J, d]; each prompt's start and stop in F.
+    """
+    core, logits, spans, start = backbone.core, [], [], 0
+    chunks: list[list[tuple[Tensor, Tensor]]] = []
+    for batch in greedy_batches(prompts, len, backbone.config.max_pack_tokens):
+        pack = pack_trees([Tree(prompt, ()) for prompt in batch])
+        features = backbone.vision.features([p for prompt in batch for p in prompt.pictures])
+        embeds_FD, deepstack = embed_pack(core, pack, features)
+        cos_1Fd, sin_1Fd = decoder.rotary(embeds_FD, pack.position_ids_3F[:, None].to(core.device))
+        keys_values: list[tuple[Tensor, Tensor]] = []
+        call = TreeCall(pack.layout, "parts")
+
+        def attend(
+            layer: int,
+            q_FHd: Tensor,
+            k_FJd: Tensor,
+            v_FJd: Tensor,
+            keys_values=keys_values,
+            call=call,
+        ) -> Tensor:
+            keys_values.append(_contiguous(k_FJd, v_FJd))
+            q, k, v = (x.transpose(0, 1) for x in (q_FHd, k_FJd, v_FJd))
+            return attend_pack(q, k, v, call, layer, decoder.scale).transpose(0, 1).flatten(1)
+
+        hidden_FD = run_lean_decoder(
+            decoder,
+            embeds_FD,
+            cos_1Fd[0][:, None],
+            sin_1Fd[0][:, None],
+            attend,
+            is_picture_T=pack.is_picture_F.to(core.device),
+            deepstack=deepstack,
+        )
+        last_B = torch.tensor([stop - 1 for _, stop in pack.layout.prompts], device=core.device)
+        logits.append(backbone.next_logits(hidden_FD[last_B]))
+        chunks.append(keys_values)
+        # A pack's spans count from its own first token, these from the first token of all packs.
+        spans += [(start + a, start + b) for a, b in pack.layout.prompts]
+        start = spans[-1][1]
+    if len(chunks) == 1:
+        return logits[0], chunks[0], spans
+    return torch.cat(logits), _join_chunks(chunks), spans
+
+
+def _contiguous(k_FJd: Tensor, v_FJd: Tensor) -> tuple[Tensor, Tensor]:
+    """Copy keys and values out of the product that also holds the queries, whose memory is then freed."""
+    return k_FJd.contiguous(), v_FJd.contiguous()
+
+
+def _join_chunks(chunks: list[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+    """Concatenate each layer of all chunks and empty them meanwhile: never two copies of everything."""
+    layers = []
+    while chunks[0]:
+        keys, values = zip(*(chunk.pop(0) for chunk in chunks), strict=True)
+        layers.append((torch.cat(keys), torch.cat(values)))
+    return layers

@@ -10,71 +10,52 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import GROUNDED, first_wins, grounding_probe, pair_scores
-from prism_lite.discriminator.step import GameScores, Judged, discriminator_step
-from prism_lite.models.device import peak_gib
-from prism_lite.models.optim import learning_rate_at, make_optimizer
+from prism_lite.discriminator.step import GameScores, JudgedPrompt, discriminator_step
+from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
-from prism_lite.policy.advantages import Verified, alignment_advantages, debias_length, weighted_sum
-from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.policy.advantages import Verified, alignment_advantages, weighted_sum
 from prism_lite.policy.step import update_policy
-from prism_lite.rewards.group_rewards import reward_weights, verifiable_rewards
-from prism_lite.runs.checkpoint import Trained
+from prism_lite.rewards.group_rewards import group_accuracy, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
-from prism_lite.stages.alarms import Alarms, of_cuts, of_game
 from prism_lite.stages.context import Context
-from prism_lite.stages.replay import Replay
+from prism_lite.stages.guards import Alarms, cut_parts, game_alarms
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.types import Group, students_of, teacher_parts
+from prism_lite.types import Group, Sample
 
 
 def run_align(context: Context) -> None:
-    """Play the game from the SFT policy and the warm discriminator."""
-    config, backbone, run, task = (
-        context.config.align,
-        context.backbone,
-        context.run,
-        context.task,
-    )
+    """Play the game from the SFT policy and the discriminator of the warm-up."""
+    config, disc_config = context.config.align, context.config.discriminator
+    backbone, run, task = context.backbone, context.run, context.task
     seed, sampling = context.config.seed, context.config.sampling
-    disc_config = context.config.discriminator
     discriminator = context.load_discriminator("warmup")
     context.load_policy("sft")
-    scales_loss = backbone.precision.scales_loss
     optimizers = {
-        "policy": make_optimizer(
-            backbone.policy_parameters(), config.optim, scales_loss=scales_loss
-        ),
-        "discriminator": make_optimizer(
-            list(discriminator.parameters()), disc_config.optim, scales_loss=scales_loss
-        ),
+        "policy": context.optimizer(config.optim),
+        "discriminator": context.optimizer(disc_config.optim, discriminator),
     }
     replay = Replay(task.align, num_prompts=config.replay_prompts)
-    start = context.resume("align", optimizers, discriminator, replay)
-    if start == 0:
-        _check_grounding(context, discriminator)
     alarms = Alarms(run, "align")
-
-    def tensors() -> dict[str, dict[str, Tensor]]:
-        return {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
-
-    def trained() -> Trained:
-        return Trained(tensors(), optimizers, {"replay": replay.state()})
-
-    for step in run.steps("align", start, config.steps, trained):
-        started_s = time.perf_counter()
+    for step in context.steps(
+        "align", config.steps, optimizers, discriminator=discriminator, replay=replay
+    ):
+        if step == 0:
+            _check_grounding(context, discriminator)
         # 1. sample G completions of each prompt from the current policy; split into parts
+        started_s = time.perf_counter()
         groups = sample_groups(
             backbone,
             batch_at(task.align, step, config.prompts_per_step, seed, "align"),
             group_size=config.group_size,
             sampling=sampling,
-            system_prompt=task.system_prompt,
             seed=(seed, "align", step),
         )
         generated_s = time.perf_counter() - started_s
@@ -83,7 +64,7 @@ def run_align(context: Context) -> None:
             backbone,
             discriminator,
             optimizers["discriminator"],
-            _judge(context, groups),
+            _with_students(context, groups),
             disc_config,
             learning_rate=learning_rate_at(disc_config.optim, step, config.steps),
             max_grad_norm=disc_config.optim.max_grad_norm,
@@ -93,11 +74,11 @@ def run_align(context: Context) -> None:
             replay.add(groups)
         # 3. advantage: z-score per channel over the well-formed, penalty for the rest, centred
         perception_R, reasoning_R, well_formed_R = _per_rollout(groups, game)
-        rewards = verifiable_rewards(groups) if config.mode != "align" else {}
-        verified = _verified(context, rewards) if rewards else None
+        rewards = rewards_of(groups, context.rewards) if config.mode != "align" else {}
+        verified = _verified(context, groups, rewards) if rewards else None
         advantage_R = alignment_advantages(
-            _debiased(context, groups, perception_R, "perception"),
-            _debiased(context, groups, reasoning_R, "reasoning"),
+            perception_R,
+            reasoning_R,
             group_size=config.group_size,
             well_formed_R=well_formed_R,
             alpha=config.alpha,
@@ -107,7 +88,7 @@ def run_align(context: Context) -> None:
             weight=config.weight,
             wrong_penalty=config.wrong_penalty,
         )
-        # (written first: where a step fails, its rollouts can be looked at)
+        # (written before the policy's step: if it fails, its rollouts can be inspected)
         scores = {"perception_score": perception_R, "reasoning_score": reasoning_R}
         run.write_rollouts("align", step, rollout_records(groups, advantage_R, scores, rewards))
         # 4. policy-gradient step
@@ -116,41 +97,41 @@ def run_align(context: Context) -> None:
             optimizers["policy"],
             groups,
             advantage_R,
-            system_prompt=task.system_prompt,
-            temperature=sampling.temperature,
+            sampling=sampling,
             optim=config.optim,
             learning_rate=learning_rate_at(config.optim, step, config.steps),
-            loss=PolicyLossConfig(),
+            loss=config.loss,
+            num_minibatches=config.num_minibatches,
         )
         metrics |= game.metrics | rollout_metrics(groups, generated_s=generated_s)
         if verified is not None:
             metrics |= reward_metrics(verified.reward_R, rewards, group_size=config.group_size)
-        seen = [*alarms.of_rollouts(groups), *of_game(game, score_cap=disc_config.score_cap)]
-        seen.append(of_cuts(game, max_part_tokens=disc_config.max_part_tokens))
-        metrics |= alarms.ring(seen, step)
+        checked = [
+            *alarms.of_rollouts(groups),
+            *game_alarms(game, score_cap=disc_config.score_cap),
+            cut_parts(game, max_part_tokens=disc_config.max_part_tokens),
+        ]
+        metrics |= alarms.report(checked, step)
         if step % config.panel_every == 0 or step + 1 == config.steps:
             metrics |= _panel(context, discriminator, step)
-        times = {
-            "step_time": time.perf_counter() - started_s,
-            "mem/peak_gib": peak_gib(backbone.device),
-        }
-        run.log("align", step, metrics | times)
-    run.save_final("align", tensors())
+        run.log("align", step, metrics)
+    tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
+    run.save_final("align", tensors)
 
 
-def _judge(context: Context, groups: Sequence[Group]) -> list[Judged]:
-    """Teacher and well-formed students of each prompt that has any."""
-    judged = []
-    for group in groups:
-        students = students_of(group)
-        if students:
-            prompt = context.backbone.prompt(group.sample, context.task.system_prompt)
-            judged.append(Judged(prompt, teacher_parts(group.sample), students))
-    return judged
+def _with_students(context: Context, groups: Sequence[Group]) -> list[JudgedPrompt]:
+    """Return teacher and well-formed students of each prompt that has such students."""
+    return [
+        JudgedPrompt(
+            context.backbone.prompt(group.sample), group.sample.teacher_parts, group.students
+        )
+        for group in groups
+        if group.students
+    ]
 
 
 def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Tensor, Tensor]:
-    """perception_R, reasoning_R (0 where malformed, never looked at) and well_formed_R."""
+    """Return perception_R, reasoning_R (0 where malformed, not used) and well_formed_R."""
     well_formed_R = torch.tensor([r.is_well_formed for group in groups for r in group.rollouts])
     score_R2 = torch.zeros(len(well_formed_R), 2)
     if game.students:
@@ -158,47 +139,66 @@ def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Ten
     return score_R2[:, 0], score_R2[:, 1], well_formed_R
 
 
-def _replayed(context: Context, replay: Replay, step: int) -> list[Judged]:
-    """Earlier students for the discriminator's batch, `replay_fraction` of it in prompts."""
-    config, task = context.config.align, context.task
+def _replayed(context: Context, replay: Replay, step: int) -> list[JudgedPrompt]:
+    """Choose earlier students so that they form `replay_fraction` of the batch's prompts."""
+    config = context.config.align
     count = round(config.prompts_per_step * config.replay_fraction / (1 - config.replay_fraction))
     rng = Random(seed_of(context.config.seed, "align", step, "replay"))
     return [
-        Judged(context.backbone.prompt(sample, task.system_prompt), teacher_parts(sample), students)
-        for sample, students in replay.draw(count, rng)
+        JudgedPrompt(context.backbone.prompt(sample), sample.teacher_parts, students)
+        for sample, students in replay.sample(count, rng)
     ]
 
 
-def _debiased(context: Context, groups: Sequence[Group], score_R: Tensor, part: str) -> Tensor:
-    """The scores, less what the part's length alone may have earned where that is asked for."""
-    beta = context.config.align.length_debias
-    if beta == 0:
-        return score_R
-    num_tokens = [
-        len(context.backbone.tokenize(getattr(rollout.parts, part), end=False))
-        if isinstance(rollout.parts, Parts)
-        else 0
-        for group in groups
-        for rollout in group.rollouts
-    ]
-    return debias_length(score_R, num_tokens, beta)
+class Replay:
+    """The well-formed rollouts of the most recent prompts, against forgetting; in the checkpoints."""
+
+    def __init__(self, samples: Sequence[Sample], *, num_prompts: int) -> None:
+        self._samples = {sample.key: sample for sample in samples}
+        self._num_prompts = num_prompts
+        self._kept: list[tuple[Sample, tuple[Parts, ...]]] = []
+
+    def sample(self, count: int, rng: Random) -> list[tuple[Sample, tuple[Parts, ...]]]:
+        """Choose `count` of the kept prompts, or all if there are fewer."""
+        return rng.sample(self._kept, min(count, len(self._kept)))
+
+    def add(self, groups: Sequence[Group]) -> None:
+        """Keep these groups; the oldest ones are dropped."""
+        self._kept += [(group.sample, group.students) for group in groups if group.students]
+        self._kept = self._kept[-self._num_prompts :]
+
+    def state(self) -> list[Any]:
+        """Return JSON-able content: each prompt's key and the parts of its students."""
+        return [
+            [sample.key, [[p.caption, p.think, p.answer] for p in students]]
+            for sample, students in self._kept
+        ]
+
+    def load(self, state: Sequence[Any]) -> None:
+        """Restore what `state` returned."""
+        self._kept = [
+            (self._samples[key], tuple(Parts(*bodies) for bodies in students))
+            for key, students in state
+        ]
 
 
-def _verified(context: Context, rewards: dict[str, Tensor]) -> Verified:
-    reward_R = weighted_sum(rewards, reward_weights(context.config.rlvr))
-    return Verified(reward_R, rewards["accuracy"] < 0.5)
+def _verified(context: Context, groups: Sequence[Group], rewards: dict[str, Tensor]) -> Verified:
+    """Return the weighted reward, and who is wrong whether or not accuracy is among the rewards."""
+    accuracy_R = rewards.get("accuracy")
+    if accuracy_R is None:
+        accuracy_R = torch.tensor([value for group in groups for value in group_accuracy(group)])
+    return Verified(weighted_sum(rewards, context.reward_weights), accuracy_R < 0.5)
 
 
-def _check_grounding(context: Context, discriminator) -> None:
-    found = grounding_probe(
-        context.backbone, discriminator, context.task.probe, context.task.system_prompt
-    )
-    if not found:
+def _check_grounding(context: Context, discriminator: Discriminator) -> None:
+    """Print a warning for each channel on which the discriminator does not judge content."""
+    grounding = grounding_probe(context.backbone, discriminator, context.task.probe)
+    if not grounding:
         context.run.console.print(
             "[yellow]no held-out pairs: whether the discriminator judges content was not measured "
             "(it needs at least 20 rows with a teacher completion)[/]"
         )
-    for name, value in found.items():
+    for name, value in grounding.items():
         if value < GROUNDED:
             context.run.console.print(
                 f"[bold red]{name} is {value:.2f}, near chance: the discriminator does not judge "
@@ -207,23 +207,21 @@ def _check_grounding(context: Context, discriminator) -> None:
             )
 
 
-def _panel(context: Context, discriminator, step: int) -> dict[str, float]:
-    """Held-out pair accuracy per channel and the grounding probe: the convergence panel."""
+def _panel(context: Context, discriminator: Discriminator, step: int) -> dict[str, float]:
+    """Compute the convergence panel: held-out pair accuracy and the grounding probe, per channel."""
     task, config = context.task, context.config
     groups = sample_groups(
         context.backbone,
         [pair.sample for pair in task.probe],
         group_size=1,
         sampling=config.sampling,
-        system_prompt=task.system_prompt,
         seed=(config.seed, "align", step, "panel"),
     )
-    pairs = [(item.prompt, item.teacher, item.students[0]) for item in _judge(context, groups)]
-    panel = grounding_probe(context.backbone, discriminator, task.probe, task.system_prompt)
-    if pairs:
+    held_out = _with_students(context, groups)
+    panel = grounding_probe(context.backbone, discriminator, task.probe)
+    if held_out:
+        pairs = [(item.prompt, item.teacher, item.students[0]) for item in held_out]
         wins = first_wins(pair_scores(context.backbone, discriminator, pairs))
-        (
-            panel["disc/heldout_pair_accuracy_perception"],
-            panel["disc/heldout_pair_accuracy_reasoning"],
-        ) = wins
+        panel["disc/heldout_pair_accuracy_perception"] = wins[0]
+        panel["disc/heldout_pair_accuracy_reasoning"] = wins[1]
     return panel

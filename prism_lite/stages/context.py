@@ -1,69 +1,114 @@
-"""What every stage is given."""
+"""The arguments of every stage, and how a stage resumes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from prism_lite.config import RunConfig
+from torch import Tensor
+
+from prism_lite.config import OptimConfig, RunConfig
 from prism_lite.data.task import TaskData
-from prism_lite.discriminator.model import Discriminator
-from prism_lite.models.backbone import POLICY, TRUNK, Backbone
+from prism_lite.discriminator.model import Discriminator, discriminator_for
+from prism_lite.models.backbone import TRUNK, Backbone
+from prism_lite.models.optim import Optimizer, make_optimizer
+from prism_lite.rewards.load import Reward
+from prism_lite.runs.checkpoint import Trained
 from prism_lite.runs.folder import RunFolder
-from prism_lite.stages.replay import Replay
+
+
+class Buffer(Protocol):
+    """What a stage remembers besides tensors, as JSON-able state (alignment's replay)."""
+
+    def state(self) -> Any: ...
+    def load(self, state: Any) -> None: ...
 
 
 @dataclass(frozen=True)
 class Context:
-    """Settings, folder, model and data of a run."""
+    """Settings, folder, model, data and reward functions of a run."""
 
     config: RunConfig
     run: RunFolder
     backbone: Backbone
     task: TaskData
+    rewards: tuple[Reward, ...] = ()
+
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each reward, by name."""
+        return {reward.name: reward.weight for reward in self.rewards}
 
     def load_policy(self, stage: str) -> None:
-        """The policy as a finished stage left it."""
+        """Load the policy of a finished stage."""
         self.backbone.load_adapter_state(self.run.load_final(stage)["policy"])
 
     def load_discriminator(self, stage: str) -> Discriminator:
-        """The discriminator as a finished stage left it, on its trunk.
+        """Load the discriminator of a finished stage, on its trunk.
 
-        The policy is touched on the way: load it afterwards.
+        This overwrites the policy's adapter: load the policy afterwards.
         """
         discriminator = self.new_discriminator()
         discriminator.load_state_dict(self.run.load_final(stage)["discriminator"])
         return discriminator
 
     def new_discriminator(self) -> Discriminator:
-        """A fresh discriminator; its trunk is the frozen SFT adapter, or the bare backbone."""
+        """Build a fresh discriminator; its trunk is the frozen SFT adapter or the bare backbone."""
         config = self.config.discriminator
         if config.trunk == "sft":
             self.backbone.load_adapter_state(self.run.load_final("sft")["policy"], TRUNK)
-        return Discriminator(self.backbone, config, seed=self.config.seed)
+        return discriminator_for(self.backbone, config, seed=self.config.seed)
 
-    def resume(
+    def optimizer(
+        self, optim: OptimConfig, discriminator: Discriminator | None = None
+    ) -> Optimizer:
+        """Build an optimizer of the discriminator if it is given, otherwise of the policy."""
+        parameters = (
+            self.backbone.policy_parameters()
+            if discriminator is None
+            else list(discriminator.parameters())
+        )
+        return make_optimizer(parameters, optim, scales_loss=self.backbone.precision.scales_loss)
+
+    def steps(
         self,
         stage: str,
-        optimizers: Mapping[str, Any],
+        num_steps: int,
+        optimizers: Mapping[str, Optimizer],
+        *,
         discriminator: Discriminator | None = None,
-        replay: Replay | None = None,
-    ) -> int:
-        """Load the stage's newest good checkpoint into model, optimizers and replay buffer.
+        replay: Buffer | None = None,
+    ) -> Iterator[int]:
+        """Load the newest good checkpoint of a stage and return an iterator of its remaining steps.
 
-        Returns:
-            Steps already done; 0 without a checkpoint.
+        Args:
+            optimizers: of "policy" and "discriminator": what the stage trains.
+            discriminator, replay: loaded from the checkpoint and saved in the next ones.
+
+        Raises:
+            Stopped: see `RunFolder.steps`.
         """
+
+        def trained() -> Trained:
+            tensors: dict[str, Mapping[str, Tensor]] = {}
+            if "policy" in optimizers:
+                tensors["policy"] = self.backbone.adapter_state()
+            if discriminator is not None:
+                tensors["discriminator"] = discriminator.state_dict()
+            return Trained(
+                tensors, optimizers, {} if replay is None else {"replay": replay.state()}
+            )
+
         restored = self.run.restore(stage)
-        if restored is None:
-            return 0
-        if "policy" in restored.tensors:
-            self.backbone.load_adapter_state(restored.tensors["policy"], POLICY)
-        if discriminator is not None:
-            discriminator.load_state_dict(restored.tensors["discriminator"])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(restored.optimizers[name])
-        if replay is not None:
-            replay.load(restored.values["replay"])
-        return restored.step
+        if restored is not None:
+            if "policy" in optimizers:
+                self.backbone.load_adapter_state(restored.tensors["policy"])
+            if discriminator is not None:
+                discriminator.load_state_dict(restored.tensors["discriminator"])
+            if replay is not None:
+                replay.load(restored.values["replay"])
+            for name, optimizer in optimizers.items():
+                optimizer.load_state_dict(restored.optimizers[name])
+        start = 0 if restored is None else restored.step
+        return self.run.steps(stage, start, num_steps, trained)

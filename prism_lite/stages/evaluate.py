@@ -1,4 +1,4 @@
-"""Held-out figures of a policy, each with a 95 % interval.
+"""Held-out figures of a policy, each with a 95 % confidence interval.
 
 Shape letters: P prompts, G sampled completions per prompt.
 """
@@ -20,7 +20,7 @@ from prism_lite.types import Group, Sample
 
 
 def evaluated_samples(task: TaskData, config: RunConfig) -> Sequence[Sample]:
-    """The held-out prompts that count: all, or the first `eval.num_prompts`."""
+    """Return the held-out prompts: all of them, or the first `eval.num_prompts`."""
     return task.heldout[: config.eval.num_prompts or None]
 
 
@@ -29,46 +29,36 @@ def evaluate(
     task: TaskData,
     config: RunConfig,
     *,
-    each: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
+    with_progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
     stage: str = "",
 ) -> dict[str, Any]:
     """Sample the held-out prompts at temperature 1 and greedily, under the active role.
 
     Args:
-        each: goes through pieces of the work and shows what is being done (`RunFolder.each`).
-        stage: whose policy it is, for that line.
+        with_progress: yields the pieces of the work and shows them (`RunFolder.with_progress`).
+        stage: of the policy, for the progress line.
 
     Returns:
-        accuracy, format_rate, caption_accuracy, think_validity (the last two where the task verifies
-        them) of the sampled completions, the same with `greedy_` before it, mean_tokens, and `ci95`
+        accuracy, format_rate, caption_accuracy, think_validity (the last two if the task verifies
+        them) of the sampled completions, the same prefixed with `greedy_`, mean_tokens, and `ci95`
         with [low, high] for each rate. The unit of the intervals is the prompt.
     """
-    sampled = dataclasses.replace(config.sampling, temperature=1.0)
-    greedy = dataclasses.replace(config.sampling, temperature=0.0)
-    settings = {
-        "system_prompt": task.system_prompt,
-        "seed": (config.seed, "evaluate"),
-        "each": each,
-    }
-    samples = evaluated_samples(task, config)
-    groups = sample_in_pieces(
-        backbone,
-        samples,
-        group_size=config.eval.num_samples,
-        sampling=sampled,
-        doing=f"evaluating {stage}, sampled",
-        **settings,
-    )
+
+    def sample(name: str, group_size: int, temperature: float) -> list[Group]:
+        return sample_in_pieces(
+            backbone,
+            evaluated_samples(task, config),
+            group_size=group_size,
+            sampling=dataclasses.replace(config.sampling, temperature=temperature),
+            description=f"evaluating {stage}, {name}",
+            seed=(config.seed, "evaluate"),
+            with_progress=with_progress,
+        )
+
+    groups = sample("sampled", config.eval.num_samples, 1.0)
     rates = _rates(groups, task)
-    greedy_groups = sample_in_pieces(
-        backbone,
-        samples,
-        group_size=1,
-        sampling=greedy,
-        doing=f"evaluating {stage}, greedy",
-        **settings,
-    )
-    rates |= {f"greedy_{name}": values for name, values in _rates(greedy_groups, task).items()}
+    greedy_rates = _rates(sample("greedy", 1, 0.0), task)
+    rates |= {f"greedy_{name}": values for name, values in greedy_rates.items()}
     lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
     return {
         **{name: sum(values) / len(values) for name, values in rates.items()},
@@ -78,14 +68,14 @@ def evaluate(
 
 
 def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:
-    """For each figure, the mean over every prompt's completions."""
+    """Return, for each figure, the mean over the completions of every prompt."""
     rates: dict[str, list[float]] = {}
     for group in groups:
-        marks: dict[str, list[float]] = {
+        figures: dict[str, list[float]] = {
             "format_rate": [float(rollout.is_well_formed) for rollout in group.rollouts]
         }
         if group.sample.answer is not None:
-            marks["accuracy"] = group_accuracy(group)
+            figures["accuracy"] = group_accuracy(group)
         if task.verify is not None:
             verdicts = [
                 task.verify(group.sample, rollout.parts)
@@ -93,28 +83,28 @@ def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:
                 else None
                 for rollout in group.rollouts
             ]
-            marks["caption_accuracy"] = [float(v is not None and v.caption) for v in verdicts]
-            marks["think_validity"] = [float(v is not None and v.think) for v in verdicts]
-        for name, values in marks.items():
+            figures["caption_accuracy"] = [float(v is not None and v.caption) for v in verdicts]
+            figures["think_validity"] = [float(v is not None and v.think) for v in verdicts]
+        for name, values in figures.items():
             rates.setdefault(name, []).append(sum(values) / len(values))
     return rates
 
 
 def interval95(values: Sequence[float]) -> list[float]:
-    """95 % interval of the mean of rates, one per prompt, cut to [0, 1].
+    """Compute the 95 % interval of the mean of rates, one per prompt, clipped to [0, 1].
 
-    The normal approximation; where all prompts have the same rate, whose deviation says nothing, the
+    The normal approximation; if all prompts have the same rate, so that the deviation is 0, the
     Wilson interval of that rate.
     """
     num, z = len(values), 1.96
     if num < 2:
         return [0.0, 1.0]
     mean = sum(values) / num
-    variance = sum((value - mean) ** 2 for value in values) / max(1, num - 1)
+    variance = sum((value - mean) ** 2 for value in values) / (num - 1)
     if variance == 0:
         centre = (mean + z**2 / (2 * num)) / (1 + z**2 / num)
         spread = math.sqrt(mean * (1 - mean) / num + z**2 / (4 * num**2))
         half = z * spread / (1 + z**2 / num)
-        return [max(0.0, centre - half), min(1.0, centre + half)]
-    half = z * math.sqrt(variance / num)
-    return [max(0.0, mean - half), min(1.0, mean + half)]
+    else:
+        centre, half = mean, z * math.sqrt(variance / num)
+    return [max(0.0, centre - half), min(1.0, centre + half)]

@@ -1,8 +1,7 @@
-"""Guards: named alarms for the ways in which a reward is gamed or goes blind.
+"""Guards: named alarms for the ways in which a reward is exploited or stops carrying information.
 
-Pure functions over the completions, rewards or scores of one step. Each returns an Alarm or None;
-none changes a reward. The stage loop counts them in the metrics (`alarms/NAME`) and prints their
-text.
+Pure functions of the completions, rewards or scores of one step. Each returns an Alarm or None; none
+changes a reward. `Alarms` logs and prints them in a stage.
 """
 
 from __future__ import annotations
@@ -10,20 +9,37 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prism_lite import parts
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts
+from prism_lite.types import Group
+
+if TYPE_CHECKING:  # the demo reads the guards of a finished run without these
+    from prism_lite.discriminator.step import GameScores
+    from prism_lite.runs.folder import RunFolder
+
+_MIN_LENGTH_SHARE = 0.4  # of the usual completion length
+_MAX_FLAT_SHARE = 0.7  # of groups without spread in reward
+_SPREAD_TOLERANCE = 1e-8  # a group whose rewards differ by at most this has no spread
+_RUN_WORDS = 4  # words or punctuation marks of a run that may repeat
+_MAX_REPEATED = 0.5  # a completion with a larger share of repeated runs loops
+_MAX_LOOPING_SHARE = 0.1  # of completions that loop
+_MAX_CLAIMING_SHARE = 0.2  # of completions with an answer inside think
+_MAX_CAPPED_SHARE = 0.5  # of scores above _CAPPED * cap, where their slope is below a tenth
+_CAPPED = 0.95
+_MAX_PAIR_ACCURACY = 0.98  # of the discriminator on its own batch
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What was seen.
+    """A measured quantity that crossed its limit.
 
     Attributes:
         name: fixed, for the metrics: "length_collapse", "zero_spread_groups", ...
-        value: the measured quantity that crossed `limit`.
+        value: the quantity.
         limit: the threshold.
         message: one sentence with both and what to do.
     """
@@ -34,102 +50,96 @@ class Alarm:
     message: str
 
 
-def length_collapse(
-    num_tokens: Sequence[int], *, usual_num_tokens: float, min_share: float = 0.4
-) -> Alarm | None:
-    """Completions far shorter than usual: the policy found that saying little pays.
+def _above_limit(name: str, value: float, limit: float, message: str) -> Alarm | None:
+    """Return an alarm if `value` is above `limit`."""
+    return Alarm(name, value, limit, message) if value > limit else None
+
+
+def length_collapse(num_tokens: Sequence[int], *, usual_num_tokens: float) -> Alarm | None:
+    """Check for completions far shorter than usual: the policy found that short answers pay.
 
     Args:
         num_tokens: lengths of this step's completions, in tokens.
         usual_num_tokens: mean length at the start of the stage (or of the teacher).
-        min_share: alarm below this share of it.
     """
     if not num_tokens or usual_num_tokens <= 0:
         return None
     share = statistics.fmean(num_tokens) / usual_num_tokens
-    if share >= min_share:
+    if share >= _MIN_LENGTH_SHARE:
         return None
     return Alarm(
         "length_collapse",
         share,
-        min_share,
+        _MIN_LENGTH_SHARE,
         f"completions are {share:.0%} of their usual length ({usual_num_tokens:.0f} tokens), below "
-        f"{min_share:.0%}: read some rollouts; lower the learning rate or weigh the format reward "
-        "more.",
+        f"{_MIN_LENGTH_SHARE:.0%}: read some rollouts; lower the learning rate or increase the weight of "
+        "the format reward.",
     )
 
 
-def zero_spread_groups(
-    rewards: Sequence[float], *, group_size: int, max_share: float = 0.7, tolerance: float = 1e-8
-) -> Alarm | None:
-    """Too many groups whose rollouts all got the same reward: they teach nothing.
+def zero_spread_groups(rewards: Sequence[float], *, group_size: int) -> Alarm | None:
+    """Check for groups whose rollouts all got the same reward: the policy learns nothing from them.
 
     Args:
         rewards: R rewards, rows of one group adjacent.
         group_size: G.
-        max_share: alarm above this share of groups.
-        tolerance: spread up to which a group counts as equal.
-
-    Raises:
-        ValueError: R is not a multiple of G, or a reward is not finite.
     """
-    _require_finite(rewards, "reward")
-    if group_size < 1 or len(rewards) % group_size:
-        raise ValueError(
-            f"{len(rewards)} rewards cannot form groups of {group_size}: pass whole groups."
-        )
+    assert len(rewards) % group_size == 0
     if not rewards or group_size == 1:
         return None
     groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
-    share = sum(max(group) - min(group) <= tolerance for group in groups) / len(groups)
-    if share <= max_share:
-        return None
-    return Alarm(
+    share = sum(max(group) - min(group) <= _SPREAD_TOLERANCE for group in groups) / len(groups)
+    return _above_limit(
         "zero_spread_groups",
         share,
-        max_share,
-        f"{share:.0%} of the groups have no spread in reward (limit {max_share:.0%}): the prompts "
-        "are too easy or too hard, or the reward is blind; turn on dynamic sampling or change the "
-        "data.",
+        _MAX_FLAT_SHARE,
+        f"{share:.0%} of the groups have no spread in reward (limit {_MAX_FLAT_SHARE:.0%}): the prompts "
+        "are too easy or too hard, or the reward does not tell completions apart; turn on dynamic "
+        "sampling or change the data.",
+    )
+
+
+def unscored_rollouts(rewards: Sequence[float]) -> Alarm | None:
+    """Check for rollouts without any reward (NaN): they have advantage 0.
+
+    Args:
+        rewards: R rewards; NaN where every reward function returned None.
+    """
+    share = sum(map(math.isnan, rewards)) / len(rewards)
+    return _above_limit(
+        "unscored_rollouts",
+        share,
+        0.0,
+        f"{share:.0%} of the rollouts have no reward, because every function of rlvr.rewards returned "
+        "None for them: the policy learns nothing from them; add a reward that always has a value.",
     )
 
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def repeated_share(text: str, *, num_words: int = 4) -> float:
-    """Share of a text's word runs that occurred before in it: 0 for fresh text, near 1 for a loop.
+def repeated_share(text: str) -> float:
+    """Return the share of a text's word runs that occurred in it before, near 1 for a loop.
 
-    Runs are `num_words` words or signs long. A text of fewer than twice that length has none.
+    A text of fewer than two runs' length has none.
     """
     words = _WORD.findall(text)
-    num_runs = len(words) - num_words + 1
-    if num_runs <= num_words:
+    num_runs = len(words) - _RUN_WORDS + 1
+    if num_runs <= _RUN_WORDS:
         return 0.0
-    runs = Counter(tuple(words[i : i + num_words]) for i in range(num_runs))
-    return 1.0 - len(runs) / num_runs
+    return 1.0 - len({tuple(words[i : i + _RUN_WORDS]) for i in range(num_runs)}) / num_runs
 
 
-def repeated_text(
-    completions: Sequence[str], *, max_repeated: float = 0.5, max_share: float = 0.1
-) -> Alarm | None:
-    """Too many completions that go round in circles.
-
-    Args:
-        completions: decoded texts of one step.
-        max_repeated: a completion above this `repeated_share` loops.
-        max_share: alarm above this share of looping completions.
-    """
+def repeated_text(completions: Sequence[str]) -> Alarm | None:
+    """Check a step's completions for texts that repeat themselves."""
     if not completions:
         return None
-    share = sum(repeated_share(text) > max_repeated for text in completions) / len(completions)
-    if share <= max_share:
-        return None
-    return Alarm(
+    share = sum(repeated_share(text) > _MAX_REPEATED for text in completions) / len(completions)
+    return _above_limit(
         "repeated_text",
         share,
-        max_share,
-        f"{share:.0%} of the completions repeat themselves (limit {max_share:.0%}): read some; "
+        _MAX_LOOPING_SHARE,
+        f"{share:.0%} of the completions repeat themselves (limit {_MAX_LOOPING_SHARE:.0%}): read some; "
         "lower the learning rate or the temperature.",
     )
 
@@ -139,29 +149,22 @@ _ANSWER_CLAIM = re.compile(
 )
 
 
-def answers_inside_think(completions: Sequence[str], *, max_share: float = 0.2) -> Alarm | None:
-    """Too many completions that announce their answer inside <think>, in tags, a box or "final
-    answer".
+def answers_inside_think(completions: Sequence[str]) -> Alarm | None:
+    """Check a step's completions for an answer inside <think>: in tags, a box or as "final answer".
 
     The verifier reads the answer part alone, so this gains nothing; it shows that the policy drifts
-    from the format (or that the teacher's data has it).
-
-    Args:
-        completions: decoded texts of one step; the think body is read also where the rest is
-            malformed.
-        max_share: alarm above this share.
+    from the format (or that the teacher's data does this). Malformed completions are read too.
     """
     if not completions:
         return None
     share = sum(_claims_in_think(text) for text in completions) / len(completions)
-    if share <= max_share:
-        return None
-    return Alarm(
+    return _above_limit(
         "answer_inside_think",
         share,
-        max_share,
-        f"{share:.0%} of the completions give their answer inside <think> (limit {max_share:.0%}): "
-        "check the teacher's completions for the same habit.",
+        _MAX_CLAIMING_SHARE,
+        f"{share:.0%} of the completions give their answer inside <think> (limit "
+        f"{_MAX_CLAIMING_SHARE:.0%}): "
+        "check whether the teacher's completions do the same.",
     )
 
 
@@ -173,75 +176,104 @@ def _claims_in_think(text: str) -> bool:
     return bool(_ANSWER_CLAIM.search(text, start, end if end >= 0 else len(text)))
 
 
-def discriminator_saturation(
-    scores: Sequence[float], *, cap: float, max_share: float = 0.5
-) -> Alarm | None:
-    """Too many discriminator scores at their cap, where they have no slope.
+def discriminator_saturation(scores: Sequence[float], *, cap: float) -> Alarm | None:
+    """Check for discriminator scores at their cap, where their gradient vanishes.
 
     Args:
         scores: of teachers and students, as logits after the cap.
-        cap: c of the smooth cap c * tanh(s / c); above 0.95 c its slope is below a tenth.
-        max_share: alarm when a larger share of the scores lies there.
-
-    Raises:
-        ValueError: a score is not finite.
+        cap: c of the smooth cap c * tanh(s / c).
     """
-    _require_finite(scores, "score")
     if not scores:
         return None
-    share = sum(abs(score) > 0.95 * cap for score in scores) / len(scores)
-    if share <= max_share:
-        return None
-    return Alarm(
+    share = sum(abs(score) > _CAPPED * cap for score in scores) / len(scores)
+    return _above_limit(
         "discriminator_saturation",
         share,
-        max_share,
-        f"{share:.0%} of the scores lie at the cap of {cap:g} (limit {max_share:.0%}), where they "
-        "have no slope: lower the discriminator's learning rate.",
+        _MAX_CAPPED_SHARE,
+        f"{share:.0%} of the scores are at the cap of {cap:g} (limit {_MAX_CAPPED_SHARE:.0%}), where their "
+        "gradient vanishes: lower the discriminator's learning rate.",
     )
 
 
 def discriminator_too_strong(
-    teacher_scores: Sequence[float],
-    student_scores: Sequence[float],
-    *,
-    max_accuracy: float = 0.98,
+    teacher_scores: Sequence[float], student_scores: Sequence[float]
 ) -> Alarm | None:
-    """The teacher wins nearly every pair: the students are told apart by something they cannot
-    mend.
+    """Check for a teacher that wins nearly every pair: what separates them may be out of reach.
 
     Args:
-        teacher_scores: one per pair.
-        student_scores: one per pair, same order.
-        max_accuracy: alarm above this share of pairs won.
-
-    Raises:
-        ValueError: lengths differ, or a score is not finite.
+        teacher_scores, student_scores: one of each per pair, in the same order.
     """
-    if len(teacher_scores) != len(student_scores):
-        raise ValueError(
-            f"{len(teacher_scores)} teacher and {len(student_scores)} student scores: give one of "
-            "each per pair."
-        )
-    _require_finite([*teacher_scores, *student_scores], "score")
     if not teacher_scores:
         return None
     pairs = zip(teacher_scores, student_scores, strict=True)
     accuracy = sum(teacher > student for teacher, student in pairs) / len(teacher_scores)
-    if accuracy <= max_accuracy:
-        return None
-    return Alarm(
+    return _above_limit(
         "discriminator_too_strong",
         accuracy,
-        max_accuracy,
-        f"the teacher wins {accuracy:.1%} of the pairs (limit {max_accuracy:.0%}): look for an "
-        "artefact that gives teachers away, or slow the discriminator down.",
+        _MAX_PAIR_ACCURACY,
+        f"the teacher wins {accuracy:.1%} of the pairs (limit {_MAX_PAIR_ACCURACY:.0%}): look for an "
+        "artefact that reveals the teacher, or lower the discriminator's learning rate.",
     )
 
 
-def _require_finite(values: Sequence[float], name: str) -> None:
-    for i, value in enumerate(values):
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{name} {i} is {value}: expected a finite number; find where it arose."
-            )
+class Alarms:
+    """The alarms of one stage: logged at every step that raises them, printed the first time.
+
+    Attributes:
+        usual_num_tokens: mean completion length at the stage's first step, None before it.
+    """
+
+    def __init__(self, run: RunFolder, stage: str) -> None:
+        self._console = run.console
+        self._stage = stage
+        self._printed: set[str] = set()
+        lengths = (line.get("completions/mean_length") for line in run.metrics(stage))
+        self.usual_num_tokens = next((length for length in lengths if length is not None), None)
+
+    def report(self, alarms: Iterable[Alarm | None], step: int) -> dict[str, float]:
+        """Print new alarms; return `alarms/NAME`, the value that crossed its limit, of all of them."""
+        metrics = {}
+        for alarm in filter(None, alarms):
+            metrics[f"alarms/{alarm.name}"] = alarm.value
+            if alarm.name not in self._printed:
+                self._printed.add(alarm.name)
+                self._console.print(
+                    f"[bold red]alarm {alarm.name} in {self._stage} step {step}:[/] "
+                    f"{alarm.message} (shown once; metrics: alarms/{alarm.name})",
+                    highlight=False,
+                )
+        return metrics
+
+    def of_rollouts(self, groups: Sequence[Group]) -> list[Alarm | None]:
+        """Check for length collapse, loops, and answers inside think."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        lengths = [len(rollout.token_ids) for rollout in rollouts]
+        texts = [rollout.text for rollout in rollouts]
+        if self.usual_num_tokens is None:
+            self.usual_num_tokens = sum(lengths) / len(lengths)
+        return [
+            length_collapse(lengths, usual_num_tokens=self.usual_num_tokens),
+            repeated_text(texts),
+            answers_inside_think(texts),
+        ]
+
+
+def game_alarms(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
+    """Check for scores at their cap and for a discriminator that wins every pair."""
+    teachers: list[float] = []
+    students: list[float] = []
+    for teacher_2, student_K2 in zip(game.teacher_P2, game.students, strict=True):
+        students += student_K2.flatten().tolist()
+        teachers += teacher_2.expand_as(student_K2).flatten().tolist()
+    return [
+        discriminator_saturation([*teachers, *students], cap=score_cap),
+        discriminator_too_strong(teachers, students),
+    ]
+
+
+def cut_parts(game: GameScores, *, max_part_tokens: int) -> Alarm | None:
+    """Check for parts that the discriminator reads without their end."""
+    if not game.student_lengths:
+        return None
+    share, message = about_cuts(game.teacher_lengths, game.student_lengths, max_part_tokens)
+    return _above_limit("cut_parts", share, CUT_WARNING, message)

@@ -1,14 +1,13 @@
-"""All rows of a run read with the model's tokenizer, once, before anything is trained.
+"""Checks of stages and rows before anything is trained.
 
-A prompt that is too long, or a completion that fits no pack behind its prompt, is found here and not at
-the step that meets it.
+All rows are read with the model's tokenizer once, so that a prompt that is too long, or a completion that
+fits no pack after its prompt, is found here and not at the step that meets it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -16,15 +15,19 @@ from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
-from prism_lite.data.stage_rows import SkippedRow, describe_skipped
+from prism_lite.data.formats.base import Finding
+from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
 from prism_lite.discriminator.part_tokens import part_tokens
 from prism_lite.models.backbone import Backbone, encode_samples
 from prism_lite.parts import Parts
+from prism_lite.rewards.boxes import parse_boxes
+from prism_lite.rewards.load import Reward
+from prism_lite.rewards.user_functions import check_user_function
 from prism_lite.types import Sample
 
-PICTURES_AT_ONCE = 256  # of the embedded task's small ones, through the vision tower
-REWRITTEN_TOKENS = 8  # tags and line ends that a completion's parts may have more than it had
+_PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
+_REWRITTEN_TOKENS = 8  # tags and line ends that the parts of a completion may add to it
 
 
 def read_prompts(
@@ -32,28 +35,26 @@ def read_prompts(
 ) -> TaskData:
     """Tokenise every row once before training, so that a bad one cannot stop a stage midway.
 
-    The embedded task's small pictures are encoded too; real ones are encoded as they come.
+    The embedded task's small pictures are encoded too; real ones are encoded when they are needed.
 
     Returns:
         The task without the rows that were left out; they are added to its `skipped`.
 
     Raises:
-        ValueError: a row is too long (where data.on_bad_row is "error"); names it.
+        ValueError: a row is too long (and data.on_bad_row is "error"); names it.
     """
     samples = {sample.key: sample for sample in all_samples(task)}
     stages = _stages_of(config, task)
-    bad: dict[str, SkippedRow] = {}
+    bad: dict[str, Finding] = {}
     for key, sample in track(
         samples.items(), "reading prompts", total=len(samples), console=console, transient=True
     ):
         try:
-            num_prompt_tokens = len(backbone.prompt(sample, task.system_prompt))
-            for companion in _companions(config, backbone, sample, stages.get(key, ())):
-                _check_room(sample, num_prompt_tokens, companion, backbone.config.max_pack_tokens)
+            _check_room(config, backbone, sample, stages.get(key, ()))
         except ValueError as error:
             if config.data.on_bad_row == "error":
                 raise
-            bad[key] = SkippedRow(sample.file, sample.row, "too_long", str(error))
+            bad[key] = Finding(sample.file, sample.row, "too_long", str(error))
     if bad:
         skipped = tuple(bad.values())
         console.print(describe_skipped(skipped), markup=False, highlight=False)
@@ -61,47 +62,35 @@ def read_prompts(
         task = dataclasses.replace(task, skipped=(*task.skipped, *skipped))
     if config.data.task == "digits":
         kept = [sample for key, sample in samples.items() if key not in bad]
-        starts = range(0, len(kept), PICTURES_AT_ONCE)
+        starts = range(0, len(kept), _PICTURES_AT_ONCE)
         for start in track(starts, "encoding pictures", console=console, transient=True):
-            piece = kept[start : start + PICTURES_AT_ONCE]
-            encode_samples(backbone, piece, task.system_prompt)
+            encode_samples(backbone, kept[start : start + _PICTURES_AT_ONCE])
     return task
 
 
-@dataclass(frozen=True)
-class Companion:
-    """What goes through one forward with a prompt, in some stage.
-
-    Attributes:
-        what: for the message.
-        num_tokens: of all its branches.
-        remedy: what else a person can change, beside model.max_pack_tokens and the row.
-    """
-
-    what: str
-    num_tokens: int
-    remedy: str
-
-
 def _check_room(
-    sample: Sample, num_prompt_tokens: int, companion: Companion, max_pack_tokens: int
+    config: RunConfig, backbone: Backbone, sample: Sample, stages: Collection[str]
 ) -> None:
-    total = num_prompt_tokens + companion.num_tokens
-    if total > max_pack_tokens:
-        raise ValueError(
-            f"{sample.source or sample.id}: the prompt has {num_prompt_tokens} tokens, with "
-            f"{companion.what} {total}, more than model.max_pack_tokens = {max_pack_tokens}. Raise "
-            f"that, {companion.remedy}, or drop the row."
-        )
+    """Raise if the prompt and what follows it in some stage do not fit one pack."""
+    num_prompt_tokens, limit = len(backbone.prompt(sample)), backbone.config.max_pack_tokens
+    for name, num_tokens, remedy in _continuations(config, backbone, sample, stages):
+        if num_prompt_tokens + num_tokens > limit:
+            raise ValueError(
+                f"{sample.source or sample.id}: the prompt has {num_prompt_tokens} tokens, with {name} "
+                f"{num_prompt_tokens + num_tokens}, more than model.max_pack_tokens = {limit}. Raise "
+                f"that, {remedy}, or drop the row."
+            )
 
 
 def _stages_of(config: RunConfig, task: TaskData) -> dict[str, set[str]]:
-    """By row: the stages that forward a completion behind its prompt."""
+    """Return, by row, the stages that forward a completion after its prompt."""
     is_game = config.align.method == "adversarial"
     rows = {
         "sft": task.sft if config.sft.steps else (),
         "align": task.align if config.align.steps else (),
-        "judged": (*task.align, *task.warmup, *(p.sample for p in task.probe)) if is_game else (),
+        "discriminator": (*task.align, *task.warmup, *(p.sample for p in task.probe))
+        if is_game
+        else (),
         "rlvr": task.rlvr if config.rlvr.steps else (),
     }
     stages: dict[str, set[str]] = {}
@@ -111,51 +100,75 @@ def _stages_of(config: RunConfig, task: TaskData) -> dict[str, set[str]]:
     return stages
 
 
-def _companions(
+def _continuations(
     config: RunConfig, backbone: Backbone, sample: Sample, stages: Collection[str]
-) -> Iterator[Companion]:
-    """What stands behind a row's prompt, in the largest units that a pack must hold."""
+) -> Iterator[tuple[str, int, str]]:
+    """Yield what follows a row's prompt, in the largest units that a pack must hold.
+
+    Each with its name, its number of tokens, and a remedy besides a larger pack.
+    """
     limit = config.sampling.max_completion_tokens
-    sampled = Companion(
-        f"a completion of sampling.max_completion_tokens = {limit}",
-        limit,
-        "lower sampling.max_completion_tokens or model.max_pixels",
-    )
+    sampled = f"a completion of sampling.max_completion_tokens = {limit}"
+    shorten_sampled = "lower sampling.max_completion_tokens or model.max_pixels"
     if "sft" in stages:
         num_tokens = len(backbone.tokenize(sample.demonstration or ""))
-        yield Companion("its demonstration", num_tokens, "shorten the demonstration")
+        yield "its demonstration", num_tokens, "shorten the demonstration"
     if "rlvr" in stages or ("align" in stages and config.align.method == "adversarial"):
-        yield sampled
-    if "judged" in stages:
-        yield from _judged(config, backbone, sample)
+        yield sampled, limit, shorten_sampled
+    if "discriminator" in stages:
+        yield from _discriminator_continuations(config, backbone, sample)
     elif "align" in stages:
         teacher = parts.parse(sample.teacher or "")
         num_tokens = len(backbone.tokenize(teacher.render())) if isinstance(teacher, Parts) else 0
-        completion = Companion("its teacher completion", num_tokens, "shorten that completion")
         if config.align.method == "dpo":
-            completion = Companion(
-                f"{completion.what} and {sampled.what}", num_tokens + limit, sampled.remedy
-            )
-        yield completion
+            yield f"its teacher completion and {sampled}", num_tokens + limit, shorten_sampled
+        else:
+            yield "its teacher completion", num_tokens, "shorten that completion"
 
 
-def _judged(config: RunConfig, backbone: Backbone, sample: Sample) -> Iterator[Companion]:
-    """The two parts of a completion, as the discriminator reads them."""
+def _discriminator_continuations(
+    config: RunConfig, backbone: Backbone, sample: Sample
+) -> Iterator[tuple[str, int, str]]:
+    """Yield the two parts of a completion, as the discriminator reads them."""
     disc, remedy = config.discriminator, "lower discriminator.max_part_tokens"
     for side in ("teacher", "student"):
-        found = parts.parse(getattr(sample, side) or "")
-        if isinstance(found, Parts):
-            num_tokens = part_tokens(backbone, disc, found).num_tokens
-            yield Companion(f"the parts of its {side}", num_tokens, remedy)
+        parsed = parts.parse(getattr(sample, side) or "")
+        if isinstance(parsed, Parts):
+            num_tokens = part_tokens(backbone, disc, parsed).num_tokens
+            yield f"the parts of its {side}", num_tokens, remedy
     longest = 2 * disc.max_part_tokens
-    if config.warmup.mismatched_fraction == 0:  # else the parts of any other row may come
+    if config.warmup.mismatched_fraction == 0:  # otherwise the parts of any other row may follow
         copies = 2 if disc.reasoning_sees_caption else 1
-        sampled = copies * config.sampling.max_completion_tokens + REWRITTEN_TOKENS
+        sampled = copies * config.sampling.max_completion_tokens + _REWRITTEN_TOKENS
         longest = min(longest, sampled)
-    yield Companion("the longest parts of a completion", longest, remedy)
+    yield "the longest parts of a completion", longest, remedy
 
 
-def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: TaskData) -> None:
+def check_rewards(
+    config: RunConfig, rewards: Sequence[Reward], stages: Sequence[str], task: TaskData
+) -> None:
+    """Check the reward functions on the rows of the stages that use them.
+
+    Raises:
+        ValueError: a user's function cannot be called, see `check_user_function`; or a gold answer
+            holds no box, where boxes are rewarded.
+    """
+    samples = [*task.rlvr] if "rlvr" in stages else []
+    if "align" in stages and config.align.mode != "align":
+        samples += task.align
+    for reward in rewards if samples else ():
+        if reward.file is not None:
+            check_user_function(reward, samples)
+        for sample in samples if reward.name == "boxes" else ():
+            if sample.answer and not parse_boxes(sample.answer):
+                raise ValueError(
+                    f"{sample.source or sample.id}: the answer {sample.answer[:80]!r} holds no box, "
+                    "which the reward boxes expects: write [x1, y1, x2, y2], or leave boxes out of "
+                    "rlvr.rewards."
+                )
+
+
+def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: TaskData) -> None:
     """Refuse stages that lack rows or an earlier stage, before anything is loaded or trained."""
     needs = {
         "sft": (),
@@ -178,7 +191,7 @@ def _check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Tas
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
                 raise ValueError(
-                    f"stage {stage} goes on from stage {earlier}, which is not finished in {out}: "
+                    f"stage {stage} continues from stage {earlier}, which is not finished in {out}: "
                     f"run `prism-lite {earlier}` there first, or `prism-lite run` for all stages."
                 )
 

@@ -6,123 +6,194 @@ Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from prism_lite.config import RlvrConfig
 from prism_lite.models.backbone import REFERENCE
-from prism_lite.models.device import peak_gib
-from prism_lite.models.optim import learning_rate_at, make_optimizer
-from prism_lite.policy.advantages import reward_advantages, weighted_sum
-from prism_lite.policy.losses import PolicyLossConfig
+from prism_lite.models.optim import learning_rate_at
+from prism_lite.policy.advantages import (
+    fill_unscored,
+    group_zscore,
+    reward_advantages,
+    weighted_sum,
+)
 from prism_lite.policy.step import rollout_kl, update_policy
-from prism_lite.rewards.group_rewards import reward_weights
-from prism_lite.runs.checkpoint import Trained
-from prism_lite.stages.alarms import Alarms
+from prism_lite.rewards.group_rewards import rewards_of
+from prism_lite.sampling.rollouts import sample_groups
+from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import zero_spread_groups
-from prism_lite.stages.rollout_batches import Draw, draw_groups
+from prism_lite.stages.guards import Alarms, unscored_rollouts, zero_spread_groups
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
+from prism_lite.types import Group, Sample
 
-WIDEST_GSPO_CLIP = (
-    0.01  # above: bounds of token ratios, at which a ratio of completions never arrives
+_WIDEST_GSPO_CLIP = (
+    0.01  # a wider bound is meant for ratios of tokens; ratios of rollouts vary less
 )
 
 
 def run_rlvr(context: Context) -> None:
-    """Reinforce right answers in the right format, from the aligned policy."""
+    """Reinforce right answers in the right format."""
     config, backbone, run = context.config.rlvr, context.backbone, context.run
     context.load_policy(config.start)
     backbone.drop_adapter(REFERENCE)
     if config.kl_weight > 0 and config.kl_reference == "start":
         backbone.freeze_copy(REFERENCE)
-    optimizer = make_optimizer(
-        backbone.policy_parameters(), config.optim, scales_loss=backbone.precision.scales_loss
-    )
-    start = context.resume("rlvr", {"policy": optimizer})
-    run.console.print(_about_updates(config))
-    if config.loss.startswith("gspo") and config.clip_high > WIDEST_GSPO_CLIP:
-        run.console.print(
-            f"[yellow]rlvr.clip_high = {config.clip_high:g} is made for ratios of tokens; GSPO's are of "
-            "whole completions and need about 4e-4: rlvr.algorithm=gspo sets the official values[/]"
-        )
+    optimizer = context.optimizer(config.optim)
+    _print_settings(context)
     alarms, has_run_out = Alarms(run, "rlvr"), False
-
-    def trained() -> Trained:
-        return Trained({"policy": backbone.adapter_state()}, {"policy": optimizer})
-
-    for step in run.steps("rlvr", start, config.steps, trained):
+    for step in context.steps("rlvr", config.steps, {"policy": optimizer}):
+        # 1. sample and reward groups; with dynamic sampling replace those without spread
         started_s = time.perf_counter()
-        # 1. sample groups, verify them; with dynamic sampling replace those that teach nothing
-        draw = draw_groups(context, step)
+        batch = _sample_batch(context, step)
         generated_s = time.perf_counter() - started_s
-        if draw.ran_out and not has_run_out:
+        if batch.ran_out and not has_run_out:
             has_run_out = True
-            run.console.print(_about_running_out(draw, config, step))
+            run.console.print(_running_out_message(batch, config, step))
         # 2. advantages of the groups that are kept
-        reward_R = weighted_sum(draw.rewards, reward_weights(config))
-        advantage_R, metrics = _advantages(context, draw)
-        # (written first: where a step fails, its rollouts can be looked at)
-        records = rollout_records(draw.groups, advantage_R, {}, draw.rewards)
+        reward_R = weighted_sum(batch.rewards, context.reward_weights)
+        advantage_R, metrics = _advantages(context, batch)
+        # (written before the policy's step: if it fails, its rollouts can be inspected)
+        records = rollout_records(batch.groups, advantage_R, {}, batch.rewards)
         run.write_rollouts("rlvr", step, records)
         # 3. policy-gradient step
         metrics |= update_policy(
             backbone,
             optimizer,
-            draw.kept,
-            advantage_R[draw.is_kept_R],
-            system_prompt=context.task.system_prompt,
-            temperature=context.config.sampling.temperature,
+            batch.kept,
+            advantage_R[batch.is_kept_R],
+            sampling=context.config.sampling,
             optim=config.optim,
             learning_rate=learning_rate_at(config.optim, step, config.steps),
-            loss=policy_loss_config(config, context.config.sampling.max_completion_tokens),
+            loss=config.loss,
             num_minibatches=config.num_minibatches,
             mask_truncated=config.mask_truncated,
+            kl_weight=config.kl_weight if config.kl_in == "loss" else 0.0,
+            kl_kind=config.kl_kind,
         )
-        metrics = rollout_metrics(draw.groups, generated_s=generated_s) | metrics | draw.metrics
-        metrics |= reward_metrics(reward_R, draw.rewards, group_size=config.group_size)
-        spread = zero_spread_groups(reward_R.tolist(), group_size=config.group_size)
-        metrics |= alarms.ring([*alarms.of_rollouts(draw.groups), spread], step)
-        times = {
-            "step_time": time.perf_counter() - started_s,
-            "mem/peak_gib": peak_gib(backbone.device),
-        }
-        run.log("rlvr", step, metrics | times)
+        metrics = rollout_metrics(batch.groups, generated_s=generated_s) | metrics | batch.metrics
+        metrics |= reward_metrics(reward_R, batch.rewards, group_size=config.group_size)
+        filled_R = fill_unscored(reward_R, group_size=config.group_size)
+        checked = [
+            *alarms.of_rollouts(batch.groups),
+            zero_spread_groups(filled_R.tolist(), group_size=config.group_size),
+            unscored_rollouts(reward_R.tolist()),
+        ]
+        metrics |= alarms.report(checked, step)
+        run.log("rlvr", step, metrics)
     run.save_final("rlvr", {"policy": backbone.adapter_state()})
 
 
-def policy_loss_config(config: RlvrConfig, max_completion_tokens: int) -> PolicyLossConfig:
-    """What `losses.policy_loss` needs of these settings."""
-    return PolicyLossConfig(
-        kind=config.loss,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        clip_dual=config.clip_dual,
-        sapo_temperature_positive=config.sapo_temperature_positive,
-        sapo_temperature_negative=config.sapo_temperature_negative,
-        max_completion_tokens=max_completion_tokens,
-        kl_weight=config.kl_weight if config.kl_in == "loss" else 0.0,
-        kl_kind=config.kl_kind,
-        entropy_weight=config.entropy_weight,
-    )
+@dataclass(frozen=True, eq=False)
+class RolloutBatch:
+    """The rollouts of one step.
+
+    Attributes:
+        groups: all that were sampled.
+        rewards: by name, float32 [R], of all of them; NaN where a reward returned None.
+        is_kept_P: bool, which groups are trained on.
+        metrics: of dynamic sampling; empty without it.
+        ran_out: dynamic sampling ended with fewer groups than asked for.
+    """
+
+    groups: list[Group]
+    rewards: dict[str, Tensor]
+    is_kept_P: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    ran_out: bool = False
+
+    @property
+    def kept(self) -> list[Group]:
+        return [g for g, kept in zip(self.groups, self.is_kept_P.tolist(), strict=True) if kept]
+
+    @property
+    def is_kept_R(self) -> Tensor:
+        return self.is_kept_P.repeat_interleave(len(self.groups[0].rollouts))
 
 
-def _advantages(context: Context, draw: Draw) -> tuple[Tensor, dict[str, float]]:
-    """Of every rollout, 0 where its group was filtered; and the KL's metric if it is a reward."""
-    config, is_kept_R = context.config.rlvr, draw.is_kept_R
-    rewards = {name: value_R[is_kept_R] for name, value_R in draw.rewards.items()}
-    weights, metrics = reward_weights(config), {}
-    if config.kl_in == "reward" and config.kl_weight > 0 and draw.kept:
-        kl_R = rollout_kl(
-            context.backbone,
-            draw.kept,
-            config.kl_kind,
-            system_prompt=context.task.system_prompt,
-            temperature=context.config.sampling.temperature,
-        )
-        rewards, weights = rewards | {"kl": -kl_R}, weights | {"kl": config.kl_weight}
-        num_tokens = sum(len(r.token_ids) for group in draw.kept for r in group.rollouts)
+def _sample_batch(context: Context, step: int) -> RolloutBatch:
+    """Sample `rlvr.prompts_per_step` groups and their rewards.
+
+    With dynamic sampling (DAPO, arXiv 2503.14476) groups without spread carry no signal and are
+    replaced by groups of further prompts, no prompt twice, until there are enough, or
+    `rlvr.max_sampled_batches` batches were sampled, or no prompt is left. The order of the prompts
+    depends on the step alone, so a resumed run draws the same.
+    """
+    config, task, seed = context.config.rlvr, context.task, context.config.seed
+    groups: list[Group] = []
+    batch_rewards: list[dict[str, Tensor]] = []
+    may_keep: list[bool] = []
+    sampled_keys: set[str] = set()
+    num_batches = 0
+    while num_batches < (config.max_sampled_batches if config.dynamic_sampling else 1):
+        name = () if num_batches == 0 else ("refill", num_batches)
+        num_batches += 1
+        samples = batch_at(task.rlvr, step, config.prompts_per_step, seed, "rlvr", *name)
+        if config.dynamic_sampling:
+            samples = _new_prompts(samples, sampled_keys)
+        if samples:
+            sampled = sample_groups(
+                context.backbone,
+                samples,
+                group_size=config.group_size,
+                sampling=context.config.sampling,
+                seed=(seed, "rlvr", step, *name),
+            )
+            rewards = rewards_of(sampled, context.rewards)
+            groups += sampled
+            batch_rewards.append(rewards)
+            may_keep += (
+                _has_spread(context, rewards) if config.dynamic_sampling else [True] * len(sampled)
+            )
+        if sum(may_keep) >= config.prompts_per_step or len(sampled_keys) >= len(task.rlvr):
+            break
+    rewards = {name: torch.cat([r[name] for r in batch_rewards]) for name in batch_rewards[0]}
+    # the first `prompts_per_step` of the groups that may be kept
+    may_keep_P = torch.tensor(may_keep)
+    is_kept_P = may_keep_P & (may_keep_P.cumsum(0) <= config.prompts_per_step)
+    if not config.dynamic_sampling:
+        return RolloutBatch(groups, rewards, is_kept_P)
+    num_kept = int(is_kept_P.sum())
+    metrics: dict[str, float] = {
+        "dynamic_sampling/num_batches": num_batches,
+        "dynamic_sampling/num_kept": num_kept,
+        "dynamic_sampling/num_filtered": int((~may_keep_P).sum()),
+    }
+    return RolloutBatch(groups, rewards, is_kept_P, metrics, num_kept < config.prompts_per_step)
+
+
+def _has_spread(context: Context, rewards: dict[str, Tensor]) -> list[bool]:
+    """Check each group for spread in accuracy, or in the total reward if accuracy is not rewarded."""
+    value_R = rewards.get("accuracy")
+    if value_R is None:
+        value_R = weighted_sum(rewards, context.reward_weights)
+    group_size = context.config.rlvr.group_size
+    zscore_R = group_zscore(value_R, group_size=group_size, counted_R=~value_R.isnan())
+    return zscore_R.view(-1, group_size).any(1).tolist()  # only zeros in a group without spread
+
+
+def _new_prompts(samples: list[Sample], sampled_keys: set[str]) -> list[Sample]:
+    """Return the samples whose prompt this step has not sampled yet, and mark them as sampled."""
+    by_key = {sample.key: sample for sample in samples if sample.key not in sampled_keys}
+    sampled_keys |= by_key.keys()
+    return list(by_key.values())
+
+
+def _advantages(context: Context, batch: RolloutBatch) -> tuple[Tensor, dict[str, float]]:
+    """Return advantage_R, 0 in groups that are not kept, and the metric of a KL in the reward."""
+    config, is_kept_R = context.config.rlvr, batch.is_kept_R
+    rewards = {name: value_R[is_kept_R] for name, value_R in batch.rewards.items()}
+    weights, metrics = context.reward_weights, {}
+    if config.kl_in == "reward" and config.kl_weight > 0 and batch.kept:
+        temperature = context.config.sampling.temperature
+        kl_R = rollout_kl(context.backbone, batch.kept, config.kl_kind, temperature=temperature)
+        assert kl_R.isfinite().all(), "NaN would count as a reward without opinion"
+        is_scored_R = ~weighted_sum(rewards, weights).isnan()
+        rewards |= {"kl": torch.where(is_scored_R, -kl_R, torch.nan)}
+        weights |= {"kl": config.kl_weight}
+        num_tokens = sum(len(r.token_ids) for group in batch.kept for r in group.rollouts)
         metrics["kl"] = float(kl_R.sum()) / num_tokens
     advantage_R = torch.zeros(len(is_kept_R))
     advantage_R[is_kept_R] = reward_advantages(
@@ -135,23 +206,33 @@ def _advantages(context: Context, draw: Draw) -> tuple[Tensor, dict[str, float]]
     return advantage_R, metrics
 
 
-def _about_updates(config: RlvrConfig) -> str:
+def _print_settings(context: Context) -> None:
+    """Print what the ratio and its clipping do with these settings."""
+    config, console = context.config.rlvr, context.run.console
     if config.num_minibatches == 1:
-        return (
-            f"rlvr: {config.loss} loss, one optimizer step per batch: the ratio is 1, clipping never "
-            "acts, and no old log-probs are computed"
+        updates = (
+            "one optimizer step per batch: the ratio is 1, clipping has no effect, and no old "
+            "log-probs are computed"
         )
-    return (
-        f"rlvr: {config.loss} loss, {config.num_minibatches} optimizer steps per batch: old "
-        "log-probs are computed once per batch, before the first"
-    )
+    else:
+        updates = (
+            f"{config.num_minibatches} optimizer steps per batch: old log-probs are computed once "
+            "per batch, before the first"
+        )
+    console.print(f"rlvr: {config.loss.name} loss, {updates}")
+    if config.loss.name.startswith("gspo") and config.loss.clip_high > _WIDEST_GSPO_CLIP:
+        console.print(
+            f"[yellow]rlvr.loss.clip_high = {config.loss.clip_high:g} suits ratios of tokens; GSPO's "
+            "are of complete rollouts and need about 4e-4: rlvr.preset=gspo sets the official "
+            "values[/]"
+        )
 
 
-def _about_running_out(draw: Draw, config: RlvrConfig, step: int) -> str:
-    kept, filtered = int(draw.is_kept_P.sum()), int((~draw.is_kept_P).sum())
+def _running_out_message(batch: RolloutBatch, config: RlvrConfig, step: int) -> str:
+    num_kept, num_filtered = int(batch.is_kept_P.sum()), int((~batch.is_kept_P).sum())
     return (
-        f"[yellow]rlvr step {step}: dynamic sampling drew {len(draw.groups)} groups (at most "
-        f"rlvr.max_sampled_batches = {config.max_sampled_batches} batches), left out {filtered} that "
-        f"were all right or all wrong, and goes on with {kept} instead of "
-        f"{config.prompts_per_step}; metrics: dynamic_sampling/* (said once)[/]"
+        f"[yellow]rlvr step {step}: dynamic sampling drew {len(batch.groups)} groups (at most "
+        f"rlvr.max_sampled_batches = {config.max_sampled_batches} batches), left out {num_filtered} "
+        f"without spread in their rewards, and continues with {num_kept} instead of "
+        f"{config.prompts_per_step}; metrics: dynamic_sampling/* (shown once)[/]"
     )

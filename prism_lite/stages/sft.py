@@ -1,6 +1,6 @@
 """Stage 1, SFT: the policy imitates public demonstrations, completion tokens only.
 
-METHOD section 1: the policy that comes out has drifted; the stages behind it mend that.
+METHOD section 1: the resulting policy has drifted; alignment and RLVR correct it.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ from collections.abc import Callable, Sequence
 from prism_lite.config import OptimConfig
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import Backbone
-from prism_lite.models.device import peak_gib
-from prism_lite.models.optim import Optimizer, learning_rate_at, make_optimizer, optimizer_step
+from prism_lite.models.optim import Optimizer, learning_rate_at, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
-from prism_lite.policy.logprobs import pack_logprobs
-from prism_lite.runs.checkpoint import Trained
+from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.types import Sample, teacher_parts
+from prism_lite.types import Sample
 
 
 def run_sft(context: Context) -> None:
-    """Train the policy on `task.sft`, from the backbone as it is or from `sft.start_from`."""
+    """Train the policy on `task.sft`, from a fresh adapter or from `sft.start_from`."""
     config = context.config.sft
     if config.start_from is not None:
-        given = read_adapter(config.start_from, context.config.lora)
-        context.backbone.load_adapter_state(given)
-    imitate(
+        adapter = read_adapter(config.start_from, context.config.lora)
+        context.backbone.load_adapter_state(adapter)
+    _imitate(
         context,
         "sft",
         context.task.sft,
@@ -38,7 +36,22 @@ def run_sft(context: Context) -> None:
     )
 
 
-def imitate(
+def run_teacher_sft(context: Context) -> None:
+    """Train the SFT policy on `task.align`'s teacher completions (`align.method: sft`)."""
+    config = context.config.align
+    context.load_policy("sft")
+    _imitate(
+        context,
+        "align",
+        context.task.align,
+        lambda sample: sample.teacher_parts.render(),
+        num_steps=config.steps,
+        batch_size=config.prompts_per_step,
+        optim=config.optim,
+    )
+
+
+def _imitate(
     context: Context,
     stage: str,
     rows: Sequence[Sample],
@@ -48,46 +61,25 @@ def imitate(
     batch_size: int,
     optim: OptimConfig,
 ) -> None:
-    """Train the policy as it is on completions: mean negative log-prob of their tokens."""
-    backbone, run, task = context.backbone, context.run, context.task
-    optimizer = make_optimizer(
-        backbone.policy_parameters(), optim, scales_loss=backbone.precision.scales_loss
-    )
-    start = context.resume(stage, {"policy": optimizer})
-
-    def trained() -> Trained:
-        return Trained({"policy": backbone.adapter_state()}, {"policy": optimizer})
-
-    for step in run.steps(stage, start, num_steps, trained):
+    """Train the current policy on completions."""
+    backbone, run = context.backbone, context.run
+    optimizer = context.optimizer(optim)
+    for step in context.steps(stage, num_steps, {"policy": optimizer}):
         started_s = time.perf_counter()
-        samples = batch_at(rows, step, batch_size, context.config.seed, stage)
         trees = [
-            Tree(
-                backbone.prompt(sample, task.system_prompt),
-                (backbone.tokenize(completion_of(sample)),),
-            )
-            for sample in samples
+            Tree(backbone.prompt(sample), (backbone.tokenize(completion_of(sample)),))
+            for sample in batch_at(rows, step, batch_size, context.config.seed, stage)
         ]
-        learning_rate = learning_rate_at(optim, step, num_steps)
         metrics = sft_step(
             backbone,
             optimizer,
             trees,
-            learning_rate=learning_rate,
+            learning_rate=learning_rate_at(optim, step, num_steps),
             max_grad_norm=optim.max_grad_norm,
         )
-        step_time = time.perf_counter() - started_s
-        run.log(
-            stage,
-            step,
-            metrics
-            | {
-                "learning_rate": learning_rate,
-                "step_time": step_time,
-                "train_tokens_per_s": sum(tree.num_tokens for tree in trees) / step_time,
-                "mem/peak_gib": peak_gib(backbone.device),
-            },
-        )
+        num_trained = sum(tree.num_tokens for tree in trees)
+        metrics["train_tokens_per_s"] = num_trained / (time.perf_counter() - started_s)
+        run.log(stage, step, metrics)
     run.save_final(stage, {"policy": backbone.adapter_state()})
 
 
@@ -99,33 +91,17 @@ def sft_step(
     learning_rate: float,
     max_grad_norm: float,
 ) -> dict[str, float]:
-    """One optimizer step on completions: mean negative log-prob of their tokens, over packs.
+    """Take one optimizer step on the mean negative log-prob of the completions' tokens.
 
     Returns:
-        loss, num_tokens (of the completions), and what `optimizer_step` gives.
+        loss, num_tokens (of the completions), learning_rate, and the metrics of `optimizer_step`.
     """
     num_tokens = sum(len(branch) for tree in trees for branch in tree.branches)
     loss = 0.0
     for packed in split_trees(trees, backbone.config.max_pack_tokens):
-        pack = pack_trees(packed)
-        logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+        logprob_N = predicted_logprobs(backbone, pack_trees(packed))
         pack_loss = -logprob_N.sum() / num_tokens
         optimizer.backward(pack_loss)
         loss += float(pack_loss.detach())
     stepped = optimizer_step(optimizer, backbone.policy_parameters(), learning_rate, max_grad_norm)
-    return {"loss": loss, **stepped, "num_tokens": num_tokens}
-
-
-def run_teacher_sft(context: Context) -> None:
-    """Train the SFT policy on `task.align`'s teacher completions."""
-    config = context.config.align
-    context.load_policy("sft")
-    imitate(
-        context,
-        "align",
-        context.task.align,
-        lambda sample: teacher_parts(sample).render(),
-        num_steps=config.steps,
-        batch_size=config.prompts_per_step,
-        optim=config.optim,
-    )
+    return {"loss": loss, **stepped, "num_tokens": num_tokens, "learning_rate": learning_rate}

@@ -1,84 +1,59 @@
 """Stage 2, discriminator warm-up: teacher completions against samples of the SFT policy.
 
-The policy answers some prompts once; from then on only the discriminator learns. Before: the artefact
-probe. After: the grounding probe, which pair accuracy alone does not show.
+The policy answers some prompts once; after that only the discriminator is trained. Before training the
+artefact probe is printed, after it the grounding probe, which pair accuracy alone does not show.
 """
 
 from __future__ import annotations
 
-import time
 from random import Random
 
-from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts, cut_metrics
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
 from prism_lite.discriminator.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
-from prism_lite.discriminator.step import Judged, discriminator_step
-from prism_lite.models.device import peak_gib
-from prism_lite.models.optim import learning_rate_at, make_optimizer
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
+from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
-from prism_lite.runs.checkpoint import Trained
 from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import batch_at, seed_of
-from prism_lite.stages.alarms import Alarms, of_game
 from prism_lite.stages.context import Context
-from prism_lite.types import Sample, _parts_of, teacher_parts
+from prism_lite.stages.guards import Alarms, game_alarms
+from prism_lite.types import Sample
 
-MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
+_MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
 Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
 
 
 def run_warmup(context: Context) -> None:
     """Train a fresh discriminator on pairs (teacher, SFT sample) of the same prompt."""
-    config, backbone, run, task = (
-        context.config.warmup,
-        context.backbone,
-        context.run,
-        context.task,
-    )
+    config, backbone, run = context.config.warmup, context.backbone, context.run
+    seed, disc_config = context.config.seed, context.config.discriminator
     discriminator = context.new_discriminator()
     context.load_policy("sft")
-    optimizer = make_optimizer(
-        list(discriminator.parameters()),
-        config.optim,
-        scales_loss=backbone.precision.scales_loss,
-    )
-    start = context.resume("warmup", {"discriminator": optimizer}, discriminator)
-    pairs = student_pairs(context)
+    optimizer = context.optimizer(config.optim, discriminator)
+    pairs = _student_pairs(context)
     probe = _report_cuts(context, discriminator, pairs)
     probe["disc/artefact_auc"] = _report_artefacts(context, discriminator, pairs)
     alarms = Alarms(run, "warmup")
-
-    def trained() -> Trained:
-        return Trained({"discriminator": discriminator.state_dict()}, {"discriminator": optimizer})
-
-    for step in run.steps("warmup", start, config.steps, trained):
-        started_s = time.perf_counter()
+    optimizers = {"discriminator": optimizer}
+    for step in context.steps("warmup", config.steps, optimizers, discriminator=discriminator):
         batch = [
-            Judged(backbone.prompt(sample, task.system_prompt), teacher_parts(sample), (student,))
-            for sample, student in batch_at(
-                pairs, step, config.pairs_per_step, context.config.seed, "warmup"
-            )
+            JudgedPrompt(backbone.prompt(sample), sample.teacher_parts, (student,))
+            for sample, student in batch_at(pairs, step, config.pairs_per_step, seed, "warmup")
         ]
-        batch = _with_mismatched(batch, config.mismatched_fraction, context.config.seed, step)
         learning_rate = learning_rate_at(config.optim, step, config.steps)
         scores = discriminator_step(
             backbone,
             discriminator,
             optimizer,
-            batch,
-            context.config.discriminator,
+            _with_mismatched(batch, config.mismatched_fraction, seed, step),
+            disc_config,
             learning_rate=learning_rate,
             max_grad_norm=config.optim.max_grad_norm,
         )
-        cap = context.config.discriminator.score_cap
-        metrics = scores.metrics | alarms.ring(of_game(scores, score_cap=cap), step)
-        times = {
-            "step_time": time.perf_counter() - started_s,
-            "mem/peak_gib": peak_gib(backbone.device),
-        }
-        run.log("warmup", step, metrics | {"learning_rate": learning_rate} | times)
-    probe |= grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
+        alarm_metrics = alarms.report(game_alarms(scores, score_cap=disc_config.score_cap), step)
+        run.log("warmup", step, scores.metrics | alarm_metrics | {"learning_rate": learning_rate})
+    probe |= grounding_probe(backbone, discriminator, context.task.probe)
     run.log("warmup", config.steps, probe)
     run.console.print(
         "grounding probe (clean above corrupted): "
@@ -90,33 +65,27 @@ def run_warmup(context: Context) -> None:
     run.save_final("warmup", {"discriminator": discriminator.state_dict()})
 
 
-def student_pairs(context: Context) -> list[Pair]:
-    """The recorded pairs, or one SFT sample for each of `warmup.num_prompts` alignment prompts.
+def _student_pairs(context: Context) -> list[Pair]:
+    """Return the recorded pairs, or sample the SFT policy on `warmup.num_prompts` alignment prompts.
 
     Raises:
-        ValueError: a completion of the data is malformed, or the policy gives no well-formed one.
+        ValueError: a completion of the data is malformed, or too few samples are well-formed.
     """
     config, task = context.config, context.task
     if task.warmup:
         context.run.console.print(f"warm-up on {len(task.warmup)} recorded pairs")
-        return [(sample, _parts_of(sample, "student")) for sample in task.warmup]
+        return [(sample, sample.student_parts) for sample in task.warmup]
     samples = task.align[: config.warmup.num_prompts]
     groups = sample_in_pieces(
         context.backbone,
         samples,
-        each=context.run.each,
-        doing="sampling the SFT policy",
+        with_progress=context.run.with_progress,
+        description="sampling the SFT policy",
         group_size=1,
         sampling=config.sampling,
-        system_prompt=task.system_prompt,
         seed=(config.seed, "warmup"),
     )
-    pairs = []
-    for group in groups:
-        rollout = group.rollouts[0]
-        if rollout.is_well_formed and isinstance(rollout.parts, Parts):
-            teacher_parts(group.sample)  # a malformed one is named before the first step
-            pairs.append((group.sample, rollout.parts))
+    pairs = [(group.sample, student) for group in groups for student in group.students]
     if len(pairs) < 4:
         raise ValueError(
             f"only {len(pairs)} of {len(samples)} samples of the SFT policy are well-formed: train "
@@ -125,44 +94,49 @@ def student_pairs(context: Context) -> list[Pair]:
     return pairs
 
 
-def _with_mismatched(batch: list[Judged], fraction: float, seed: int, step: int) -> list[Judged]:
-    """Matching-aware negatives: some students replaced by the teacher parts of another prompt."""
+def _with_mismatched(
+    batch: list[JudgedPrompt], fraction: float, seed: int, step: int
+) -> list[JudgedPrompt]:
+    """Replace some students by the teacher parts of another prompt (matching-aware negatives)."""
     rng = Random(seed_of(seed, "warmup", step, "mismatched"))
     result = []
     for i, item in enumerate(batch):
         other = batch[(i + 1 + rng.randrange(max(1, len(batch) - 1))) % len(batch)].teacher
         mismatched = rng.random() < fraction and other != item.teacher
-        result.append(Judged(item.prompt, item.teacher, (other,)) if mismatched else item)
+        result.append(JudgedPrompt(item.prompt, item.teacher, (other,)) if mismatched else item)
     return result
 
 
 def _report_cuts(
     context: Context, discriminator: Discriminator, pairs: list[Pair]
 ) -> dict[str, float]:
-    """Share of each side's parts that the discriminator reads without their end."""
+    """Print and return the share of each side's parts that the discriminator reads truncated."""
     backbone, limit = context.backbone, context.config.discriminator.max_part_tokens
-    judged = pairs[:MAX_PROBED_PAIRS]
-    teacher = discriminator.part_lengths(backbone, (teacher_parts(sample) for sample, _ in judged))
-    student = discriminator.part_lengths(backbone, (student for _, student in judged))
+    probed = pairs[:_MAX_PROBED_PAIRS]
+    teacher = discriminator.part_lengths(backbone, (sample.teacher_parts for sample, _ in probed))
+    student = discriminator.part_lengths(backbone, (student for _, student in probed))
     share, sentence = about_cuts(teacher, student, limit)
-    warning = share > CUT_WARNING
-    context.run.console.print(f"[yellow]warning: {sentence}[/]" if warning else sentence)
+    is_warning = share > CUT_WARNING
+    context.run.console.print(f"[yellow]warning: {sentence}[/]" if is_warning else sentence)
     return cut_metrics(teacher, student, limit)
 
 
 def _report_artefacts(context: Context, discriminator: Discriminator, pairs: list[Pair]) -> float:
-    def read(parts: Parts) -> str:
+    """Print and return the AUC of a classifier that sees only length and white space."""
+
+    def text_of(parts: Parts) -> str:
         tokens = discriminator.part_tokens(context.backbone, parts)
         return read_text(context.backbone, parts, tokens)
 
-    judged = pairs[:MAX_PROBED_PAIRS]
+    probed = pairs[:_MAX_PROBED_PAIRS]
     auc = artefact_auc(
-        [read(teacher_parts(sample)) for sample, _ in judged],
-        [read(student) for _, student in judged],
+        [text_of(sample.teacher_parts) for sample, _ in probed],
+        [text_of(student) for _, student in probed],
     )
-    context.run.console.print(f"artefact probe (0.5: form gives nothing away): AUC {auc:.2f}")
+    console = context.run.console
+    console.print(f"artefact probe (0.5: the form reveals nothing): AUC {auc:.2f}")
     if auc > ARTEFACT_WARNING:
-        context.run.console.print(
+        console.print(
             f"[yellow]warning: length and white space alone tell teacher from student (AUC {auc:.2f} "
             f"> {ARTEFACT_WARNING}); the discriminator may win without looking at content[/]"
         )

@@ -1,4 +1,4 @@
-"""What a study shows: tables for console and Markdown, sentences, one plot. Reads study.json's content."""
+"""Tables, sentences and a plot of a study, from the content of study.json."""
 
 from __future__ import annotations
 
@@ -8,43 +8,47 @@ from typing import Any
 
 from rich.console import Console
 
-from prism_lite.runs.report import COLUMNS, figures_header, figures_row, markdown_rows, rows_table
+from prism_lite.runs.report import (
+    RATE_COLUMNS,
+    figures_header,
+    figures_row,
+    markdown_rows,
+    rows_table,
+)
 from prism_lite.study.arms import REFERENCE_ARM, START
 
-START_ROW = "(SFT)"
-# Intervals that are left out: seconds tell how busy the machine was.
-BARE = ("seconds",)
-BARE_ON_CONSOLE = ("seconds", "mean_tokens")  # 80 columns hold no more
+# Figures without an interval: seconds depend on the load of the machine.
+_NO_INTERVAL = ("seconds",)
+_NO_INTERVAL_ON_CONSOLE = ("seconds", "mean_tokens")  # the table must fit into 80 columns
 
 
-def mean_rows(
-    study: Mapping[str, Any], digits: int = 3, *, bare: Collection[str] = BARE
+def _mean_rows(
+    study: Mapping[str, Any], digits: int = 3, *, no_interval: Collection[str] = _NO_INTERVAL
 ) -> list[list[str]]:
-    """Header, the shared SFT policy and one row per arm: means over seeds and half their interval,
-    which the figures in `bare` go without."""
+    """Return a header, the shared SFT policy and one row per arm: means and half their intervals."""
     rows = [figures_header("arm")]
-    for name, arm in ((START_ROW, START), *((arm, arm) for arm in study["arms"])):
+    for title, arm in (("(SFT)", START), *((arm, arm) for arm in study["arms"])):
         means = study["means"][arm]
-        ci95 = {figure: found for figure, found in means["ci95"].items() if figure not in bare}
-        rows.append(figures_row(name, {**means, "ci95": ci95}, digits))
+        ci95 = {name: ends for name, ends in means["ci95"].items() if name not in no_interval}
+        rows.append(figures_row(title, {**means, "ci95": ci95}, digits))
     return rows
 
 
-def difference_rows(study: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
-    """Header and one row per rival; * where the interval excludes zero. Empty without differences."""
-    found = {(item["other"], item["figure"]): item for item in study["differences"]}
-    columns = [(name, title) for name, title in COLUMNS if any(key[1] == name for key in found)]
-    if not columns:
+def _difference_rows(study: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
+    """Return a header and one row per compared arm; no rows without differences."""
+    items = {(item["other"], item["figure"]): item for item in study["differences"]}
+    names = [name for name in RATE_COLUMNS if any(figure == name for _, figure in items)]
+    if not names:
         return []
-    rows = [[f"{REFERENCE_ARM} minus", *(title for _, title in columns)]]
-    for other in dict.fromkeys(key[0] for key in found):
-        cells = [difference_text(found.get((other, name)), digits) for name, _ in columns]
+    rows = [[f"{REFERENCE_ARM} minus", *(RATE_COLUMNS[name] for name in names)]]
+    for other in dict.fromkeys(other for other, _ in items):
+        cells = [_difference_text(items.get((other, name)), digits) for name in names]
         rows.append([other, *cells])
     return rows
 
 
-def difference_text(item: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """As +0.030±0.112, with * where the interval excludes zero; "-" where it was not measured."""
+def _difference_text(item: Mapping[str, Any] | None, digits: int) -> str:
+    """Write +0.030±0.112, with * where the interval excludes zero; "-" where it was not measured."""
     if item is None:
         return "-"
     text = f"{item['mean']:+.{digits}f}"
@@ -54,8 +58,8 @@ def difference_text(item: Mapping[str, Any] | None, digits: int = 3) -> str:
     return f"{text}±{(high - low) / 2:.{digits}f}{'' if low <= 0 <= high else ' *'}"
 
 
-def what_is_shown(study: Mapping[str, Any]) -> str:
-    """One sentence about prompts, seeds and intervals."""
+def _about_means(study: Mapping[str, Any]) -> str:
+    """Write which prompts, seeds and intervals the means are of, and what each arm learned from."""
     seeds = ", ".join(map(str, study["seeds"]))
     intervals = (
         "95 % intervals (Student's t) over the seeds"
@@ -65,92 +69,86 @@ def what_is_shown(study: Mapping[str, Any]) -> str:
     return (
         f"Means over seeds {seeds} on the same {study['n']} held-out prompts; {intervals}. Accuracy is "
         f"sampled at temperature 1, {study['num_samples']} completions a prompt. Seconds are those of "
-        "training after the SFT that the arms of a seed share."
+        f"training after the SFT that the arms of a seed share. {about_budgets(study)}"
     )
 
 
 def about_budgets(study: Mapping[str, Any]) -> str:
-    """Whether the arms had the same to learn from; names what differs."""
+    """Write whether the arms had the same updates and completions; name the numbers that differ."""
     budgets = study["budgets"]
-    same = len({tuple(sorted(found.items())) for found in budgets.values()}) == 1
-    if same:
-        found = next(iter(budgets.values()))
+    first = next(iter(budgets.values()))
+    if all(budget == first for budget in budgets.values()):
         return (
-            f"Every arm makes {found['policy_updates']} policy updates after SFT and learns from "
-            f"{found['completions']} completions in them."
+            f"Every arm makes {first['policy_updates']} policy updates after SFT and learns from "
+            f"{first['completions']} completions in them."
         )
-    each = "; ".join(
-        f"{arm} {found['policy_updates']} updates, {found['completions']} completions"
-        for arm, found in budgets.items()
+    texts = (
+        f"{arm} {budget['policy_updates']} updates, {budget['completions']} completions"
+        for arm, budget in budgets.items()
     )
-    return f"The arms differ in policy updates or completions learned from: {each}."
+    return f"The arms differ in policy updates or completions learned from: {'; '.join(texts)}."
 
 
-def sentences(study: Mapping[str, Any]) -> list[str]:
-    """What may be said about accuracy, rival by rival."""
-    found = []
-    for item in study["differences"]:
-        if item["figure"] == "accuracy":
-            interval = "" if item["ci95"] is None else " [{:+.3f}, {:+.3f}]".format(*item["ci95"])
-            found.append(
-                f"accuracy of {REFERENCE_ARM} minus {item['other']}: {item['mean']:+.3f}{interval}: "
-                f"{item['verdict']}"
-            )
-    return found
-
-
-def about_differences(study: Mapping[str, Any]) -> str:
-    """How to read the table of differences."""
+def _about_differences(study: Mapping[str, Any]) -> str:
+    """Write how to read the table of differences; "" without intervals."""
     num = len(study["differences"])
+    if not num or len(study["seeds"]) == 1:
+        return ""
     return (
         "Paired by seed. * the interval excludes zero; without it there is no evidence of a difference. "
         f"Of {num} such intervals {num / 20:.1f} exclude zero by chance alone, on average."
     )
 
 
+def _conclusions(study: Mapping[str, Any]) -> list[str]:
+    """Write one sentence about accuracy for each compared arm."""
+    sentences = []
+    for item in study["differences"]:
+        if item["figure"] == "accuracy":
+            interval = "" if item["ci95"] is None else " [{:+.3f}, {:+.3f}]".format(*item["ci95"])
+            sentences.append(
+                f"accuracy of {REFERENCE_ARM} minus {item['other']}: {item['mean']:+.3f}{interval}: "
+                f"{item['conclusion']}"
+            )
+    return sentences
+
+
 def markdown(study: Mapping[str, Any]) -> str:
-    """study.md: both tables and how to read them."""
+    """Write study.md: both tables and how to read them."""
     blocks = [
         f"# Study: recipe {study['recipe']}, {study['task']}",
-        markdown_rows(mean_rows(study)),
-        f"{what_is_shown(study)} {about_budgets(study)}",
+        markdown_rows(_mean_rows(study)),
+        _about_means(study),
     ]
-    differences = difference_rows(study)
-    if differences:
-        blocks.append(markdown_rows(differences))
-        if len(study["seeds"]) > 1:
-            blocks.append(about_differences(study))
-        blocks.append("\n".join(f"- {sentence}" for sentence in sentences(study)))
-    return "\n\n".join(blocks) + "\n"
+    if differences := _difference_rows(study):
+        conclusions = "\n".join(f"- {sentence}" for sentence in _conclusions(study))
+        blocks += [markdown_rows(differences), _about_differences(study), conclusions]
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def print_study(study: Mapping[str, Any], console: Console) -> None:
-    """Both tables, and the sentences about accuracy."""
-    shown = mean_rows(study, digits=2, bare=BARE_ON_CONSOLE)
-    console.print(rows_table(shown, f"recipe {study['recipe']}", is_tight=True))
-    console.print(f"{what_is_shown(study)} {about_budgets(study)}", highlight=False)
-    differences = difference_rows(study, digits=2)
-    if differences:
+    """Print both tables, and the sentences about accuracy."""
+    rows = _mean_rows(study, digits=2, no_interval=_NO_INTERVAL_ON_CONSOLE)
+    console.print(rows_table(rows, f"recipe {study['recipe']}", is_tight=True))
+    console.print(_about_means(study), highlight=False)
+    if differences := _difference_rows(study, digits=2):
         console.print(rows_table(differences, "paired differences"))
-        if len(study["seeds"]) > 1:
-            console.print(about_differences(study), highlight=False)
-    for sentence in sentences(study):
+    for sentence in filter(None, (_about_differences(study), *_conclusions(study))):
         console.print(sentence, highlight=False, markup=False)
 
 
 def write_plot(study: Mapping[str, Any], path: Path) -> None:
-    """study.png: per figure one point and interval for each arm, its seeds behind it, and the shared
-    SFT policy as a line."""
+    """Plot each arm's mean, interval and seeds for each figure, and the shared SFT policy as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     arms, means = study["arms"], study["means"]
-    shown = [(name, title) for name, title in COLUMNS if name in means[arms[0]]]
-    size = (2.6 * len(shown) + 1, 0.5 * len(arms) + 1.4)
-    figure, axes = plt.subplots(1, len(shown), figsize=size, sharey=True, squeeze=False)
-    for axis, (name, title) in zip(axes[0], shown, strict=True):
+    columns = {name: title for name, title in RATE_COLUMNS.items() if name in means[arms[0]]}
+    size = (2.6 * len(columns) + 1, 0.5 * len(arms) + 1.4)
+    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    for axis, (name, title) in zip(axes[0], columns.items(), strict=True):
         for row, arm in enumerate(arms):
             values = [run[name] for run in study["runs"][arm].values()]
             axis.plot(values, [row] * len(values), "o", color="0.75", markersize=4, zorder=1)

@@ -1,14 +1,13 @@
-"""A study: arms x seeds of ordinary run folders, and what they say together.
+"""A study: arms x seeds of ordinary run folders, and their comparison.
 
 `out/seed-N/start` holds the SFT run that the arms of seed N share; `out/seed-N/ARM` the arms. The same
-study again goes on where it stopped: a finished run is read, never redone.
+command again resumes a study: a finished run is read, never repeated.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from prism_lite import pipeline
-from prism_lite.files import to_json, write_text
+from prism_lite.files import read_json, write_json, write_text
 from prism_lite.runs.folder import check_folder
-from prism_lite.runs.report import COLUMNS
+from prism_lite.runs.report import RATE_COLUMNS
 from prism_lite.study import report
 from prism_lite.study.arms import REFERENCE_ARM, START, PlannedRun, budget
 from prism_lite.study.statistics import over_seeds, paired_differences
 
 
 def run_study(planned: Sequence[PlannedRun], out: Path, *, console: Console) -> dict[str, Any]:
-    """Do the runs that are not finished, compare all of them, write study.json, .md and .png.
-
-    Args:
-        planned: from `plan_study`.
-        out: the study's folder.
+    """Run what is not finished, compare all runs, write study.json, .md and .png.
 
     Returns:
         The content of study.json.
@@ -41,8 +36,8 @@ def run_study(planned: Sequence[PlannedRun], out: Path, *, console: Console) -> 
     """
     if (out / "config.yaml").exists():
         raise ValueError(f"--out {out} holds a run: name another folder for the study.")
-    for run in planned:
-        check_folder(run.folder, run.config)
+    for item in planned:
+        check_folder(item.folder, item.config)
     with Progress(
         TextColumn("[bold]study[/] {task.description}"),
         BarColumn(),
@@ -51,51 +46,51 @@ def run_study(planned: Sequence[PlannedRun], out: Path, *, console: Console) -> 
         console=console,
     ) as progress:
         bar = progress.add_task("", total=len(planned))
-        for run in planned:
-            name = f"seed {run.seed}, {run.arm}"
+        for item in planned:
+            name = f"seed {item.seed}, {item.arm}"
             progress.update(bar, description=name)
-            if is_finished(run):
+            if _is_finished(item):
                 console.print(f"{name}: already done")
             else:
-                console.print(f"[bold]{name}[/]: {run.folder}", highlight=False)
-                pipeline.run(run.config, run.folder, stages=run.stages, console=console)
-                gc.collect()  # the backbone goes before the next one comes
+                console.print(f"[bold]{name}[/]: {item.folder}", highlight=False)
+                pipeline.run(item.config, item.folder, stages=item.stages, console=console)
+                gc.collect()  # frees this run's backbone before the next one is loaded
             progress.advance(bar)
-    study = summary(planned)
-    write_text(out / "study.json", to_json(study))
+    study = _summary(planned)
+    write_json(out / "study.json", study)
     write_text(out / "study.md", report.markdown(study))
     report.write_plot(study, out / "study.png")
     return study
 
 
-def is_finished(run: PlannedRun) -> bool:
-    """Whether the run got to its end: its last stage is evaluated and its card, the last file that a
-    run writes, is there."""
-    if not (run.folder / "README.md").is_file():
+def _is_finished(planned: PlannedRun) -> bool:
+    """Check that the last stage is evaluated and the model card, a run's last file, is written."""
+    if not (planned.folder / "README.md").is_file():
         return False
-    results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-    return run.stages[-1] in results.get("stages", {})
+    results = read_json(planned.folder / "results.json")
+    return planned.stages[-1] in results.get("stages", {})
 
 
-def summary(planned: Sequence[PlannedRun]) -> dict[str, Any]:
-    """What finished runs say together.
+def _summary(planned: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Compare finished runs.
 
     Returns:
-        runs (per arm and seed), means (over seeds, "start" is the shared SFT policy), differences
-        (the adversarial arm minus each other one, where it is among the arms), and what was run.
+        runs (by arm and seed), means (over seeds, "start" is the shared SFT policy), differences
+        (the adversarial arm minus each other one, where it is among the arms), and the settings.
     """
-    seeds = list(dict.fromkeys(run.seed for run in planned))
-    names = list(dict.fromkeys(run.arm for run in planned))
-    figures = {name: [figures_of(run) for run in planned if run.arm == name] for name in names}
+    seeds = list(dict.fromkeys(item.seed for item in planned))
+    first = {item.arm: item for item in reversed(planned)}
+    names = list(dict.fromkeys(item.arm for item in planned))
+    figures = {name: [_figures_of(item) for item in planned if item.arm == name] for name in names}
     arms = [name for name in names if name != START]
-    of_arms = {name: figures[name] for name in arms}
     differences = (
-        paired_differences(of_arms, REFERENCE_ARM, [name for name, _ in COLUMNS])
+        paired_differences(
+            {name: figures[name] for name in arms}, REFERENCE_ARM, list(RATE_COLUMNS)
+        )
         if REFERENCE_ARM in arms
         else []
     )
-    first = {run.arm: run for run in reversed(planned)}
-    results = json.loads((planned[0].folder / "results.json").read_text(encoding="utf-8"))
+    results = read_json(planned[0].folder / "results.json")
     return {
         "recipe": planned[0].config.recipe,
         "task": results["task"],
@@ -105,22 +100,24 @@ def summary(planned: Sequence[PlannedRun]) -> dict[str, Any]:
         "arms": arms,
         "overrides": {name: list(first[name].overrides) for name in names},
         "budgets": {name: budget(first[name].config) for name in arms},
-        "runs": {name: dict(zip(map(str, seeds), figures[name], strict=True)) for name in figures},
-        "means": {name: over_seeds(figures[name]) for name in figures},
+        "runs": {name: dict(zip(map(str, seeds), figures[name], strict=True)) for name in names},
+        "means": {name: over_seeds(figures[name]) for name in names},
         "differences": [
-            dataclasses.asdict(found) | {"mean": found.mean, "verdict": found.verdict}
-            for found in differences
+            dataclasses.asdict(item) | {"mean": item.mean, "conclusion": item.conclusion}
+            for item in differences
         ],
     }
 
 
-def figures_of(run: PlannedRun) -> dict[str, Any]:
-    """The figures of a finished run's last policy; `seconds` of training after the shared SFT (of SFT
-    itself in the run that is shared)."""
-    results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-    spent = {
-        stage: seconds
-        for stage, seconds in results["seconds"].items()
-        if stage != "sft" or run.arm == START
-    }
-    return results["stages"][run.stages[-1]] | {"seconds": sum(spent.values())}
+def _figures_of(planned: PlannedRun) -> dict[str, Any]:
+    """Return the figures of a finished run's last policy and its seconds of training.
+
+    The seconds of the shared SFT count in its own run only.
+    """
+    results = read_json(planned.folder / "results.json")
+    seconds = sum(
+        spent
+        for stage, spent in results["seconds"].items()
+        if stage != "sft" or planned.arm == START
+    )
+    return results["stages"][planned.stages[-1]] | {"seconds": seconds}

@@ -1,17 +1,16 @@
 """Figures of several seeds: means and paired differences, each with a 95 % interval over the seeds.
 
-Pure functions. The interval is Student's: with two or three seeds it is wide, and it ought to be.
+The interval is Student's: with two or three seeds it is wide, and it should be.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from mpmath import betainc, findroot
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,13 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        return sum(self.by_seed) / len(self.by_seed)
+        return fmean(self.by_seed)
 
     @property
-    def verdict(self) -> str:
-        """What may be said: "higher", "lower", "no evidence of a difference", or why nothing."""
+    def conclusion(self) -> str:
+        """What follows: "higher", "lower", "no evidence of a difference", or why nothing does."""
         if self.ci95 is None:
-            return "one seed, no interval: nothing can be said"
+            return "one seed, no interval: no conclusion"
         low, high = self.ci95
         if low <= 0 <= high:
             return "no evidence of a difference"
@@ -46,54 +45,44 @@ class Difference:
 
 
 def t_interval95(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the mean of independent values by Student's t; None for a single value."""
-    num = len(values)
-    if num < 2:
+    """Compute the 95 % interval of the mean of independent values by Student's t; None for one value."""
+    if len(values) < 2:
         return None
-    mean = sum(values) / num
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (num - 1))
-    half = t_quantile(num - 1) * deviation / math.sqrt(num)
+    mean = fmean(values)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean - half, mean + half
 
 
-@functools.cache
-def t_quantile(degrees: int) -> float:
-    """The x with P(|t| <= x) = 0.95, of Student's t with this many degrees of freedom."""
-
-    def beyond(x):
-        share = betainc(degrees / 2, 0.5, 0, degrees / (degrees + x * x), regularized=True)
-        return share - 0.05
-
-    return float(findroot(beyond, 2.0))
-
-
 def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over the runs of one arm, in the form of a stage's figures in results.json.
+    """Compute means over the runs of one arm, in the form of a stage's figures in results.json.
 
     Args:
-        runs: figures by name, one mapping per seed; `ci95` of a single run is over its prompts and is
-            not looked at.
+        runs: figures by name, one mapping per seed. The `ci95` of a run is over its prompts and is
+            ignored.
 
     Returns:
         The mean of each figure that every run has, and `ci95` with [low, high] over the seeds for
-        each; without `ci95` entries where there is one seed only.
+        each; `ci95` is empty for a single seed.
     """
     names = [name for name in runs[0] if name != "ci95" and all(name in run for run in runs)]
-    means: dict[str, Any] = {name: sum(run[name] for run in runs) / len(runs) for name in names}
-    intervals = {name: t_interval95([run[name] for run in runs]) for name in names}
-    return means | {"ci95": {name: list(found) for name, found in intervals.items() if found}}
+    values = {name: [run[name] for run in runs] for name in names}
+    intervals = {name: t_interval95(values[name]) for name in names}
+    return {
+        **{name: fmean(values[name]) for name in names},
+        "ci95": {name: list(interval) for name, interval in intervals.items() if interval},
+    }
 
 
 def paired_differences(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], reference: str, figures: Sequence[str]
 ) -> list[Difference]:
-    """The reference arm minus each other arm, over the same seeds.
+    """Compute the reference arm minus each other arm, paired by seed.
 
     Args:
-        runs: per arm the figures of its runs, in the same order of seeds.
-        figures: which ones; one that was not measured in both arms is left out.
+        runs: figures of the runs of each arm, in the same order of seeds.
+        figures: their names; one that was not measured in both arms is left out.
     """
-    found = []
+    differences = []
     for other in runs:
         if other == reference:
             continue
@@ -101,5 +90,5 @@ def paired_differences(
             pairs = list(zip(runs[reference], runs[other], strict=True))
             if all(figure in ours and figure in theirs for ours, theirs in pairs):
                 by_seed = tuple(ours[figure] - theirs[figure] for ours, theirs in pairs)
-                found.append(Difference(other, figure, by_seed, t_interval95(by_seed)))
-    return found
+                differences.append(Difference(other, figure, by_seed, t_interval95(by_seed)))
+    return differences

@@ -23,7 +23,7 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from demo.app import launch
-from demo.folder import open_home
+from demo.runs.folder import open_home
 _, url, _ = launch(open_home(None, root=Path(sys.argv[1])), is_open=False)
 print(url, flush=True)
 time.sleep(3600)

@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-from prism_lite.config import DiscriminatorConfig, OptimConfig, SamplingConfig
+from prism_lite.config import DiscriminatorConfig, OptimConfig, PolicyLossConfig, SamplingConfig
 from prism_lite.discriminator.losses import bradley_terry_loss, cap_scores
-from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.model import Discriminator, discriminator_for
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.vision import encode_pictures
 from prism_lite.parts import Parts
-from prism_lite.policy.losses import PolicyLossConfig
 from prism_lite.policy.step import update_policy
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.types import Group, Sample
@@ -38,7 +37,6 @@ def ours_sample(backbone: Backbone, sample: Sample, group_size: int = GROUP_SIZE
         [sample],
         group_size=group_size,
         sampling=SAMPLING,
-        system_prompt="",
         seed=(0,),
     )
 
@@ -68,7 +66,7 @@ def rollouts(backbone: Backbone, num_tokens: int, repeats: int) -> dict[str, flo
     """(a) One group of rollouts against `generate(num_return_sequences=G)`; the picture is new."""
     sample = make_sample(num_tokens, backbone)
     inputs = processor_inputs(backbone, sample)
-    assert inputs["input_ids"][0].tolist() == backbone.prompt(sample, "").token_ids_P.tolist()
+    assert inputs["input_ids"][0].tolist() == backbone.prompt(sample).token_ids_P.tolist()
     seconds = paired_seconds(
         {
             "theirs": lambda: generate(backbone, inputs),
@@ -99,8 +97,7 @@ def ours_grpo_step(backbone: Backbone, optimizer: Any, sample: Sample, group_siz
         optimizer,
         groups,
         reward_R - reward_R.mean(),
-        system_prompt="",
-        temperature=1.0,
+        sampling=SAMPLING,
         optim=OptimConfig(1e-5),
         learning_rate=1e-5,
         loss=PolicyLossConfig(),
@@ -121,7 +118,7 @@ def official_step(
     backbone: Backbone,
     discriminator: Discriminator,
     optimizer: Any,
-    judged: Judged,
+    judged: JudgedPrompt,
     *,
     with_tower: bool,
 ) -> None:
@@ -170,14 +167,14 @@ def discriminator(backbone: Backbone, num_tokens: int, repeats: int) -> dict[str
     config = DiscriminatorConfig(trunk="base")
     sample = make_sample(num_tokens, backbone)
     teacher, students = teacher_and_students(backbone, GROUP_SIZE)
-    judged = Judged(backbone.prompt(sample, ""), teacher, tuple(students))
-    network = Discriminator(backbone, config, seed=0)
+    judged = JudgedPrompt(backbone.prompt(sample), teacher, tuple(students))
+    network = discriminator_for(backbone, config, seed=0)
     optimizer = make_optimizer(list(network.parameters()), OptimConfig(1e-3))
 
     def ours(*, is_new: bool) -> None:
         if is_new:
             forget_pictures(backbone)
-            network.prompt_cache = Discriminator(backbone, config, seed=0).prompt_cache
+            network.prompt_cache = discriminator_for(backbone, config, seed=0).prompt_cache
         discriminator_step(
             backbone, network, optimizer, [judged], config, learning_rate=1e-3, max_grad_norm=1.0
         )
@@ -214,7 +211,7 @@ def passes(backbone: Backbone, num_tokens: int) -> dict[str, float]:
     """(d) Decoder token passes of one group over the floor: each prompt token once, each completion
     token once, in rollouts, in the policy's forward and in the discriminator's."""
     sample = make_sample(num_tokens, backbone)
-    prompt = backbone.prompt(sample, "")
+    prompt = backbone.prompt(sample)
     floor = len(prompt) + GROUP_SIZE * COMPLETION_TOKENS
     with token_passes(backbone) as sampled:
         groups = ours_sample(backbone, sample)
@@ -222,7 +219,7 @@ def passes(backbone: Backbone, num_tokens: int) -> dict[str, float]:
     with token_passes(backbone) as trained, torch.no_grad():
         backbone.hidden_states(pack_trees([Tree(prompt, branches)]))
     config = DiscriminatorConfig(trunk="base")
-    network = Discriminator(backbone, config, seed=0)
+    network = discriminator_for(backbone, config, seed=0)
     teacher, students = teacher_and_students(backbone, GROUP_SIZE)
     end_id, backbone.end_id = (
         backbone.end_id,

@@ -1,4 +1,4 @@
-"""The demo served for tests, on the recorded sample and on one micro run; a browser to visit it with."""
+"""The demo, served on the recorded sample and on a micro run, and a browser to visit it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 @pytest.fixture(scope="session")
 def sample_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app as `prism-lite demo` shows it where nothing was trained."""
+    """Serve the app as `prism-lite demo` does where nothing was trained."""
     from demo.app import launch
     from demo.runs.folder import open_home
 
@@ -29,7 +29,7 @@ def sample_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def live_home(micro_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the micro run, for training beside it."""
+    """Return a copy of the micro run in a folder of its own."""
     _, folder, _, _ = micro_run
     root = tmp_path_factory.mktemp("runs")
     shutil.copytree(folder, root / "micro")
@@ -38,7 +38,7 @@ def live_home(micro_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def live_url(live_home: Path) -> Iterator[str]:
-    """The app on the micro run; its model answers."""
+    """Serve the app on the micro run, whose model answers."""
     from demo.app import launch
     from demo.runs.folder import open_home
 
@@ -61,7 +61,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`visit(url, width=390)` opens a page as a visitor of its own; requests elsewhere fail the test."""
+    """Yield `visit(url, width=390)`: opens a page as a new visitor; external requests fail the test."""
     contexts, elsewhere = [], []
 
     def open_page(url: str, *, width: int = 1280, height: int = 860) -> Any:

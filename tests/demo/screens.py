@@ -1,4 +1,4 @@
-"""Helpers of the browser tests; as a program, pictures of every tab: light, dark and phone.
+"""Helpers of the browser tests; as a program, screenshots of every tab: light, dark and phone.
 
 python -m tests.demo.screens OUT [RUN]
 """
@@ -24,14 +24,12 @@ MODES = {"light": (1280, 860), "dark": (1280, 860), "phone": PHONE}
 
 
 def find_chromium() -> str | None:
-    """Debian's Chromium, or another one on the path."""
-    return next(
-        (found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None
-    )
+    """Return the path of Chromium."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
 
 def open_tab(page: Any, name: str) -> None:
-    """Choose a tab; on a phone the last ones are behind a menu."""
+    """Open a tab; on a phone the last ones are in a menu."""
     tab = page.get_by_role("tab", name=name, exact=True)
     if tab.is_visible():
         tab.click()
@@ -41,7 +39,7 @@ def open_tab(page: Any, name: str) -> None:
 
 
 def take(out: Path, run: str | None, wait_s: float) -> None:
-    """One picture of each tab in each mode."""
+    """Save one screenshot of each tab in each mode."""
     from playwright.sync_api import sync_playwright
 
     from demo.app import launch
@@ -68,6 +66,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("run", nargs="?", help="default: the recorded sample")
-    parser.add_argument("--wait", type=float, default=3.0, help="seconds before each picture")
+    parser.add_argument("--wait", type=float, default=3.0, help="seconds before each screenshot")
     arguments = parser.parse_args()
     take(arguments.out, arguments.run, arguments.wait)

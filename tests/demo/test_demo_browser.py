@@ -1,4 +1,4 @@
-"""The app in a real browser: what a person sees, on a desk and on a phone, and what must not happen."""
+"""The app in a real browser: what users see, on a desktop and on a phone, and what must not happen."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from demo.runs import folder
+from prism_lite.recipe import load_recipe
 from tests.demo.screens import PHONE, open_tab
 
 pytestmark = pytest.mark.browser
@@ -63,9 +64,7 @@ def test_a_phone_is_never_scrolled_sideways(
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
 
 
-def test_everything_asked_for_is_reached_by_keyboard(
-    visit: Callable[..., Any], sample_url: str
-) -> None:
+def test_every_control_is_reached_by_keyboard(visit: Callable[..., Any], sample_url: str) -> None:
     page = visit(sample_url)
     page.wait_for_selector("#marks-rlvr .mark")
     reached: set[str] = set()
@@ -77,10 +76,35 @@ def test_everything_asked_for_is_reached_by_keyboard(
                 " return (e.getAttribute('role') || e.tagName) + ' ' + (h ? h.id : ''); })()"
             )
         )
-    found = " ".join(reached)
+    ids = " ".join(reached).split()
     for name in ("run", "source", "examples", "example", "ask"):
-        assert any(part == name for part in found.split()), (name, sorted(reached))
+        assert name in ids, sorted(reached)
     assert any(item.startswith("tab ") for item in reached)
+
+
+def test_the_form_shows_the_recipe_and_the_command(
+    visit: Callable[..., Any], sample_url: str
+) -> None:
+    def wait_for_command(text: str) -> None:
+        page.wait_for_function(
+            "text => document.querySelector('#command textarea').value === text",
+            arg=f"prism-lite run --out runs/{text}",
+        )
+
+    page = visit(sample_url)
+    open_tab(page, "Train")
+    page.locator("#new-run button").first.click()
+    wait_for_command("NAME --recipe tiny")
+    page.locator("#run-name input, #run-name textarea").first.fill("first")
+    wait_for_command("first --recipe tiny")
+    steps = page.locator("#setting-sft-steps input")
+    assert int(steps.input_value()) == load_recipe("tiny").sft.steps
+    steps.fill("7")
+    wait_for_command("first --recipe tiny sft.steps=7")
+    page.locator("#recipe input").click()
+    page.get_by_role("option", name="t4-2b").click()
+    wait_for_command("first --recipe t4-2b")
+    assert int(steps.input_value()) == load_recipe("t4-2b").sft.steps
 
 
 def test_numbers_explain_themselves_on_focus(visit: Callable[..., Any], sample_url: str) -> None:
@@ -95,7 +119,7 @@ def test_numbers_explain_themselves_on_focus(visit: Callable[..., Any], sample_u
 
 @pytest.fixture(scope="module")
 def hostile_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recording with completions that attack: markup, and 20,000 tokens."""
+    """Return a copy of the recording with hostile completions: markup, and 20,000 tokens."""
     run = tmp_path_factory.mktemp("hostile") / "run"
     shutil.copytree(folder.SAMPLE_RUN, run)
     file = run / "demo" / "compare.jsonl"
@@ -134,7 +158,7 @@ def test_hostile_and_endless_completions_are_only_text(
         app.close(verbose=False)
 
 
-def test_an_own_drawing_is_answered(visit: Callable[..., Any], live_url: str) -> None:
+def test_a_drawing_is_answered(visit: Callable[..., Any], live_url: str) -> None:
     page = visit(live_url)
     page.wait_for_selector("#badge .badge-tiny", timeout=60_000)
     page.get_by_label("Own drawing").check()
@@ -160,23 +184,23 @@ def test_an_own_drawing_is_answered(visit: Callable[..., Any], live_url: str) ->
     page.locator("#ask").click()
     page.wait_for_selector("#marks-rlvr .mark")
     assert "Gold answer: no" in text_of(page, "#compare-note")
-    assert page.locator("#seen img").count() == 1
+    assert page.locator("#model-input img").count() == 1
 
 
 def test_reload_and_a_second_tab_show_the_training_that_runs(
     visit: Callable[..., Any], live_home: Path, live_url: str
 ) -> None:
-    """A stand-in trains (the real one is tested in test_demo_training.py); pages only read the disk."""
-    from tests.demo.test_demo_folder import STAND_IN
+    """With a stand-in for the training: the pages only read the disk."""
+    from tests.demo.test_demo_folder import STAND_IN, until_ended
 
     program = live_home.parent.parent / "stand_in.py"
     program.write_text(STAND_IN)
     import sys
 
-    from demo.runs.jobs import Jobs
+    from demo.runs.trainer import Trainer
 
-    jobs = Jobs(live_home.parent, program=(sys.executable, str(program)))
-    jobs.start("drawn", [])
+    trainer = Trainer(live_home.parent, program=(sys.executable, str(program)))
+    trainer.start("drawn", [])
     try:
         time.sleep(1)
         pages = [visit(live_url), visit(live_url)]
@@ -197,17 +221,17 @@ def test_reload_and_a_second_tab_show_the_training_that_runs(
                 "document.querySelector('#train-status').innerText.includes('Paused')"
             )
         pages[1].locator("#stop").click()
-        assert jobs.wait(10)
+        until_ended(trainer)
         pages[0].wait_for_function(
             "!document.querySelector('#train-status').innerText.includes('Paused')"
         )
     finally:
-        job = jobs.current()
-        if job is not None:
+        running = trainer.current()
+        if running is not None:
             import os
             import signal
 
-            os.kill(job.pid, signal.SIGKILL)
+            os.kill(running.pid, signal.SIGKILL)
 
 
 def choose_run(page: Any, name: str) -> None:
@@ -217,7 +241,7 @@ def choose_run(page: Any, name: str) -> None:
 
 
 def test_another_group_shows_its_own_row(visit: Callable[..., Any], sample_url: str) -> None:
-    """Filling the fields of a new group must not answer after the group itself, with the old one."""
+    """The events of fields that a new group fills must not bring back the old group."""
     groups = folder.read_lines(folder.SAMPLE_RUN / "demo" / "groups.jsonl")
     page = visit(sample_url)
     open_tab(page, "Discriminator")
@@ -231,7 +255,7 @@ def test_another_group_shows_its_own_row(visit: Callable[..., Any], sample_url: 
             ".includes(text)",
             arg="".join(expected.removeprefix("<caption>").removesuffix("</caption>").split()),
         )
-        page.wait_for_timeout(1500)  # whatever else was on its way
+        page.wait_for_timeout(1500)  # for late answers
         assert page.locator("#heat-perception .token-container").count() > 3
         assert page.locator("#heat-reasoning .token-container").count() > 3
 
@@ -240,5 +264,5 @@ def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:
     page = visit(f"{sample_url}?__theme=dark")
     assert page.evaluate("document.body.classList.contains('dark')")
     page.wait_for_selector("#marks-rlvr .mark")
-    colour = page.locator(".note").first.evaluate("e => getComputedStyle(e).backgroundColor")
-    assert max(int(v) for v in colour.strip("rgb()").split(",")[:3]) < 80
+    color = page.locator(".note").first.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert max(int(v) for v in color.strip("rgb()").split(",")[:3]) < 80

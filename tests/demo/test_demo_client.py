@@ -26,16 +26,16 @@ def compare(client: Client, run: str, example: int, **changed: Any) -> list[Any]
         "source": EXAMPLE, "question": None, "truth": "", "seed": 0, "how": "most likely",
         "pad": None, "upload": None,
     } | changed  # fmt: skip
-    job = client.submit(
+    call = client.submit(
         run, asked["source"], example, asked["question"], asked["truth"], asked["seed"],
         asked["how"], asked["pad"], asked["upload"], api_name="/compare",
     )  # fmt: skip
-    return list(job.result())
+    return list(call.result())
 
 
-def completions(found: list[Any]) -> list[str]:
-    """The four completions: they follow picture and note, marks between them."""
-    return ["".join(span["token"] for span in found[i] or []) for i in (2, 4, 6, 8)]
+def completions(screen: list[Any]) -> list[str]:
+    """Return the four completions of a screen: they follow picture and note, with marks between."""
+    return ["".join(span["token"] for span in screen[i] or []) for i in (2, 4, 6, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,13 @@ def sample(sample_url: str) -> Client:
 
 def test_the_sample_shows_its_recorded_completions(sample: Client) -> None:
     lines = folder.read_lines(folder.SAMPLE_RUN / "demo" / "compare.jsonl")
-    found = compare(sample, SAMPLE_ID, 1)
+    screen = compare(sample, SAMPLE_ID, 1)
     expected = [
         line["completion"]
         for line in lines
         if line["prompt_id"] == lines[0]["prompt_id"] and line["temperature"] == 0
     ]
-    assert completions(found) == expected and len(expected) == 4
+    assert completions(screen) == expected and len(expected) == 4
 
 
 def test_the_sample_cannot_answer_a_drawing_and_says_so(sample: Client) -> None:
@@ -117,14 +117,14 @@ def test_a_corrupt_data_file_is_a_finding(sample: Client, tmp_path: Path) -> Non
     assert "not readable" in summary and len(findings["data"]) == 1
 
 
-def wait_for_model(client: Client, run: str) -> list[Any]:
-    """A first live answer; the model loads with the page's first tick, which no client sends."""
+def wait_for_model(client: Client, run: str) -> None:
+    """Ask until the model is loaded; without a page there is no tick that loads it."""
     end_s = time.monotonic() + 60
     while True:
-        found = compare(client, run, 1)
-        if "Live" in found[1]:
-            return found
-        assert time.monotonic() < end_s, found[1]
+        screen = compare(client, run, 1)
+        if "Live" in screen[1]:
+            return
+        assert time.monotonic() < end_s, screen[1]
         time.sleep(0.5)
 
 
@@ -167,12 +167,11 @@ def test_live_answers_are_those_of_the_library(live: Client, live_home: Path) ->
             task.heldout[:1],
             group_size=1,
             sampling=dataclasses.replace(config.sampling, temperature=0.0),
-            system_prompt=task.system_prompt,
             seed=("any",),
         )
         expected.append(group.rollouts[0].text)
-    found = completions(compare(live, "micro", 1))
-    assert [found[0], found[3]] == expected
+    base, _, _, rlvr = completions(compare(live, "micro", 1))
+    assert [base, rlvr] == expected
 
 
 def test_an_own_picture_is_answered_and_marked(live: Client, tmp_path: Path) -> None:
@@ -182,11 +181,11 @@ def test_an_own_picture_is_answered_and_marked(live: Client, tmp_path: Path) -> 
     path = tmp_path / "two-ones.png"
     sheet.save(path)
     question = "Is the first digit greater than the last?"
-    found = compare(
+    screen = compare(
         live, "micro", 1, source=UPLOAD, question=question, truth="1 1",
         upload=handle_file(str(path)),
     )  # fmt: skip
-    assert all(completions(found)) and "Gold answer: no" in found[1]
+    assert all(completions(screen)) and "Gold answer: no" in screen[1]
 
 
 def test_a_corrupt_picture_is_refused_in_words(live: Client, tmp_path: Path) -> None:
@@ -199,28 +198,26 @@ def test_a_corrupt_picture_is_refused_in_words(live: Client, tmp_path: Path) -> 
 def test_two_users_are_answered_one_after_the_other(live: Client, live_url: str) -> None:
     other = Client(live_url, verbose=False)
     arguments = ("micro", EXAMPLE, 2, None, "", 0, "most likely", None, None)
-    jobs = [client.submit(*arguments, api_name="/compare") for client in (live, other)]
-    first, second = (completions(list(job.result())) for job in jobs)
+    calls = [client.submit(*arguments, api_name="/compare") for client in (live, other)]
+    first, second = (completions(list(call.result())) for call in calls)
     assert first == second and all(first)
 
 
 def test_a_shared_app_asks_for_a_password_and_has_no_training(tmp_path: Path) -> None:
     from demo.app import build_app
     from demo.runs.folder import open_home
-    from demo.runs.jobs import Jobs
+    from demo.runs.trainer import Trainer
     from demo.site import Site
 
     home = open_home(None, root=tmp_path, is_shared=True)
-    page = build_app(Site(home, Jobs(home.root)))
+    page = build_app(Site(home, Trainer(home.root)))
     names = {fn.api_name for fn in page.fns.values()}
     assert "compare" in names and not names & {"start", "check"}
     labels = {getattr(block, "label", "") for block in page.blocks.values()}
     assert "Compare" in labels and not labels & {"Train", "Memory"}
 
 
-def test_a_machine_without_a_way_to_a_public_link_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_public_link_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gradio as gr
 
     from demo.app import launch
@@ -231,5 +228,5 @@ def test_a_machine_without_a_way_to_a_public_link_says_so(
         return page, "http://127.0.0.1:0/", None
 
     monkeypatch.setattr(gr.Blocks, "launch", launched)
-    with pytest.raises(ValueError, match="no public link"):
+    with pytest.raises(ValueError, match="cannot create a public link"):
         launch(open_home(None, root=tmp_path, is_shared=True), is_open=False)

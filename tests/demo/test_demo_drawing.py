@@ -15,7 +15,7 @@ SAMPLES = (0, 21, 46, 300, 1001)
 
 
 def sheet_of(indices: tuple[int, ...], *, scale: int = 20, gap: int = 60) -> Image.Image:
-    """The data's own digits as a person would draw them: large, dark on white, apart."""
+    """Render digits of the data as a visitor draws them: large, dark on white, with gaps."""
     images, _ = digit_images()
     cells = []
     for i in indices:

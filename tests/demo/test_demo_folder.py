@@ -1,4 +1,4 @@
-"""Reading run folders, and the training process with a stand-in for the training."""
+"""Run folders, and the training process with a stand-in for the training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from demo.runs import folder, jobs, samples
+from demo.runs import folder, samples, trainer
 from demo.runs.folder import SAMPLE_ID, Home
-from demo.runs.jobs import Jobs
+from demo.runs.trainer import Trainer
+from prism_lite.types import STAGES
 
-# Behaves as `prism-lite run`: a line a step, obeys control.json, goes on where it was.
+# Behaves as `prism-lite run`: logs a line per step, obeys control.json, resumes.
 STAND_IN = """
 import json, pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1]); out.mkdir(exist_ok=True)
@@ -50,12 +51,12 @@ def stand_in(tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.fixture
 def training(tmp_path: Path, stand_in: tuple[str, ...]):
-    found = Jobs(tmp_path / "runs", program=stand_in)
-    yield found
-    job = found.current()
-    if job is not None:
-        os.kill(job.pid, signal.SIGKILL)
-        assert found.wait(5)
+    trainer = Trainer(tmp_path / "runs", program=stand_in)
+    yield trainer
+    running = trainer.current()
+    if running is not None:
+        os.kill(running.pid, signal.SIGKILL)
+        until_ended(trainer)
 
 
 def steps_of(path: Path) -> int:
@@ -70,38 +71,42 @@ def until(condition, seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def test_pause_stands_still_resume_goes_on_stop_ends(training: Jobs) -> None:
+def until_ended(trainer: Trainer) -> None:
+    until(lambda: trainer.current() is None)
+
+
+def test_pause_resume_and_stop(training: Trainer) -> None:
     run = training.root / "a"
     training.start("a", [])
     until(lambda: steps_of(run) > 3)
     training.pause("a")
     time.sleep(0.2)
-    held = steps_of(run)
+    num_steps = steps_of(run)
     time.sleep(0.3)
-    assert steps_of(run) == held
+    assert steps_of(run) == num_steps
     training.resume("a")
-    until(lambda: steps_of(run) > held)
+    until(lambda: steps_of(run) > num_steps)
     training.stop("a")
-    assert training.wait(5)
+    until_ended(training)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(len(steps)))
 
 
 def test_a_second_start_is_refused_also_by_another_web_process(
-    training: Jobs, stand_in: tuple[str, ...]
+    training: Trainer, stand_in: tuple[str, ...]
 ) -> None:
-    job = training.start("a", [])
-    with pytest.raises(ValueError, match=rf"'a' is training already \(process {job.pid}\)"):
+    running = training.start("a", [])
+    with pytest.raises(ValueError, match=rf"'a' is training already \(process {running.pid}\)"):
         training.start("b", [])
     with pytest.raises(ValueError, match="training already"):
-        Jobs(training.root, program=stand_in).start("b", [])
+        Trainer(training.root, program=stand_in).start("b", [])
 
 
-def test_a_killed_web_process_loses_nothing(training: Jobs, stand_in: tuple[str, ...]) -> None:
-    """Another process starts the training and is killed; this one finds it, holds it and ends it."""
+def test_a_killed_web_process_loses_nothing(training: Trainer, stand_in: tuple[str, ...]) -> None:
+    """Another process starts the training and is killed; this one finds it and stops it."""
     code = (
-        "import sys, time; from pathlib import Path; from demo.jobs import Jobs\n"
-        f"Jobs(Path({str(training.root)!r}), program={stand_in!r}).start('a', [])\n"
+        "import sys, time; from pathlib import Path; from demo.runs.trainer import Trainer\n"
+        f"Trainer(Path({str(training.root)!r}), program={stand_in!r}).start('a', [])\n"
         "print('started', flush=True); time.sleep(60)"
     )
     web = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -109,41 +114,41 @@ def test_a_killed_web_process_loses_nothing(training: Jobs, stand_in: tuple[str,
     until(lambda: steps_of(training.root / "a") > 0)
     web.kill()
     web.wait()
-    job = training.current()
-    assert job is not None and job.run == "a"
+    running = training.current()
+    assert running is not None and running.run_id == "a"
     before = steps_of(training.root / "a")
     until(lambda: steps_of(training.root / "a") > before)
     training.stop("a")
-    assert training.wait(5)
+    until_ended(training)
 
 
-def test_a_killed_training_leaves_a_stale_lock_and_resumes(training: Jobs) -> None:
+def test_a_killed_training_leaves_a_stale_lock_and_resumes(training: Trainer) -> None:
     run = training.root / "a"
     first = training.start("a", [])
     until(lambda: steps_of(run) > 3)
     os.kill(first.pid, signal.SIGKILL)
-    assert training.wait(5)
-    assert (training.root / jobs.LOCK).exists() and training.current() is None
-    held = steps_of(run)
+    until_ended(training)
+    assert (training.root / trainer.RECORD).exists() and training.current() is None
+    num_steps = steps_of(run)
     assert "last checkpoint" in training.resume("a")
-    until(lambda: steps_of(run) > held)
-    assert f"from step {held}" in training.log_tail("a")
+    until(lambda: steps_of(run) > num_steps)
+    assert f"from step {num_steps}" in training.log_tail("a")
 
 
-def test_a_process_id_used_again_is_not_the_training(training: Jobs) -> None:
+def test_a_process_id_used_again_is_not_the_training(training: Trainer) -> None:
     training.root.mkdir()
-    lock = {"run": "a", "pid": os.getpid(), "created_s": 1.0, "command": ""}
-    (training.root / jobs.LOCK).write_text(json.dumps(lock))
+    record = {"run_id": "a", "pid": os.getpid(), "created_s": 1.0}
+    (training.root / trainer.RECORD).write_text(json.dumps(record))
     assert training.current() is None
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "/tmp/x", "A b", "a/b", "x" * 41, "-x"])
-def test_names_that_are_no_names_are_refused(training: Jobs, name: str) -> None:
+def test_invalid_names_are_refused(training: Trainer, name: str) -> None:
     with pytest.raises(ValueError, match="run name"):
         training.start(name, [])
 
 
-def test_what_is_not_training_cannot_be_paused(training: Jobs) -> None:
+def test_what_is_not_training_cannot_be_paused(training: Trainer) -> None:
     with pytest.raises(ValueError, match="not training"):
         training.pause("a")
 
@@ -169,12 +174,12 @@ def test_without_runs_the_sample_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["..", "../runs/new", "/etc", "new/../old", "", "."])
 def test_no_path_is_a_run(home: Home, name: str) -> None:
-    with pytest.raises(ValueError, match="there is no run"):
+    with pytest.raises(ValueError, match="does not exist"):
         folder.run_path(home, name)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         folder.open_home(str(tmp_path))
 
 
@@ -186,12 +191,12 @@ def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(folder.read_metrics(tmp_path, "sft")) == 2
 
 
-def test_the_sample_run_is_small_whole_and_without_weights() -> None:
+def test_the_sample_run_is_small_complete_and_without_weights() -> None:
     files = [path for path in folder.SAMPLE_RUN.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2_000_000
     assert not [p for p in files if p.suffix in (".safetensors", ".pt", ".bin")]
     config = yaml.safe_load((folder.SAMPLE_RUN / "config.yaml").read_text())
-    for stage in folder.TRAINED_STAGES:
+    for stage in STAGES:
         steps = [line["step"] for line in folder.read_metrics(folder.SAMPLE_RUN, stage)]
         num = config[stage]["steps"]
         assert steps[:num] == list(range(num)) and set(steps[num:]) <= {num}  # warm-up's last probe

@@ -45,7 +45,7 @@ def test_the_recipes_offered_are_shipped() -> None:
 
 
 class Drive(types.ModuleType):
-    """google.colab.drive: mounts nothing, remembers where it was asked to."""
+    """A google.colab.drive that mounts nothing and remembers what it was asked to mount."""
 
     mounted: list[str]
 
@@ -67,7 +67,7 @@ def run_cells(
     def prism(*arguments: str) -> None:
         commands.append(arguments)
         if arguments[0] in ("plan", "export", "doctor", "eval"):
-            return  # commands with tests of their own; that they exist is asserted below
+            return  # these commands have tests of their own; below is one that they exist
         assert main(arguments) == 0
 
     for source in cells:
@@ -78,7 +78,7 @@ def run_cells(
         source = "\n".join(lines)
         if "def prism(" in source:
             source = source.replace('prism("doctor")', "")
-        # only while its own cell runs: libraries look for Colab too, and behave otherwise there
+        # only while this cell runs: libraries also look for Colab and behave differently there
         is_drive = "google.colab" in source
         stub = mock.patch.dict(sys.modules, {"google.colab": colab}) if is_drive else nullcontext()
         with stub:

@@ -1,4 +1,4 @@
-"""Pictures for the page: the right pixels, written once."""
+"""Picture files for the page have the right pixels and are written once."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def strip(colour: str = "white") -> Image.Image:
+def strip(color: str = "white") -> Image.Image:
     image = Image.new("RGB", (128, 32), "black")
-    image.paste(colour, (3, 5, 20, 9))
+    image.paste(color, (3, 5, 20, 9))
     return image
 
 
 def test_the_pixels_of_a_strip_are_kept(uploads: Path) -> None:
     file = picture_file(strip())
     assert file is not None and Path(file).is_relative_to(uploads.resolve())
-    with Image.open(file) as found:
-        assert found.convert("RGB").tobytes() == strip().tobytes()
+    with Image.open(file) as image:
+        assert image.convert("RGB").tobytes() == strip().tobytes()
 
 
 def test_a_picture_shown_again_is_not_written_again() -> None:
-    """Whoever is fetching it would get a part of it."""
+    """A visitor who is downloading it would get only a part."""
     file = picture_file(strip())
     assert file is not None
     before = Path(file).stat().st_ino
     with Path(file).open("rb") as being_sent:
         again, other = picture_file(strip()), picture_file(strip("red"))
-        whole = being_sent.read()
+        content = being_sent.read()
     assert again == file != other
-    assert Path(file).stat().st_ino == before and Path(file).read_bytes() == whole
+    assert Path(file).stat().st_ino == before and Path(file).read_bytes() == content
     assert not list(Path(file).parent.glob("*.unfinished"))
 
 
-def test_a_file_that_was_cleared_away_is_written_anew() -> None:
+def test_a_deleted_file_is_written_again() -> None:
     file = picture_file(strip())
     assert file is not None
     Path(file).unlink()
@@ -54,8 +54,8 @@ def test_a_photo_is_sent_small() -> None:
     photo = Image.effect_noise((side, side), 40).convert("RGB")
     file = picture_file(photo)
     assert file is not None and Path(file).stat().st_size < side * side
-    with Image.open(file) as found:
-        assert found.size == photo.size
+    with Image.open(file) as image:
+        assert image.size == photo.size
 
 
 def test_no_picture_has_no_file() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from demo.models.model import Model
-from demo.models.routing import part_routing, part_tokens
 from demo.runs import samples
 from prism_lite.parts import Parts, parse
 
@@ -18,25 +17,32 @@ def model(live_home: Path) -> Model:
     return Model(live_home)
 
 
-def test_load_and_entropy_are_those_that_the_discriminator_reports(model: Model) -> None:
-    """Scores.load_E and router_entropy are computed inside `score`; ours come from the outside."""
+def test_load_and_entropy_of_the_record_are_those_that_the_discriminator_reports(
+    model: Model,
+) -> None:
     backbone, discriminator = model.backbone, model._loaded_discriminator()
-    for sample in model.task.align[:3]:
-        parts = parse(sample.teacher or "")
-        assert isinstance(parts, Parts)
-        prompt = backbone.prompt(sample, model.task.system_prompt)
-        with torch.no_grad(), backbone.role("discriminator"):
-            scores = discriminator.score(backbone, [(prompt, [parts])])
-            found = part_routing(backbone, discriminator, prompt, parts)
-        halves = (found["perception"]["weights"], found["reasoning"]["weights"])
-        weights_LTE = torch.cat([torch.tensor(half) for half in halves], dim=1)
-        assert weights_LTE.sum(-1) == pytest.approx(1, abs=5e-3)
-        assigned_LTE = (weights_LTE > 0).float()
-        load_E = (assigned_LTE.sum(1) / assigned_LTE.sum((1, 2))[:, None]).mean(0)
-        # a weight below the rounding of the record may count as unassigned
-        torch.testing.assert_close(load_E, scores.load_E.cpu(), atol=0.02, rtol=0)
-        entropy = torch.special.entr(weights_LTE).sum(-1).mean()
-        assert float(entropy) == pytest.approx(float(scores.router_entropy), abs=5e-3)
+    sample = model.task.align[0]
+    record = model.group(sample, "sft", group_size=4, seed=3)
+    rows = [row for row in record["rows"] if "routing" in row]
+    completions = [parse(row["completion"]) for row in rows]
+    assert all(isinstance(parts, Parts) for parts in completions)
+    with torch.no_grad(), backbone.role("discriminator"):
+        scores = discriminator.score(backbone, [(backbone.prompt(sample), completions)])
+    weights_LTE = torch.cat(
+        [
+            torch.tensor(row["routing"][part]["weights"])
+            for row in rows
+            for part in ("perception", "reasoning")
+        ],
+        dim=1,
+    )
+    assert weights_LTE.sum(-1) == pytest.approx(1, abs=5e-3)
+    assigned_LTE = (weights_LTE > 0).float()
+    load_E = (assigned_LTE.sum(1) / assigned_LTE.sum((1, 2))[:, None]).mean(0)
+    # a weight below the rounding of the record may count as unassigned
+    torch.testing.assert_close(load_E, scores.load_E.cpu(), atol=0.02, rtol=0)
+    entropy = torch.special.entr(weights_LTE).sum(-1).mean()
+    assert float(entropy) == pytest.approx(float(scores.router_entropy), abs=5e-3)
 
 
 def test_grouped_experts_stay_in_their_half(model: Model) -> None:
@@ -49,13 +55,14 @@ def test_grouped_experts_stay_in_their_half(model: Model) -> None:
 
 
 def test_tokens_of_a_part_spell_its_text(model: Model) -> None:
-    parts = parse(model.task.align[0].teacher or "")
-    assert isinstance(parts, Parts)
-    perception_T, reasoning_T = part_tokens(model.backbone, model._loaded_discriminator(), parts)
-    decode = model.backbone.tokenizer.decode
-    assert decode(perception_T[:-1]) == parts.perception
-    assert decode(reasoning_T[:-1]) == parts.reasoning
-    assert perception_T[-1] == reasoning_T[-1] == model.backbone.end_id
+    sample = model.task.align[0]
+    teacher = sample.teacher_parts
+    row = model.group(sample, "sft", group_size=2, seed=0)["rows"][0]
+    end = model.backbone.tokenizer.decode([model.backbone.end_id])
+    for part, text in (("perception", teacher.perception), ("reasoning", teacher.reasoning)):
+        tokens = row["routing"][part]["tokens"]
+        assert "".join(tokens[:-1]).replace(" ", "") == text.replace(" ", "")
+        assert tokens[-1] == end
 
 
 def test_a_group_is_the_same_twice_and_has_its_teacher(model: Model, live_home: Path) -> None:
@@ -73,7 +80,7 @@ def test_group_sizes_are_limited(model: Model, size: int) -> None:
         model.group(model.task.align[0], "sft", group_size=size, seed=0)
 
 
-def test_an_answer_that_nobody_waits_for_ends_and_leaves_the_model_usable(model: Model) -> None:
+def test_closing_an_answer_stops_the_sampling_and_leaves_the_model_usable(model: Model) -> None:
     import threading
 
     sample = model.task.heldout[0]
@@ -81,23 +88,25 @@ def test_an_answer_that_nobody_waits_for_ends_and_leaves_the_model_usable(model:
     def sampling() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "sampling"]
 
-    *_, whole = model.answer("sft", sample, seed=0, temperature=0.0)
+    *_, complete = model.answer("sft", sample, seed=0, temperature=0.0)
     abandoned = model.answer("sft", sample, seed=0, temperature=0.0)
     part = next(abandoned)
-    assert sampling() and whole.text.startswith(part.text) and part.num_tokens < whole.num_tokens
+    assert (
+        sampling() and complete.text.startswith(part.text) and part.num_tokens < complete.num_tokens
+    )
     abandoned.close()
     assert not sampling()
     *_, again = model.answer("sft", sample, seed=0, temperature=0.0)
-    assert again.text == whole.text and again.finish_reason == whole.finish_reason
+    assert again.text == complete.text and again.finish_reason == complete.finish_reason
 
 
-def test_what_sampling_refuses_is_said_to_whoever_asked(
+def test_errors_of_the_sampling_reach_the_caller(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("the prompt is too long")
 
-    monkeypatch.setattr("demo.models.stream.sample_groups", refuse)
+    monkeypatch.setattr("demo.models.model.sample_groups", refuse)
     with pytest.raises(ValueError, match="too long"):
         list(model.answer("base", model.task.heldout[0], seed=0, temperature=0.0))
 
@@ -112,9 +121,10 @@ def test_an_open_page_does_not_take_the_model_from_another_run(live_home: Path) 
     (other / "stages" / "sft" / "final").mkdir(parents=True)
     (other / "config.yaml").write_text((live_home / "config.yaml").read_text())
     models.prepare(other, replaces=False)
-    assert models.get(live_home) is not None and models.readiness(live_home).kind == "tiny"
-    models.leave_gpu()  # it is on the CPU: nothing to leave
+    assert models.get(live_home) is not None and models.status(live_home)[0] == "tiny"
+    models.free_gpu()  # does nothing on a CPU
     assert models.get(live_home) is not None
-    models.prepare(other)  # its weights are missing: the run says so, and is no model
+    models.prepare(other)  # its weights are missing
     assert models.wait(other) is None and models.get(live_home) is None
-    assert models.readiness(other).kind == "recorded" and models.readiness(other).detail
+    state, explanation = models.status(other)
+    assert state == "recorded" and explanation

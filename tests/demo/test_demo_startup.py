@@ -1,4 +1,4 @@
-"""What a person waits for before the page: imports."""
+"""The imports that a user waits for before the page."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ def test_no_heavy_library_is_imported_before_the_page() -> None:
 
 def test_gradio_writes_no_stubs_and_its_components_work() -> None:
     code = (
+        "import inspect, jinja2; getfile, render = inspect.getfile, jinja2.Template.render\n"
+        "stubs = []\n"
+        "def record(*a, **k): stubs.extend(k); return render(*a, **k)\n"
+        "jinja2.Template.render = record  # each stub is rendered from a template\n"
         "from demo.startup import import_gradio; import_gradio(); import gradio as gr\n"
-        "from gradio import component_meta\n"
-        "assert component_meta.create_or_modify_pyi.__name__ == '<lambda>'\n"
+        "assert 'contents' not in stubs and inspect.getfile is getfile\n"
         "with gr.Blocks() as page:\n"
         "    box = gr.Textbox('a'); box.change(lambda text: text, box, box)\n"
         "assert box.get_config()['value'] == 'a' and len(page.fns) == 1"

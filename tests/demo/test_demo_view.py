@@ -1,4 +1,4 @@
-"""The pure half of the demo: spans, marks, curves, HTML of our own words."""
+"""Pure functions of the demo: spans, marks, curves, rewards, HTML."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import html.parser
 import math
 import random
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from demo.runs.folder import StageProgress
 from demo.screens import curves
 from demo.screens import html as view
-from demo.screens.verdicts import mark
-from demo.tabs.rewards import reward_rows
+from demo.screens.marks import mark, marks_line
+from demo.tabs.rewards import reward_weights, weighted_rewards
 from prism_lite.digits import wording
 from prism_lite.digits.wording import DigitsFacts
 from prism_lite.types import Sample, Turn
 
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
-WHOLE = "<caption>- digits: 2,3</caption>\n<think>2+3=5</think>\n<answer>5</answer>"
+COMPLETE = "<caption>- digits: 2,3</caption>\n<think>2+3=5</think>\n<answer>5</answer>"
 
 
 def facts_sample() -> Sample:
@@ -29,8 +31,8 @@ def facts_sample() -> Sample:
 
 
 def test_spans_label_the_bodies_and_lose_no_character() -> None:
-    spans = view.part_spans(WHOLE)
-    assert "".join(text for text, _ in spans) == WHOLE
+    spans = view.part_spans(COMPLETE)
+    assert "".join(text for text, _ in spans) == COMPLETE
     assert [s for s in spans if s[1]] == [
         ("- digits: 2,3", "C caption"),
         ("2+3=5", "T think"),
@@ -38,9 +40,9 @@ def test_spans_label_the_bodies_and_lose_no_character() -> None:
     ]
 
 
-@pytest.mark.parametrize("cut", range(0, len(WHOLE), 7))
+@pytest.mark.parametrize("cut", range(0, len(COMPLETE), 7))
 def test_spans_of_a_streaming_completion_are_its_text(cut: int) -> None:
-    assert "".join(text for text, _ in view.part_spans(WHOLE[:cut])) == WHOLE[:cut]
+    assert "".join(text for text, _ in view.part_spans(COMPLETE[:cut])) == COMPLETE[:cut]
 
 
 def test_an_unclosed_part_keeps_its_label_to_the_end() -> None:
@@ -58,32 +60,32 @@ def test_a_completion_of_20000_tokens_is_cut_and_says_so() -> None:
 class _Tags(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
 
 @pytest.mark.parametrize(
-    "made",
+    "markup",
     [
         view.note(HOSTILE),
         view.badge("recorded", HOSTILE),
         view.figures([(HOSTILE, HOSTILE, HOSTILE)]),
-        view.marks_line(mark(HOSTILE, "end", None), num_tokens=1, seconds=1, note=HOSTILE),
+        marks_line(mark(HOSTILE, "end", None), num_tokens=1, seconds=1, note=HOSTILE),
         view.stepper([StageProgress("sft", 1, 2, False)], "sft", HOSTILE),
     ],
 )
-def test_our_html_escapes_whatever_is_put_into_it(made: str) -> None:
+def test_our_html_escapes_whatever_is_put_into_it(markup: str) -> None:
     parser = _Tags()
-    parser.feed(made)
-    for tag, attributes in parser.found:
+    parser.feed(markup)
+    for tag, attributes in parser.tags:
         assert tag not in ("img", "script")
         assert not any(name.startswith("on") for name in attributes)
 
 
-def written(seen: tuple[int, ...], path: list[int]) -> str:
-    return wording.compose(seen, DigitsFacts((2, 3), "sum"), path, 0, 0).render()
+def written(digits: tuple[int, ...], path: list[int]) -> str:
+    return wording.compose(digits, DigitsFacts((2, 3), "sum"), path, 0, 0).render()
 
 
 @pytest.mark.parametrize(
@@ -103,9 +105,9 @@ def test_marks_say_which_part_is_wrong(text: str, caption: bool, think: bool, an
 
 def test_marks_of_malformed_and_cut_completions() -> None:
     assert mark("<caption>a</caption>", "end", facts_sample()).reason == "missing <think>"
-    cut = mark(WHOLE, "length", facts_sample())
+    cut = mark(COMPLETE, "length", facts_sample())
     assert not cut.is_well_formed and cut.answer is False
-    assert mark(WHOLE, "end", None).answer is None
+    assert mark(COMPLETE, "end", None).answer is None
 
 
 def test_thinning_keeps_ends_and_extremes() -> None:
@@ -127,20 +129,23 @@ def test_short_curves_are_not_thinned(num: int) -> None:
     assert curves.thin(points) == points
 
 
-def panel(id_: str) -> curves.Panel:
-    return next(p for p in curves.PANELS if p.id == id_)
+def frame_of(panel_id: str, metrics: list[dict[str, Any]]) -> pd.DataFrame | None:
+    (panel,) = (panel for panel in curves.PANELS if panel.id == panel_id)
+    frame, colors = curves.panel_plot(panel, metrics)
+    assert frame is None or set(frame.curve) <= set(colors)
+    return frame
 
 
 def test_a_panel_without_points_has_no_frame() -> None:
-    assert curves.panel_frame(panel("sft_loss"), []) is None
-    assert curves.panel_frame(panel("sft_loss"), [{"stage": "sft", "step": 0}]) is None
+    assert frame_of("sft_loss", []) is None
+    assert frame_of("sft_loss", [{"stage": "sft", "step": 0}]) is None
 
 
 def test_a_panel_of_one_point_is_typed() -> None:
-    frame = curves.panel_frame(panel("sft_loss"), [{"stage": "sft", "step": 0, "loss": 2}])
+    frame = frame_of("sft_loss", [{"stage": "sft", "step": 0, "loss": 2}])
     assert frame is not None
     assert frame.step.dtype == frame.value.dtype == float
-    assert frame.values.tolist() == [[0.0, 2.0, "loss"]]
+    assert frame.values.tolist() == [[0.0, 2.0, "SFT"]]
 
 
 def test_stages_are_laid_end_to_end() -> None:
@@ -149,7 +154,7 @@ def test_stages_are_laid_end_to_end() -> None:
         {"stage": "align", "step": 1, "entropy": 0.9},
         {"stage": "rlvr", "step": 0, "entropy": 0.8},
     ]
-    frame = curves.panel_frame(panel("entropy"), metrics)
+    frame = frame_of("entropy", metrics)
     assert frame is not None
     assert frame.values.tolist() == [[0, 1.0, "Aligned"], [1, 0.9, "Aligned"], [2, 0.8, "RLVR"]]
 
@@ -158,7 +163,7 @@ def test_pair_accuracy_has_its_chance_line() -> None:
     metrics = [
         {"stage": "align", "step": s, "disc/pair_accuracy_perception": 0.9} for s in range(3)
     ]
-    frame = curves.panel_frame(panel("pair_accuracy"), metrics)
+    frame = frame_of("pair_accuracy", metrics)
     assert frame is not None
     chance = frame[frame.curve == curves.CHANCE]
     assert chance.step.tolist() == [0, 2] and chance.value.tolist() == [0.5, 0.5]
@@ -182,22 +187,22 @@ def test_reward_bars_add_up() -> None:
         {"prompt_id": p, "rewards": {"accuracy": a, "format": f}}
         for p, a, f in (("p", 1.0, 1.0), ("p", 0.0, 1.0), ("q", 0.0, 0.0))
     ]
-    rows = reward_rows(records, {"accuracy": 0.8, "format": 0.2})
-    assert [row["rollout"] for row in rows] == ["1.1", "1.2", "2.1"]
-    assert [row["sum"] for row in rows] == pytest.approx([1.0, 0.2, 0.0])
+    weighted = weighted_rewards(records, {"accuracy": 0.8, "format": 0.2})
+    assert list(weighted.index) == [(1, "1.1"), (1, "1.2"), (2, "2.1")]
+    assert weighted.sum(axis=1).tolist() == pytest.approx([1.0, 0.2, 0.0])
 
 
 def test_the_recorded_bars_add_up_to_the_logged_reward() -> None:
     from demo.runs import folder
-    from demo.tabs.rewards import weights
 
     for step in folder.rollout_steps(folder.SAMPLE_RUN, "rlvr"):
         records = folder.read_rollouts(folder.SAMPLE_RUN, "rlvr", step)
-        rows = reward_rows(records, weights(folder.SAMPLE_RUN))
+        weighted = weighted_rewards(records, reward_weights(folder.SAMPLE_RUN))
         logged = next(
             m for m in folder.read_metrics(folder.SAMPLE_RUN, "rlvr") if m["step"] == step
         )
-        assert math.isclose(sum(r["sum"] for r in rows) / len(rows), logged["reward"], abs_tol=1e-5)
+        mean = weighted.sum(axis=1).mean()
+        assert math.isclose(mean, logged["reward"], abs_tol=1e-5)
 
 
 def test_the_questions_of_the_task_are_the_ones_offered() -> None:
@@ -207,9 +212,9 @@ def test_the_questions_of_the_task_are_the_ones_offered() -> None:
 
 
 def test_the_plan_s_bars_are_its_figures() -> None:
-    from demo.tabs.memory import plan_frame, plan_verdict
+    from demo.tabs.memory import plan_frame, plan_summary
 
-    found = {
+    plan = {
         "card_gib": 10,
         "stages": {
             "sft": {
@@ -219,18 +224,16 @@ def test_the_plan_s_bars_are_its_figures() -> None:
             "rlvr": {"peak_gib": 9.5, "by_category": {"weights": 5.0, "kv_cache": 4.5}},
         },
     }
-    sums = plan_frame(found).groupby("stage").GiB.sum().to_dict()
-    assert sums == {"SFT": 8.0, "RLVR": 9.5, "room on the card": 9.0}
-    assert "Does not fit" in plan_verdict(found) and "Fits" in plan_verdict(
-        found | {"card_gib": 12}
-    )
+    sums = plan_frame(plan).groupby("stage").GiB.sum().to_dict()
+    assert sums == {"SFT": 8.0, "RLVR": 9.5, "usable on the GPU": 9.0}
+    assert "Does not fit" in plan_summary(plan) and "Fits" in plan_summary(plan | {"card_gib": 12})
 
 
 @pytest.mark.parametrize(
     ("text", "finish", "expected"),
     [
-        (WHOLE, "end", ("- digits: 2,3", "5")),
-        (WHOLE, "length", ("- digits: 2,3", "malformed: cut at the length limit")),
+        (COMPLETE, "end", ("- digits: 2,3", "5")),
+        (COMPLETE, "length", ("- digits: 2,3", "malformed: cut at the length limit")),
         ("<caption>a</caption>", "end", ("<caption>a</caption>", "malformed: missing <think>")),
     ],
 )
@@ -240,25 +243,42 @@ def test_what_a_table_shows_of_a_completion(
     assert view.caption_and_answer(text, finish) == expected
 
 
-def test_further_rewards_are_in_the_bars(tmp_path: Path) -> None:
-    from demo.tabs.rewards import weights
-
+def test_rewards_of_the_user_are_in_the_bars_and_the_curves(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
-        "rlvr: {accuracy_weight: 0.5, format_weight: 0.2, ocr_weight: 0.3, judge_weight: 0.0}\n"
+        "rlvr: {rewards: {accuracy: 0.5, 'my/rewards.py:brevity': 0.25, 'my.module:color': 1, ocr: 0}}\n"
     )
-    records = [{"prompt_id": "p", "rewards": {"accuracy": 1.0, "format": 1.0, "ocr": 0.5}}]
-    (row,) = reward_rows(records, weights(tmp_path))
-    assert row["parts"] == {"accuracy": 0.5, "format": 0.2, "ocr": 0.15}
-    assert row["sum"] == pytest.approx(0.85)
+    weights = reward_weights(tmp_path)
+    assert weights == {"accuracy": 0.5, "brevity": 0.25, "color": 1.0}
+    earned = [
+        {"accuracy": 1.0, "ocr": 1.0, "brevity": 0.5, "color": None},
+        {"accuracy": 0.0, "ocr": 1.0, "brevity": -1.0, "color": 2.0},
+    ]
+    weighted = weighted_rewards([{"prompt_id": "p", "rewards": r} for r in earned], weights)
+    assert list(weighted) == ["accuracy", "brevity", "color"]
+    assert weighted.sum(axis=1).tolist() == pytest.approx([0.625, 1.75])
+    metrics = [
+        {"stage": "rlvr", "step": s, "rewards/brevity/mean": s / 2, "rewards/brevity/std": 9}
+        for s in range(2)
+    ]
+    frame = frame_of("rewards", metrics)
+    assert frame is not None
+    assert frame.values.tolist() == [[0.0, 0.0, "brevity"], [1.0, 0.5, "brevity"]]
+
+
+def test_unknown_rewards_get_their_own_colors() -> None:
+    names = ["accuracy", "format", "a", "b"]
+    colors = curves.reward_colors(names)
+    assert list(colors) == names and len(set(colors.values())) == 4
+    assert curves.reward_colors(["b", "accuracy"])["accuracy"] == colors["accuracy"]
 
 
 def test_the_command_of_the_form_names_what_was_changed() -> None:
-    from demo.runs import command
+    from demo.runs import trainer
 
     values = [None, 7, None, None, None, None]
-    line = command.command_line("a", "tiny", values)
+    line = trainer.command_line("a", "tiny", values)
     assert line == "prism-lite run --out runs/a --recipe tiny sft.steps=7"
     with pytest.raises(ValueError, match="expected 0 to"):
-        command.arguments("tiny", [-1, *values[1:]])
+        trainer.training_arguments("tiny", [-1, *values[1:]])
     with pytest.raises(ValueError, match="your own file"):
-        command.demand_startable("t4-2b")
+        trainer.require_embedded_data("t4-2b")

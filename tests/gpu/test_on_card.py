@@ -7,7 +7,7 @@ import torch
 
 from prism_lite.models.device import card_of, choose_precision
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from tests.micro import fill_adapter, micro_recipe
 
 pytestmark = [
@@ -17,12 +17,9 @@ pytestmark = [
 
 
 def gradient(backbone, task) -> torch.Tensor:
-    trees = [
-        Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
-        for s in task.sft[:8]
-    ]
+    trees = [Tree(backbone.prompt(s), (backbone.tokenize(s.demonstration),)) for s in task.sft[:8]]
     pack = pack_trees(trees)
-    (-pack_logprobs(backbone.core, pack, backbone.hidden_states(pack)).mean()).backward()
+    (-predicted_logprobs(backbone, pack).mean()).backward()
     return torch.cat([p.grad.flatten() for p in backbone.policy_parameters()])
 
 

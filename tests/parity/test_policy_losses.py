@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.rewards import get_soft_overlong_punishment
 
-from prism_lite.policy.losses import BatchSize, LossInputs, PolicyLossConfig, policy_loss, token_kl
+from prism_lite.config import PolicyLoss, PolicyLossConfig
+from prism_lite.policy.losses import LOSSES, BatchSize, LossInputs, policy_loss, token_kl
+from prism_lite.rewards.overlong import overlong_reward
 
 MAX_TOKENS = 9
 LENGTHS = (9, 3, 1, 7, 5, 9, 2, 4)
@@ -47,7 +49,9 @@ class Case:
         return value_BT[self.is_token_BT]
 
 
-def trl_loss(case: Case, loss_type: str, *, level: str, config: PolicyLossConfig):
+def trl_loss(
+    case: Case, loss_type: str, *, level: str, config: PolicyLossConfig, kl_weight: float = 0.0
+):
     """TRL's loss, its gradients (to log-probs and entropies) and its metrics."""
     policy_BT = case.policy_BT.clone().requires_grad_()
     entropy_BT = case.entropy_BT.clone().requires_grad_()
@@ -57,7 +61,7 @@ def trl_loss(case: Case, loss_type: str, *, level: str, config: PolicyLossConfig
         epsilon_low=config.clip_low,
         # TRL's CISPO takes the bound itself
         epsilon_high=config.clip_high + (1 if loss_type == "cispo" else 0),
-        beta=config.kl_weight,
+        beta=kl_weight,
         max_completion_length=MAX_TOKENS,
         args=SimpleNamespace(
             delta=config.clip_dual,
@@ -102,18 +106,24 @@ def trl_loss(case: Case, loss_type: str, *, level: str, config: PolicyLossConfig
     return loss.detach(), gradient_N, entropy_gradient, metrics
 
 
-def our_loss(case: Case, config: PolicyLossConfig, *, splits: tuple[int, ...] = ()):
-    """Our loss in packs of whole rollouts that begin at `splits`, and its gradients."""
+def our_loss(
+    case: Case,
+    config: PolicyLossConfig,
+    *,
+    splits: tuple[int, ...] = (),
+    kl_weight: float = 0.0,
+):
+    """Our loss in packs of complete rollouts that begin at `splits`, and its gradients."""
     policy_N = case.flat(case.policy_BT).requires_grad_()
     entropy_N = case.flat(case.entropy_BT).requires_grad_()
     old_N, reference_N = case.flat(case.old_BT), case.flat(case.reference_BT)
     rollout_N = torch.arange(len(LENGTHS)).repeat_interleave(torch.tensor(LENGTHS))
     num_tokens = int(case.mask_BT.sum())
-    size = BatchSize(num_tokens, num_tokens, len(LENGTHS))
+    size = BatchSize(num_tokens, num_tokens, len(LENGTHS), MAX_TOKENS)
     total, metrics = torch.zeros((), dtype=torch.float64), defaultdict(float)
     for first, stop in zip((0, *splits), (*splits, len(LENGTHS)), strict=True):
         here_N = (rollout_N >= first) & (rollout_N < stop)
-        kl_N = token_kl(policy_N[here_N], reference_N[here_N], config.kl_kind)
+        kl_N = token_kl(policy_N[here_N], reference_N[here_N], "k3")
         inputs = LossInputs(
             policy_logprob_N=policy_N[here_N],
             old_logprob_N=old_N[here_N],
@@ -121,15 +131,20 @@ def our_loss(case: Case, config: PolicyLossConfig, *, splits: tuple[int, ...] = 
             rollout_N=rollout_N[here_N] - first,
             is_counted_R=case.is_counted_B[first:stop],
             size=size,
-            kl_N=kl_N if config.kl_weight > 0 else None,
+            kl_N=kl_N if kl_weight > 0 else None,
+            kl_weight=kl_weight,
             entropy_N=entropy_N[here_N] if config.entropy_weight > 0 else None,
         )
-        loss, found = policy_loss(inputs, config)
+        loss, pack_metrics = policy_loss(inputs, config)
         loss.backward()
         total += loss.detach()
-        for name, value in found.items():
+        for name, value in pack_metrics.items():
             metrics[name] += value
     return total, policy_N.grad, entropy_N.grad, dict(metrics)
+
+
+def test_every_loss_is_compared_with_a_peer_or_its_paper():
+    assert set(LOSSES) == set(get_args(PolicyLoss)) == {*PEERS, "gspo_token"}
 
 
 PEERS = {  # our name: TRL's loss_type and importance_sampling_level
@@ -145,55 +160,49 @@ PEERS = {  # our name: TRL's loss_type and importance_sampling_level
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", PEERS)
-def test_loss_gradient_and_metrics_equal_trl(kind, masked, seed):
+@pytest.mark.parametrize("name", PEERS)
+def test_loss_gradient_and_metrics_equal_trl(name, masked, seed):
     case = Case(seed, masked=masked)
     config = PolicyLossConfig(
-        kind=kind,
-        clip_low=0.2,
-        clip_high=0.28,
-        clip_dual=2.0,
-        max_completion_tokens=MAX_TOKENS,
-        kl_weight=0.07,
-        entropy_weight=0.03,
+        name=name, clip_low=0.2, clip_high=0.28, clip_dual=2.0, entropy_weight=0.03
     )
-    loss_type, level = PEERS[kind]
+    loss_type, level = PEERS[name]
     expected, gradient_N, entropy_gradient_BT, peer_metrics = trl_loss(
-        case, loss_type, level=level, config=config
+        case, loss_type, level=level, config=config, kl_weight=0.07
     )
     for splits in ((), (2, 3, 7)):
-        loss, own_gradient_N, own_entropy_N, metrics = our_loss(case, config, splits=splits)
-        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(own_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(
-            own_entropy_N, case.flat(entropy_gradient_BT), rtol=1e-9, atol=1e-12
+        loss, our_gradient_N, our_entropy_N, metrics = our_loss(
+            case, config, splits=splits, kl_weight=0.07
         )
-        for name in ("kl", "entropy"):
-            assert metrics[name] == pytest.approx(peer_metrics[name], rel=1e-6)
-        shared = [name for name in metrics if "clip_ratio" in name]
-        assert len(shared) == {"sapo": 0, "cispo": 1}.get(kind, 3)
-        if kind == "gspo" and masked:
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(our_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            our_entropy_N, case.flat(entropy_gradient_BT), rtol=1e-9, atol=1e-12
+        )
+        for key in ("kl", "entropy"):
+            assert metrics[key] == pytest.approx(peer_metrics[key], rel=1e-6)
+        shared = [key for key in metrics if "clip_ratio" in key]
+        assert len(shared) == {"sapo": 0, "cispo": 1}.get(name, 3)
+        if name == "gspo" and masked:
             continue  # TRL's share is over all rollouts, masked ones included; ours over counted
-        for name in shared:
-            assert metrics[name] == pytest.approx(peer_metrics[name], rel=1e-6), name
-    if kind not in ("sapo", "gspo"):
-        assert any(peer_metrics[name] > 0 for name in shared), "the case must reach a clip"
+        for key in shared:
+            assert metrics[key] == pytest.approx(peer_metrics[key], rel=1e-6), key
+    if name not in ("sapo", "gspo"):
+        assert any(peer_metrics[key] > 0 for key in shared), "the case must reach a clip"
 
 
-@pytest.mark.parametrize("kind", ["grpo", "gspo", "dapo"])
-def test_no_dual_clip_equals_trl_without_delta(kind):
+@pytest.mark.parametrize("name", ["grpo", "gspo", "dapo"])
+def test_no_dual_clip_equals_trl_without_delta(name):
     case = Case(5)
-    config = PolicyLossConfig(
-        kind=kind, clip_low=3e-4, clip_high=4e-4, clip_dual=None, max_completion_tokens=MAX_TOKENS
-    )
-    loss_type, level = PEERS[kind]
+    config = PolicyLossConfig(name=name, clip_low=3e-4, clip_high=4e-4, clip_dual=None)
+    loss_type, level = PEERS[name]
     expected, gradient_N, _, peer_metrics = trl_loss(case, loss_type, level=level, config=config)
-    loss, own_gradient_N, _, metrics = our_loss(case, config, splits=(4,))
+    loss, our_gradient_N, _, metrics = our_loss(case, config, splits=(4,))
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(own_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(our_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
     assert metrics["clip_ratio/region_mean"] > 0.2
-    for name in metrics:
-        assert metrics[name] == pytest.approx(peer_metrics[name], rel=1e-6)
+    for key in metrics:
+        assert metrics[key] == pytest.approx(peer_metrics[key], rel=1e-6)
 
 
 def naive_gspo_token(policy, old, advantage, low, high):
@@ -211,8 +220,8 @@ def naive_gspo_token(policy, old, advantage, low, high):
 def test_gspo_token_equals_the_paper_and_with_one_advantage_a_rollout_gspo(seed):
     case = Case(seed)
     numbers = {"clip_low": 0.05, "clip_high": 0.1, "clip_dual": None}
-    token = our_loss(case, PolicyLossConfig(kind="gspo_token", **numbers), splits=(3,))
-    sequence = our_loss(case, PolicyLossConfig(kind="gspo", **numbers))
+    token = our_loss(case, PolicyLossConfig(name="gspo_token", **numbers), splits=(3,))
+    sequence = our_loss(case, PolicyLossConfig(name="gspo", **numbers))
     rows = [
         (case.policy_BT[b, :length].tolist(), case.old_BT[b, :length].tolist())
         for b, length in enumerate(LENGTHS)
@@ -226,11 +235,10 @@ def test_gspo_token_equals_the_paper_and_with_one_advantage_a_rollout_gspo(seed)
 
 @pytest.mark.parametrize("buffer", [20, 50])
 def test_soft_overlong_equals_trl(buffer):
-    from prism_lite.policy.advantages import soft_overlong
-
     peer = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=buffer)
-    lengths = [1, 49, 50, 51, 79, 80, 81, 90, 99, 100]
-    expected = peer(completion_ids=[[0] * n for n in lengths])
-    found = soft_overlong(lengths, max_tokens=100, buffer_tokens=buffer)
-    assert found.tolist() == pytest.approx(expected, abs=1e-7)
-    assert found[-1] == -1.0
+    completion_ids = [[0] * n for n in (1, 49, 50, 51, 79, 80, 81, 90, 99, 100)]
+    rewards = overlong_reward(
+        [], [], completion_ids=completion_ids, max_tokens=100, buffer_tokens=buffer
+    )
+    assert rewards == pytest.approx(peer(completion_ids=completion_ids), abs=1e-7)
+    assert rewards[-1] == -1.0

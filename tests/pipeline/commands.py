@@ -1,4 +1,4 @@
-"""Commands as a person gives them, for tests: in a process of their own, or quicker in this one."""
+"""Run commands in tests: in a process of their own, or quicker in this one."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pytest
 from prism_lite.digits.base_model import base_folder
 from prism_lite.files import read_jsonl
 from prism_lite.models.backbone import load_backbone
+from prism_lite.rewards.load import load_rewards
 from prism_lite.runs.folder import open_run
 from prism_lite.stages.context import Context
 from tests.micro import micro_recipe, quiet_console
@@ -16,7 +17,7 @@ from tests.micro import micro_recipe, quiet_console
 
 @pytest.fixture
 def play(micro_run, task, tmp_path):
-    """`play(stage_function, **overrides)` runs one stage behind those of the micro run.
+    """`play(stage_function, **overrides)` runs one stage after those of the micro run.
 
     Returns the settings, the run folder and its metrics; `play.text` is what was printed.
     """
@@ -33,7 +34,7 @@ def play(micro_run, task, tmp_path):
                     source = finished / "stages" / name / "final"
                     shutil.copytree(source, folder / "stages" / name / "final")
             backbone = load_backbone(config.model, config.lora, base_folder(config), seed=0)
-            stage(Context(config, opened, backbone, task))
+            stage(Context(config, opened, backbone, task, load_rewards(config)))
         run.text = " ".join(console.file.getvalue().split())  # lines are wrapped
         return config, folder, read_jsonl(folder / "metrics.jsonl")
 

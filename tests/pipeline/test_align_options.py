@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -12,8 +13,8 @@ import yaml
 from safetensors.torch import load_file
 
 from prism_lite import pipeline
-from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.model import discriminator_for
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.files import read_jsonl
 from prism_lite.models.optim import make_optimizer
 from prism_lite.parts import Parts
@@ -51,14 +52,19 @@ def test_a_mode_with_rewards_wants_answers_before_anything_is_loaded(task, tmp_p
         pipeline.run(micro_recipe(align__mode="rlvr"), tmp_path / "out", console=quiet_console())
 
 
-def test_length_debias_changes_the_advantage_and_not_the_recorded_score(play):
-    _, folder, _ = play(run_align, align__steps=1)
-    plain = read_jsonl(folder / "rollouts" / "align-0.jsonl")
-    _, folder, _ = play(run_align, align__steps=1, align__length_debias=5.0)
-    debiased = read_jsonl(folder / "rollouts" / "align-0.jsonl")
-    assert [r["completion"] for r in plain] == [r["completion"] for r in debiased]
-    assert [r.get("scores") for r in plain] == [r.get("scores") for r in debiased]
-    assert [r["advantage"] for r in plain] != [r["advantage"] for r in debiased]
+def test_alignment_takes_the_loss_and_the_minibatches_of_its_settings(play):
+    """A clip this narrow acts on the second minibatch of each step; the default has only one."""
+    _, _, lines = play(run_align, align__steps=1)
+    assert lines[0]["num_optimizer_steps"] == 1
+    assert lines[0]["clip_ratio/region_mean"] == 0
+    _, _, lines = play(
+        run_align,
+        align__steps=1,
+        align__num_minibatches=2,
+        align__loss={"name": "gspo", "clip_low": 1e-7, "clip_high": 1e-7, "clip_dual": None},
+    )
+    assert lines[0]["num_optimizer_steps"] == 2
+    assert lines[0]["clip_ratio/region_mean"] > 0
 
 
 def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, tmp_path, task):
@@ -95,15 +101,15 @@ def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, t
 
 
 def test_replayed_students_move_the_discriminator_and_not_the_metrics(backbone, task):
-    def judged(i: int, digit: int) -> Judged:
-        prompt = backbone.prompt(task.align[i], task.system_prompt)
+    def judged(i: int, digit: int) -> JudgedPrompt:
+        prompt = backbone.prompt(task.align[i])
         students = tuple(Parts(f"- row {digit}-{k}", f"first {k}", "no") for k in (1, 2, 3))
-        return Judged(prompt, Parts("- digits: 3,7", "first 3,last 7,so no", "no"), students)
+        return JudgedPrompt(prompt, Parts("- digits: 3,7", "first 3,last 7,so no", "no"), students)
 
-    found, weights = [], []
+    step_metrics, weights = [], []
     for replayed in ((), (judged(1, 8), judged(2, 9))):
         config = micro_recipe().discriminator
-        discriminator = Discriminator(backbone, config, seed=0)
+        discriminator = discriminator_for(backbone, config, seed=0)
         optimizer = make_optimizer(list(discriminator.parameters()), config.optim)
         scores = discriminator_step(
             backbone,
@@ -115,10 +121,10 @@ def test_replayed_students_move_the_discriminator_and_not_the_metrics(backbone, 
             max_grad_norm=1e9,
             replayed=replayed,
         )
-        found.append({k: v for k, v in scores.metrics.items() if k != "disc/grad_norm"})
+        step_metrics.append({k: v for k, v in scores.metrics.items() if k != "disc/grad_norm"})
         assert len(scores.students) == len(scores.teacher_P2) == 1
         weights.append({name: t.clone() for name, t in discriminator.state_dict().items()})
-    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-6)
+    assert step_metrics[0] == pytest.approx(step_metrics[1], rel=1e-5, abs=1e-6)
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -135,10 +141,11 @@ def test_the_other_methods_move_the_policy_towards_the_teacher(play, stage):
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert not (folder / "stages/align/final/discriminator.safetensors").exists()
     if method == "dpo":
-        assert lines[0]["loss"] == pytest.approx(0.6931, abs=2e-3), "it starts at its reference"
-        assert lines[0]["rewards/margins"] == pytest.approx(0, abs=2e-2)
-        assert lines[-1]["rewards/margins"] > 0.05
-        assert lines[-1]["rewards/accuracies"] > 0.5
+        margins = [line["rewards/margins"] for line in lines]
+        assert margins[0] == pytest.approx(0, abs=1e-4), "it starts at its reference"
+        assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert margins == sorted(margins) and margins[-1] > 100 * abs(margins[0])
+        assert lines[-1]["rewards/accuracies"] > lines[0]["rewards/accuracies"]
 
 
 def test_the_pipeline_with_dpo_skips_the_warmup_and_resumes(micro_run, tmp_path):

@@ -112,7 +112,6 @@ def sample_groups_of(folder, config, file) -> Group:
         task.heldout,
         group_size=config.eval.num_samples,
         sampling=dataclasses.replace(config.sampling, temperature=1.0),
-        system_prompt=task.system_prompt,
         seed=(config.seed, "evaluate"),
     )
     return group
@@ -134,7 +133,7 @@ def test_an_unfinished_stage_is_named(micro_run, tmp_path):
 
 
 class Heard:
-    """A streamer that notes how many times it was given something."""
+    """A streamer that counts its calls."""
 
     def __init__(self):
         self.times = 0
@@ -154,14 +153,12 @@ def test_the_streamed_answer_is_the_greedy_completion(micro_run, task):
         task.heldout[:1],
         group_size=1,
         sampling=dataclasses.replace(config.sampling, temperature=0.0),
-        system_prompt=task.system_prompt,
         seed=("any",),
     )
     heard = Heard()
     text = chat.answer(
         backbone,
         task.heldout[0],
-        task.system_prompt,
         temperature=0.0,
         max_tokens=48,
         streamer=heard,
@@ -187,17 +184,17 @@ def test_chat_about_a_picture_that_is_not_there(micro_run, tmp_path):
     check_refused(done, "no.png")
 
 
-def test_a_run_of_a_large_card_can_be_looked_at_here(micro_run):
+def test_a_run_of_a_large_gpu_loads_on_this_machine(micro_run):
     config, folder, _, _ = micro_run
     model = dataclasses.replace(config.model, device="cuda", min_gpu_gib=800.0)
     backbone = load_stage(folder, dataclasses.replace(config, model=model), "rlvr")
     with torch.no_grad():
-        found = backbone.adapter_state()
+        state = backbone.adapter_state()
     expected = load_stage(folder, config, "rlvr").adapter_state()
-    assert all(torch.equal(found[name].cpu(), expected[name]) for name in expected)
+    assert all(torch.equal(state[name].cpu(), expected[name]) for name in expected)
 
 
-def test_evaluation_takes_the_prompts_and_stages_it_is_given(micro_run, tmp_path, monkeypatch):
+def test_evaluation_uses_the_prompts_and_stages_of_the_settings(micro_run, tmp_path, monkeypatch):
     """eval.num_prompts: the first ones; eval.stages: no sampling for the others."""
     config, _, _, _ = micro_run
     asked = []
@@ -218,7 +215,7 @@ def test_evaluation_takes_the_prompts_and_stages_it_is_given(micro_run, tmp_path
 
 def test_downloads_show_their_progress_and_nothing_else_does():
     code = (
-        "from prism_lite.quiet import quiet_libraries; quiet_libraries()\n"
+        "from prism_lite.cli.imports import quiet_libraries; quiet_libraries()\n"
         "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
         "from transformers.utils import logging\n"
         "print(off(), logging.is_progress_bar_enabled())"

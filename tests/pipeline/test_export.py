@@ -1,9 +1,11 @@
-"""Exports of a micro run: what is written, what it is checked against, what is refused."""
+"""Exports of a micro run: the files, the checks, and what is refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from tests.pipeline.test_command_line import check_refused, in_process
 
 @pytest.fixture(scope="module")
 def big_run(micro_run, tmp_path_factory):
-    """The micro run with an adapter large enough that a lost or doubled merge shows."""
+    """The micro run with an adapter so large that a lost or doubled merge is noticed."""
     import shutil
 
     from prism_lite.runs.checkpoint import save_final
@@ -62,10 +64,10 @@ def test_merged_weights_are_those_computed_by_hand(big_run, merged):
     config = read_run(big_run)
     base = AutoModelForImageTextToText.from_pretrained(base_folder(config))
     expected = by_hand(base, load_stage(big_run, config, "rlvr").adapter_state(), config)
-    found = AutoModelForImageTextToText.from_pretrained(out)
-    assert type(found) is Qwen3VLForConditionalGeneration
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    assert type(model) is Qwen3VLForConditionalGeneration
     changed = 0
-    for name, weight in found.state_dict().items():
+    for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
         changed += not torch.equal(weight, base.state_dict()[name])
     assert changed == 7 * config.tiny.num_layers
@@ -77,7 +79,7 @@ def test_the_record_says_what_was_compared(merged):
     exact, moved = record["merged_against_base_and_adapter"], record["merged_against_trained"]
     assert exact["largest"] < exact["tolerance"] == 1e-3
     assert exact["num_tokens"] > 50 and record["dtype"] == "float32"
-    # NF4 took something from the base: the trained policy is another function, and it shows
+    # NF4 changed the base: the trained policy is a different function
     assert moved["mean"] > 10 * exact["largest"]
     card = (out / "README.md").read_text()
     assert "library_name: transformers" in card and f"{moved['mean']:.2g}" in card
@@ -102,7 +104,7 @@ def test_a_policy_too_far_from_the_trained_one_is_refused(big_run, tmp_path):
 
 
 def test_merged_weights_that_do_something_else_are_refused(big_run, tmp_path, monkeypatch):
-    """As where a file on the disk is not what was merged: the reloaded folder is what is judged."""
+    """As if a file on the disk were not what was merged: the reloaded folder is compared."""
     load = AutoModelForImageTextToText.from_pretrained
 
     def damaged(path, **settings):
@@ -127,30 +129,29 @@ def test_a_16_bit_base_keeps_its_type_and_the_stated_tolerance(micro_cache, task
     backbone = load_backbone(config.model, config.lora, base_folder(config), seed=0)
     backbone.processor.save_pretrained(save_directory=base)
     fill_adapter(backbone, scale=0.1)
-    spoken = [
-        merge.Spoken(
-            backbone.prompt(sample, task.system_prompt),
+    completions = [
+        merge.Completion(
+            backbone.prompt(sample),
             tuple(backbone.tokenize(sample.demonstration).tolist()),
         )
         for sample in task.sft[:4]
     ]
     out = tmp_path / "merged"
-    unmerged, found = merge.merge_policy(
-        backbone, str(base), spoken, weights="original", save=lambda m: m.save_pretrained(out)
+    unmerged, merged_dtype = merge.merge_policy(
+        backbone, str(base), completions, weights="original", save=lambda m: m.save_pretrained(out)
     )
-    again = merge.reload_logprobs(out, backbone.processor.image_processor, spoken)
-    assert found == dtype
+    again = merge.reload_logprobs(out, backbone.processor.image_processor, completions)
+    assert merged_dtype == dtype
     assert merge.distance(again, unmerged).largest <= merge.MERGE_TOLERANCE[dtype]
 
 
 def test_plain_transformers_agrees_with_the_packed_forward(random_backbone, task):
     backbone = random_backbone
-    spoken = [
-        merge.Spoken(backbone.prompt(s, task.system_prompt), (5, 9, 17, backbone.end_id))
-        for s in task.sft[:3]
+    completions = [
+        merge.Completion(backbone.prompt(s), (5, 9, 17, backbone.end_id)) for s in task.sft[:3]
     ]
-    packed = merge.trained_logprobs(backbone, spoken)
-    plain = merge.plain_logprobs(backbone.core, backbone.processor.image_processor, spoken)
+    packed = merge.trained_logprobs(backbone, completions)
+    plain = merge.plain_logprobs(backbone.core, backbone.processor.image_processor, completions)
     assert merge.distance(packed, plain).largest < 1e-4
     assert merge.distance(packed, plain).num_tokens == 12
 
@@ -186,55 +187,47 @@ def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
     ]
     images = [[picture.open() for picture in s.pictures] for s in samples]
     completions = [s.teacher for s in samples[:2]] + ["no parts at all"]
-    found = reward(prompts, completions, images=images, answer=["?"] * 3)
+    rewards = reward(prompts, completions, images=images, answer=["?"] * 3)
 
     backbone = load_stage(folder, config, "sft")
     from safetensors.torch import load_file
 
     from prism_lite import parts
-    from prism_lite.discriminator.model import Discriminator
+    from prism_lite.discriminator.model import discriminator_for
     from prism_lite.models.backbone import TRUNK
 
     if config.discriminator.trunk == "sft":
         backbone.freeze_copy(TRUNK)
-    discriminator = Discriminator(backbone, config.discriminator, seed=0)
+    discriminator = discriminator_for(backbone, config.discriminator, seed=0)
     discriminator.load_state_dict(load_file(folder / "discriminator" / "discriminator.safetensors"))
     with torch.no_grad(), backbone.role("discriminator"):
         scores = [
-            discriminator.score(
-                backbone, [(backbone.prompt(s, task.system_prompt), (parts.parse(s.teacher),))]
-            )
+            discriminator.score(backbone, [(backbone.prompt(s), (parts.parse(s.teacher),))])
             for s in samples[:2]
         ]
     expected = [0.25 * float(s.perception_K[0]) + 0.75 * float(s.reasoning_K[0]) for s in scores]
-    assert found[:2] == pytest.approx(expected, abs=1e-4)
-    assert found[2] == -config.discriminator.score_cap
+    assert rewards[:2] == pytest.approx(expected, abs=1e-4)
+    assert rewards[2] == -config.discriminator.score_cap
     one_picture = reward(prompts[:1], completions[:1], image=[images[0][0]])
     assert one_picture == pytest.approx(expected[:1], abs=1e-4)
 
 
-def test_gguf_prints_the_commands_where_llama_cpp_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "find_converter", lambda: None)
-    language, vision = hub.write_gguf(tmp_path / "with space", "q8_0")
-    assert language.endswith("--outtype q8_0") and "'" in language
-    assert vision.endswith("--outtype f16 --mmproj")
+def test_gguf_commands_name_the_folder_and_the_types(tmp_path):
+    language, vision = map(shlex.split, hub.gguf_commands(tmp_path / "with space", "q8_0"))
+    folder = str(tmp_path / "with space")
+    assert language[1:3] == vision[1:3] == ["llama.cpp/convert_hf_to_gguf.py", folder]
+    assert language[3:] == ["--outfile", f"{folder}/model-q8_0.gguf", "--outtype", "q8_0"]
+    assert vision[3:] == ["--outfile", f"{folder}/mmproj-f16.gguf", "--outtype", "f16", "--mmproj"]
 
 
-def test_gguf_runs_the_converter_that_is_there(tmp_path, monkeypatch):
-    program = tmp_path / hub.CONVERTER
-    program.write_text(
-        "import sys, pathlib\n"
-        "out = sys.argv[sys.argv.index('--outfile') + 1]\n"
-        "pathlib.Path(out).write_text(' '.join(sys.argv[1:]))\n"
-    )
-    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
-    (tmp_path / "model").mkdir()
-    assert hub.write_gguf(tmp_path / "model", "bf16") == []
-    assert "--outtype bf16" in (tmp_path / "model" / "model-bf16.gguf").read_text()
-    assert "--mmproj" in (tmp_path / "model" / "mmproj-f16.gguf").read_text()
-    program.write_text("raise SystemExit(4)")
-    with pytest.raises(RuntimeError, match="exit code 4"):
-        hub.write_gguf(tmp_path / "model", "bf16")
+def test_export_prints_the_gguf_commands_and_runs_nothing(big_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    out = tmp_path / "m"
+    arguments = ("--merge", "--bound", 10, "--gguf", "bf16", "--out", out)
+    done = in_process("export", "--run", big_run, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == hub.gguf_commands(out, "bf16")
+    assert not list(out.glob("*.gguf"))
 
 
 def test_push_uploads_the_folder_and_says_what_the_hub_refused(tmp_path, monkeypatch):
@@ -264,10 +257,10 @@ def test_push_uploads_the_folder_and_says_what_the_hub_refused(tmp_path, monkeyp
     ("capability", "free_share", "moves"),
     [((8, 0), 1.3, True), ((8, 0), 1.1, False), ((7, 5), 1.3, False)],
 )
-def test_verification_goes_to_a_card_with_room_and_the_type(
+def test_verification_runs_on_a_gpu_with_room_and_the_type(
     monkeypatch, capability, free_share, moves
 ):
-    """Decisions on a card that is not there: the move itself is noted instead of done."""
+    """Decisions for a GPU that this machine lacks: the move is recorded instead of made."""
     model = torch.nn.Linear(100, 100, dtype=torch.bfloat16)
     num_bytes = 2 * (100 * 100 + 100)
     moved = []

@@ -23,11 +23,11 @@ from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
 from prism_lite.runs.checkpoint import Trained
 from prism_lite.runs.environment import check_same_data, write_environment
-from prism_lite.runs.folder import Stopped, open_run
+from prism_lite.runs.folder import open_run
+from prism_lite.types import STAGES, Stopped
 from tests.micro import micro_recipe, quiet_console
 
 REPOSITORY = Path(__file__).parents[2]
-STAGES = ("sft", "warmup", "align", "rlvr")
 
 
 def policy_bytes(folder: Path) -> dict[str, bytes]:
@@ -57,8 +57,8 @@ def check_same_as(reference: Path, folder: Path) -> None:
 
 
 def cut_back(finished: Path, folder: Path, stage: str) -> Path:
-    """A copy of a finished run as a kill at the end of `stage` would have left it: its checkpoints,
-    but neither its final weights nor anything behind them. Returns the stage's folder."""
+    """Copy a finished run and cut the copy back to a kill at the end of `stage`: its checkpoints are
+    there, but neither its final weights nor anything later. Return the stage's folder."""
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "stages" / stage / "final")
     shutil.rmtree(folder / "policy")
@@ -264,7 +264,9 @@ def test_a_second_process_on_the_same_folder_is_refused(micro_run, tmp_path):
 @pytest.mark.parametrize("stage", ["warmup", "align", "rlvr"])
 def test_a_stage_alone_names_the_stage_that_is_missing(micro_cache, tmp_path, stage):
     before = {"warmup": "sft", "align": "sft", "rlvr": "align"}[stage]
-    with pytest.raises(ValueError, match=f"stage {stage} goes on from stage {before}, .* not fin"):
+    with pytest.raises(
+        ValueError, match=f"stage {stage} continues from stage {before}, .* not fin"
+    ):
         pipeline.run(micro_recipe(), tmp_path / "r", stages=(stage,), console=quiet_console())
     assert not (tmp_path / "r").exists()
 
@@ -300,7 +302,7 @@ def test_rlvr_can_start_from_sft(micro_run, tmp_path):
     assert moved <= 1.1 * config.rlvr.optim.learning_rate
 
 
-def test_a_run_that_ran_out_of_memory_goes_on_with_smaller_packs(micro_run, tmp_path):
+def test_a_run_that_ran_out_of_memory_resumes_with_smaller_packs(micro_run, tmp_path):
     config, finished, _, _ = micro_run
     cut_back(finished, tmp_path / "r", "rlvr")
     smaller = micro_recipe(
@@ -340,7 +342,7 @@ def test_a_stop_is_obeyed_between_two_pieces_of_an_evaluation(tmp_path):
     with open_run(tmp_path / "r", micro_recipe(), quiet_console()) as run:
         done = []
         with pytest.raises(Stopped, match="while evaluating"):
-            for piece in run.each([1, 2, 3], "evaluating sft"):
+            for piece in run.with_progress([1, 2, 3], "evaluating sft"):
                 done.append(piece)
                 run.request_stop()
         assert done == [1]
@@ -375,9 +377,9 @@ def test_data_that_changed_is_refused_by_name(tmp_path):
         write_environment(tmp_path, config, core)
     finally:
         torch.set_num_threads(torch.get_num_threads() - 1)
-    found = json.loads((tmp_path / "env.json").read_text())
-    assert len(found["earlier_sessions"]) == 1
-    assert found["earlier_sessions"][0]["data"] != found["data"]
+    environment = json.loads((tmp_path / "env.json").read_text())
+    assert len(environment["earlier_sessions"]) == 1
+    assert environment["earlier_sessions"][0]["data"] != environment["data"]
 
 
 def test_seconds_of_several_sessions_add_up(micro_run, tmp_path):

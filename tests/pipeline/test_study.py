@@ -1,4 +1,4 @@
-"""A shrunken study of two arms and two seeds: what it leaves, and that nothing is done twice."""
+"""A small study of two arms and two seeds: its files, and that no run is repeated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from prism_lite import pipeline
 from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
-from prism_lite.runs.folder import Stopped
+from prism_lite.types import Stopped
 from tests.micro import micro_recipe
 from tests.pipeline.commands import check_refused, in_process
 
@@ -63,9 +63,9 @@ def test_the_arms_of_a_seed_start_from_one_sft_policy(finished):
         home = out / f"seed-{seed}"
         start = load_file(home / "start/policy/adapter_model.safetensors")
         for arm in ARMS:
-            taken = load_file(home / arm / "stages/sft/final/policy.safetensors")
-            assert taken.keys() == start.keys()
-            assert all((taken[name] == start[name]).all() for name in start)
+            loaded = load_file(home / arm / "stages/sft/final/policy.safetensors")
+            assert loaded.keys() == start.keys()
+            assert all((loaded[name] == start[name]).all() for name in start)
             shared = results_of(home / "start")["stages"]["sft"]
             own = results_of(home / arm)["stages"]["sft"]
             assert {k: v for k, v in own.items() if k != "seconds"} == {
@@ -74,7 +74,7 @@ def test_the_arms_of_a_seed_start_from_one_sft_policy(finished):
             assert not [m for m in read_jsonl(home / arm / "metrics.jsonl") if m["stage"] == "sft"]
 
 
-def test_arms_did_what_they_say(finished):
+def test_arms_did_what_they_describe(finished):
     out, _ = finished
     for seed in SEEDS:
         none, adversarial = out / f"seed-{seed}/none", out / f"seed-{seed}/adversarial"
@@ -112,15 +112,15 @@ def test_study_json_holds_the_figures_of_the_runs(finished):
         for s in SEEDS
     ]
     assert item["other"] == "none" and item["by_seed"] == pytest.approx(by_seed)
-    assert item["verdict"] in printed
+    assert item["conclusion"] in printed
     assert "Every arm makes 2 policy updates after SFT and learns from 16 completions" in printed
     text = (out / "study.md").read_text()
-    assert f"{study['means']['none']['accuracy']:.3f}" in text and item["verdict"] in text
+    assert f"{study['means']['none']['accuracy']:.3f}" in text and item["conclusion"] in text
     with Image.open(out / "study.png") as picture:
         assert picture.width > 600 and len(set(picture.convert("L").tobytes())) > 20
 
 
-def test_a_finished_study_is_read_and_not_redone(finished, recipe, monkeypatch):
+def test_a_finished_study_is_read_and_not_repeated(finished, recipe, monkeypatch):
     out, _ = finished
     before = (out / "study.json").read_bytes()
     monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("done again"))
@@ -141,7 +141,7 @@ def write_finished(folder: Path, stages: tuple[str, ...]) -> None:
     (folder / "README.md").write_text("card")
 
 
-def test_a_stopped_study_exits_3_and_goes_on_where_it_was(recipe, tmp_path, monkeypatch):
+def test_a_stopped_study_exits_3_and_is_resumed(recipe, tmp_path, monkeypatch):
     out, asked = tmp_path / "s", []
 
     def run(config, folder, *, stages, console):
@@ -152,14 +152,14 @@ def test_a_stopped_study_exits_3_and_goes_on_where_it_was(recipe, tmp_path, monk
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
 
     monkeypatch.setattr(pipeline, "run", run)
-    given = [str(argument) for argument in arguments(recipe, out)]
-    stopped = in_process(*given)
+    command = [str(argument) for argument in arguments(recipe, out)]
+    stopped = in_process(*command)
     assert stopped.returncode == 3
-    line = "stopped in stage align after step 1 of 2; resume with: prism-lite " + " ".join(given)
+    line = "stopped in stage align after step 1 of 2; resume with: prism-lite " + " ".join(command)
     assert stopped.stdout.splitlines()[-1] == line
     assert not (out / "study.json").exists()
     assert asked == ["seed-0/start", "seed-0/none", "seed-0/adversarial"]
-    done = in_process(*given)
+    done = in_process(*command)
     assert done.returncode == 0, done.stderr
     assert asked[3:] == ["seed-0/adversarial", *(f"seed-3/{name}" for name in NAMES)]
     assert done.stdout.count("already done") == 2
@@ -185,15 +185,15 @@ def test_a_dry_run_lists_the_runs(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         (("--arms", "none", "ours"), ("'ours'", "one-expert")),
         (("--seeds", "0", "many"), ("--seeds many",)),
         (("--seeds", "0", "1", "align.stepps=2"), ("align.stepps", "align.steps")),
     ],
 )
-def test_what_cannot_be_understood_exits_2(given, words):
-    check_refused(in_process("study", "--dry-run", *given), *words)
+def test_wrong_options_exit_2(options, words):
+    check_refused(in_process("study", "--dry-run", *options), *words)
 
 
 def test_the_bar_over_runs_lives_beside_the_bars_of_a_run(recipe, tmp_path, monkeypatch):
@@ -207,7 +207,9 @@ def test_the_bar_over_runs_lives_beside_the_bars_of_a_run(recipe, tmp_path, monk
         write_finished(Path(folder), stages)
         from prism_lite.runs.folder import RunFolder
 
-        assert list(RunFolder(Path(folder), config, console).each([1, 2], "evaluating")) == [1, 2]
+        assert list(
+            RunFolder(Path(folder), config, console).with_progress([1, 2], "evaluating")
+        ) == [1, 2]
 
     monkeypatch.setattr(pipeline, "run", run)
     planned = plan_study(str(recipe), [], arms=["none"], seeds=[0], out=tmp_path / "s")

@@ -1,4 +1,4 @@
-"""One shrunken run of the whole pipeline: what it leaves behind and what it moved."""
+"""One small run of the pipeline: its files, and what it changed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from prism_lite import pipeline
 from prism_lite.config import SamplingConfig
 from prism_lite.data.task import load_task
+from prism_lite.digits import lessons
 from prism_lite.files import read_jsonl
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.processor import load_processor
@@ -151,7 +152,7 @@ def test_each_stage_trains_from_the_one_before(micro_run):
     assert all(torch.equal(exported[k], played[k]) for k in played)
 
 
-def greedy_by_plain_peft(config, folder, samples, system_prompt, monkeypatch):
+def greedy_by_plain_peft(config, folder, samples, monkeypatch):
     """transformers and PEFT alone, by the lines that the run's card gives.
 
     As the card says: on a CPU with AVX512-BF16 bitsandbytes repacks the weights in evaluation and
@@ -171,7 +172,7 @@ def greedy_by_plain_peft(config, folder, samples, system_prompt, monkeypatch):
     answers = []
     for sample in samples:
         messages = [
-            {"role": "system", "content": [{"type": "text", "text": system_prompt}]},
+            {"role": "system", "content": [{"type": "text", "text": lessons.INSTRUCTION}]},
             {
                 "role": "user",
                 "content": [{"type": "image"}, {"type": "text", "text": sample.question}],
@@ -198,15 +199,13 @@ def test_plain_peft_gives_the_same_greedy_answers(micro_run, monkeypatch):
         samples,
         group_size=1,
         sampling=SamplingConfig(temperature=0.0, max_completion_tokens=48),
-        system_prompt=task.system_prompt,
         seed=("greedy",),
     )
     expected = [group.rollouts[0].text for group in groups]
-    found = greedy_by_plain_peft(config, folder, samples, task.system_prompt, monkeypatch)
-    assert found == expected
+    assert greedy_by_plain_peft(config, folder, samples, monkeypatch) == expected
 
 
-def test_a_finished_run_is_not_done_again(micro_run, tmp_path):
+def test_a_finished_run_is_not_repeated(micro_run, tmp_path):
     config, folder, results, _ = micro_run
     again = tmp_path / "again"
     shutil.copytree(folder, again)

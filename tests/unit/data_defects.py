@@ -6,7 +6,6 @@ import json
 
 from data_rows import CHAT, GOOD, STUDENT, TEXT, TRIPLE, user
 
-# Rows that spoil a file of otherwise good ones: kind -> (row, stage).
 PREFERENCE = {"prompt": user("?"), "chosen": TRIPLE, "rejected": STUDENT}
 SFT = {"messages": [*CHAT, {"role": "assistant", "content": TRIPLE}], "images": ["a.png"]}
 
@@ -34,8 +33,10 @@ ROW_DEFECTS: dict[str, tuple[str, dict, dict]] = {
     "picture dict without content": ("picture_type", {**GOOD, "images": [{"bytes": None}]}, GOOD),
     "picture reference empty": ("empty_picture", {**GOOD, "images": [""]}, GOOD),
     "broken base64": ("bad_base64", {**GOOD, "images": ["data:image/png;base64,@@@"]}, GOOD),
+    "base64 of other characters": ("bad_base64", {**GOOD, "images": [{"base64": "é"}]}, GOOD),
     "data URI without base64": ("bad_data_uri", {**GOOD, "images": ["data:image/png,abc"]}, GOOD),
     "path with a zero byte": ("bad_path", {**GOOD, "images": ["a\0.png"]}, GOOD),
+    "name too long for the disk": ("missing_picture", {**GOOD, "images": ["a" * 300]}, GOOD),
     "endless path": ("bad_path", {**GOOD, "images": ["a?" * 600]}, GOOD),
     "picture is text": ("unreadable_picture", {**GOOD, "images": ["text.png"]}, GOOD),
     "picture file empty": ("unreadable_picture", {**GOOD, "images": ["none.png"]}, GOOD),

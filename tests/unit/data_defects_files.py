@@ -60,6 +60,12 @@ FILE_DEFECTS = {
         2,
         _bytes(GOOD_LINE + b"\n" + b"[" * 200_000 + b"\n"),
     ),
+    "line with a number of 5,000 digits": (
+        "broken_json",
+        "x.jsonl",
+        2,
+        _bytes(GOOD_LINE + b'\n{"answer": ' + b"1" * 5000 + b"}\n"),
+    ),
     "no line is readable": ("no_readable_row", "x.jsonl", 0, _bytes(b"{\n{\n")),
     "csv without header names": ("bad_header", "x.csv", 0, _bytes(b"a,,b\n1,2,3\n")),
     "csv with a name twice": ("bad_header", "x.csv", 0, _bytes(b"a,a\n1,2\n")),

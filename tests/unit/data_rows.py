@@ -1,4 +1,4 @@
-"""Rows and pictures that the tests of formats and doctor share."""
+"""Rows and pictures that the tests of formats and checks share."""
 
 from __future__ import annotations
 

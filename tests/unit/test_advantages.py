@@ -10,7 +10,7 @@ import torch
 from prism_lite.policy.advantages import (
     Verified,
     alignment_advantages,
-    debias_length,
+    fill_unscored,
     group_zscore,
     reward_advantages,
 )
@@ -104,7 +104,7 @@ def test_what_a_malformed_rollout_holds_is_not_looked_at(garbage):
 
 
 def test_one_malformed_of_sixteen_leaves_the_spread_of_the_valid_ones():
-    """METHOD 5.5: the official order of operations cuts it from 1.00 to 0.18."""
+    """METHOD.md section 5.5: the official order of operations cuts it from 1.00 to 0.18."""
     score_R = torch.randn(16, generator=torch.Generator().manual_seed(1))
     well_formed_R = torch.ones(16, dtype=torch.bool)
     well_formed_R[5] = False
@@ -140,7 +140,7 @@ def test_a_group_malformed_throughout_gives_zeros():
     assert torch.equal(found_R, torch.zeros(4))
 
 
-def test_a_single_well_formed_rollout_stands_above_the_malformed():
+def test_a_single_well_formed_rollout_is_above_the_malformed():
     well_formed_R = torch.tensor([False, True, False])
     score_R = torch.tensor([0.0, -7.0, 0.0])
     found_R = alignment_advantages(
@@ -159,8 +159,9 @@ def test_groups_do_not_mix():
 def test_a_score_that_is_not_finite_is_an_error(bad):
     bad_R, good_R = torch.tensor([0.0, bad, 1.0]), torch.tensor([0.0, 1.0, 2.0])
     every = torch.ones(3, dtype=torch.bool)
-    with pytest.raises(ValueError, match="not finite"):
-        of_one_reward(bad_R, group_size=3)
+    if not math.isnan(bad):  # a NaN among rewards is a function's None
+        with pytest.raises(ValueError, match="not finite"):
+            of_one_reward(bad_R, group_size=3)
     for scores in ((bad_R, good_R), (good_R, bad_R)):
         with pytest.raises(ValueError, match="not finite"):
             alignment_advantages(*scores, group_size=3, well_formed_R=every)
@@ -300,7 +301,94 @@ def test_gdpo_standardises_each_reward_before_the_sum():
     torch.testing.assert_close(found_R, expected)
 
 
-def test_length_debias_takes_back_the_logarithm_of_the_length():
-    found_K = debias_length(torch.tensor([2.0, 2.0, 0.0]), [0, 99, 9], 0.5)
-    expected = [2.0, 2.0 - 0.5 * math.log(100), -0.5 * math.log(10)]
-    torch.testing.assert_close(found_K, torch.tensor(expected))
+def trl_advantages(rewards, weights, group_size, scale, combine):
+    """The rule for None of TRL 1.16's GRPOTrainer in plain Python, with our population deviations."""
+
+    def mean(values):
+        return sum(values) / len(values) if values else 0.0
+
+    def deviation(values):
+        return math.sqrt(mean([(value - mean(values)) ** 2 for value in values]))
+
+    def scored(values):
+        return [value for value in values if value is not None]
+
+    def total(values_of_row):
+        known = [w * v for w, v in zip(weights, values_of_row, strict=True) if v is not None]
+        return sum(known) if known else None
+
+    rows = list(zip(*rewards, strict=True))
+    groups = [range(i, i + group_size) for i in range(0, len(rows), group_size)]
+    if combine == "normalize_then_sum":
+        normalized = []
+        for values in rewards:
+            column = [None] * len(values)
+            for group in groups:
+                known = scored([values[i] for i in group])
+                spread = deviation(known)
+                for i in group:
+                    if values[i] is not None:
+                        column[i] = (values[i] - mean(known)) / spread if spread > 1e-6 else 0.0
+            normalized.append(column)
+        totals = [total(row) for row in zip(*normalized, strict=True)]
+        spread = deviation(scored(totals))
+        return [0.0 if t is None else (t - mean(scored(totals))) / spread for t in totals]
+    totals = [total(row) for row in rows]
+    advantages = [0.0] * len(rows)
+    for group in groups:
+        known = scored([totals[i] for i in group])
+        spread = {"group": deviation(known), "batch": deviation(scored(totals)), "none": 1.0}[scale]
+        for i in group:
+            if totals[i] is not None and deviation(known) > 1e-6:
+                advantages[i] = (totals[i] - mean(known)) / spread
+    return advantages
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("scale", "combine"),
+    [
+        ("group", "sum_then_normalize"),
+        ("batch", "sum_then_normalize"),
+        ("none", "sum_then_normalize"),
+        ("group", "normalize_then_sum"),
+    ],
+)
+def test_none_is_no_opinion_as_in_trl(seed, scale, combine):
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.rand(2, 24, generator=generator, dtype=torch.float64)
+    rewards[torch.rand(2, 24, generator=generator) < 0.4] = math.nan
+    rewards[:, 12:18] = math.nan  # a group without any reward
+    rewards[:, 18:23] = math.nan  # and one with a single one
+    rewards[0, 23] = 1.0
+    assert rewards[:, :12].isnan().all(0).any()
+    advantage_R = reward_advantages(
+        {"a": rewards[0], "b": rewards[1]},
+        {"a": 0.7, "b": -0.3},
+        group_size=6,
+        scale=scale,
+        combine=combine,
+    )
+    plain = [[None if math.isnan(v) else v for v in values] for values in rewards.tolist()]
+    expected = trl_advantages(plain, [0.7, -0.3], 6, scale, combine)
+    torch.testing.assert_close(advantage_R, torch.tensor(expected, dtype=torch.float64))
+    assert not advantage_R[12:].any()
+
+
+def test_a_rollout_without_a_reward_does_not_move_the_others():
+    reward_R = torch.tensor([0.0, math.nan, 1.0, 0.0, 1.0, 1.0])
+    advantage_R = of_one_reward(reward_R, group_size=3)
+    torch.testing.assert_close(advantage_R[:3], torch.tensor([-1.0, 0.0, 1.0]))
+    filled_R = fill_unscored(torch.tensor([0.0, math.nan, 1.0, *[math.nan] * 3]), group_size=3)
+    assert filled_R.tolist() == [0, 0.5, 1, 0, 0, 0]
+
+
+def test_an_alignment_mode_leaves_out_a_rollout_without_a_reward():
+    zero_R, every_R = torch.zeros(4), torch.ones(4, dtype=torch.bool)
+    verified = Verified(torch.tensor([0.0, 1.0, math.nan, 1.0]), ~every_R)
+    advantage_R = alignment_advantages(
+        zero_R, zero_R, group_size=4, well_formed_R=every_R, mode="rlvr", verified=verified
+    )
+    three = group_zscore(torch.tensor([0.0, 1.0, 1.0]), group_size=3)
+    expected_R = torch.tensor([three[0], three[1], 0.0, three[2]])
+    torch.testing.assert_close(advantage_R, expected_R)

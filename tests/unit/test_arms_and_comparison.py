@@ -1,4 +1,4 @@
-"""Arms are what they say; means and paired differences against SciPy and by hand."""
+"""Arms have the settings that they describe; means and paired differences against SciPy and by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from prism_lite.study.statistics import (
     over_seeds,
     paired_differences,
     t_interval95,
-    t_quantile,
 )
 
 OUT = Path("runs/s")
@@ -46,17 +45,13 @@ def changed(before: RunConfig, after: RunConfig) -> dict[str, object]:
     return {key: value for key, value in flat(to_dict(after)) if old[key] != value}
 
 
-def test_quantiles_are_those_of_scipy():
-    for degrees in (1, 2, 3, 4, 7, 15, 40, 500):
-        assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-9)
-
-
 def test_the_interval_by_hand_and_by_scipy():
     low, high = t_interval95([0.5, 0.6, 0.7])  # deviation 0.1, t 4.302653 with two degrees
     assert (low, high) == pytest.approx((0.6 - 0.2484138, 0.6 + 0.2484138), abs=1e-6)
     values = [0.41, 0.44, 0.37, 0.52, 0.40]
     expected = stats.t.interval(0.95, 4, loc=sum(values) / 5, scale=stats.sem(values))
     assert t_interval95(values) == pytest.approx(expected)
+    assert t_interval95([0.5, 0.5, 0.5]) == (0.5, 0.5)
     assert t_interval95([0.5]) is None
 
 
@@ -79,31 +74,31 @@ def test_differences_are_paired_by_seed():
         "none": [{"accuracy": value} for value in theirs],
         "adversarial": [{"accuracy": value, "caption_accuracy": 1.0} for value in ours],
     }
-    (found,) = paired_differences(runs, "adversarial", ["accuracy", "caption_accuracy"])
+    (item,) = paired_differences(runs, "adversarial", ["accuracy", "caption_accuracy"])
     expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert found.other == "none" and found.mean == pytest.approx(0.045)
-    assert found.ci95 == pytest.approx((expected.low, expected.high))
-    assert found.verdict == "higher"
+    assert item.other == "none" and item.mean == pytest.approx(0.045)
+    assert item.ci95 == pytest.approx((expected.low, expected.high))
+    assert item.conclusion == "higher"
     # Unpaired, the spread between seeds would hide it.
     unpaired = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
     assert unpaired.low < 0 < unpaired.high
 
 
 @pytest.mark.parametrize(
-    ("ci95", "verdict"),
+    ("ci95", "conclusion"),
     [
         ((0.01, 0.03), "higher"),
         ((-0.03, -0.01), "lower"),
         ((-0.01, 0.03), "no evidence of a difference"),
         ((0.0, 0.03), "no evidence of a difference"),
-        (None, "one seed, no interval: nothing can be said"),
+        (None, "one seed, no interval: no conclusion"),
     ],
 )
-def test_what_may_be_said(ci95, verdict):
-    assert Difference("none", "accuracy", (0.01,), ci95).verdict == verdict
+def test_conclusions(ci95, conclusion):
+    assert Difference("none", "accuracy", (0.01,), ci95).conclusion == conclusion
 
 
-def test_arms_differ_in_what_they_say_and_nothing_else():
+def test_arms_differ_in_their_own_settings_only():
     recipe = load_recipe("tiny")
     configs = planned()
     shared = {"sft.start_from": "runs/s/seed-0/start/policy", "sft.steps": 0}
@@ -130,7 +125,7 @@ def test_every_arm_has_the_same_updates_and_completions():
     }
 
 
-def test_where_they_cannot_be_the_same_it_is_said():
+def test_budgets_that_cannot_be_equal_are_printed():
     """RLVR batches of another size: no rollout is missing, and the numbers are named."""
     configs = planned("rlvr.group_size=16", "align.steps=5", arms=DEFAULT_ARMS)
     assert configs["0/none"].rlvr.steps == 60 + 3  # 5 * 64 rollouts in batches of 128
@@ -139,6 +134,7 @@ def test_where_they_cannot_be_the_same_it_is_said():
     text = report.about_budgets({"budgets": budgets})
     assert "none 63 updates, 8064 completions" in text
     assert "adversarial 65 updates, 8000 completions" in text
+    assert budget(planned("align.num_minibatches=2")["0/adversarial"])["policy_updates"] == 120
 
 
 def test_the_rivals_go_without_the_modes_of_the_game():
@@ -169,7 +165,7 @@ def test_a_path_that_yaml_would_read_otherwise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "words"),
     [
         ({"arms": ["none", "prism"]}, ("'prism'", "none, sft, dpo, adversarial, one-expert")),
         ({"arms": ["none", "none"]}, ("--arms none none",)),
@@ -181,10 +177,9 @@ def test_a_path_that_yaml_would_read_otherwise(tmp_path):
         ({"overrides": ["data.task=files", "data.train=rows.jsonl"]}, ("data.heldout",)),
     ],
 )
-def test_what_the_person_gave_is_refused(given, words):
-    named = {"arms": ["none"], "seeds": [0]} | {k: v for k, v in given.items() if k != "overrides"}
+def test_wrong_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError) as refused:
-        plan_study("tiny", given.get("overrides", []), out=OUT, **named)
+        plan_study("tiny", **{"overrides": [], "arms": ["none"], "seeds": [0]} | arguments, out=OUT)
     for word in words:
         assert word in str(refused.value)
 
@@ -203,7 +198,7 @@ def a_study(num_seeds: int) -> dict:
             "adversarial": [0.6 + x for x in noise],
         }.items()
     }
-    arms = {name: found for name, found in runs.items() if name != "start"}
+    arms = {name: figures for name, figures in runs.items() if name != "start"}
     differences = paired_differences(arms, "adversarial", ["accuracy", *others])
     return {
         "recipe": "tiny",
@@ -213,17 +208,17 @@ def a_study(num_seeds: int) -> dict:
         "seeds": list(range(num_seeds)),
         "arms": list(arms),
         "budgets": {name: {"policy_updates": 90, "completions": 5760} for name in arms},
-        "runs": {name: {str(i): r for i, r in enumerate(found)} for name, found in runs.items()},
-        "means": {name: over_seeds(found) for name, found in runs.items()},
+        "runs": {name: dict(enumerate(figures)) for name, figures in runs.items()},
+        "means": {name: over_seeds(figures) for name, figures in runs.items()},
         "differences": [
             {
-                "other": found.other,
-                "figure": found.figure,
-                "mean": found.mean,
-                "ci95": found.ci95,
-                "verdict": found.verdict,
+                "other": item.other,
+                "figure": item.figure,
+                "mean": item.mean,
+                "ci95": item.ci95,
+                "conclusion": item.conclusion,
             }
-            for found in differences
+            for item in differences
         ],
     }
 
@@ -248,11 +243,11 @@ def test_eighty_columns_hold_the_tables():
     assert "adversarial 0.61±0.02" in text, text and "+0.11±0.02 *" in text
 
 
-def test_one_seed_has_no_intervals_and_says_so():
+def test_one_seed_has_no_intervals():
     text = report.markdown(a_study(1))
     assert "| adversarial | 0.600 | 0.700 | 0.800 | 0.600 | - | 30.0 | 90 |" in text
     assert "one seed" in text and "±" not in text and "*" not in text
-    assert "nothing can be said" in text
+    assert "no conclusion" in text
 
 
 def test_help_names_the_arms():

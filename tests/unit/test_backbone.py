@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -11,9 +12,11 @@ from peft import get_peft_model_state_dict
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
 from prism_lite import pipeline
-from prism_lite.models.backbone import TRUNK, load_backbone, use_linear_patch_embedding
+from prism_lite.models.backbone import TRUNK, load_backbone
+from prism_lite.models.families import qwen3_vl
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.models.vision import by_picture
+from prism_lite.models.vision import PictureFeatures
+from prism_lite.rewards.load import load_rewards
 from prism_lite.runs.folder import open_run
 from prism_lite.stages.context import Context
 from tests.micro import fill_adapter, micro_recipe, quiet_console
@@ -60,9 +63,7 @@ def test_every_language_linear_has_an_adapter_and_nothing_else_has(backbone):
 
 def test_the_fresh_policy_is_exactly_the_base(backbone, task):
     sample = task.sft[0]
-    tree = Tree(
-        backbone.prompt(sample, task.system_prompt), (backbone.tokenize(sample.demonstration),)
-    )
+    tree = Tree(backbone.prompt(sample), (backbone.tokenize(sample.demonstration),))
     pack = pack_trees([tree])
     with torch.no_grad():
         fresh = backbone.hidden_states(pack)
@@ -127,7 +128,7 @@ def test_the_linear_patch_embedding_equals_the_convolution(make_backbone):
     )
     with torch.no_grad():
         expected = embedding(patches)
-        use_linear_patch_embedding(model)
+        qwen3_vl.use_linear_patch_embedding(model)
         found = embedding(patches)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
@@ -165,8 +166,8 @@ def test_no_frozen_weight_changes_a_bit_in_a_whole_run(micro_cache, task, tmp_pa
     before = frozen_state(backbone.core)
     assert sum(".quant_state." in name for name in before) == 14
     with open_run(tmp_path / "r", config, quiet_console()) as folder:
-        context = Context(config, folder, backbone, task)
-        for stage in pipeline.STAGES.values():
+        context = Context(config, folder, backbone, task, load_rewards(config))
+        for stage in pipeline.RUN_STAGE.values():
             stage(context)
     after = frozen_state(backbone.core)
     assert before.keys() == after.keys()
@@ -183,9 +184,13 @@ def test_deepstack_levels_split_or_whole_give_the_same_features():
     whole = [torch.randn(5, 8), torch.randn(5, 8)]
     split = [(level[:2], level[2:]) for level in whole]
     for levels in (whole, split):
-        found = by_picture(SimpleNamespace(pooler_output=merged, deepstack_features=levels))
-        assert [len(features.deepstack_ND) for features in found] == [2, 2]
-        for number, features in enumerate(found):
+        output = SimpleNamespace(pooler_output=merged, deepstack_features=levels)
+        model = SimpleNamespace(get_image_features=lambda _pixels, _grids, output=output: output)
+        core: Any = SimpleNamespace(model=model, device="cpu")
+        encoded = qwen3_vl.encode_pixels(core, torch.zeros(1), torch.zeros(1))
+        features_of = [PictureFeatures(*of_picture) for of_picture in encoded]
+        assert [len(features.deepstack_ND) for features in features_of] == [2, 2]
+        for number, features in enumerate(features_of):
             assert torch.equal(features.merged_ND, merged[number])
             for level, expected in zip(features.deepstack_ND, split, strict=True):
                 assert torch.equal(level, expected[number])

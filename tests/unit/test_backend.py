@@ -19,7 +19,7 @@ from prism_lite.digits.base_model import base_folder
 from prism_lite.models import backbone
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import Card, choose_precision
-from prism_lite.models.load_transformers import SKIP_QUANTISATION
+from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 from prism_lite.models.load_unsloth import choose_backend, known_to, load_with_unsloth
 from prism_lite.stages.context import Context
 from tests.micro import micro_recipe, quiet_console
@@ -45,7 +45,7 @@ def stand_in(monkeypatch, micro_cache):
             calls.append({k: v for k, v in locals().items() if k not in ("args", "kwargs")})
             quantisation = BitsAndBytesConfig(
                 load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=SKIP_QUANTISATION,
+                bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=NOT_QUANTISED,
             )  # fmt: skip
             core = AutoModelForImageTextToText.from_pretrained(
                 model_name,
@@ -76,7 +76,7 @@ def test_the_choice_and_its_reason(stand_in):
     assert choose_backend(auto, None)[0] == "transformers"
 
 
-def test_not_installed_or_too_late_is_said(monkeypatch):
+def test_the_reason_is_given_if_not_installed_or_too_late(monkeypatch):
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     backend, reason = choose_backend(ModelConfig(), T4)  # this process has imported transformers
     assert backend == "transformers" and "put `import unsloth` first" in reason

@@ -16,11 +16,11 @@ from prism_lite.models.tree_attention import (
     tree_block_mask,
     tree_mask,
 )
-from prism_lite.planner.tracker import Tracker, Watch
-from prism_lite.sampling.decoder import dense_bytes, lean_decoder
-from prism_lite.sampling.kv_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
-from prism_lite.sampling.prefill import prefill
+from prism_lite.planner.tracker import Tracker
+from prism_lite.sampling.decoder import dense_bytes, lean_decoder, prefill
+from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from tests.micro import fill_adapter
+from tests.planning import Watch
 from tests.unit.test_packing import SYSTEM, mixed_samples
 
 
@@ -31,7 +31,7 @@ def test_prefill_logits_equal_transformers(make_backbone, quantization, dense):
     """Several pictures, no picture, different lengths; LoRA on NF4 and on plain weights."""
     backbone = make_backbone(tiny__steps=0, model__quantization=quantization)
     fill_adapter(backbone)
-    prompts = [backbone.prompt(sample, SYSTEM) for sample in mixed_samples()]
+    prompts = [backbone.prompt(sample.with_system_prompt(SYSTEM)) for sample in mixed_samples()]
     decoder = lean_decoder(backbone.core, dense=dense, float32_residual=False)
     pack = pack_trees([Tree(prompt, ()) for prompt in prompts])
     features = backbone.vision.features([p for prompt in prompts for p in prompt.pictures])
@@ -98,7 +98,7 @@ def test_the_shared_cache_equals_one_row_at_a_time():
     padded = pad_prompts(flat, [[spans[p] for p in group] for group in groups])
     assert flat == []
     buckets = [
-        Bucket(keys_values, [lengths[p] for p in group], [counts[p] for p in group])
+        PromptBucket(keys_values, [lengths[p] for p in group], [counts[p] for p in group])
         for keys_values, group in zip(padded, groups, strict=True)
     ]
     prompt_R = [p for group in groups for p in group for _ in range(counts[p])]
@@ -129,7 +129,7 @@ def test_laying_out_prompts_and_dropping_them_holds_no_second_copy():
         layer_bytes = tracker.now / num_layers
         (padded,) = pad_prompts(layers, [[(16 * i, 16 * i + 16) for i in range(4)]])
         assert tracker.peak.total < (num_layers + 3) * layer_bytes
-        bucket = Bucket(padded, [16] * 4, [1] * 4)
+        bucket = PromptBucket(padded, [16] * 4, [1] * 4)
         tracker.mark(("keep",))
         before = tracker.now
         bucket.keep([0, 2])
@@ -160,7 +160,7 @@ def test_trees_on_a_card_equal_the_bool_mask(random_backbone, kind):
     generator = torch.Generator().manual_seed(0)
     trees = [
         Tree(
-            random_backbone.prompt(sample, SYSTEM),
+            random_backbone.prompt(sample.with_system_prompt(SYSTEM)),
             tuple(torch.randint(20, 300, (n,), generator=generator) for n in (37, 5, 12)),
         )
         for sample in mixed_samples()

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
 
 
@@ -27,14 +27,12 @@ def pack_of(backbone, discriminator, task):
 
 
 def is_completion(pack) -> torch.Tensor:
-    is_own_F = torch.zeros(len(pack.token_ids_F), dtype=torch.bool)
-    is_own_F[pack.own_N] = True
-    return is_own_F
+    return torch.arange(len(pack.token_ids_F)) >= pack.layout.first_branch_token
 
 
 def test_at_the_start_hidden_states_are_exactly_the_trunks(backbone, task):
     with_trunk(backbone)
-    discriminator = Discriminator(backbone, CONFIG, seed=0)
+    discriminator = discriminator_for(backbone, CONFIG, seed=0)
     pack = pack_of(backbone, discriminator, task)
     with torch.no_grad(), backbone.role("discriminator"):
         trunk_FD = backbone.hidden_states(pack)
@@ -118,14 +116,13 @@ def test_the_sum_over_experts_equals_a_plain_loop(backbone, task):
         with discriminator._attached(backbone, pack):
             backbone.hidden_states(pack)
         handle.remove()
-        x_FD = seen[0].flatten(0, 1)
-        own_N = pack.own_N
+        x_ND = seen[0].flatten(0, 1)[is_completion(pack)]
         delta_ND, routing = discriminator._mix(
-            discriminator.experts[0], x_FD[own_N], discriminator._allowed(pack)
+            discriminator.experts[0], x_ND, discriminator._allowed(pack)
         )
     layer = discriminator.experts[0]
-    for n in range(0, len(own_N), 7):
-        x_D = x_FD[own_N[n]]
+    for n in range(0, len(x_ND), 7):
+        x_D = x_ND[n]
         first = 2 * int(pack.branch_N[n] % 2)
         chosen = torch.softmax((layer.router @ x_D)[first : first + 2], 0)
         expected_D = sum(
@@ -137,10 +134,10 @@ def test_the_sum_over_experts_equals_a_plain_loop(backbone, task):
 
 
 def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
-    """METHOD 5.2: every part ends in the same token, whoever wrote it, however long."""
+    """METHOD.md section 5.2: every part ends in the same token, whoever wrote it, however long."""
     long = Parts("- digits: " + "3," * 300 + "7", "so " * 400 + "no", "no")
     for config in (CONFIG, dataclasses.replace(CONFIG, reasoning_sees_caption=True)):
-        discriminator = Discriminator(backbone, config, seed=0)
+        discriminator = discriminator_for(backbone, config, seed=0)
         for parts in (TEACHER, *STUDENTS, long):
             for branch in discriminator.part_tokens(backbone, parts).branches:
                 assert int(branch[-1]) == backbone.end_id
@@ -151,8 +148,8 @@ def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
 
 
 def test_reasoning_is_scored_without_the_caption_unless_asked(backbone):
-    plain = Discriminator(backbone, CONFIG, seed=0)
-    seeing = Discriminator(
+    plain = discriminator_for(backbone, CONFIG, seed=0)
+    seeing = discriminator_for(
         backbone, dataclasses.replace(CONFIG, reasoning_sees_caption=True), seed=0
     )
     decode = backbone.tokenizer.decode
@@ -171,7 +168,7 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
     first, second, third = prompts_of(backbone, task, 3)
     judged = [(first, (TEACHER, *STUDENTS)), (second, (STUDENTS[0],)), (third, (TEACHER,))]
     with backbone.role("discriminator"):
-        whole = discriminator.score(backbone, judged)
+        together = discriminator.score(backbone, judged)
         alone = [
             discriminator.score(backbone, [(prompt, (parts,))])
             for prompt, completions in judged
@@ -180,12 +177,12 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
         backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=110)
         split = discriminator.score(backbone, judged)
     for channel in ("perception_K", "reasoning_K"):
-        whole_K = getattr(whole, channel)
-        assert whole_K.unique().numel() == whole_K.numel()
-        apart_K = torch.cat([getattr(scores, channel) for scores in alone])
+        together_K = getattr(together, channel)
+        assert together_K.unique().numel() == together_K.numel()
+        separate_K = torch.cat([getattr(scores, channel) for scores in alone])
         # likelihoods and hidden states in float32, other shapes: rounding of a score of up to 10
-        torch.testing.assert_close(apart_K, whole_K, rtol=0, atol=1e-4)
-        torch.testing.assert_close(getattr(split, channel), whole_K, rtol=0, atol=1e-4)
+        torch.testing.assert_close(separate_K, together_K, rtol=0, atol=1e-4)
+        torch.testing.assert_close(getattr(split, channel), together_K, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -212,8 +209,56 @@ def test_likelihood_features_are_mean_and_minimum_of_the_body(backbone, task):
     with backbone.role("discriminator"):
         hidden_FD = backbone.hidden_states(pack)
         found_R2 = discriminator._likelihood_features(backbone, pack, hidden_FD)
-        logprob_N = pack_logprobs(backbone.core, pack, hidden_FD)
+        logprob_N = predicted_logprobs(backbone, pack)
     for branch in range(pack.num_branches):
         own = logprob_N[pack.branch_N == branch][1:-1]  # neither the opening tag nor the sentinel
         expected = torch.stack([own.mean(), own.min()])
         torch.testing.assert_close(found_R2[branch], expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("routing", ["grouped", "free"])
+def test_weights_of_parts_are_the_router_s_on_what_enters_each_adapted_layer(
+    backbone, task, routing
+):
+    """Worked out from public pieces: the MLPs' inputs, the routers' weights, `route_topk`."""
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    discriminator.config = dataclasses.replace(discriminator.config, routing=routing)
+    config = discriminator.config
+    (prompt,) = prompts_of(backbone, task, 1)
+    with backbone.role("discriminator"):
+        discriminator.score(backbone, [(prompt, (TEACHER,))])  # the prompt's states are kept now
+    inputs: list[torch.Tensor] = []
+    layers = backbone.core.model.language_model.layers[discriminator.first_layer :]
+    handles = [
+        layer.mlp.register_forward_pre_hook(lambda _module, args: inputs.append(args[0][0]))
+        for layer in layers
+    ]
+    with backbone.role("discriminator"):
+        scores = discriminator.score(backbone, [(prompt, (TEACHER, STUDENTS[0]))])
+    for handle in handles:
+        handle.remove()
+    parts = [
+        branch
+        for completion in (TEACHER, STUDENTS[0])
+        for branch in discriminator.part_tokens(backbone, completion).branches
+    ]
+    lengths = [*map(len, parts)]
+    weights = scores.weights_of_parts()
+    assert [w.shape[:2] for w in weights] == [(len(layers), length) for length in lengths]
+    num_tokens = sum(lengths)
+    is_perception_N = torch.cat(
+        [torch.full((length,), number % 2 == 0) for number, length in enumerate(lengths)]
+    )
+    expert_is_perception_E = torch.arange(config.num_experts) < config.num_experts // 2
+    for number, (x_ND, expert) in enumerate(zip(inputs, discriminator.experts, strict=True)):
+        logits_NE = x_ND[-num_tokens:].float() @ expert.router.T
+        if routing == "grouped":
+            logits_NE = logits_NE.masked_fill(
+                is_perception_N[:, None] != expert_is_perception_E, -torch.inf
+            )
+        top = logits_NE.topk(config.top_k)
+        expected_NE = torch.zeros_like(logits_NE).scatter(1, top.indices, top.values.softmax(1))
+        actual_NE = torch.cat([w[number] for w in weights])
+        torch.testing.assert_close(actual_NE, expected_NE, rtol=0, atol=1e-5)

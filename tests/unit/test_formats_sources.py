@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from data_rows import QUESTION, ROW, STUDENT, TRIPLE, png, write_jsonl
 
-from prism_lite.data.formats.load import FileError, RowError, load_samples, render_sample
+from prism_lite.config import DataConfig
+from prism_lite.data.formats.base import FileError, RowError
+from prism_lite.data.formats.load import load_samples, render_sample
+from prism_lite.data.stage_rows import read_file, rows_for
 from prism_lite.types import Sample, Turn
 
 
@@ -65,6 +68,20 @@ class TestRegistry:
         }
         sample = one(f"{self._registry(folder, entry, [row])}:mine")
         assert (sample.teacher, sample.student) == (TRIPLE, STUDENT)
+
+    def test_roles_of_the_usual_names_need_no_tag(self, folder):
+        talk = [{"role": "human", "was": QUESTION}, {"role": "gpt", "was": TRIPLE}]
+        tags = {"role_tag": "role", "content_tag": "was"}
+        entry = {"file_name": "mine.jsonl", "formatting": "sharegpt", "tags": tags}
+        path = self._registry(folder, entry, [{"conversations": talk}])
+        assert one(f"{path}:mine").demonstration == TRIPLE
+
+    def test_first_row_without_the_tags(self, folder):
+        entry = {"file_name": "mine.jsonl", "formatting": "openai"}
+        path = self._registry(folder, entry, [{"messages": [{"from": "human", "value": "?"}]}])
+        message = r"no readable row; the first: mine\.jsonl, line 1: a message lacks 'role'"
+        with pytest.raises(FileError, match=message):
+            load_samples(f"{path}:mine")
 
     def test_name_is_needed(self, folder):
         path = self._registry(folder, {"file_name": "mine.jsonl"}, [ROW])
@@ -143,18 +160,22 @@ class TestFile:
 
     def test_bad_row_is_an_error_or_counted(self, folder):
         path = folder / "x.jsonl"
-        path.write_text(json.dumps(ROW) + "\n{broken\n\n" + json.dumps(ROW) + "\n")
+        other = {**ROW, "answer": "4"}
+        path.write_text(json.dumps(ROW) + "\n{broken\n\n" + json.dumps(other) + "\n")
         with pytest.raises(RowError, match=r"x\.jsonl, line 2: broken JSON"):
             list(load_samples(path))
-        opened = load_samples(path, on_bad_row="skip")
-        assert [sample.id for sample in opened] == ["1", "4"]
-        assert dict(opened.skipped) == {"broken_json": 1}
-        assert list(opened) and dict(opened.skipped) == {"broken_json": 1}  # counted anew
+        data = DataConfig(on_bad_row="skip")
+        samples, skipped = rows_for(data, read_file(data, str(path)), "rlvr")
+        assert [sample.id for sample in samples] == ["1", "4"]
+        assert [(row.row, row.kind) for row in skipped] == [(2, "broken_json")]
 
-    def test_describe_renders_a_sample(self, folder):
-        text = load_samples(write_jsonl(folder / "x.jsonl", [ROW])).describe()
-        assert "prompt format, first sample:" in text
-        assert f"[user] <image>{QUESTION}" in text and "[answer] 3" in text
+    def test_render_names_what_a_row_has(self, folder):
+        (sample,) = load_samples(write_jsonl(folder / "x.jsonl", [ROW]))
+        assert render_sample(sample).splitlines() == [
+            f"[user] <image>{QUESTION}",
+            f"[picture 1] {folder / 'a.png'}",
+            "[answer] 3",
+        ]
 
     def test_render_cuts_long_text(self):
         text = render_sample(Sample("1", (Turn("user", "x" * 2000),)))
@@ -193,7 +214,7 @@ class TestFile:
 
         path = write_jsonl(folder / "x.jsonl", [ROW])
         code = (
-            "import sys\nfrom prism_lite.data.formats import load_samples\n"
+            "import sys\nfrom prism_lite.data.formats.load import load_samples\n"
             f"assert len(list(load_samples({str(path)!r}))) == 1\n"
             "bad = {'datasets', 'pyarrow', 'pandas'} & set(sys.modules)\nassert not bad, bad\n"
         )

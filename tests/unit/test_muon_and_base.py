@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from prism_lite.config import DigitsConfig
 from prism_lite.digits import base_model
+from prism_lite.digits.lessons import make_lesson
 from prism_lite.digits.muon import Muon, orthogonalise
+from tests.make_micro_base import MICRO_BASE
 from tests.micro import micro_recipe
 
 
@@ -62,7 +68,7 @@ def test_a_matrix_without_gradient_stays():
 
 
 def test_training_the_base_again_gives_the_same_bytes(tmp_path, micro_cache):
-    """Whatever the global generator holds: it once started a head of the vision schooling."""
+    """Whatever the global generator holds: it once initialised a head in the training of the tower."""
     config = micro_recipe(tiny__steps=3, tiny__vision_steps=3)
     found = []
     for number in range(2):
@@ -76,6 +82,39 @@ def test_training_the_base_again_gives_the_same_bytes(tmp_path, micro_cache):
     base_model.train_tiny_base(other.tiny, other.data.digits, tmp_path / "other")
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("0", "other"))
     assert any(not torch.equal(first[k], second[k]) for k in first)
+
+
+def mean_lesson_loss(folder: Path, task: DigitsConfig) -> float:
+    """Nats a token of the first reply to 64 lessons, text alone: pictures are left out."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rng, losses = Random("held-out lessons"), []
+    for _ in range(64):
+        lesson = make_lesson(task, rng)
+        ids = torch.tensor([tokenizer(lesson.replies[0])["input_ids"]])
+        if ids.shape[1] == 1:  # a short answer: no token to predict
+            continue
+        with torch.no_grad():
+            losses.append(float(model(input_ids=ids, labels=ids).loss))
+    return sum(losses) / len(losses)
+
+
+def test_the_stored_micro_base_is_what_its_settings_give(tmp_path):
+    """Same tokenizer and model; trained again it is as good, in other last digits."""
+    config = micro_recipe()
+    base_model.train_tiny_base(config.tiny, config.data.digits, tmp_path)
+    for name in ("tokenizer.json", "config.json"):
+        assert json.loads((tmp_path / name).read_text()) == json.loads(
+            (MICRO_BASE / name).read_text()
+        ), f"{name} changed: raise BASE_VERSION and run `python -m tests.make_micro_base`"
+    untrained = micro_recipe(tiny__steps=0)
+    base_model.train_tiny_base(untrained.tiny, untrained.data.digits, tmp_path / "untrained")
+    again, stored, random = (
+        mean_lesson_loss(folder, config.data.digits)
+        for folder in (tmp_path, MICRO_BASE, tmp_path / "untrained")
+    )
+    assert stored < 0.7 * random
+    assert again == pytest.approx(stored, rel=0.1)
 
 
 def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
@@ -109,8 +148,8 @@ def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
     assert [p.name for p in folders[0].iterdir()] == ["model.safetensors"]
 
 
-def test_the_tower_tells_places_apart(tmp_path):
-    """The position embedding must not drown in the patches': the order of digits depends on it."""
+def test_the_tower_distinguishes_places(tmp_path):
+    """The position embedding must not be dwarfed by the patches: the order of digits depends on it."""
     config = micro_recipe(tiny__steps=1, tiny__vision_steps=30)
     base_model.train_tiny_base(config.tiny, config.data.digits, tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
@@ -125,8 +164,8 @@ def test_the_tower_tells_places_apart(tmp_path):
     assert (first[0] - second[1]).norm() > 0.1 * first[0].norm()  # picture 5, left and right
 
 
-def test_the_lessons_leave_the_tower_as_it_was_schooled(tmp_path):
-    """Their rates would ruin it: trained on by them, the base read no caption right."""
+def test_the_lessons_do_not_change_the_tower(tmp_path):
+    """Their rates would ruin it: trained with them, the base read no caption correctly."""
     towers = []
     for steps in (0, 2):
         config = micro_recipe(tiny__steps=steps, tiny__vision_steps=2)

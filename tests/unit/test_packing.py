@@ -12,8 +12,8 @@ from PIL import Image
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from prism_lite.models.packing import Tree, pack_trees, split_trees
-from prism_lite.models.tree_attention import choose_kind, tree_mask
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.models.tree_attention import choose_attention, tree_mask
+from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.types import Picture, Sample, Turn
 
 SYSTEM = "Reply with caption, think and answer."
@@ -52,13 +52,13 @@ def branches_of(sizes: list[int], seed: int) -> tuple[torch.Tensor, ...]:
 def trees_of(backbone) -> list[Tree]:
     sizes = ([5, 1, 9], [7, 3], [4], [6, 2, 8, 1])
     return [
-        Tree(backbone.prompt(sample, SYSTEM), branches_of(branch_sizes, row))
+        Tree(backbone.prompt(sample.with_system_prompt(SYSTEM)), branches_of(branch_sizes, row))
         for row, (sample, branch_sizes) in enumerate(zip(mixed_samples(), sizes, strict=True))
     ]
 
 
 def unpacked_logprobs(backbone, sample: Sample, branch: torch.Tensor) -> torch.Tensor:
-    """The plain way: the processor and one forward of the whole model for this sequence."""
+    """The plain way: the processor and one forward of the model for this sequence."""
     messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
     for turn in sample.turns:
         content = []
@@ -115,7 +115,7 @@ def exact_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.weight * hidden_states * (mean_square + self.variance_epsilon).rsqrt()
 
 
-# 4096: everything in one pack; 120: trees apart; 78: trees themselves are split over packs.
+# 4096: everything in one pack; 120: trees in separate packs; 78: trees themselves are split over packs.
 @pytest.mark.parametrize("max_pack_tokens", [4096, 120, 78])
 def test_packed_logprobs_and_gradients_equal_unpacked_ones_in_float64(
     random_backbone, max_pack_tokens, monkeypatch
@@ -136,12 +136,11 @@ def test_packed_logprobs_and_gradients_equal_unpacked_ones_in_float64(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_pack_logprobs_equal_unpacked_ones_in_float32(random_backbone, temperature):
+def test_predicted_logprobs_equal_unpacked_ones_in_float32(random_backbone, temperature):
     backbone = random_backbone
     trees = trees_of(backbone)
     pack = pack_trees(trees)
-    hidden_FD = backbone.hidden_states(pack)
-    found_N = pack_logprobs(backbone.core, pack, hidden_FD, temperature=temperature)
+    found_N = predicted_logprobs(backbone, pack, temperature=temperature)
     if temperature == 1.0:
         expected_N = all_unpacked(backbone, trees)
     else:
@@ -161,7 +160,7 @@ def test_nf4_pack_equals_unpacked(make_backbone):
     trees = trees_of(backbone)
     pack = pack_trees(trees)
     with torch.no_grad():
-        found_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+        found_N = predicted_logprobs(backbone, pack)
         expected_N = all_unpacked(backbone, trees)
     torch.testing.assert_close(found_N, expected_N, rtol=0, atol=1e-5)
 
@@ -184,8 +183,8 @@ def test_kinds_of_attention_agree(random_backbone):
 
 def test_flex_is_refused_where_its_kernels_do_not_run():
     with pytest.raises(ValueError, match=r"capability 8\.0"):
-        choose_kind("flex", torch.device("cpu"))
-    assert choose_kind("auto", torch.device("cpu")) == "parts"
+        choose_attention("flex", torch.device("cpu"))
+    assert choose_attention("auto", torch.device("cpu")) == "parts"
 
 
 def test_the_mask_is_the_rule_written_as_loops(random_backbone):
@@ -250,14 +249,14 @@ def test_a_branch_does_not_see_its_siblings(random_backbone):
     """Changing one branch leaves the hidden states of every other token of the pack bit-identical
     where the shapes stay equal."""
     backbone = random_backbone
-    prompt = backbone.prompt(mixed_samples()[1], SYSTEM)
+    prompt = backbone.prompt(mixed_samples()[1])
     first, second, third = branches_of([5, 6, 4], seed=0)
     changed = branches_of([6], seed=9)[0]
     packs = [pack_trees([Tree(prompt, (first, middle, third))]) for middle in (second, changed)]
     with torch.no_grad():
         before_FD, after_FD = (backbone.hidden_states(pack) for pack in packs)
     is_changed_F = torch.zeros(len(before_FD), dtype=torch.bool)
-    is_changed_F[packs[0].own_N[packs[0].branch_N == 1]] = True
+    is_changed_F[len(prompt) :] = packs[0].branch_N == 1
     assert torch.equal(before_FD[~is_changed_F], after_FD[~is_changed_F])
     assert not torch.allclose(before_FD[is_changed_F], after_FD[is_changed_F])
 
@@ -288,12 +287,12 @@ def test_picture_marks_must_match_the_pictures(random_backbone):
         source="file.jsonl row 7",
     )
     with pytest.raises(ValueError, match=r"file\.jsonl row 7"):
-        random_backbone.prompt(sample, SYSTEM)
+        random_backbone.prompt(sample.with_system_prompt(SYSTEM))
 
 
 def test_neighbouring_branches_of_a_unit_are_never_parted(random_backbone):
     sizes = [5, 9, 4, 8, 6, 7, 3, 2]
-    prompt = random_backbone.prompt(mixed_samples()[2], SYSTEM)
+    prompt = random_backbone.prompt(mixed_samples()[2])
     tree = Tree(prompt, branches_of(sizes, 0))
     limit = len(prompt) + 20  # three branches would fit, a pair and a half
     packs = split_trees([tree], limit, branches_per_unit=2)

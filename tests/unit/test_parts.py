@@ -1,4 +1,4 @@
-"""Which completions are three parts, and what is said of the others."""
+"""Which completions are well-formed, and the reasons why others are not."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ BAD = [
     (f"c</caption>{T}{A}", "missing <caption>"),
     (f"{T}{C}{A}", "order"),
     (f"{A}{T}{C}", "order"),
-    (f"{C}<think>t{A}</think>", "order"),  # the answer inside think (METHOD 5.7)
+    (f"{C}<think>t{A}</think>", "order"),  # the answer inside think (METHOD.md section 5.7)
     (f"<caption>c{T}</caption>{A}", "order"),
     (f"{C}</think>t<think>{A}", "order"),
-    (f"{C}{T}{A}{C}{T}{A}", "2 times"),  # the whole triple twice (METHOD 5.7)
+    (f"{C}{T}{A}{C}{T}{A}", "2 times"),  # the whole triple twice (METHOD.md section 5.7)
     (f"{C}{T}{A}{A}", "2 times"),
     (f"{C}{T}{T}{A}", "2 times"),
     (f"{C}<think>see <answer>b</answer></think>{A}", "2 times"),
@@ -69,9 +69,9 @@ def test_well_formed(text, expected):
 
 @pytest.mark.parametrize(("text", "reason"), BAD)
 def test_malformed_says_why(text, reason):
-    found = parse(text)
-    assert isinstance(found, Malformed)
-    assert reason in found.reason
+    parsed = parse(text)
+    assert isinstance(parsed, Malformed)
+    assert reason in parsed.reason
 
 
 def test_render_and_parse_are_inverse():

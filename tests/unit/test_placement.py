@@ -7,19 +7,17 @@ import torch
 
 from prism_lite.config import OptimConfig
 from prism_lite.models import placement
+from prism_lite.models.families import qwen3_vl
 from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from tests.micro import fill_adapter
 
 
 def gradients(backbone, task) -> dict[str, torch.Tensor]:
-    trees = [
-        Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
-        for s in task.sft[:3]
-    ]
+    trees = [Tree(backbone.prompt(s), (backbone.tokenize(s.demonstration),)) for s in task.sft[:3]]
     pack = pack_trees(trees)
-    (-pack_logprobs(backbone.core, pack, backbone.hidden_states(pack)).mean()).backward()
+    (-predicted_logprobs(backbone, pack).mean()).backward()
     found = {n: p.grad for n, p in backbone.core.named_parameters() if p.grad is not None}
     for parameter in backbone.policy_parameters():
         parameter.grad = None
@@ -98,10 +96,12 @@ def test_the_tower_visits_the_card_only_for_new_pictures(make_backbone, task, mo
         assert torch.equal(a.merged_ND, b.merged_ND)
     assert not any(
         parameter is backbone.core.model.visual.patch_embed.proj.weight
-        for module in placement.vision_parts(backbone.core)
+        for module in qwen3_vl.movable_tower_parts(backbone.core)
         for parameter in module.parameters()
     ), "the patch embedding stays: its device is the model's"
-    in_parts = sum(p.numel() for m in placement.vision_parts(backbone.core) for p in m.parameters())
+    in_parts = sum(
+        p.numel() for m in qwen3_vl.movable_tower_parts(backbone.core) for p in m.parameters()
+    )
     tower = backbone.core.model.visual
     total = sum(p.numel() for p in tower.parameters())
     assert in_parts == total - sum(p.numel() for p in tower.patch_embed.parameters())

@@ -17,17 +17,18 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from prism_lite.__main__ import main
 from prism_lite.digits.base_model import base_folder
-from prism_lite.planner import cpu_memory, offload, search
+from prism_lite.planner import cpu_memory, search
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import card_of
-from prism_lite.planner.extrapolate import Depth
 from prism_lite.planner.fake_backbone import StandInLinear4bit
 from prism_lite.planner.fake_tensors import Simulation
-from prism_lite.planner.plan import Plan, StagePlan, plan, with_settings
-from prism_lite.planner.simulate_phase import Simulated, simulate_regions
-from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker, Watch
-from prism_lite.recipe import RECIPES, load_recipe, recipe_names
+from prism_lite.planner.plan import Plan, plan
+from prism_lite.planner.simulate_phase import Simulated
+from prism_lite.planner.tracker import CATEGORIES, Peak, Tracker
+from prism_lite.planner.workload import Phase
+from prism_lite.recipe import RECIPES, load_recipe, recipe_names, with_overrides
 from tests.micro import micro_recipe
+from tests.planning import Watch, card_regions
 
 GIB = 2**30
 CARDS = [name for name in recipe_names() if load_recipe(name).model.min_gpu_gib > 0]
@@ -125,19 +126,24 @@ def settings_of(**overrides):
     return load_recipe("rtx3060-2b", {k.replace("__", "."): v for k, v in overrides.items()})
 
 
-def head_of(config, num_layers=5):
-    """The SFT step's memory when the last layer is through, with few layers, on a card."""
-    architecture, card = architecture_of(config), card_of(12)
-    regions, _ = simulate_regions(
-        config, architecture, torch.bfloat16, card, "sft", "train", Depth(0, num_layers),
-        num_draws=4, tower_depth=4, has_host=True,
-    )  # fmt: skip
-    return regions["head", 1]
+def few_layers(config, num_layers):
+    """The recipe's architecture with so many decoder layers and four layers in the tower."""
+    architecture = architecture_of(config)
+    architecture.config.text_config.num_hidden_layers = num_layers
+    architecture.config.vision_config.depth = 4
+    architecture.config.vision_config.deepstack_visual_indexes = [0, 1, 2]
+    return architecture
+
+
+def head_of(config, num_layers=4):
+    """The SFT step's memory after the last layer's forward, on a card."""
+    return card_regions(config, few_layers(config, num_layers), Phase("sft", "train"))["head", 1]
 
 
 def test_offloaded_checkpoints_are_the_layers_inputs():
     """Of 5 layers: a pack of 2 samples, 2 x (1,024 + 512) tokens of 2,048 bfloat16 each."""
-    plain, offloaded = head_of(settings_of()), head_of(settings_of(model__offload_checkpoints=True))
+    settings = (settings_of(), settings_of(model__offload_checkpoints=True))
+    plain, offloaded = (head_of(config, num_layers=5) for config in settings)
     inputs = 5 * 2 * (1024 + 512) * 2048 * 2
     assert (plain.off_card, offloaded.off_card) == (0, inputs)
     # the last one is in use itself
@@ -148,13 +154,13 @@ def test_offloaded_checkpoints_are_the_layers_inputs():
 def test_tower_and_embeddings_on_the_cpu_are_off_the_card():
     common = {"model__name": "Qwen/Qwen3-VL-8B-Instruct", "sft__optim__name": "adamw8bit"}
     with torch.device("meta"):
-        model: Any = Qwen3VLForConditionalGeneration(architecture_of(settings_of(**common)).config)
+        model: Any = Qwen3VLForConditionalGeneration(few_layers(settings_of(**common), 4).config)
     tower = sum(p.numel() for p in model.model.visual.parameters())
     tower -= sum(p.numel() for p in model.model.visual.patch_embed.parameters())
     embeddings = model.get_input_embeddings().weight.numel()
-    plain = head_of(settings_of(**common), 4)
+    plain = head_of(settings_of(**common))
     for setting, numbers in (("vision_on_cpu", tower), ("embeddings_on_cpu", embeddings)):
-        moved = head_of(settings_of(**common, **{f"model__{setting}": True}), 4)
+        moved = head_of(settings_of(**common, **{f"model__{setting}": True}))
         saved = plain.by_category["weights"] - moved.by_category["weights"]
         assert saved == moved.off_card == 2 * numbers, setting
     with pytest.raises(ValueError, match="output head"):
@@ -166,60 +172,64 @@ def test_paged_states_are_off_the_card_from_the_size_that_bitsandbytes_pages():
     assert "p.numel() < 1e5" in inspect.getsource(bnb.optim.optimizer.Optimizer8bit)
     assert cpu_memory.PAGED_FROM == 100_000
     name = "Qwen/Qwen3-VL-4B-Instruct"
-    paged = head_of(settings_of(model__name=name), 4)
-    kept = head_of(settings_of(model__name=name, sft__optim__name="adamw8bit"), 4)
+    paged = head_of(settings_of(model__name=name))
+    kept = head_of(settings_of(model__name=name, sft__optim__name="adamw8bit"))
     assert paged.off_card == 4 * 3 * 9728 * 16 * 2 * 1
     assert kept.total - paged.total == paged.off_card
     assert kept.by_category["optimizer"] - paged.by_category["optimizer"] == paged.off_card
 
 
-def made_plan(gib: float, part=("rlvr", "train")) -> Plan:
-    peak = Peak(int(gib * GIB), dict.fromkeys(CATEGORIES, 0) | {"activations": int(gib * GIB)})
-    stage = StagePlan(part[0], (Simulated(part[1], peak, 1.0, 2),), 2.0)
-    return Plan("r", "m", card_of(10), {part[0]: stage})
+RLVR_TRAIN = Phase("rlvr", "train")
+
+
+def simulated(gib: float, phase: Phase) -> Simulated:
+    return Simulated(phase, Peak(int(gib * GIB), dict.fromkeys(CATEGORIES, 0)), 1.0, 2)
+
+
+def made_plan(gib: float, phase: Phase = RLVR_TRAIN) -> Plan:
+    return Plan("r", "m", card_of(10), {phase: simulated(gib, phase)})
 
 
 def pretend_need(monkeypatch, need):
-    """A need in GiB instead of a simulation; returns the values that are asked for."""
+    """A need in GiB instead of a simulation; returns the settings that are asked for."""
     asked = []
 
-    def plan_phase(config, _card, stage, phase):
-        asked.append((stage, phase, config))
-        return need(config, (stage, phase))
+    def phase_gib(config, _card, phase):
+        asked.append(config)
+        return need(config, phase)
 
-    monkeypatch.setattr(search, "plan_phase", plan_phase)
-    monkeypatch.setattr(offload, "plan_phase", plan_phase)
+    monkeypatch.setattr(search, "phase_gib", phase_gib)
     return asked
 
 
 def test_what_fits_is_found_by_trying_few_values(monkeypatch):
     """2 GiB and one GiB per 1,000 pack tokens: 9 GiB of a card of 10 take 7,000, in steps of 512."""
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4000)
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 4000})
     asked = pretend_need(monkeypatch, lambda config, _: 2 + config.model.max_pack_tokens / 1000)
     found = {item.setting: item for item in search.find_largest(config, made_plan(6.0))}
     pack = found["model.max_pack_tokens"]
     assert (pack.now, pack.largest, pack.next_larger) == (4000, 6656, 7168)
     assert pack.peak_gib == pytest.approx(8.656)
-    assert len({c.model.max_pack_tokens for _, _, c in asked}) <= 12
+    assert len({c.model.max_pack_tokens for c in asked}) <= 12
     group = found["align.group_size and rlvr.group_size"]
     assert (group.largest, group.next_larger) == (32, None), (
         "it costs nothing here: up to the limit"
     )
-    too_large = with_settings(config, model__max_pack_tokens=16000)
-    lowered = search.what_to_lower(too_large, made_plan(18.0))
+    too_large = with_overrides(config, {"model.max_pack_tokens": 16000})
+    _, lowered = search.what_to_lower(too_large, made_plan(18.0))
     assert [(item.setting, item.largest) for item in lowered] == [("model.max_pack_tokens", 6656)]
 
 
 def test_steps_and_other_phases_are_respected(monkeypatch):
     """A need that jumps, and a second phase that is small now and grows faster."""
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=2048)
-    peak = Peak(int(2.5 * GIB), dict.fromkeys(CATEGORIES, 0))
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 2048})
     planned = made_plan(4.0)
-    planned.stages["sft"] = StagePlan("sft", (Simulated("train", peak, 1.0, 1),), 1.0)
+    sft = Phase("sft", "train")
+    planned.phases[sft] = simulated(2.5, sft)
 
-    def need(config, part):
+    def need(config, phase):
         tokens = config.model.max_pack_tokens
-        return tokens * 2.5 / 2048 if part[0] == "sft" else 3 + tokens // 1024 / 2
+        return tokens * 2.5 / 2048 if phase == sft else 3 + tokens // 1024 / 2
 
     pretend_need(monkeypatch, need)
     found = {item.setting: item for item in search.find_largest(config, planned)}
@@ -230,31 +240,36 @@ def test_steps_and_other_phases_are_respected(monkeypatch):
 
 def test_where_no_setting_is_enough_alone_two_are_lowered_together(monkeypatch):
     """Rows decide one phase and the pack another: 9 GiB take 18 rows and 2,304 tokens."""
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096, sampling__max_rows=32)
-    planned = made_plan(16.0, ("warmup", "judge"))
-    planned.stages["align"] = made_plan(16.0, ("align", "sample")).stages["align"]
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 4096, "sampling.max_rows": 32})
+    planned = made_plan(16.0, Phase("warmup", "judge"))
+    sampling = Phase("align", "sample")
+    planned.phases[sampling] = simulated(16.0, sampling)
 
-    def need(config, part):
-        is_sampling = part[1] == "sample"
-        return config.sampling.max_rows / 2 if is_sampling else config.model.max_pack_tokens / 256
+    def need(config, phase):
+        return (
+            config.sampling.max_rows / 2
+            if phase == sampling
+            else config.model.max_pack_tokens / 256
+        )
 
     pretend_need(monkeypatch, need)
-    assert search.what_to_lower(config, planned) == []
-    rows, pack = search.what_to_lower_together(config, planned)
+    title, (rows, pack) = search.what_to_lower(config, planned)
+    assert "together" in title
     assert (rows.setting, rows.now, rows.largest) == ("sampling.max_rows", 32, 18)
     assert (pack.setting, pack.now, pack.largest) == ("model.max_pack_tokens", 4096, 2048)
 
 
 def test_settings_that_contradict_one_another_are_too_small(monkeypatch):
-    config = with_settings(load_recipe("t4-2b"), model__max_pack_tokens=4096)
+    config = load_recipe("t4-2b", {"model.max_pack_tokens": 4096})
 
-    def need(config, _part):
+    def need(config, _phase):
         if config.model.max_pack_tokens < 1536:
             raise ValueError("a prompt with one completion does not fit")
         return config.model.max_pack_tokens / 256
 
     pretend_need(monkeypatch, need)
-    lowered = {item.setting: item for item in search.what_to_lower(config, made_plan(16.0))}
+    _, found = search.what_to_lower(config, made_plan(16.0))
+    lowered = {item.setting: item for item in found}
     assert lowered["model.max_pack_tokens"].largest == 2048
 
 
@@ -262,12 +277,12 @@ def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
     """A part that fits keeps its need; settings that are on already are not offered."""
     config = load_recipe("rtx4090-8b", {"model.vision_on_cpu": True})
 
-    def need(config, _part):
+    def need(config, _phase):
         model = config.model
         return 12 - 2 * model.offload_checkpoints - 1.5 * model.embeddings_on_cpu
 
     asked = pretend_need(monkeypatch, need)
-    found = offload.what_to_move(config, made_plan(12.0))
+    found = search.what_to_move(config, made_plan(12.0))
     assert [(item.settings, item.saved_gib, item.peak_gib, item.fits) for item in found] == [
         ("model.offload_checkpoints=true", 2.0, 10.0, False),
         ("model.embeddings_on_cpu=true", 1.5, 10.5, False),
@@ -275,9 +290,9 @@ def test_what_moving_saves_is_simulated_and_added_up(monkeypatch):
         ("all of these", 3.5, 8.5, True),
     ]
     assert len(asked) == 4
-    assert offload.what_to_move(config, made_plan(8.0)) == []
+    assert search.what_to_move(config, made_plan(8.0)) == []
     tied = load_recipe("rtx4090-4b", {"rlvr.optim.name": "adamw"})
-    names = [item.settings for item in offload.what_to_move(tied, made_plan(12.0))]
+    names = [item.settings for item in search.what_to_move(tied, made_plan(12.0))]
     assert names == [
         "model.offload_checkpoints=true",
         "model.vision_on_cpu=true",
@@ -304,10 +319,10 @@ def test_a_local_folder_is_planned_like_the_model_it_holds(micro_cache, capsys, 
     config = micro_recipe(tiny__steps=0)
     folder = base_folder(config)
     named = plan(config, stages=("sft",)).to_json()
-    assert plan(with_settings(config, model__name=folder), stages=("sft",)).to_json() == named
+    assert plan(with_overrides(config, {"model.name": folder}), stages=("sft",)).to_json() == named
     (tmp_path / "config.json").write_text(Path(folder, "config.json").read_text())
     assert main(["plan", f"model.name={tmp_path}"]) == 2
-    assert "holds no tokenizer" in capsys.readouterr().err
+    assert "contains no tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from prism_lite.config import ModelConfig, OptimConfig, SamplingConfig
 from prism_lite.models.device import Card, card_of, choose_precision, has_native_bfloat16
 from prism_lite.models.optim import make_optimizer, mean_of, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
-from prism_lite.policy.logprobs import pack_logprobs
+from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.sampling import decoder
 from prism_lite.sampling.rollouts import sample_groups
 from tests.micro import fill_adapter
@@ -81,14 +81,13 @@ def test_flash_attention_only_where_it_is_installed_and_can_run(monkeypatch, ins
 
 def sft_pack(backbone, task, num=2):
     trees = [
-        Tree(backbone.prompt(s, task.system_prompt), (backbone.tokenize(s.demonstration),))
-        for s in task.sft[:num]
+        Tree(backbone.prompt(s), (backbone.tokenize(s.demonstration),)) for s in task.sft[:num]
     ]
     return pack_trees(trees)
 
 
 def loss_of(backbone, pack):
-    logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+    logprob_N = predicted_logprobs(backbone, pack)
     return -logprob_N.mean()
 
 
@@ -136,10 +135,10 @@ def test_without_the_float32_stream_the_same_model_overflows(make_backbone, task
     raise_a_channel(backbone.core, 4e4)
     pack = sft_pack(backbone, task)
     with torch.no_grad():
-        logprob_N = pack_logprobs(backbone.core, pack, backbone.hidden_states(pack))
+        logprob_N = predicted_logprobs(backbone, pack)
         exact = make_backbone(model__compute_dtype="float32")
         raise_a_channel(exact.core, 4e4)
-        expected_N = pack_logprobs(exact.core, pack, exact.hidden_states(pack))
+        expected_N = predicted_logprobs(exact, pack)
     assert not torch.allclose(logprob_N, expected_N, atol=0.5)
 
 
@@ -165,7 +164,7 @@ def test_float16_gradients_are_those_of_float32_up_to_rounding(make_backbone, ta
 
 
 def test_scaling_saves_gradients_that_float16_would_lose(float16_backbone, task):
-    """A loss so small that its float16 gradients are zero; multiplied up they are not."""
+    """A loss so small that its float16 gradients are zero; scaled they are not."""
     backbone, parameters = float16_backbone, float16_backbone.policy_parameters()
     pack = sft_pack(backbone, task)
     found = {}
@@ -274,12 +273,11 @@ def test_sampling_in_float16_holds_a_large_stream_and_agrees_with_training(
         task.heldout[:2],
         group_size=3,
         sampling=sampling,
-        system_prompt=task.system_prompt,
         seed=("float16",),
     )
     for sample, group in zip(task.heldout, groups, strict=False):
         completions = tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts)
-        pack = pack_trees([Tree(backbone.prompt(sample, task.system_prompt), completions)])
+        pack = pack_trees([Tree(backbone.prompt(sample), completions)])
         with torch.no_grad():
             hidden_ND = backbone.hidden_states(pack)[pack.predictor_N].float()
         logits_NV = hidden_ND @ backbone.head_weight.float().T
@@ -299,7 +297,6 @@ def test_logits_that_are_not_finite_stop_sampling(backbone, task):
             task.heldout[:1],
             group_size=1,
             sampling=SamplingConfig(max_completion_tokens=3, dense_weights="never"),
-            system_prompt=task.system_prompt,
             seed=("nan",),
         )
     handle.remove()

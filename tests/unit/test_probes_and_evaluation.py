@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.model import discriminator_for
 from prism_lite.discriminator.probes import (
     area_under_roc,
     artefact_auc,
@@ -107,22 +107,20 @@ def test_first_wins_counts_ties_as_half():
 
 
 def test_the_probe_of_an_untrained_discriminator_is_at_chance_when_heads_are_zero(backbone, task):
-    discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
+    discriminator = discriminator_for(backbone, micro_recipe().discriminator, seed=0)
     with torch.no_grad():
         discriminator.perception_head.zero_()
         discriminator.reasoning_head.zero_()
-    found = grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
+    found = grounding_probe(backbone, discriminator, task.probe)
     assert found == {"disc/grounding_perception": 0.5, "disc/grounding_reasoning": 0.5}
 
 
 def test_pair_scores_are_those_of_the_discriminator(backbone, task):
-    discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
+    discriminator = discriminator_for(backbone, micro_recipe().discriminator, seed=0)
     with torch.no_grad():
         discriminator.perception_head.fill_(0.1)
         discriminator.reasoning_head.fill_(-0.1)
-    pairs = [
-        (backbone.prompt(p.sample, task.system_prompt), p.clean, p.corrupted) for p in task.probe
-    ]
+    pairs = [(backbone.prompt(p.sample), p.clean, p.corrupted) for p in task.probe]
     score_Q22 = pair_scores(backbone, discriminator, pairs)
     assert score_Q22.shape == (len(pairs), 2, 2)
     with torch.no_grad(), backbone.role("discriminator"):
@@ -149,7 +147,6 @@ def test_evaluation_counts_what_was_sampled(backbone, task):
         task.heldout,
         group_size=config.eval.num_samples,
         sampling=dataclasses.replace(config.sampling, temperature=1.0),
-        system_prompt=task.system_prompt,
         seed=(config.seed, "evaluate"),
     )
     rollouts = [(g.sample, r) for g in groups for r in g.rollouts]
@@ -167,8 +164,8 @@ def test_evaluation_counts_what_was_sampled(backbone, task):
 
 
 def test_without_held_out_pairs_nothing_is_measured(backbone, task):
-    discriminator = Discriminator(backbone, micro_recipe().discriminator, seed=0)
-    assert grounding_probe(backbone, discriminator, (), task.system_prompt) == {}
+    discriminator = discriminator_for(backbone, micro_recipe().discriminator, seed=0)
+    assert grounding_probe(backbone, discriminator, ()) == {}
 
 
 def test_the_probe_of_a_reasoning_that_sees_the_caption_differs_in_the_reasoning_only(
@@ -176,7 +173,7 @@ def test_the_probe_of_a_reasoning_that_sees_the_caption_differs_in_the_reasoning
 ):
     """Else the misread caption would give the corrupted reasoning away."""
     config = micro_recipe(discriminator__reasoning_sees_caption=True).discriminator
-    discriminator = Discriminator(backbone, config, seed=0)
+    discriminator = discriminator_for(backbone, config, seed=0)
     seen = []
 
     def look(_backbone, _discriminator, pairs):
@@ -184,7 +181,7 @@ def test_the_probe_of_a_reasoning_that_sees_the_caption_differs_in_the_reasoning
         return torch.zeros(len(pairs), 2, 2)
 
     monkeypatch.setattr("prism_lite.discriminator.probes.pair_scores", look)
-    grounding_probe(backbone, discriminator, task.probe, task.system_prompt)
+    grounding_probe(backbone, discriminator, task.probe)
     perception, reasoning = seen
     assert all(a.caption != b.caption for _, a, b in perception)
     assert all(a.caption == b.caption and a.think != b.think for _, a, b in reasoning)

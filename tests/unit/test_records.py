@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 from prism_lite import parts
 from prism_lite.runs.checkpoint import Trained
 from prism_lite.runs.folder import open_run
-from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics
+from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.types import FinishReason, Group, Rollout, Sample, Turn
 from tests.micro import micro_recipe
 
@@ -34,7 +35,7 @@ def group(*lengths_and_finish: tuple[int, FinishReason]) -> Group:
 
 def test_lengths_of_all_and_of_those_that_ended():
     groups = [group((4, "end"), (10, "length")), group((7, "end"), (10, "length"))]
-    found = rollout_metrics(groups, generated_s=2.0)
+    actual = rollout_metrics(groups, generated_s=2.0)
     expected = {
         "num_tokens": 31,
         "completions/mean_length": 31 / 4,
@@ -48,14 +49,14 @@ def test_lengths_of_all_and_of_those_that_ended():
         "entropy": 0.5,
         "gen_tokens_per_s": 15.5,
     }
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
     cut = rollout_metrics([group((3, "length"))], generated_s=1.0)
     assert not [name for name in cut if "terminated" in name], "absent is absent"
 
 
 def test_rewards_mean_spread_and_groups_without():
     accuracy_R = torch.tensor([1.0, 0.0, 1.0, 1.0])
-    found = reward_metrics(2 * accuracy_R, {"accuracy": accuracy_R}, group_size=2)
+    actual = reward_metrics(2 * accuracy_R, {"accuracy": accuracy_R}, group_size=2)
     expected = {
         "reward": 1.5,
         "reward_std": 0.5,
@@ -63,7 +64,27 @@ def test_rewards_mean_spread_and_groups_without():
         "rewards/accuracy/mean": 0.75,
         "rewards/accuracy/std": 0.1875**0.5,
     }
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
+
+
+def test_a_reward_of_none_is_left_out_of_means_and_records():
+    nan = math.nan
+    reward_R = torch.tensor([1.0, nan, 3.0, 2.0, 2.0, nan, nan, nan, nan])
+    some_R = torch.tensor([1.0, nan, 3.0, nan, nan, nan, nan, nan, nan])
+    rewards = {"some": some_R, "none": torch.full((9,), nan)}
+    metrics = reward_metrics(reward_R, rewards, group_size=3)
+    expected = {
+        "reward": 2.0,
+        "reward_std": 0.5,  # 1 and 0; the last group has none
+        "frac_reward_zero_std": 0.5,
+        "rewards/some/mean": 2.0,
+        "rewards/some/std": 1.0,
+    }
+    assert metrics == pytest.approx(expected)
+    assert reward_metrics(torch.full((3,), nan), {}, group_size=3) == {}
+    groups = [group((2, "end"), (2, "end"), (2, "end"))] * 3
+    records = rollout_records(groups, torch.zeros(9), {}, rewards)
+    assert [record["rewards"] for record in records[:3]] == [{"some": 1.0}, {}, {"some": 3.0}]
 
 
 def test_the_progress_bar_shows_the_last_step_within_eighty_columns(tmp_path):

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
 
 from prism_lite import parts
-from prism_lite.config import JudgeConfig, RlvrConfig
-from prism_lite.rewards import group_rewards
-from prism_lite.rewards.group_rewards import further_rewards, group_accuracy, verifiable_rewards
+from prism_lite.rewards import load
+from prism_lite.rewards.group_rewards import group_accuracy, rewards_of
 from prism_lite.rewards.judge import judge_reward
-from prism_lite.types import Group, Rollout, Sample, Turn
+from prism_lite.rewards.load import load_rewards
+from prism_lite.types import FinishReason, Group, Rollout, Sample, Turn
+from tests.micro import micro_recipe
 
 GOOD = "<caption>two digits</caption><think>3 and 7</think><answer>{}</answer>"
 
 
-def rollout(text: str, finish="end") -> Rollout:
-    return Rollout((1, 2), text, parts.parse(text), finish, torch.zeros(2), torch.zeros(2))
+def rollout(text: str, finish: FinishReason = "end", num_tokens: int = 2) -> Rollout:
+    zeros_C = torch.zeros(num_tokens)
+    return Rollout((1,) * num_tokens, text, parts.parse(text), finish, zeros_C, zeros_C)
 
 
-def group(answer, *rollouts: Rollout) -> Group:
-    return Group(Sample("a", (Turn("user", "How many?"),), answer=answer), rollouts)
+def group(answer: str | None, *rollouts: Rollout, **fields: Any) -> Group:
+    return Group(Sample("a", (Turn("user", "How many?"),), answer=answer, **fields), rollouts)
+
+
+def rewards_with(weights: dict[str, float], *groups: Group, **overrides: Any) -> dict[str, Any]:
+    config = micro_recipe(rlvr__rewards=weights, **overrides)
+    rewards = rewards_of(groups, load_rewards(config))
+    return {name: value_R.tolist() for name, value_R in rewards.items()}
 
 
 def test_each_rollout_has_its_reward_in_order():
@@ -30,10 +39,10 @@ def test_each_rollout_has_its_reward_in_order():
         group("7", rollout(GOOD.format(7)), rollout(GOOD.format(6)), rollout("7")),
         group("3", rollout(GOOD.format(3), "length"), rollout(GOOD.format("3.0")), rollout("")),
     ]
-    found = verifiable_rewards(groups)
-    assert found["accuracy"].tolist() == [1, 0, 0, 0, 1, 0]
-    # cut at the limit behind a whole triple: malformed here as in alignment
-    assert found["format"].tolist() == [1, 1, 0, 0, 1, 0]
+    rewards = rewards_with({"accuracy": 0.8, "format": 0.2}, *groups)
+    assert rewards["accuracy"] == [1, 0, 0, 0, 1, 0]
+    # truncated after a complete triple: malformed here as in alignment
+    assert rewards["format"] == [1, 1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("answer", [None, "", "  "])
@@ -42,28 +51,38 @@ def test_a_row_without_an_answer_is_named(answer):
         group_accuracy(group(answer, rollout(GOOD.format(7))))
 
 
-def test_further_rewards_only_where_they_have_a_weight(monkeypatch):
+def test_accepted_answers_and_choices_of_the_row_count():
+    row = group("couch", rollout(GOOD.format("settee")), accepted=("settee",))
+    assert rewards_with({"accuracy": 1}, row) == {"accuracy": [1]} and group_accuracy(row) == [1]
+    row = group("blue", rollout(GOOD.format("B")), choices=("red", "blue"))
+    assert rewards_with({"accuracy": 1}, row) == {"accuracy": [1]} and group_accuracy(row) == [1]
+
+
+def test_only_the_rewards_that_are_named(monkeypatch):
     asked = []
 
     def post(url, body, headers, timeout_s):
         asked.append(body["messages"][0]["content"])
         return {"choices": [{"message": {"content": "yes"}}]}
 
-    monkeypatch.setattr(group_rewards, "judge_reward", functools.partial(judge_reward, post=post))
+    monkeypatch.setattr(load, "judge_reward", functools.partial(judge_reward, post=post))
     box = group(
         "[0, 0, 10, 10]",
         rollout(GOOD.format("[0, 0, 10, 5]")),
         rollout(GOOD.format("[0, 0, 10, 10]")),
         rollout(GOOD.format("[0, 0, 10, 10]"), "length"),
     )
-    assert further_rewards([box], RlvrConfig()) == {}
-    found = further_rewards([box], RlvrConfig(boxes_weight=1.0))
-    assert found["boxes"].tolist() == pytest.approx([0.5, 1, 0])
+    assert rewards_with({"boxes": 1}, box) == {"boxes": pytest.approx([0.5, 1, 0])}
     text = group(
         "abcd", rollout(GOOD.format("abxd")), rollout(GOOD.format("abcd")), rollout("abcd")
     )
-    settings = JudgeConfig("http://localhost:1/v1", "small")
-    found = further_rewards([text], RlvrConfig(ocr_weight=1.0, judge_weight=1.0, judge=settings))
-    assert found["ocr"].tolist() == pytest.approx([0.75, 1, 0])
-    assert found["judge"].tolist() == [1, 1, 0]
+    judge = {"rlvr__judge__base_url": "http://localhost:1/v1", "rlvr__judge__model": "small"}
+    rewards = rewards_with({"ocr": 1, "judge": 1}, text, **judge)
+    assert rewards == {"ocr": pytest.approx([0.75, 1, 0]), "judge": [1, 1, 0]}
     assert len(asked) == 1, "only what the verifier does not accept costs a request"
+
+
+def test_the_overlong_penalty_begins_at_the_buffer():
+    lengths = group("7", *(rollout("", num_tokens=n) for n in (1, 36, 42, 48)))
+    rewards = rewards_with({"overlong": 1}, lengths, rlvr__overlong_buffer=0.25)
+    assert rewards == {"overlong": [0, 0, -0.5, -1]}  # the limit of the micro recipe is 48

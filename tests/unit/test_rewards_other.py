@@ -64,6 +64,12 @@ class TestBoxes:
     def test_gold_without_box_is_an_error(self):
         with pytest.raises(ValueError, match="row 0: the gold answer 'left' holds no box"):
             iou_reward([""], [_completion("[1, 2, 3, 4]")], boxes=["left"])
+        with pytest.raises(ValueError, match="boxes has 0 rows and completions 1"):
+            iou_reward([""], [_completion("[1, 2, 3, 4]")])
+
+    def test_the_gold_boxes_may_be_in_the_answer(self):
+        completion = _completion("[0, 0, 10, 5]")
+        assert iou_reward([""], [completion], answer=["[0, 0, 10, 10]"]) == [0.5]
 
 
 class TestOcr:
@@ -148,7 +154,7 @@ class TestJudge:
             )
 
     def test_address_must_be_http(self):
-        with pytest.raises(ValueError, match="no http address"):
+        with pytest.raises(ValueError, match="is not an http address"):
             ask_judge("q?", "a", "b", JudgeConfig("file:///etc", "m"))
 
     def test_verifier_goes_first(self):
@@ -185,10 +191,11 @@ class TestGuards:
         assert guards.zero_spread_groups([0, 1, 0, 1], group_size=2) is None
         alarm = guards.zero_spread_groups([1, 1, 0, 0, 1, 1, 0, 1], group_size=2)
         assert alarm and alarm.name == "zero_spread_groups" and alarm.value == 0.75
-        with pytest.raises(ValueError, match="3 rewards cannot form groups of 2"):
-            guards.zero_spread_groups([1, 1, 0], group_size=2)
-        with pytest.raises(ValueError, match="reward 1 is nan"):
-            guards.zero_spread_groups([1, float("nan")], group_size=2)
+
+    def test_unscored_rollouts(self):
+        assert guards.unscored_rollouts([0.0, 1.0]) is None
+        alarm = guards.unscored_rollouts([0.0, float("nan"), 1.0, 1.0])
+        assert alarm and (alarm.name, alarm.value) == ("unscored_rollouts", 0.25)
 
     def test_repeated_text(self):
         loop = "the bar is red " * 30
@@ -196,7 +203,7 @@ class TestGuards:
         assert guards.repeated_share("one two three four five six seven eight nine ten") == 0.0
         assert guards.repeated_share("short") == 0.0
         # 9 words, 6 runs of 4, of which the last 2 repeat the first 2.
-        assert guards.repeated_share("a b c d x a b c d", num_words=4) == pytest.approx(1 / 6)
+        assert guards.repeated_share("a b c d x a b c d") == pytest.approx(1 / 6)
         assert guards.repeated_text(["fine text here"] * 9 + [loop]) is None
         alarm = guards.repeated_text(["fine text here"] * 3 + [loop])
         assert alarm and alarm.name == "repeated_text" and alarm.value == 0.25
@@ -215,12 +222,8 @@ class TestGuards:
         assert guards.discriminator_saturation([1.0, 0.0, 9.9], cap=10) is None
         alarm = guards.discriminator_saturation([9.9, 9.8, -9.9, 1.0], cap=10)
         assert alarm and (alarm.name, alarm.value) == ("discriminator_saturation", 0.75)
-        with pytest.raises(ValueError, match="score 0 is inf"):
-            guards.discriminator_saturation([float("inf")], cap=10)
 
     def test_discriminator_too_strong(self):
         assert guards.discriminator_too_strong([1.0, 0.0], [0.5, 0.5]) is None
         alarm = guards.discriminator_too_strong([1.0, 2.0], [0.5, 0.5])
         assert alarm and (alarm.name, alarm.value) == ("discriminator_too_strong", 1.0)
-        with pytest.raises(ValueError, match="1 teacher and 2 student scores"):
-            guards.discriminator_too_strong([1.0], [1.0, 2.0])

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from prism_lite.config import SamplingConfig
-from prism_lite.models.backbone import SUPPRESSED_TOKENS
+from prism_lite.digits import lessons
+from prism_lite.models.families.qwen3_vl import PICTURE_TOKENS
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_jobs
+from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_rows
 from tests.micro import fill_adapter
 
 GREEDY = SamplingConfig(temperature=0.0, max_completion_tokens=24)
@@ -24,7 +25,6 @@ def sample_many(backbone, task, samples, group_size=1, sampling=WARM, seed=("tes
         samples,
         group_size=group_size,
         sampling=sampling,
-        system_prompt=task.system_prompt,
         seed=seed,
     )
 
@@ -37,7 +37,9 @@ def different_prompts(task):
     """Held-out samples, one of them with a longer question, so that left padding matters."""
     samples = list(task.heldout[:5])
     longer = dataclasses.replace(samples[1].turns[-1], text="Look closely. " + samples[1].question)
-    samples[1] = dataclasses.replace(samples[1], id="longer", turns=(longer,))
+    samples[1] = dataclasses.replace(
+        samples[1], id="longer", turns=(*samples[1].turns[:-1], longer)
+    )
     return samples
 
 
@@ -45,11 +47,11 @@ def test_greedy_rollouts_equal_generate_token_for_token(backbone, task):
     fill_adapter(backbone)
     samples = different_prompts(task)
     groups = sample_many(backbone, task, samples, sampling=GREEDY)
-    suppressed = backbone.tokenizer.convert_tokens_to_ids(list(SUPPRESSED_TOKENS))
+    suppressed = backbone.tokenizer.convert_tokens_to_ids(list(PICTURE_TOKENS))
     lengths = set()
     for sample, group in zip(samples, groups, strict=True):
         messages = [
-            {"role": "system", "content": [{"type": "text", "text": task.system_prompt}]},
+            {"role": "system", "content": [{"type": "text", "text": lessons.INSTRUCTION}]},
             {
                 "role": "user",
                 "content": [{"type": "image"}, {"type": "text", "text": sample.question}],
@@ -91,7 +93,7 @@ def test_a_rollout_does_not_depend_on_its_neighbours(backbone, task):
 
 def test_a_rollout_does_not_depend_on_order_number_or_chunks(backbone, task):
     samples = different_prompts(task)
-    whole = dict(
+    at_once = dict(
         zip(
             [sample.id for sample in samples],
             tokens_of(sample_many(backbone, task, samples, group_size=4)),
@@ -99,13 +101,13 @@ def test_a_rollout_does_not_depend_on_order_number_or_chunks(backbone, task):
         )
     )
     reversed_ = sample_many(backbone, task, samples[::-1], group_size=4)
-    assert tokens_of(reversed_) == [whole[sample.id] for sample in samples[::-1]]
+    assert tokens_of(reversed_) == [at_once[sample.id] for sample in samples[::-1]]
     for max_rows in (5, 3):  # one prompt at a time; groups themselves in two parts
         in_chunks = dataclasses.replace(WARM, max_rows=max_rows)
         chunked = sample_many(backbone, task, samples, group_size=4, sampling=in_chunks)
-        assert tokens_of(chunked) == list(whole.values())
+        assert tokens_of(chunked) == list(at_once.values())
     fewer = sample_many(backbone, task, samples, group_size=2)
-    assert tokens_of(fewer) == [rollouts[:2] for rollouts in whole.values()]
+    assert tokens_of(fewer) == [rollouts[:2] for rollouts in at_once.values()]
 
 
 def test_rollouts_of_a_group_differ_and_follow_the_seed(backbone, task):
@@ -127,7 +129,7 @@ def test_sampling_logprobs_equal_teacher_forced_ones(backbone, task, temperature
         backbone, task, different_prompts(task), group_size=3, sampling=sampling
     ):
         branches = tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts)
-        prompt = backbone.prompt(group.sample, task.system_prompt)
+        prompt = backbone.prompt(group.sample)
         pack = pack_trees([Tree(prompt, branches)])
         with torch.no_grad():
             hidden_ND = backbone.hidden_states(pack)[pack.predictor_N]
@@ -178,7 +180,7 @@ def test_finish_reasons(backbone, task):
     assert sampling.max_completion_tokens == 48
 
 
-def test_a_completion_cut_behind_its_last_tag_is_not_well_formed(backbone, task):
+def test_a_completion_cut_after_its_last_tag_is_not_well_formed(backbone, task):
     """All three parts but no end token: the model would have gone on."""
     full = sample_many(
         backbone,
@@ -228,7 +230,7 @@ def test_top_k_one_is_greedy(backbone, task):
 
 def test_jobs_hold_every_rollout_once_within_the_limit():
     for num_prompts, group_size, max_rows in ((3, 4, 8), (5, 3, 3), (2, 7, 3), (4, 1, 2)):
-        batches = split_jobs(num_prompts, group_size, max_rows)
+        batches = split_rows(num_prompts, group_size, max_rows)
         assert all(sum(job.count for job in batch) <= max_rows for batch in batches)
         found = [
             (job.prompt, number)
@@ -240,7 +242,7 @@ def test_jobs_hold_every_rollout_once_within_the_limit():
 
 
 def test_rows_follow_the_free_memory_of_a_card(backbone, task, monkeypatch):
-    prompts = [backbone.prompt(sample, task.system_prompt) for sample in task.heldout[:2]]
+    prompts = [backbone.prompt(sample) for sample in task.heldout[:2]]
     assert rows_that_fit(backbone, prompts, WARM) == 512  # a CPU
     text = backbone.core.config.text_config
     token_bytes = 4 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim

@@ -12,9 +12,9 @@ import torch
 from prism_lite.data.formats.load import load_samples
 from prism_lite.data.task import load_task, without_samples
 from prism_lite.parts import Parts
+from prism_lite.stages.align import Replay
 from prism_lite.stages.preflight import read_prompts
-from prism_lite.stages.replay import Replay
-from prism_lite.stages.rollout_batches import _not_seen
+from prism_lite.stages.rlvr import _new_prompts
 from prism_lite.types import Group, Rollout, Sample, Turn
 from tests.file_rows import COLUMNS, files_recipe, make_rows, write_rows
 from tests.micro import quiet_console
@@ -41,7 +41,7 @@ def test_prompts_of_two_files_of_one_name_are_their_own(backbone, two_files):
     for rows, question in ((task.sft, QUESTIONS["train"]), (task.heldout, QUESTIONS["test"])):
         assert len(rows) == NUM_ROWS
         for i, sample in enumerate(rows):
-            prompt = backbone.prompt(sample, task.system_prompt)
+            prompt = backbone.prompt(sample)
             text = backbone.tokenizer.decode(prompt.token_ids_P)
             assert f"{question} ({i})" in text
             assert prompt.pictures == sample.pictures
@@ -60,7 +60,7 @@ def test_a_row_left_out_takes_no_row_of_another_file_with_it(backbone, two_files
 def test_keys_in_memory_and_in_checkpoints(two_files):
     train, test = (tuple(load_samples(path, columns=COLUMNS)) for path in two_files)
     assert len({s.key for s in (*train, *test)}) == 2 * NUM_ROWS
-    assert len(_not_seen([*train, *test, *train], set())) == 2 * NUM_ROWS
+    assert len(_new_prompts([*train, *test, *train], set())) == 2 * NUM_ROWS
     task = dataclasses.replace(load_task(files_recipe(*two_files)), sft=(*train, *test))
     kept = without_samples(task, {train[1].key})
     assert kept.sft == (train[0], *train[2:], *test)

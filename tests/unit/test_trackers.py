@@ -1,4 +1,4 @@
-"""Trackers: accelerate's own classes over a stand-in of TensorBoard, which is not installed here."""
+"""Trackers: accelerate's own classes with a fake TensorBoard writer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def written(monkeypatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_every_line_of_metrics_goes_to_the_tracker_and_a_resumed_run_counts_on(written, tmp_path):
+def test_every_line_of_metrics_is_tracked_and_a_resumed_run_continues_the_count(written, tmp_path):
     config = micro_recipe(track=["tensorboard"])
     check_trackers(config)
     with open_run(tmp_path / "r", config, quiet_console()) as run:

@@ -69,7 +69,7 @@ def test_memory_is_bounded_in_bytes(backbone, encoded):
     assert size == 6 * 64 * 4 * (1 + 2)  # tokens x width x float32, merged and two levels
     cache = cache_of(backbone, max_bytes=2 * size)
     cache.features(pictures)
-    assert cache._num_bytes == 2 * size
+    assert cache._features.currsize == 2 * size
     kept = next(iter(cache._features.values())).merged_ND
     assert kept.untyped_storage().nbytes() == kept.nbytes  # not a window into all three
 

@@ -7,50 +7,21 @@ the clean rows to OUT and the others, with their reasons, beside it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from prism_lite.data.checks.first_places import FirstPlaces
-from prism_lite.data.checks.rules import CheckRules, defects_of, prompt_key, row_key
-from prism_lite.data.formats.base import FileError, RawRow, RowError
+from prism_lite.data.checks.rules import CheckRules, find_defects, prompt_key, row_key
+from prism_lite.data.formats.base import FileError, Finding
 from prism_lite.data.formats.load import load_samples, render_sample
 from prism_lite.types import Sample
-
-__all__ = [
-    "CheckRules",
-    "Finding",
-    "Report",
-    "check",
-    "clean_samples",
-    "examine",
-    "overlap_keys",
-]
 
 MAX_KEPT_PER_KIND = 200  # findings with text; the counts are exact
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One defect.
-
-    Attributes:
-        kind: fixed name ("picture_count").
-        row: number in its file from 1; 0 for the file as a whole.
-        message: one sentence with file, row and how to mend it.
-        file: path or hub id of that file.
-    """
-
-    kind: str
-    row: int
-    message: str
-    file: str = ""
-
-
-@dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         path: as given.
@@ -83,7 +54,7 @@ def check(
     eval_path: str | Path | None = None,
     limit: int | None = None,
 ) -> Report:
-    """Read every row of a file and report its defects; never raises for what the file holds.
+    """Read every row of a file and report its defects; never raise for what the file holds.
 
     Args:
         path: as for `load_samples`.
@@ -94,101 +65,75 @@ def check(
     Raises:
         ValueError: the evaluation file or the column map cannot be used.
     """
-    overlap = overlap_keys(eval_path, image_root=image_root) if eval_path else frozenset()
+    rules, overlap = rules or CheckRules(), prompt_keys(eval_path, image_root=image_root)
+    counts: Counter[str] = Counter()
+    kept: list[Finding] = []
+    num_rows = num_clean = 0
+    convention = first_sample = ""
+    first_places: dict[bytes | str, str] = {}
     try:
         opened = load_samples(path, columns=columns, image_root=image_root, limit=limit)
-    except FileError as error:
-        return _file_report(str(path), error)
-    counts: Counter[str] = Counter()
-    findings: list[Finding] = []
-    num_rows = num_clean = 0
-    first_sample = ""
-    try:
-        for _, sample, found in examine(opened.rows(), rules or CheckRules(), overlap=overlap):
-            num_rows += 1
-            num_clean += not found
-            if sample and not first_sample:
+        convention = opened.convention
+        for _, sample in opened.rows():
+            if isinstance(sample, Sample) and not first_sample:
                 first_sample = render_sample(sample)
-            for finding in found:
+            findings = check_row(sample, rules, first_places, overlap=overlap)
+            num_rows += 1
+            num_clean += not findings
+            for finding in findings:
                 counts[finding.kind] += 1
                 if counts[finding.kind] <= MAX_KEPT_PER_KIND:
-                    findings.append(finding)
-    except FileError as error:  # broken further down
+                    kept.append(finding)
+    except FileError as error:  # not readable, or broken after some rows
         counts[error.kind] += 1
-        findings.append(Finding(error.kind, 0, str(error)))
-    return Report(
-        str(path), opened.convention, num_rows, num_clean, counts, tuple(findings), first_sample
-    )
+        kept.append(Finding("", 0, error.kind, str(error)))
+    return Report(str(path), convention, num_rows, num_clean, counts, tuple(kept), first_sample)
 
 
-def _file_report(path: str, error: FileError) -> Report:
-    finding = Finding(error.kind, 0, str(error))
-    return Report(path, "", 0, 0, {error.kind: 1}, (finding,))
-
-
-def examine(
-    stored: Iterable[tuple[RawRow, Sample | RowError]],
+def check_row(
+    sample: Sample | Finding,
     rules: CheckRules,
+    first_places: dict[bytes | str, str],
     *,
     overlap: frozenset[bytes] = frozenset(),
-) -> Iterator[tuple[RawRow, Sample | None, list[Finding]]]:
-    """Every row (of `SampleFile.rows`) with its sample and its findings; clean rows have none.
-
-    Raises:
-        FileError: the file is broken from here on.
-    """
-    rows, ids = FirstPlaces(), FirstPlaces()
-    for row, sample in stored:
-        if isinstance(sample, RowError):
-            yield row, None, [Finding(sample.kind, row.number, str(sample), row.file)]
-            continue
-        found = [
-            Finding(kind, row.number, f"{row.place}: {message}", row.file)
-            for kind, message in defects_of(sample, rules)
-        ]
-        earlier = rows.first(row_key(sample), row.place)
-        if earlier != row.place:
-            message = f"{row.place}: the same as {earlier}; drop one of the two."
-            found.append(Finding("duplicate_row", row.number, message, row.file))
-        elif sample.id != str(row.number):
-            first = ids.first(sample.id.encode("utf-8", "surrogatepass"), row.place)
-            if first != row.place:
-                message = f"{row.place}: id {sample.id!r} is that of {first}; ids must differ."
-                found.append(Finding("duplicate_id", row.number, message, row.file))
-        if overlap and prompt_key(sample) in overlap:
-            message = f"{row.place}: the same question and pictures as an evaluation row; drop it."
-            found.append(Finding("eval_overlap", row.number, message, row.file))
-        yield row, sample, found
-
-
-def clean_samples(
-    stored: Iterable[tuple[RawRow, Sample | RowError]],
-    rules: CheckRules,
-    *,
-    on_bad_row: Literal["error", "skip"] = "error",
-) -> tuple[list[Sample], list[Finding]]:
-    """The samples that training may use, and the first finding of each of the other rows.
+) -> list[Finding]:
+    """Return the defects of one row of `SampleFile.rows`, none for a clean one.
 
     Args:
-        stored: as for `examine`.
-        on_bad_row: "error" raises the first finding.
+        sample: the row, or why it has no sample.
+        rules: limits and the stage whose fields are demanded.
+        first_places: keys of the rows before this one and where they are; the row's own are added.
+        overlap: `prompt_keys` of the evaluation file.
+    """
+    if isinstance(sample, Finding):
+        return [sample]
+    defects = list(find_defects(sample, rules))
+    key = row_key(sample)
+    has_id = sample.id != str(sample.row)
+    if key in first_places:
+        message = f"the same as {first_places[key]}; drop one of the two."
+        defects.append(("duplicate_row", message))
+    elif has_id and sample.id in first_places:
+        message = f"id {sample.id!r} is that of {first_places[sample.id]}; ids must differ."
+        defects.append(("duplicate_id", message))
+    elif has_id:
+        first_places[sample.id] = sample.source
+    first_places.setdefault(key, sample.source)
+    if overlap and prompt_key(sample) in overlap:
+        message = "the same question and pictures as an evaluation row; drop it."
+        defects.append(("eval_overlap", message))
+    return [
+        Finding(sample.file, sample.row, kind, f"{sample.source}: {message}")
+        for kind, message in defects
+    ]
+
+
+def prompt_keys(eval_path: str | Path | None, *, image_root: str | None = None) -> frozenset[bytes]:
+    """Return the keys of evaluation rows, whose prompts no training row may have.
 
     Raises:
-        ValueError: the first finding, where bad rows are errors; or the file breaks off.
+        ValueError: the file or one of its rows cannot be read.
     """
-    samples, skipped = [], []
-    for _, sample, found in examine(stored, rules):
-        if sample is not None and not found:
-            samples.append(sample)
-        elif on_bad_row == "error":
-            raise RowError(found[0].kind, found[0].message)
-        else:
-            skipped.append(found[0])
-    return samples, skipped
-
-
-def overlap_keys(eval_path: str | Path, *, image_root: str | None = None) -> frozenset[bytes]:
-    """Keys of the evaluation rows that training rows must not share."""
-    return frozenset(
-        prompt_key(sample) for sample in load_samples(eval_path, image_root=image_root)
-    )
+    if eval_path is None:
+        return frozenset()
+    return frozenset(map(prompt_key, load_samples(eval_path, image_root=image_root)))

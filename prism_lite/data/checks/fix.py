@@ -1,32 +1,34 @@
-"""`data check --fix OUT`: the clean rows in OUT, the others with their reasons in OUT's rejects
-file.
-"""
+"""`data check --fix OUT`: the clean rows in OUT, the others with reasons in OUT's rejects file."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from prism_lite.data.checks.check import examine
+from prism_lite.data.checks.check import check_row
 from prism_lite.data.checks.rules import CheckRules
 from prism_lite.data.formats.base import FileError, RowError
 from prism_lite.data.formats.load import SampleFile
+from prism_lite.types import Sample
 
 _BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """What was written.
+    """Files that were written.
 
     Attributes:
-        clean, rejects: the two files; rejects are JSON lines of place, kinds, messages and row.
-        num_clean, num_rejected: their rows.
-        note: what a person must know to use the clean file, or "".
+        clean, rejects: their paths; rejects are JSON lines of place, kinds, messages and row.
+        num_clean, num_rejected: numbers of their rows.
+        note: what the user must know to use the clean file, or "".
     """
 
     clean: Path
@@ -46,62 +48,82 @@ def write_fixed(
     """Write the clean rows as they were, and the rejected ones with their reasons.
 
     OUT is .jsonl for any source (embedded pictures become base64), or .parquet for a parquet
-    source, whose schema it keeps. Both files appear only when they are whole.
+    source, whose schema it keeps. Both files appear only when they are complete.
 
     Raises:
-        ValueError: OUT exists or is of another kind; the source breaks off before its end.
+        ValueError: OUT exists or has another suffix; the source is broken before its end.
     """
     out = Path(out)
     rejects = out.with_name(f"{out.stem}.rejects.jsonl")
     _check_out(opened, out, rejects)
     out.parent.mkdir(parents=True, exist_ok=True)
-    writer = _ParquetRows(opened, _part(out)) if out.suffix == ".parquet" else _JsonRows(_part(out))
-    num_clean = num_rejected = 0
-    has_files = False
+    clean_part, rejects_part = (path.with_name(path.name + ".part") for path in (out, rejects))
+    counts: Counter[str] = Counter()
     try:
-        with writer, _part(rejects).open("w", encoding="utf-8") as rejected:
-            for row, sample, found in examine(opened.rows(), rules, overlap=overlap):
-                if not found and isinstance(row.value, dict):
-                    num_clean += 1
-                    writer.write(row.value)
-                    has_files |= (
-                        any(isinstance(p.source, Path) for p in sample.pictures)
-                        if sample
-                        else False
-                    )
-                    continue
-                num_rejected += 1
-                line = {
-                    "place": row.place,
-                    "kinds": [finding.kind for finding in found],
-                    "messages": [finding.message for finding in found],
-                    "row": None if isinstance(row.value, RowError) else _plain(row.value),
-                }
-                rejected.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with rejects_part.open("w", encoding="utf-8") as stream:
+            rows = _clean_rows(opened, stream, counts, rules, overlap)
+            if out.suffix == ".parquet":
+                _write_parquet(rows, clean_part, opened.source.files[0])
+            else:
+                with clean_part.open("w", encoding="utf-8") as lines:
+                    lines.writelines(_json_line(row) for row in rows)
     except FileError as error:
-        _part(out).unlink(missing_ok=True)
-        _part(rejects).unlink(missing_ok=True)
+        clean_part.unlink(missing_ok=True)
+        rejects_part.unlink(missing_ok=True)
         raise ValueError(f"nothing was written to {out}: {error}") from error
-    os.replace(_part(out), out)
-    os.replace(_part(rejects), rejects)
-    return Fixed(out, rejects, num_clean, num_rejected, _note(opened, out) if has_files else "")
+    os.replace(clean_part, out)
+    os.replace(rejects_part, rejects)
+    note = _note(opened, out) if counts["with_path"] else ""
+    return Fixed(out, rejects, counts["clean"], counts["rejected"], note)
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+def _clean_rows(
+    opened: SampleFile,
+    rejects: TextIO,
+    counts: Counter[str],
+    rules: CheckRules,
+    overlap: frozenset[bytes],
+) -> Iterator[dict[str, Any]]:
+    """Yield the clean rows as stored; write the others to `rejects`, and count both."""
+    first_places: dict[bytes | str, str] = {}
+    for row, sample in opened.rows():
+        findings = check_row(sample, rules, first_places, overlap=overlap)
+        if isinstance(sample, Sample) and isinstance(row.value, dict) and not findings:
+            counts["clean"] += 1
+            counts["with_path"] += any(isinstance(p.source, Path) for p in sample.pictures)
+            yield row.value
+            continue
+        counts["rejected"] += 1
+        line = {
+            "place": row.place,
+            "kinds": [finding.kind for finding in findings],
+            "messages": [finding.message for finding in findings],
+            "row": None if isinstance(row.value, RowError) else row.value,
+        }
+        rejects.write(_json_line(line))
+
+
+def _write_parquet(rows: Iterator[dict[str, Any]], path: Path, source: Path) -> None:
+    """Write rows in batches, with the schema of a source file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(source)
+    with pq.ParquetWriter(path, schema) as writer:
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
 
 def _check_out(opened: SampleFile, out: Path, rejects: Path) -> None:
     for path in (out, rejects):
         if path.exists():
             raise ValueError(f"{path} exists; choose another --fix file or move it away.")
-    kinds = {path.suffix.lower() for path in opened.source.files}
-    if out.suffix == ".jsonl" or (out.suffix == ".parquet" and kinds == {".parquet"}):
-        return
-    raise ValueError(
-        f"--fix {out}: write .jsonl, or .parquet where the source is parquet (here "
-        f"{' '.join(sorted(kinds)) or 'a hub id'})."
-    )
+    suffixes = {path.suffix.lower() for path in opened.source.files}
+    if out.suffix != ".jsonl" and (out.suffix != ".parquet" or suffixes != {".parquet"}):
+        raise ValueError(
+            f"--fix {out}: write .jsonl, or .parquet where the source is parquet (here "
+            f"{' '.join(sorted(suffixes)) or 'a hub id'})."
+        )
 
 
 def _note(opened: SampleFile, out: Path) -> str:
@@ -114,67 +136,19 @@ def _note(opened: SampleFile, out: Path) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
-    """A stored value as JSON can hold it: bytes become base64 under the name the loader reads."""
+def _json_line(row: dict[str, Any]) -> str:
+    return json.dumps(_to_json(row), ensure_ascii=False) + "\n"
+
+
+def _to_json(value: Any) -> Any:
+    """Convert a stored value: bytes become base64, a picture's under the name the loader reads."""
     if isinstance(value, dict):
         if isinstance(value.get("bytes"), bytes):
-            rest = {
-                name: _plain(one) for name, one in value.items() if name not in ("bytes", "path")
-            }
-            return {**rest, "base64": base64.b64encode(value["bytes"]).decode()}
-        return {name: _plain(one) for name, one in value.items()}
+            value = {"base64" if name == "bytes" else name: item for name, item in value.items()}
+            value.pop("path", None)
+        return {name: _to_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-class _JsonRows:
-    """Rows as JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> _JsonRows:
-        self.stream = self.path.open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.stream.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
-
-
-class _ParquetRows:
-    """Rows in batches, with the schema of the first source file."""
-
-    def __init__(self, opened: SampleFile, path: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self.path = path
-        self.schema = pq.read_schema(opened.source.files[0])
-        self.rows: list[dict[str, Any]] = []
-
-    def __enter__(self) -> _ParquetRows:
-        import pyarrow.parquet as pq
-
-        self.writer = pq.ParquetWriter(self.path, self.schema)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self.writer.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if len(self.rows) >= _BATCH_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self.rows:
-            self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
-            self.rows.clear()

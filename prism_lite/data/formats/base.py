@@ -1,18 +1,19 @@
-"""What the format modules share: a raw row, where rows come from, and the two errors."""
+"""Types that the format modules share: a stored row, where rows come from, and what is wrong."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Row = Mapping[str, Any]
+
 
 class RowError(ValueError):
-    """A row that cannot be used. `kind` names the defect in reports, the text says how to mend
-    it.
-    """
+    """A row that cannot be used; `kind` names the defect in reports, the text says how to fix it."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -20,7 +21,7 @@ class RowError(ValueError):
 
 
 class FileError(ValueError):
-    """A whole file that cannot be read. `kind` as for RowError."""
+    """A file that cannot be read at all, or not to its end; `kind` as for RowError."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -28,20 +29,37 @@ class FileError(ValueError):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One defect of a data file.
+
+    Attributes:
+        file: path or hub id; "" where the file could not be opened.
+        row: number in that file, from 1; 0 for the file itself.
+        kind: fixed name ("picture_count").
+        message: one sentence with file, row and how to fix it.
+    """
+
+    file: str
+    row: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
 class RawRow:
     """A row as stored.
 
     Attributes:
-        place: "train.jsonl, line 7" or "train.parquet, row 7"; counted from 1.
-        number: the 7.
-        value: the row, or the error that stands in its place.
-        file: path or hub id, which `place` shortens to the file's name.
+        file: path or hub id.
+        number: its line (JSONL) or row in that file, from 1.
+        place: "train.jsonl, line 7" or "train.parquet, row 7", for messages.
+        value: its fields, or why they cannot be read.
     """
 
-    place: str
+    file: str
     number: int
+    place: str
     value: dict[str, Any] | RowError
-    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,9 +67,10 @@ class Source:
     """What a path or hub id names.
 
     Attributes:
+        name: the path or id.
         files: data files in order; empty for a hub id.
         hub: id, file, subset and split of a hub data set, or None.
-        limit: rows to take, from "#N", or None.
+        limit: rows to read, from "#N", or None.
     """
 
     name: str
@@ -60,15 +79,16 @@ class Source:
     limit: int | None = None
 
 
-def checked_row(place: str, number: int, value: Any) -> RawRow:
-    """The row, or the error where a file has something else in its place."""
-    if isinstance(value, dict):
-        return RawRow(place, number, value)
-    message = (
-        f"{place}: a {type(value).__name__} where a row is expected; write an object with named "
-        "fields."
-    )
-    return RawRow(place, number, RowError("not_a_row", message))
+def first_value(row: Row, names: Sequence[str]) -> Any:
+    """Return the first value of these columns that is not None."""
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list of what may be one value, several or none."""
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 # Lists of texts or objects, the empty list, objects. "[1, 2]" stays text: an answer may be an
@@ -77,10 +97,10 @@ _JSON_CELL = re.compile(r'\s*(?:\[\s*["{]|\[\s*\]|\{\s*")')
 
 
 def parse_json_cell(value: Any) -> Any:
-    """A list or object written as text in one cell (csv, some parquet), else the value itself."""
+    """Parse a list or object that is written as text in one cell (csv, some parquet files)."""
     if isinstance(value, str) and _JSON_CELL.match(value):
         try:
             return json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return value
     return value

@@ -1,6 +1,4 @@
-"""LLaMA-Factory's dataset_info.json: entries that name a file or hub id, its columns and its
-tags.
-"""
+"""LLaMA-Factory's dataset_info.json: entries that name a file or hub id, its columns and its tags."""
 
 from __future__ import annotations
 
@@ -15,20 +13,7 @@ from prism_lite.data.formats.base import FileError, RowError
 
 _REGISTRY = re.compile(r"(?P<path>.*dataset_info\.json)(?::(?P<name>.+))?")
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
-_DEFAULT_TAGS = {
-    "sharegpt": {
-        "role_tag": "from",
-        "content_tag": "value",
-        "user_tag": "human",
-        "assistant_tag": "gpt",
-    },
-    "openai": {
-        "role_tag": "role",
-        "content_tag": "content",
-        "user_tag": "user",
-        "assistant_tag": "assistant",
-    },
-}
+_ROLE_AND_CONTENT = {"sharegpt": ("from", "value"), "openai": ("role", "content")}
 
 
 @dataclass(frozen=True)
@@ -39,7 +24,7 @@ class Entry:
         path_or_id: what `find_source` takes.
         folder: of the registry, where relative pictures are looked up.
         formatting: alpaca, sharegpt or openai.
-        columns: the entry's names for ours.
+        columns: LLaMA-Factory's name of a column by the name that the file has for it.
         tags: names of the role and content fields and of the roles.
     """
 
@@ -50,13 +35,8 @@ class Entry:
     tags: Mapping[str, str]
 
     def rename(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row under the names that the convention tells apart."""
-        by_theirs = {theirs: ours for ours, theirs in self.columns.items() if theirs}
-        names = _ALPACA if self.formatting == "alpaca" else {}
-        renamed = {}
-        for name, value in row.items():
-            ours = by_theirs.get(name, name)
-            renamed[names.get(ours, ours) if name in by_theirs else ours] = value
+        """Return the row under the names by which `detect` knows conventions."""
+        renamed = {self.columns.get(name, name): value for name, value in row.items()}
         if self.formatting != "alpaca" and isinstance(renamed.get("messages"), list):
             renamed["messages"] = [self._message(message) for message in renamed["messages"]]
             for side in ("chosen", "rejected"):
@@ -66,26 +46,20 @@ class Entry:
 
     def _message(self, message: Any) -> dict[str, Any]:
         role_tag, content_tag = self.tags["role_tag"], self.tags["content_tag"]
-        if (
-            not isinstance(message, Mapping)
-            or role_tag not in message
-            or content_tag not in message
-        ):
+        if not isinstance(message, Mapping) or not {role_tag, content_tag} <= message.keys():
             raise RowError(
                 "message_type",
                 f"a message lacks {role_tag!r} or {content_tag!r}, the registry's tags.",
             )
-        roles = {
-            self.tags["user_tag"]: "user",
-            self.tags["assistant_tag"]: "assistant",
-            self.tags.get("system_tag", "system"): "system",
-        }
         role = message[role_tag]
-        return {"role": roles.get(role, role), "content": message[content_tag]}
+        for name in ("user", "assistant", "system"):
+            if role == self.tags.get(f"{name}_tag"):
+                role = name
+        return {"role": role, "content": message[content_tag]}
 
 
 def find_entry(path_or_id: str) -> Entry | None:
-    """The entry that `dataset_info.json` or `dataset_info.json:NAME` names; None for other paths.
+    """Return the entry of `dataset_info.json` or `dataset_info.json:NAME`; None for other paths.
 
     Raises:
         FileError: no such file, broken JSON, no such entry, or a name is needed.
@@ -98,9 +72,9 @@ def find_entry(path_or_id: str) -> Entry | None:
         raise FileError("missing_file", f"{path} does not exist: check the path.")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise FileError("broken_json", f"{path}: broken JSON ({error}).") from error
-    if not isinstance(entries, dict) or not all(isinstance(one, dict) for one in entries.values()):
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise FileError("bad_registry", f"{path}: expected an object of named data sets.")
     name = match["name"] or (next(iter(entries)) if len(entries) == 1 else None)
     if name not in entries:
@@ -114,21 +88,25 @@ def find_entry(path_or_id: str) -> Entry | None:
 
 def _entry(path: Path, name: str, entry: Mapping[str, Any]) -> Entry:
     formatting = entry.get("formatting", "alpaca")
-    if formatting not in ("alpaca", "sharegpt", "openai"):
+    if formatting not in ("alpaca", *_ROLE_AND_CONTENT):
         raise FileError("bad_registry", f"{path}, {name}: unknown formatting {formatting!r}.")
-    columns = dict(entry.get("columns") or {})
-    if formatting != "alpaca":
+    columns: dict[str, str] = dict(entry.get("columns") or {})
+    tags: dict[str, str] = dict(entry.get("tags") or {})
+    if formatting == "alpaca":
+        columns = {_ALPACA.get(ours, ours): theirs for ours, theirs in columns.items()}
+    else:
         columns.setdefault("messages", "conversations" if formatting == "sharegpt" else "messages")
+        role_tag, content_tag = _ROLE_AND_CONTENT[formatting]
+        tags = {"role_tag": role_tag, "content_tag": content_tag} | tags
     if "file_name" in entry:
-        target = str(path.parent / entry["file_name"])
+        path_or_id = str(path.parent / entry["file_name"])
     elif "hf_hub_url" in entry:
         subset = f":{entry['subset']}" if entry.get("subset") else ""
-        target = f"{entry['hf_hub_url']}{subset}@{entry.get('split', 'train')}"
+        path_or_id = f"{entry['hf_hub_url']}{subset}@{entry.get('split', 'train')}"
     else:
-        raise FileError(
-            "bad_registry", f"{path}, {name}: neither file_name nor hf_hub_url; name the data."
-        )
+        message = f"{path}, {name}: neither file_name nor hf_hub_url; name the data."
+        raise FileError("bad_registry", message)
     if entry.get("num_samples"):
-        target += f"#{entry['num_samples']}"
-    tags = {**_DEFAULT_TAGS.get(formatting, {}), **(entry.get("tags") or {})}
-    return Entry(target, path.parent, formatting, columns, tags)
+        path_or_id += f"#{entry['num_samples']}"
+    names = {theirs: ours for ours, theirs in columns.items() if theirs}
+    return Entry(path_or_id, path.parent, formatting, names, tags)

@@ -1,4 +1,4 @@
-"""One reader per convention: which field of a row is the prompt, the target, the pictures."""
+"""One reader per convention: which field of a row is the prompt and which are its completions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prism_lite import parts
-from prism_lite.data.formats.base import RowError, parse_json_cell
+from prism_lite.data.formats.base import Row, RowError, as_list, first_value, parse_json_cell
 from prism_lite.data.formats.detect import ANSWER_NAMES, QUESTION_NAMES, RESPONSE_NAMES
-from prism_lite.data.formats.turns import split_target, strip_answer, to_turns
-
-Row = Mapping[str, Any]
-_IMAGE_NAMES = ("images", "image", "decoded_image", "image_path", "image_paths", "file_name")
+from prism_lite.data.formats.turns import strip_answer, to_turns
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What a convention's reader found; texts and references as written, None where there is
-    none.
+    """Prompt, completions and answer of a row as written; None where there is none.
+
+    Attributes:
+        messages: the prompt, or a conversation whose last answer is the demonstration.
+        answer: the gold answer where it is not in one of the usual columns (`build` reads these).
+        choices: options where they are not in the column `choices`.
     """
 
     messages: Any
@@ -28,46 +28,22 @@ class Fields:
     student: str | None = None
     answer: Any = None
     choices: Any = None
-    references: Any = None
-    system: str | None = None
-
-
-def as_list(value: Any) -> list[Any]:
-    """A list of what may be one value or none."""
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def to_choices(value: Any) -> tuple[str, ...]:
-    """Option texts from a list, an object by letter, or either written as text."""
+    """Return the option texts of a list, an object by letter, or either written as text."""
     value = parse_json_cell(value)
     if isinstance(value, str) and value.startswith("['"):  # MMMU writes a Python list
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise RowError(
-                "choices_type", f"the options {value[:60]!r} are no list ({error})."
-            ) from error
+            message = f"the options {value[:60]!r} are not a list ({error})."
+            raise RowError("choices_type", message) from error
     if isinstance(value, Mapping):
         value = [value[key] for key in sorted(value)]
     if isinstance(value, str):
         raise RowError("choices_type", f"the options are the text {value[:60]!r}; expected a list.")
-    return tuple(str(one) for one in as_list(value))
-
-
-def _images(row: Row) -> Any:
-    numbered = [row[f"image_{i}"] for i in range(1, 8) if row.get(f"image_{i}") is not None]
-    if numbered:
-        return numbered
-    # MathVista has both a path (image) and the picture itself (decoded_image).
-    if row.get("decoded_image") is not None:
-        return row["decoded_image"]
-    return next((row[name] for name in _IMAGE_NAMES if row.get(name) is not None), None)
-
-
-def _first(row: Row, names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    return tuple(str(option) for option in as_list(value))
 
 
 def _text(value: Any, name: str) -> str:
@@ -77,173 +53,124 @@ def _text(value: Any, name: str) -> str:
 
 
 def _conversation(row: Row) -> Fields:
-    messages = row.get("conversations", row.get("messages"))
-    system = row.get("system")
-    return Fields(messages, references=_images(row), system=system, choices=row.get("choices"))
+    return Fields(first_value(row, ("conversations", "messages")))
 
 
 def _prompt(row: Row) -> Fields:
-    system = row.get("system")
-    if row.get("prompt") is None:
-        raise RowError("empty_prompt", "the row has no prompt; add the question.")
-    return Fields(row["prompt"], references=_images(row), system=system, choices=row.get("choices"))
+    return Fields(row.get("prompt"))
 
 
 def _prompt_completion(row: Row) -> Fields:
-    completion = _completion_text(row["completion"], "completion")
-    return Fields(row["prompt"], demonstration=completion, references=_images(row))
+    return Fields(row["prompt"], _completion_text(row["completion"], "completion"))
 
 
 def _completion_text(value: Any, name: str) -> str:
-    """A completion given as text, as one message, or as a list that ends with the assistant."""
+    """Return the text of a completion: text, one message, or a list that ends with the assistant."""
     value = parse_json_cell(value)
     if isinstance(value, str):
         return value
-    messages = [value] if isinstance(value, Mapping) else value
-    turns = to_turns(messages, [])
-    if turns[-1].role != "assistant":
-        raise RowError(
-            "pair_incomplete", f"{name} does not end with the assistant; write its answer there."
-        )
-    return turns[-1].text
+    last_turn = to_turns([value] if isinstance(value, Mapping) else value, [])[-1]
+    if last_turn.role != "assistant":
+        message = f"{name} does not end with the assistant; write its answer there."
+        raise RowError("pair_incomplete", message)
+    return last_turn.text
 
 
 def _preference(row: Row) -> Fields:
+    prompt = first_value(row, ("conversations", "messages", "prompt", *QUESTION_NAMES))
     if "kto_tag" in row and row.get("chosen") is None:
-        fields = _conversation(row)
-        _, target = split_target(to_turns(fields.messages, []))
-        if target is None:
-            raise RowError("pair_incomplete", "a kto_tag row must end with the assistant's answer.")
-        side = {"teacher" if row["kto_tag"] else "student": target}
-        messages = parse_json_cell(fields.messages)[:-1]
-        return Fields(messages, references=fields.references, system=fields.system, **side)
-    rejected = _first(row, ("rejected", "rejected_response", "rejected_messages"))
-    chosen = row.get("chosen")
-    prompt = _first(row, ("conversations", "messages", "prompt", *QUESTION_NAMES))
+        prompt, answer = _split_last(prompt, "the kto_tag row has no question with an answer")
+        completion = _completion_text(answer, "the conversation")
+        return Fields(prompt, **{"teacher" if row["kto_tag"] else "student": completion})
+    chosen = first_value(row, ("chosen", *RESPONSE_NAMES))
     if chosen is None:
-        prompt, chosen = _split_chosen(row, prompt)
-    chosen, rejected = parse_json_cell(chosen), parse_json_cell(rejected)
-    if prompt is None:  # TRL: the prompt is the common start of both conversations
-        if not isinstance(chosen, list) or len(chosen) < 2:
-            raise RowError("pair_incomplete", "chosen holds no prompt; add a prompt column.")
-        prompt = chosen[:-1]
+        prompt, chosen = _split_last(prompt, "the row has a rejected answer but no chosen one")
+    elif prompt is None:  # TRL: both conversations start with the prompt
+        prompt, chosen = _split_last(chosen, "chosen holds no prompt and there is no prompt column")
+    rejected = first_value(row, ("rejected", "rejected_response", "rejected_messages"))
     return Fields(
         prompt,
         teacher=_completion_text(chosen, "chosen"),
         student=_completion_text(rejected, "rejected"),
-        references=_images(row),
-        system=row.get("system"),
     )
 
 
-def _split_chosen(row: Row, prompt: Any) -> tuple[Any, Any]:
-    response = _first(row, RESPONSE_NAMES)
-    if response is not None:
-        return prompt, response
-    messages = parse_json_cell(prompt)
+def _split_last(messages: Any, problem: str) -> tuple[list[Any], list[Any]]:
+    """Split a conversation into its prompt and its last message, the answer."""
+    messages = parse_json_cell(messages)
     if not isinstance(messages, list) or len(messages) < 2:
-        raise RowError(
-            "pair_incomplete", "the row has a rejected answer but no chosen one; add it."
-        )
+        raise RowError("pair_incomplete", f"{problem}; add it.")
     return messages[:-1], messages[-1:]
 
 
 def _openrlhf(row: Row) -> Fields:
     messages = parse_json_cell(row["message"])
     if isinstance(messages, str):
-        raise RowError(
-            "broken_json", "message holds broken JSON; it must be a JSON list of messages."
-        )
-    return Fields(messages, references=_images(row))
+        message = "message holds broken JSON; it must be a JSON list of messages."
+        raise RowError("broken_json", message)
+    return Fields(messages)
 
 
 def _alpaca(row: Row) -> Fields:
     question = _text(row["instruction"], "instruction")
     if row.get("input"):
         question += "\n" + _text(row["input"], "input")
-    messages: list[dict[str, str]] = []
-    history = parse_json_cell(row.get("history")) or []
-    for pair in history if isinstance(history, list) else [history]:
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+    messages: list[dict[str, Any]] = []
+    for exchange in as_list(parse_json_cell(row.get("history"))):
+        if not isinstance(exchange, Sequence) or isinstance(exchange, str) or len(exchange) != 2:
             raise RowError("message_type", "history must be a list of [question, answer] pairs.")
-        messages += [
-            {"role": "user", "content": pair[0]},
-            {"role": "assistant", "content": pair[1]},
-        ]
+        messages.append({"role": "user", "content": exchange[0]})
+        messages.append({"role": "assistant", "content": exchange[1]})
     messages.append({"role": "user", "content": question})
-    return Fields(
-        messages,
-        demonstration=_text(row["output"], "output"),
-        references=_images(row),
-        system=row.get("system"),
-    )
+    return Fields(messages, _text(row["output"], "output"))
 
 
 def _vqa(row: Row) -> Fields:
     question = _text(row["question"], "question")
-    choices = to_choices(row.get("choices", row.get("options")))
+    choices = to_choices(first_value(row, ("choices", "options")))
     if choices and not any(choice in question for choice in choices):
         letters = (f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
         question = "\n".join([question, *letters])
-    return Fields(question, references=_images(row), answer=row.get("answer"), choices=choices)
+    return Fields(question, answer=row.get("answer"), choices=choices)
 
 
 def _query(row: Row) -> Fields:
-    question = _first(row, QUESTION_NAMES)
-    response = _first(row, [name for name in RESPONSE_NAMES if row.get(name) is not question])
-    messages: list[Any] = [{"role": "user", "content": _text(question, "the question")}]
+    question = first_value(row, QUESTION_NAMES)
+    response = first_value(row, [n for n in RESPONSE_NAMES if row.get(n) is not question])
     return Fields(
-        messages,
-        demonstration=None if response is None else _text(response, "the response"),
-        answer=_first(row, ANSWER_NAMES),
-        references=_images(row),
-        system=row.get("system"),
-        choices=row.get("choices"),
+        [{"role": "user", "content": _text(question, "the question")}],
+        None if response is None else _text(response, "the response"),
+        answer=first_value(row, ANSWER_NAMES),
     )
 
 
-def _joined(caption: Any, think: Any, answer: str | None) -> str:
-    """A completion from the parts of PRISM's files, whose bodies may or may not carry their
-    tags.
-    """
+def _prism(row: Row) -> Fields:
+    answer = strip_answer(first_value(row, ("solution", "answer", "ground_truth")))
+    completions = {}
+    for side in ("teacher", "student"):
+        text, caption = row.get(f"{side}_response"), row.get(f"{side}_caption")
+        if text is None and caption is not None:
+            gold = answer if side == "teacher" else None
+            text = _join_parts(caption, row.get(f"{side}_cot"), gold)
+        completions[side] = None if text is None else _text(text, f"{side}_response")
+    return Fields(first_value(row, ("prompt", "question")), **completions)
+
+
+def _join_parts(caption: Any, think: Any, answer: str | None) -> str:
+    """Join the columns of PRISM's files, whose texts have their tags or not, to a completion."""
     caption, think = _text(caption, "the caption"), _text(think, "the reasoning")
     texts = [
-        caption if f"<{parts.CAPTION}>" in caption else f"<caption>{caption.strip()}</caption>"
+        caption if "<caption>" in caption else f"<caption>{caption.strip()}</caption>",
+        think if "<think>" in think else f"<think>{think.strip()}</think>",
     ]
-    texts.append(think if f"<{parts.THINK}>" in think else f"<think>{think.strip()}</think>")
-    if answer and f"<{parts.ANSWER}>" not in think:
+    if answer and "<answer>" not in think:
         texts.append(f"<answer>{answer}</answer>")
     return "\n".join(text.strip() for text in texts)
 
 
-def _prism(row: Row) -> Fields:
-    answer = strip_answer(_first(row, ("solution", "answer", "ground_truth")))
-    sides = {}
-    for side in ("teacher", "student"):
-        text = row.get(f"{side}_response")
-        caption, think = row.get(f"{side}_caption"), row.get(f"{side}_cot")
-        if text is None and caption is not None:
-            text = _joined(caption, think, answer if side == "teacher" else None)
-        sides[side] = None if text is None else _text(text, f"{side}_response")
-    prompt = row.get("prompt") if row.get("prompt") is not None else row.get("question")
-    if prompt is None:
-        raise RowError("empty_prompt", "the row has neither prompt nor question; add one.")
-    return Fields(prompt, references=_images(row), **sides)
-
-
 def _columns(row: Row) -> Fields:
-    if row.get("prompt") is None:
-        raise RowError("empty_prompt", "the mapped prompt column is empty; check the column map.")
-    return Fields(
-        row["prompt"],
-        demonstration=row.get("demonstration"),
-        teacher=row.get("teacher"),
-        student=row.get("student"),
-        answer=row.get("answer"),
-        choices=row.get("choices"),
-        references=row.get("images"),
-        system=row.get("system"),
-    )
+    names = ("demonstration", "teacher", "student", "answer")
+    return Fields(row.get("prompt"), **{name: row.get(name) for name in names})
 
 
 READERS: dict[str, Callable[[Row], Fields]] = {

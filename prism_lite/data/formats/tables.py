@@ -1,4 +1,4 @@
-"""Rows of tables: parquet, arrow, data sets of the hub. Heavy imports stay inside."""
+"""Values of tables, numbered from 1: parquet, arrow, data sets of the hub. Heavy imports are local."""
 
 from __future__ import annotations
 
@@ -6,78 +6,79 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prism_lite.data.formats.base import FileError, RawRow, Source, checked_row
+from prism_lite.data.formats.base import FileError, Source
 
 _BATCH_ROWS = 64  # rows with embedded pictures are large
 
 
-def arrow_rows(path: Path) -> Iterator[RawRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def table_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a parquet or arrow file.
 
-    number = 0
-    try:
-        if path.suffix.lower() == ".parquet":
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                    for value in batch.to_pylist():
-                        number += 1
-                        yield RawRow(f"{path.name}, row {number}", number, value)
-            return
-        with pa.memory_map(str(path)) as mapped:
-            for batch in _arrow_batches(mapped):
-                for start in range(0, batch.num_rows, _BATCH_ROWS):
-                    for value in batch.slice(start, _BATCH_ROWS).to_pylist():
-                        number += 1
-                        yield RawRow(f"{path.name}, row {number}", number, value)
-    except (pa.ArrowException, OSError) as error:
-        raise FileError(
-            "broken_table",
-            f"{path}, after row {number}: cannot be read ({str(error).splitlines()[0]}); write or "
-            "download it again.",
-        ) from error
-
-
-def _arrow_batches(mapped: Any) -> Iterator[Any]:
-    """Record batches of an arrow file, in the stream form (as `datasets` saves) or the file
-    form.
+    Raises:
+        FileError: the file is broken from here on.
     """
     import pyarrow as pa
 
-    if bytes(mapped.read(6)) == b"ARROW1":
-        reader = pa.ipc.open_file(mapped)
-        for i in range(reader.num_record_batches):
-            yield reader.get_batch(i)
+    number = 0
+    try:
+        for batch in _batches(path):
+            for value in batch.to_pylist():
+                number += 1
+                yield number, value
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(
+            "broken_table",
+            f"{path}, after row {number}: cannot be read ({reason}); write or download it again.",
+        ) from error
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """Yield record batches of at most _BATCH_ROWS rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix.lower() == ".parquet":
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=_BATCH_ROWS)
         return
-    mapped.seek(0)
-    yield from pa.ipc.open_stream(mapped)
+    with pa.memory_map(str(path)) as mapped:
+        if bytes(mapped.read(6)) == b"ARROW1":
+            reader = pa.ipc.open_file(mapped)
+            batches = map(reader.get_batch, range(reader.num_record_batches))
+        else:  # the stream form, in which `datasets` saves
+            mapped.seek(0)
+            batches = pa.ipc.open_stream(mapped)
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS)
 
 
-def hub_rows(source: Source) -> Iterator[RawRow]:
+def hub_values(source: Source) -> Iterator[tuple[int, Any]]:
+    """Stream the rows of a hub data set; pictures stay encoded.
+
+    Raises:
+        FileError: no such id, subset or split, or no connection.
+    """
     import datasets
 
     assert source.hub is not None
-    hub = source.hub
-    split = hub["split"] or "train"
+    hub, split = source.hub, source.hub["split"] or "train"
     try:
         table: Any = datasets.load_dataset(
             hub["id"] or "", hub["subset"], split=split, data_files=hub["file"], streaming=True
         )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # what `datasets` raises for ids, subsets, splits, network
+    except (OSError, ValueError) as error:  # what `datasets` raises for all of these
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FileError(
             "hub",
             f"{source.name} cannot be loaded from the hub ({reason}); check the id, its subset and "
             "split, and the connection, or download the file and give its path.",
         ) from error
+    encoded = datasets.Image(decode=False)  # a picture is decoded when it is needed
     for name, feature in (table.features or {}).items():
-        # Bytes travel on: a picture is decoded when it is needed.
         if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
+            table = table.cast_column(name, encoded)
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    for number, value in enumerate(table, start=1):
-        yield checked_row(f"{source.name}, row {number}", number, value)
+            table = table.cast_column(name, datasets.List(encoded))
+    yield from enumerate(table, start=1)

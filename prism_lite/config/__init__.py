@@ -1,0 +1,458 @@
+"""Settings: frozen dataclasses, one per concern, whose defaults are the embedded task's.
+
+The text under a field is its documentation: `prism-lite settings` prints it. `recipe.py` reads recipes
+(YAML overlays on these settings) and checks values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import pydantic
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Share = Annotated[float, Field(ge=0, le=1)]
+_STRICT: pydantic.ConfigDict = {
+    "extra": "forbid",
+    "allow_inf_nan": False,
+    "use_attribute_docstrings": True,  # the texts are the fields' descriptions
+}
+
+# Policy losses, by TRL's names (METHOD.md section 11); "dapo" is a mean over the batch's tokens.
+PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
+# PRISM's six ways to combine alignment with verifiable rewards: policy/advantages.py.
+AlignMode = Literal["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]
+RewardScale = Literal["group", "batch", "none"]
+RewardCombination = Literal["sum_then_normalize", "normalize_then_sum"]
+RlvrPreset = Literal["grpo", "dapo", "gspo"]
+KlKind = Literal["k1", "k2", "k3"]
+BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
+Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """How hard the embedded task is and how often its sources slip. Rates are per completion."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    min_digits: Annotated[int, Field(ge=2)] = 3
+    "Fewest digits in a picture."
+    max_digits: Annotated[int, Field(ge=1, le=6)] = 4
+    "Most digits in a picture."
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = (
+        "sum", "largest", "smallest", "difference", "count", "compare",
+    )  # fmt: skip
+    "Which questions are asked."
+    demonstration_misread_rate: Share = 0.2
+    "How often a demonstration's caption has one digit wrong. 0: never."
+    demonstration_slip_rate: Share = 0.35
+    "How often a demonstration's think has one wrong step. 0: never."
+    teacher_misread_rate: Share = 0.01
+    "How often a teacher completion's caption has one digit wrong. 0: never."
+    teacher_slip_rate: Share = 0.01
+    "How often a teacher completion's think has one wrong step. 0: never."
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    task: Literal["digits", "files"] = "digits"
+    "digits: the embedded task. files: rows of data.train and the files named beside it."
+    train: str | None = None
+    "File, folder or hub id with demonstrations, teacher completions and answers, by row."
+    warmup: str | None = None
+    """Recorded pairs of teacher and student for the warm-up. null: the SFT policy answers the prompts
+    of data.align."""
+    align: str | None = None
+    "Rows with a teacher completion. null: those of data.train."
+    rlvr: str | None = None
+    "Rows with an answer. null: those of data.train."
+    heldout: str | None = None
+    "Evaluation rows. null: nothing is evaluated."
+    image_root: str | None = None
+    "Folder that relative picture paths start from. null: the folder of the data file."
+    columns: dict[str, str] = field(default_factory=dict)
+    """Column of the file for each of our fields, as {prompt: question, images: image, answer: answer,
+    demonstration: response, teacher: teacher}. Empty: the format is detected."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    "error: a defective row stops the run. skip: it is left out and named in skipped.jsonl."
+    system_prompt: str | None = None
+    "Instruction before each prompt. null: the one that asks for caption, think and answer."
+    num_sft: PositiveInt = 2048
+    "Demonstrations to draw (task digits)."
+    num_align: PositiveInt = 1024
+    "Prompts with a teacher completion to draw (task digits)."
+    num_rlvr: PositiveInt = 1024
+    "Prompts with an answer to draw (task digits)."
+    num_heldout: PositiveInt = 256
+    "Evaluation prompts to draw (task digits)."
+    digits: DigitsConfig = field(default_factory=DigitsConfig)
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The tiny base model of the embedded task: its size and how it is trained from scratch."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    hidden_size: PositiveInt = 128
+    "Width of the language model."
+    num_layers: PositiveInt = 4
+    "Decoder layers of the language model."
+    num_heads: PositiveInt = 4
+    "Attention heads of each decoder layer."
+    num_key_value_heads: PositiveInt = 2
+    "Key and value heads, each shared by several attention heads."
+    intermediate_size: PositiveInt = 384
+    "Width of the MLP in each decoder layer."
+    vision_hidden_size: PositiveInt = 96
+    "Width of the vision tower."
+    vision_depth: PositiveInt = 3
+    "Layers of the vision tower."
+    vocab_size: PositiveInt = 512
+    "Most tokens in the vocabulary, learned from the lessons."
+    vision_steps: NonNegativeInt = 250
+    "Updates of the vision tower alone, as a digit classifier. 0 skips them."
+    steps: NonNegativeInt = 450
+    "Updates of the language model on lessons. 0 skips them."
+    batch_size: PositiveInt = 16
+    "Lessons per update, each with two replies."
+    learning_rate: PositiveFloat = 2e-3
+    "Peak rate of AdamW on lessons; Muon, for the decoder's matrices, uses ten times as much."
+    seed: int = 0
+    "Seed of the base model, separate from the run's so that runs share one base."
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which backbone, and how it is held in memory."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    name: str = "tiny"
+    "tiny (trained here on first use), or the hub id or folder of a Qwen3-VL."
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"
+    "Library that loads the model. auto: Unsloth where it is installed and there is a GPU."
+    quantization: Literal["nf4", "none"] = "nf4"
+    "nf4: frozen weights in 4 bit. none: in the compute type."
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    "auto: float32 on a CPU, float16 on a T4 (with a loss scaler), bfloat16 on newer cards."
+    attention: Literal["auto", "parts", "mask", "flex"] = "auto"
+    """Attention of a training pack. auto is parts: prompts and completions separately, memory linear
+    in tokens. mask: one call with a full mask. flex: FlexAttention, sm80 and newer."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    "auto: the GPU where there is one. cuda refuses to start without one."
+    float32_vision: bool = False
+    "Vision tower in float32, for pictures on which float16 overflows; costs 0.8 GiB."
+    min_gpu_gib: NonNegativeFloat = 0.0
+    "Smallest card that the recipe fits, in GiB; a smaller one is refused. 0: no limit."
+    gradient_checkpointing: bool = False
+    "Compute layers again in the backward pass: a third more time, a tenth of the activations."
+    offload_checkpoints: bool = False
+    "Keep the inputs of checkpointed layers in CPU memory. Needs model.gradient_checkpointing."
+    vision_on_cpu: bool = False
+    "Keep the vision tower in CPU memory except while it encodes; saves 0.8 GiB."
+    embeddings_on_cpu: bool = False
+    "Keep the embeddings in CPU memory; saves 1.2 GiB, only where the head is separate (8B)."
+    max_prompt_tokens: PositiveInt = 2048
+    "Longest prompt with its picture; a longer row is refused, as a picture is never cut."
+    max_pack_tokens: PositiveInt = 8192
+    "Tokens of one forward pass with gradient: the first to lower when memory runs out."
+    min_pixels: PositiveInt = 32 * 32
+    "Smaller pictures are scaled up to this many pixels."
+    max_pixels: PositiveInt = 512 * 512
+    "Larger pictures are scaled down to this many pixels; 32 x 32 pixels make one token."
+    max_cached_pictures: PositiveInt = 8192
+    "Most pictures whose features stay on the device: the frozen tower runs once for each."
+    picture_cache_gib: PositiveFloat = 1.0
+    "Most GiB of picture features on the device."
+    picture_disk_gib: NonNegativeFloat = 0.0
+    "Most GiB of picture features in the cache folder on disk. 0: none."
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The policy's adapter on every linear layer of the language model."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    rank: PositiveInt = 16
+    "Rank of the two low-rank matrices."
+    alpha: PositiveInt = 32
+    "Scale: the adapter's output is multiplied by alpha / rank."
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One optimizer and its schedule."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    learning_rate: PositiveFloat = 1e-4
+    "Highest learning rate of the schedule."
+    schedule: Literal["constant", "cosine"] = "constant"
+    "Learning rate after its warm-up: constant, or a cosine down to 0 at the last step."
+    warmup_ratio: Share = 0.0
+    "Share of the steps in which the learning rate rises from 0. 0: none."
+    weight_decay: NonNegativeFloat = 0.0
+    "AdamW's decoupled weight decay. 0: none."
+    max_grad_norm: PositiveFloat = 1.0
+    "The gradient is scaled down to this norm where it is larger."
+    name: Literal["auto", "adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    "8bit: states in 8 bit. paged: they leave the card when it is full. auto: paged on a card."
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    temperature: PositiveFloat = 1.0
+    "Divides the logits in training; evaluation uses 1 and greedy decoding in any case."
+    max_completion_tokens: PositiveInt = 64
+    "Length limit of caption, think and answer together."
+    top_k: NonNegativeInt = 0
+    "Only this many of the likeliest tokens are drawn. 0: no limit."
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    "Only the likeliest tokens that together have this probability are drawn. 1: no limit."
+    min_p: Share = 0.0
+    "Tokens below this share of the likeliest one's probability are not drawn. 0: no limit."
+    max_rows: NonNegativeInt = 0
+    "Rollouts decoded at the same time. 0: as many as free memory allows, up to 512."
+    dense_weights: Literal["auto", "always", "never"] = "auto"
+    "Sample from dequantised, merged weights: faster. auto: on a CPU with memory to spare."
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Stage 1: imitation of the public demonstrations."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    start_from: str | None = None
+    "PEFT folder or hub id of an adapter to start from. null: a new adapter."
+    steps: NonNegativeInt = 100
+    "Optimizer updates. 0 skips the stage: the model, or sft.start_from, is the SFT policy."
+    batch_size: PositiveInt = 32
+    "Demonstrations per step, accumulated over packs of model.max_pack_tokens."
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(2e-3, schedule="cosine", warmup_ratio=0.1)
+    )
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The LoRA mixture of experts that scores captions and thinks. METHOD section 2."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    routing: Literal["grouped", "free", "dense"] = "grouped"
+    "grouped: half of the experts for each kind of part. free: all for both. dense: one expert."
+    trunk: Literal["sft", "base"] = "sft"
+    "Frozen model under the experts: with the SFT adapter, or the base alone."
+    num_experts: PositiveInt = 8
+    "Experts per adapted layer; with grouped routing half for captions, half for thinks."
+    top_k: PositiveInt = 2
+    "Experts that each token uses."
+    rank: PositiveInt = 16
+    "Rank of each expert."
+    scale: PositiveFloat = 2.0
+    "The experts' output is multiplied by this."
+    adapted_fraction: Share = 0.5
+    "Share of the decoder layers with experts, from the top; those below store no activations."
+    likelihood_features: bool = True
+    "Give the score heads each part's mean and lowest token log-prob, so that content counts."
+    reasoning_sees_caption: bool = False
+    "Score a think with its caption before it."
+    max_part_tokens: Annotated[int, Field(ge=16)] = 512
+    "Captions and thinks are cut here, the teacher's and the student's alike."
+    score_cap: PositiveFloat = 10.0
+    "Largest score c: a score s becomes c * tanh(s / c)."
+    score_penalty: NonNegativeFloat = 1e-3
+    "Weight of the mean squared score in the loss. 0: off."
+    balance_weight: NonNegativeFloat = 1e-2
+    "Weight of the loss that balances the load of the experts. 0: off."
+    grgc_weight: NonNegativeFloat = 0.0
+    "Weight of the penalty that keeps the scores of a group apart; 0.01 in its paper. 0: off."
+    prompt_cache_gib: NonNegativeFloat = 0.5
+    "Most GiB of prompt states of the frozen trunk kept on the device. 0: none."
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(2e-3))
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """Stage 2: the discriminator learns the teacher against SFT samples."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    steps: NonNegativeInt = 150
+    "Optimizer updates of the discriminator. 0 skips the stage."
+    pairs_per_step: PositiveInt = 24
+    "Pairs of a teacher completion and a sample of the SFT policy per step."
+    num_prompts: PositiveInt = 768
+    "Prompts that the SFT policy answers once, before the first step (without data.warmup)."
+    mismatched_fraction: Share = 0.0
+    "Share of the negatives that are the teacher's parts of another prompt. 0: none."
+    num_probe: PositiveInt = 200
+    "Held-out pairs of the grounding and artefact probes."
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(3e-3, schedule="cosine", warmup_ratio=0.1)
+    )
+
+
+@dataclass(frozen=True)
+class PolicyLossConfig:
+    """The loss of the policy on its own rollouts. METHOD section 11."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    name: PolicyLoss = "dapo"
+    "Policy loss, by TRL's names. grpo, bnpo, dr_grpo and dapo differ in what they divide by."
+    clip_low: PositiveFloat = 0.2
+    "The ratio's lower bound is 1 - clip_low; cispo and sapo have none."
+    clip_high: PositiveFloat = 0.2
+    """The ratio's upper bound is 1 + clip_high; sapo has none. gspo needs about 4e-4: its ratio is that of
+    a complete rollout."""
+    clip_dual: Annotated[float, Field(gt=1)] | None = 3.0
+    "Bound of the ratio where the advantage is negative; cispo and sapo have none. null: off."
+    sapo_temperature_positive: PositiveFloat = 1.0
+    "Temperature of sapo's gate where the advantage is positive."
+    sapo_temperature_negative: PositiveFloat = 1.05
+    "Temperature of sapo's gate where the advantage is negative."
+    entropy_weight: NonNegativeFloat = 0.0
+    "Bonus per nat of mean token entropy. 0: off."
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Stage 3: adversarial alignment, or a rival that it is compared with. METHOD section 3."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    method: Literal["adversarial", "dpo", "sft"] = "adversarial"
+    """dpo: prefer the teacher to one frozen sample of the SFT policy. sft: imitate the teacher. Both
+    have no discriminator and no warm-up, and use prompts_per_step rows per step."""
+    steps: NonNegativeInt = 30
+    "Optimizer updates. 0 skips the stage."
+    prompts_per_step: PositiveInt = 8
+    "Prompts per step, each with a group of rollouts."
+    group_size: Annotated[int, Field(ge=2)] = 8
+    "Rollouts per prompt: advantages are relative to the group."
+    num_minibatches: PositiveInt = 1
+    "Optimizer updates of the policy per batch of rollouts. 1: clipping has no effect."
+    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    alpha: Share = 0.5
+    "Weight of the perception advantage; reasoning has the rest."
+    malformed_penalty: NonNegativeFloat = 1.5
+    "Advantage that a malformed rollout loses. 0: none."
+    mode: AlignMode = "align"
+    """How scores are combined with verifiable rewards. align: scores only. The other modes need an
+    answer in every row of data.align and use rlvr.rewards."""
+    weight: NonNegativeFloat = 1.0
+    "Weight of the discriminator's advantage (all modes but align). 0: off."
+    wrong_penalty: NonNegativeFloat = 1.0
+    "Penalty of a wrong answer (modes acc_gate, gated, rlvr_v2, sign_align). 0: off."
+    replay_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    "Share of earlier rollouts in the discriminator's batch, against forgetting. 0: off."
+    replay_prompts: PositiveInt = 256
+    "Prompts whose rollouts are kept for replay, in memory and in checkpoints."
+    dpo_beta: PositiveFloat = 0.1
+    "Inverse temperature of DPO: a lower one lets the policy move further (method dpo)."
+    panel_every: PositiveInt = 10
+    "Steps between convergence panels on held-out pairs."
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4))
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """The LLM judge, used only where `rlvr.rewards` names judge."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    base_url: str = ""
+    'Address of an OpenAI-compatible endpoint, up to and including "/v1".'
+    model: str = ""
+    "Model name that the endpoint knows."
+    key_variable: str = "PRISM_JUDGE_API_KEY"
+    "Environment variable with the API key; none is sent where it is not set."
+    timeout_s: PositiveFloat = 30.0
+    "Seconds to wait for one reply."
+    num_attempts: PositiveInt = 3
+    "Tries per answer before the run stops with an error."
+
+
+@dataclass(frozen=True)
+class RlvrConfig:
+    """Stage 4: reinforcement learning with verifiable rewards. METHOD section 4."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    start: Literal["align", "sft"] = "align"
+    "Stage whose policy is trained further."
+    steps: NonNegativeInt = 60
+    "Optimizer steps, each on a new batch of rollouts. 0 skips the stage."
+    prompts_per_step: PositiveInt = 8
+    "Prompts per step, each with a group of rollouts."
+    group_size: Annotated[int, Field(ge=2)] = 8
+    "Rollouts per prompt: advantages are relative to the group."
+    num_minibatches: PositiveInt = 1
+    "Optimizer updates per batch of rollouts. 1: clipping has no effect."
+    preset: RlvrPreset = "grpo"
+    "Official numbers of an algorithm (recipes/rlvr/NAME.yaml) for what the recipe leaves open."
+    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    kl_weight: NonNegativeFloat = 0.0
+    "Weight of the KL divergence to the reference. 0: no reference is held or run."
+    kl_kind: KlKind = "k3"
+    "Estimator: k1, k2 or k3 of Schulman. In the loss k1 has a gradient of mean zero."
+    kl_in: Literal["loss", "reward"] = "loss"
+    "loss: at each token. reward: summed over the tokens of a rollout and taken off its reward."
+    kl_reference: Literal["start", "base"] = "start"
+    "start: the policy at the start of the stage. base: the model without adapter."
+    rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 0.8, "format": 0.2})
+    """Weight of each reward: accuracy, format, ocr, boxes, judge, overlong, package.module:function
+    or path/to/file.py:function. A mapping replaces all; rlvr.rewards.ocr=0.5 adds or changes one."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    overlong_buffer: Annotated[float, Field(gt=0, le=1)] = 0.5
+    "Share of the length limit, at its end, over which the reward overlong falls from 0 to -1."
+    mask_truncated: bool = False
+    "Leave rollouts that were cut at the length limit out of the loss."
+    scale: RewardScale = "group"
+    "Deviation that advantages are divided by: the group's, the batch's, or none."
+    combine: RewardCombination = "sum_then_normalize"
+    "normalize_then_sum: each reward is standardised in its group first, as in GDPO."
+    dynamic_sampling: bool = False
+    "Replace groups that are all right or all wrong by new ones."
+    max_sampled_batches: PositiveInt = 10
+    "Batches per step that dynamic sampling may draw; then the step uses what it has."
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(5e-4))
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out figures after each stage."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    num_samples: PositiveInt = 4
+    "Completions per prompt at temperature 1, beside a greedy one."
+    num_prompts: NonNegativeInt = 0
+    "Use only the first held-out prompts. 0: all."
+    stages: tuple[Literal["base", "sft", "align", "rlvr"], ...] = ("base", "sft", "align", "rlvr")
+    "Stages whose policy is evaluated."
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run depends on; written to config.yaml of the run folder."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    recipe: str = "tiny"
+    "Name of the recipe; the run folder is runs/NAME without --out."
+    seed: int = 0
+    "Decides every random choice of the run."
+    save_every: PositiveInt = 20
+    "Steps between checkpoints."
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    "Trackers beside metrics.jsonl. Empty: none."
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    rlvr: RlvrConfig = field(default_factory=RlvrConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,0 +1,101 @@
+"""Rules that tie several settings together; the types in `prism_lite.config` check single ones."""
+
+from __future__ import annotations
+
+import difflib
+
+from prism_lite.config import (
+    BUILT_IN_REWARDS,
+    DiscriminatorConfig,
+    ModelConfig,
+    RlvrConfig,
+    RunConfig,
+)
+
+
+def check_across_fields(config: RunConfig) -> None:
+    """Check the settings against each other.
+
+    Raises:
+        ValueError: two settings contradict each other, or one has no effect.
+    """
+    _check_discriminator(config.discriminator)
+    _check_memory(config.model, config.sampling.max_completion_tokens)
+    _check_rewards(config.rlvr)
+    digits, align, rlvr = config.data.digits, config.align, config.rlvr
+    if digits.min_digits > digits.max_digits:
+        raise ValueError(
+            f"data.digits.min_digits = {digits.min_digits} is more than data.digits.max_digits = "
+            f"{digits.max_digits}: lower the one or raise the other."
+        )
+    if align.method != "adversarial" and align.mode != "align":
+        raise ValueError(
+            f"align.mode = {align.mode} combines the discriminator's scores with rewards, and "
+            f"align.method = {align.method} has no discriminator: set align.mode=align, or "
+            "align.method=adversarial."
+        )
+    if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
+        raise ValueError(
+            f"rlvr.scale = {rlvr.scale} has no effect with rlvr.combine = normalize_then_sum, which "
+            "standardises each reward in its group: leave rlvr.scale at group."
+        )
+
+
+def _check_discriminator(config: DiscriminatorConfig) -> None:
+    num_usable = config.num_experts
+    if config.routing == "grouped":
+        if num_usable % 2:
+            raise ValueError(
+                f"discriminator.num_experts = {num_usable} cannot be split into a perception and a "
+                "reasoning half: give an even number, or discriminator.routing=free."
+            )
+        num_usable //= 2
+    if config.routing != "dense" and config.top_k > num_usable:
+        raise ValueError(
+            f"discriminator.top_k = {config.top_k} is more than the {num_usable} experts that a token "
+            "may use: lower it, or raise discriminator.num_experts."
+        )
+
+
+def _check_memory(model: ModelConfig, max_completion_tokens: int) -> None:
+    # Whether each row fits with its own prompt is checked when the rows are read (stages/preflight.py).
+    if max_completion_tokens >= model.max_pack_tokens:
+        raise ValueError(
+            f"sampling.max_completion_tokens = {max_completion_tokens} does not fit after a prompt into "
+            f"model.max_pack_tokens = {model.max_pack_tokens}: lower the one or raise the other."
+        )
+    if model.offload_checkpoints and not model.gradient_checkpointing:
+        raise ValueError(
+            "model.offload_checkpoints = true has no effect without gradient checkpointing: set "
+            "model.gradient_checkpointing=true too."
+        )
+
+
+def _check_rewards(config: RlvrConfig) -> None:
+    if not config.rewards:
+        raise ValueError("rlvr.rewards is empty: name at least one reward, as {accuracy: 1.0}.")
+    for name, weight in config.rewards.items():
+        if ":" not in name and name not in BUILT_IN_REWARDS:
+            near = difflib.get_close_matches(name, BUILT_IN_REWARDS, 1, 0.6)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(
+                f"rlvr.rewards.{name}: expected {', '.join(BUILT_IN_REWARDS)}, package.module:function "
+                f"or path/to/file.py:function{hint}"
+            )
+        if weight == 0:
+            raise ValueError(
+                f"rlvr.rewards.{name} = 0 has no effect: leave the name out of rlvr.rewards, as in "
+                "rlvr.rewards='{accuracy: 1.0}'."
+            )
+    metric_names = [name.rpartition(":")[2] for name in config.rewards]
+    for name in metric_names:
+        if metric_names.count(name) > 1:
+            raise ValueError(
+                f"rlvr.rewards has two rewards called {name}, and their metrics would have one name: "
+                "rename one of the functions."
+            )
+    if "judge" in config.rewards and not (config.judge.base_url and config.judge.model):
+        raise ValueError(
+            "rlvr.rewards has judge, but no judge is set: give rlvr.judge.base_url (like "
+            "http://localhost:8000/v1) and rlvr.judge.model."
+        )
