@@ -67,7 +67,7 @@ def _unwrap(text: str) -> str:
     """Remove what encloses an answer; wrappers nest: **$\boxed{3}$**."""
     for _ in range(8):
         text = inner = text.strip()
-        while _SENTENCE_END.search(inner):
+        while _SENTENCE_END.search(inner[-3:]):
             inner = inner[:-1].rstrip()
         command = _COMMAND_WRAPPER.match(inner)
         if prefix := _PREFIX.match(inner):
