@@ -28,16 +28,16 @@ from demo.screens import html
 from demo.site import Header, Site, connect
 from demo.tabs import compare, data, discriminator, memory, rewards, train
 
-TICK_S = 2.0
-MAX_WAITING = 16
-DELETE_UPLOADS_S = 3600
-GUEST = "guest"
-STYLE = Path(__file__).with_name("style.css")
+_TICK_S = 2.0
+_MAX_WAITING = 16
+_DELETE_UPLOADS_S = 3600
+_GUEST = "guest"
+_STYLE = Path(__file__).with_name("style.css")
 
 
 def build_app(site: Site) -> gr.Blocks:
     """Build all tabs of the app."""
-    delete_cache = (DELETE_UPLOADS_S, DELETE_UPLOADS_S)
+    delete_cache = (_DELETE_UPLOADS_S, _DELETE_UPLOADS_S)
     with gr.Blocks(title="prism_lite", analytics_enabled=False, delete_cache=delete_cache) as page:
         header = _header(site, page)
         with gr.Tabs():
@@ -55,7 +55,7 @@ def build_app(site: Site) -> gr.Blocks:
             if not site.home.is_shared:
                 with gr.Tab("Memory"):
                     memory.build(site, header)
-    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=_MAX_WAITING, default_concurrency_limit=1)
     return page
 
 
@@ -71,7 +71,7 @@ def _header(site: Site, page: gr.Blocks) -> Header:
             )
         with gr.Column(scale=3, min_width=240):
             badge = gr.HTML(elem_id="badge")
-    tick = gr.Timer(TICK_S)
+    tick = gr.Timer(_TICK_S)
 
     def show_status(run_id: str) -> str:
         process = site.trainer.current()
@@ -132,7 +132,7 @@ def launch(
     if is_open:
         if password:
             print(
-                f"public link: {page.share_url}\nuser: {GUEST}\npassword: {password}\n"
+                f"public link: {page.share_url}\nuser: {_GUEST}\npassword: {password}\n"
                 f"Guests see every run in {home.root} with its data, and can ask its models; they cannot "
                 "train. The link expires after at most a week."
             )
@@ -155,10 +155,10 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
             server_name="127.0.0.1",
             server_port=port,
             share=password is not None,
-            auth=(GUEST, password) if password else None,
+            auth=(_GUEST, password) if password else None,
             max_file_size="10mb",
             theme=theme,
-            css_paths=STYLE,
+            css_paths=_STYLE,
             run_history=False,
             footer_links=[],
             enable_monitoring=False,

@@ -22,11 +22,11 @@ from demo.runs.samples import sample_line
 from demo.screens.marks import mark
 
 NUM_PROMPTS = 6
-NUM_GROUPS = 4
+_NUM_GROUPS = 4
 GROUP_SIZE = 8
 SEEDS = (0, 1)
 NUM_STEPS = 5  # whose rollouts are kept, of each stage that has them
-COPIED = ("config.yaml", "env.json", "metrics.jsonl", "results.json")
+_COPIED = ("config.yaml", "env.json", "metrics.jsonl", "results.json")
 
 
 def record(run: Path, out: Path) -> None:
@@ -37,7 +37,7 @@ def record(run: Path, out: Path) -> None:
         raise ValueError(f"{out} is not empty: name a new folder.")
     (out / "rollouts").mkdir(parents=True)
     (out / "demo").mkdir()
-    for name in COPIED:
+    for name in _COPIED:
         shutil.copy(run / name, out / name)
     kept: dict[str, list[int]] = {}
     for stage in ("align", "rlvr"):
@@ -54,7 +54,7 @@ def record(run: Path, out: Path) -> None:
         "how": "python -m demo.record RUN OUT, after `prism-lite run` with the settings in config.yaml",
         "when": time.strftime("%Y-%m-%d"),
         "device": model.device,
-        "kept": f"{', '.join(COPIED)} unchanged; the rollouts of these steps",
+        "kept": f"{', '.join(_COPIED)} unchanged; the rollouts of these steps",
         "rollout_steps": kept,
         "left_out": "all weights and checkpoints, plots, the model card, the other rollouts",
         "demo/compare.jsonl": "completions of held-out prompts by every stage, with marks",
@@ -83,7 +83,7 @@ def _completions(model: Model) -> Iterable[dict[str, Any]]:
 
 
 def _groups(model: Model) -> Iterable[dict[str, Any]]:
-    for sample in _varied(model.task.align)[:NUM_GROUPS]:
+    for sample in _varied(model.task.align)[:_NUM_GROUPS]:
         yield model.group(sample, "align", group_size=GROUP_SIZE, seed=0)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import linecache
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume = shlex.join(["prism-lite", *command_line])
         print(f"{str(stop) or 'interrupted'}; resume with: {resume}")
         return 3
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, RuntimeError) as error:
         if not _is_raised_by_us(error):
             raise

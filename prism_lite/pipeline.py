@@ -22,11 +22,11 @@ from prism_lite.digits.base_model import base_folder
 from prism_lite.discriminator.model import save_discriminator
 from prism_lite.files import cache_folder, write_text
 from prism_lite.models.backbone import load_backbone
-from prism_lite.models.device import check_machine, peak_gib, start_peak
+from prism_lite.models.device import check_machine
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import report
 from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
-from prism_lite.runs.folder import RunFolder, check_folder, open_run
+from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
 from prism_lite.stages.context import Context

@@ -1,4 +1,4 @@
-"""Recipes: YAML overlays on the settings of `config.py`, with overrides, checked as a whole.
+"""Recipes: YAML overlays on the settings of `prism_lite.config`, with overrides, checked as a whole.
 
 `load_recipe(name_or_file, overrides)` reads a recipe over the one it `extends`, applies `key=value`
 overrides and checks every value. An unknown key is an error that names the nearest known one.
@@ -17,7 +17,7 @@ import pydantic
 import yaml
 
 from prism_lite.config import BUILT_IN_REWARDS, PolicyLoss, PolicyLossConfig, RlvrConfig, RunConfig
-from prism_lite.config_checks import check_across_fields
+from prism_lite.config.checks import check_across_fields
 
 RECIPES = Path(__file__).with_name("recipes")
 # Settings ("key") and values ("key=value") of earlier versions, and what has become of them.

@@ -60,7 +60,7 @@ def make_backbone(micro_cache: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def backbone(make_backbone: Callable[..., Any]):
-    """NF4, schooled micro base, fresh policy adapter."""
+    """NF4, trained micro base, fresh policy adapter."""
     return make_backbone()
 
 

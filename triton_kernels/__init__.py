@@ -5,12 +5,12 @@
     routing = tk.route_topk(router_logits_TE, 2, allowed=is_own_group_TE)
     delta_TN = tk.lora_experts(x_TD, A_ErD, B_ENr, routing.weights, scale=2.0)
 
-Each operation has three modules: NAME.py (checks, autograd), NAME_torch.py (CPU, or no Triton) and
-NAME_triton.py (imported only when a kernel is launched: this package works without Triton).
+NAME.py has an operation's checks, autograd and plain torch path (CPU, or no Triton; where it is long, in
+NAME_torch.py), NAME_triton.py its kernels, imported only to launch one: this package works without Triton.
 `triton_kernels.reference` has eager versions with the same signatures.
 """
 
-from triton_kernels._gemm import mm_float32
+from triton_kernels._common import mm_float32
 from triton_kernels.logprob import token_logprobs
 from triton_kernels.lora import lora_experts
 from triton_kernels.routing import route_topk

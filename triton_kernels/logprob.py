@@ -20,9 +20,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from triton_kernels._checks import FLOAT_DTYPES, INDEX_DTYPES, check_tensor, describe, is_fake
-from triton_kernels._dispatch import choose_backend
-from triton_kernels._gemm import no_autocast
+from triton_kernels._common import (
+    FLOAT_DTYPES,
+    INDEX_DTYPES,
+    check_tensor,
+    choose_backend,
+    describe,
+    is_fake,
+    no_autocast,
+)
 from triton_kernels.types import IGNORED_ID, Sweep
 
 

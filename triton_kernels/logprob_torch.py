@@ -10,7 +10,7 @@ Shape letters: T tokens, D width, V vocabulary, C vocabulary rows of one chunk.
 import torch
 from torch import Tensor
 
-from triton_kernels._gemm import gemm_dtype, mm_float32
+from triton_kernels._common import gemm_dtype, mm_float32
 from triton_kernels.types import FP16_SCALE, Sweep
 
 # Start of the running maximum: finite, so that a chunk of -inf logits leaves exp(-inf) = 0, no NaN.

@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._gemm import mm_float32
-from triton_kernels._launch import ceil_div, launch, next_power_of_2
+from triton_kernels._common import ceil_div, launch, mm_float32, next_power_of_2
 from triton_kernels.types import FP16_SCALE, Sweep
 
 # Bytes of one chunk's logits (float32) and of their gradient (16 bit): 6 * C * V. At V = 151,936

@@ -8,39 +8,69 @@ kernel without a matrix product scales each expert's columns by the routing weig
 Shape letters: T tokens, D input width, N output width, E experts, r rank, R = E * r.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from triton_kernels._checks import FLOAT_DTYPES, check_tensor, describe
-from triton_kernels._dispatch import choose_backend
-from triton_kernels._gemm import gemm_dtype, no_autocast
+from triton_kernels._common import (
+    FLOAT_DTYPES,
+    check_tensor,
+    choose_backend,
+    describe,
+    gemm_dtype,
+    no_autocast,
+)
 
 
-class Implementation(Protocol):
-    """What `lora_torch` and `lora_triton` provide."""
+class Implementation(NamedTuple):
+    """The step between the two products, in plain torch or as kernels.
 
-    def scale_ranks(self, low: Tensor, weights: Tensor, scale: float) -> Tensor:
-        """Compute low * weights (each repeated r times) * scale: [T, R] in the dtype of `low`."""
-        ...
+    Fields:
+        scale_ranks: (low, weights, scale) -> [T, R] in the dtype of `low`: low * weights (each
+            repeated r times) * scale.
+        scale_ranks_backward: (grad, low, weights, scale) -> gradients of `low` [T, R] (its dtype) and
+            `weights` [T, E] (float32).
+    """
 
-    def scale_ranks_backward(
-        self, grad: Tensor, low: Tensor, weights: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the gradients of `low` [T, R] (its dtype) and `weights` [T, E] (float32)."""
-        ...
+    scale_ranks: Callable[[Tensor, Tensor, float], Tensor]
+    scale_ranks_backward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def _by_expert(low_TR: Tensor, weights_TE: Tensor) -> Tensor:
+    num_tokens, num_experts = weights_TE.shape
+    return low_TR.view(num_tokens, num_experts, low_TR.shape[1] // num_experts)
+
+
+def _scale_ranks(low: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """See `Implementation`."""
+    return (
+        (_by_expert(low, weights) * (weights.float() * scale)[:, :, None])
+        .to(low.dtype)
+        .view(low.shape)
+    )
+
+
+def _scale_ranks_backward(
+    grad: Tensor, low: Tensor, weights: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """See `Implementation`."""
+    grad_TEr, low_TEr = _by_expert(grad, weights).float(), _by_expert(low, weights).float()
+    grad_weights_TE = torch.einsum("ter,ter->te", grad_TEr, low_TEr)
+    return _scale_ranks(grad, weights, scale), grad_weights_TE.mul_(scale)
+
+
+_TORCH = Implementation(_scale_ranks, _scale_ranks_backward)
 
 
 def _implementation(x: Tensor) -> Implementation:
     if choose_backend(x) == "triton":
         from triton_kernels import lora_triton  # the only place that needs Triton
 
-        return lora_triton
-    from triton_kernels import lora_torch
-
-    return lora_torch
+        return Implementation(lora_triton.scale_ranks, lora_triton.scale_ranks_backward)
+    return _TORCH
 
 
 class _LoraExperts(torch.autograd.Function):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._launch import ceil_div, launch, next_power_of_2
+from triton_kernels._common import ceil_div, launch, next_power_of_2
 
 _TILE = 1024  # tokens * padded rank per program
 

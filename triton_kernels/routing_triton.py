@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels._launch import ceil_div, launch, next_power_of_2
+from triton_kernels._common import ceil_div, launch, next_power_of_2
 from triton_kernels.types import RouteResult
 
 _TILE = 512  # tokens * padded experts per program

@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 from prism_lite.digits.task import DIGIT_PIXELS
 
 MAX_UPLOAD_BYTES = 10 * 2**20
-MAX_PIXELS = 12_000_000  # of an uploaded picture, checked before it is decoded
-MIN_INK_PIXELS = 12  # smaller specks are ignored
-GAP_SHARE = 0.012  # of the width: strokes closer than this belong to one digit
+_MAX_PIXELS = 12_000_000  # of an uploaded picture, checked before it is decoded
+_MIN_INK_PIXELS = 12  # smaller specks are ignored
+_GAP_SHARE = 0.012  # of the width: strokes closer than this belong to one digit
 CELLS, BLOCK = 8, 4
 
 
@@ -35,10 +35,10 @@ def open_upload(path: str | Path) -> Image.Image:
         )
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > _MAX_PIXELS:
                 raise ValueError(
                     f"the picture has {image.width} x {image.height} pixels; at most "
-                    f"{MAX_PIXELS / 1e6:.0f} million are accepted. Scale it down and try again."
+                    f"{_MAX_PIXELS / 1e6:.0f} million are accepted. Scale it down and try again."
                 )
             return on_white(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -69,7 +69,7 @@ def strip_of(image: Image.Image, *, min_digits: int, max_digits: int) -> tuple[I
         ValueError: nothing is drawn, or the model was not trained on this number of digits.
     """
     is_ink_HW = _ink(image)
-    if is_ink_HW.sum() < MIN_INK_PIXELS:
+    if is_ink_HW.sum() < _MIN_INK_PIXELS:
         raise ValueError(
             f"nothing is drawn yet: write {min_digits} to {max_digits} digits side by side."
         )
@@ -99,10 +99,10 @@ def _ink(image: Image.Image) -> np.ndarray:
 def _columns(is_ink_HW: np.ndarray) -> list[tuple[int, int]]:
     """Return the first column of each digit and the one after its last, from left to right."""
     columns = np.flatnonzero(is_ink_HW.any(axis=0))
-    gap = max(2, round(GAP_SHARE * is_ink_HW.shape[1]))
+    gap = max(2, round(_GAP_SHARE * is_ink_HW.shape[1]))
     groups = np.split(columns, np.flatnonzero(np.diff(columns) > gap) + 1)
     spans = [(int(group[0]), int(group[-1]) + 1) for group in groups]
-    return [(a, b) for a, b in spans if is_ink_HW[:, a:b].sum() >= MIN_INK_PIXELS]
+    return [(a, b) for a, b in spans if is_ink_HW[:, a:b].sum() >= _MIN_INK_PIXELS]
 
 
 def _eight_by_eight(is_ink_HW: np.ndarray) -> np.ndarray:

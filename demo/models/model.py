@@ -29,8 +29,8 @@ from prism_lite.runs.checkpoint import load_final
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.types import Group, Rollout, Sample
 
-MAX_COMPLETION_TOKENS = 2_048
-STREAM_EVERY_S = 0.1
+_MAX_COMPLETION_TOKENS = 2_048
+_STREAM_EVERY_S = 0.1
 
 
 class _SamplingCanceled(BaseException):
@@ -88,7 +88,7 @@ class Model:
         The same seed gives the same text.
         """
         started_s = time.perf_counter()
-        max_tokens = min(self.config.sampling.max_completion_tokens, MAX_COMPLETION_TOKENS)
+        max_tokens = min(self.config.sampling.max_completion_tokens, _MAX_COMPLETION_TOKENS)
         settings = {"temperature": temperature, "max_completion_tokens": max_tokens}
         token_ids: list[int] = []
         next_s = 0.0
@@ -99,7 +99,7 @@ class Model:
                 continue
             token_ids.append(item)
             if now_s >= next_s:  # sending every token would cost more than sampling it
-                next_s = now_s + STREAM_EVERY_S
+                next_s = now_s + _STREAM_EVERY_S
                 yield Answer(self.backbone.tokenizer.decode(token_ids), len(token_ids), now_s)
 
     def group(self, sample: Sample, stage: str, *, group_size: int, seed: int) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from prism_lite.config import DataConfig
 from prism_lite.digits import wording
 from prism_lite.types import Picture, Sample, Turn
 
-MAX_QUESTION_CHARACTERS = 2_000
-PIVOT = 5
-KIND_OF = {text.format(pivot=PIVOT): kind for kind, text in wording.QUESTIONS.items()}
+_MAX_QUESTION_CHARACTERS = 2_000
+_PIVOT = 5
+KIND_OF = {text.format(pivot=_PIVOT): kind for kind, text in wording.QUESTIONS.items()}
 
 
 def visitor_sample(
@@ -49,12 +49,12 @@ def visitor_sample(
                 "once, from left to right, or leave the field empty."
             )
         if digits:
-            facts = wording.DigitsFacts(digits, KIND_OF[question], PIVOT)
+            facts = wording.DigitsFacts(digits, KIND_OF[question], _PIVOT)
             answer = wording.answer_text(facts, wording.steps(facts.digits, facts))
     question = question.strip()
-    if not 0 < len(question) <= MAX_QUESTION_CHARACTERS:
+    if not 0 < len(question) <= _MAX_QUESTION_CHARACTERS:
         raise ValueError(
-            f"the question has {len(question)} characters: expected 1 to {MAX_QUESTION_CHARACTERS}."
+            f"the question has {len(question)} characters: expected 1 to {_MAX_QUESTION_CHARACTERS}."
         )
     digest = hashlib.sha256(image.tobytes() + str(image.size).encode()).hexdigest()[:24]
     sample = Sample(

@@ -18,7 +18,7 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.policy.advantages import alignment_advantages
 from prism_lite.types import Group
 
-DECIMALS = 3  # of routing weights
+_DECIMALS = 3  # of routing weights
 
 
 def group_record(
@@ -87,7 +87,7 @@ def _routing(
         name: {
             "tokens": [backbone.tokenizer.decode([token]) for token in ids_T.tolist()],
             "weights": [
-                [[round(weight, DECIMALS) for weight in weights_E] for weights_E in weights_TE]
+                [[round(weight, _DECIMALS) for weight in weights_E] for weights_E in weights_TE]
                 for weights_TE in weights_LTE.tolist()
             ],
         }

@@ -28,7 +28,7 @@ STAGE_TITLES = {
     "rlvr": "RLVR",
 }
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-CACHED_FILES = 64
+_CACHED_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _read(path: Path, default: Any) -> Any:
     return _parse(path, *_stamp(path)) if path.is_file() else default
 
 
-@functools.lru_cache(maxsize=CACHED_FILES)
+@functools.lru_cache(maxsize=_CACHED_FILES)
 def _parse(path: Path, _changed_ns: int, _size: int) -> Any:
     if path.suffix == ".jsonl":
         return tuple(read_jsonl(path))

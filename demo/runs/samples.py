@@ -29,7 +29,7 @@ SOURCES = {
     "held-out prompts": "heldout",
 }
 ALL, CORRECT, WITH_ERRORS = "all", "correct", "with errors"
-CACHED_RUNS = 4
+_CACHED_RUNS = 4
 _LOADING = threading.Lock()  # two visitors must not load the same files twice
 
 
@@ -112,7 +112,7 @@ def _changed_ns(path: Path) -> int:
     return (path / "config.yaml").stat().st_mtime_ns
 
 
-@functools.lru_cache(maxsize=CACHED_RUNS)
+@functools.lru_cache(maxsize=_CACHED_RUNS)
 def _task(path: Path, _changed_ns: int) -> TaskData:
     from prism_lite.data.task import load_task
     from prism_lite.recipe import parse_config
@@ -125,12 +125,12 @@ def _task(path: Path, _changed_ns: int) -> TaskData:
     return load_task(parse_config(settings))
 
 
-@functools.lru_cache(maxsize=CACHED_RUNS)
+@functools.lru_cache(maxsize=_CACHED_RUNS)
 def _by_id(path: Path, _changed_ns: int) -> dict[str, Sample]:
     return {sample.id: sample for source in SOURCES for sample in samples_of(path, source)}
 
 
-@functools.lru_cache(maxsize=CACHED_RUNS * len(SOURCES))
+@functools.lru_cache(maxsize=_CACHED_RUNS * len(SOURCES))
 def _rows(path: Path, source: str, _changed_ns: int) -> tuple[Row, ...]:
     return tuple(_row(sample) for sample in samples_of(path, source))
 

@@ -25,7 +25,7 @@ from prism_lite.recipe import load_recipe, recipe_names
 
 REPOSITORY = Path(__file__).parents[2]
 RECORD, LOCK, LOGS = ".training.json", ".training.lock", ".logs"
-LOG_TAIL_BYTES = 8192
+_LOG_TAIL_BYTES = 8192
 PRISM_LITE = (sys.executable, "-m", "prism_lite")
 # The settings that a first experiment changes: key, title, explanation.
 FORM_SETTINGS = (
@@ -36,7 +36,7 @@ FORM_SETTINGS = (
     ("align.group_size", "Group size", "completions per prompt in alignment"),
     ("rlvr.steps", "RLVR steps", "updates on verifiable rewards"),
 )
-MAX_VALUE = 100_000  # of these settings
+_MAX_VALUE = 100_000  # of these settings
 
 
 def form_values(recipe: str) -> list[int]:
@@ -57,8 +57,8 @@ def training_arguments(recipe: str, values: Sequence[float | None]) -> list[str]
     for (key, title, _), value, default in zip(FORM_SETTINGS, values, defaults, strict=True):
         if value is None or value == default:
             continue
-        if not 0 <= value <= MAX_VALUE:
-            raise ValueError(f"{title} = {value:g}: expected 0 to {MAX_VALUE}.")
+        if not 0 <= value <= _MAX_VALUE:
+            raise ValueError(f"{title} = {value:g}: expected 0 to {_MAX_VALUE}.")
         overrides.append(f"{key}={int(value)}")
     load_recipe(recipe, overrides)  # reports an invalid value before anything starts
     return ["--recipe", recipe, *overrides]
@@ -192,7 +192,7 @@ class Trainer:
         try:
             with self._log(run_id).open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+                file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
                 return file.read().decode("utf-8", "replace")
         except FileNotFoundError:
             return ""

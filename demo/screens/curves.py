@@ -20,7 +20,7 @@ MAX_POINTS = 500
 # The palette of Okabe and Ito: distinguishable with every kind of color vision, and by lightness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 PURPLE, SKY, YELLOW, PINK = "#AA5593", "#56B4E9", "#E69F00", "#CC79A7"
-STAGE_COLORS = {"sft": BLUE, "warmup": GRAY, "align": ORANGE, "rlvr": GREEN}
+_STAGE_COLORS = {"sft": BLUE, "warmup": GRAY, "align": ORANGE, "rlvr": GREEN}
 CHANCE = "0.5 = fooled"
 
 
@@ -133,7 +133,7 @@ def _curves(
         return panel.curves
     start, star, end = panel.curves.partition("*")
     if not star:
-        return {STAGE_TITLES[stage]: (panel.curves, STAGE_COLORS[stage])}
+        return {STAGE_TITLES[stage]: (panel.curves, _STAGE_COLORS[stage])}
     keys = [key for line in lines for key in line if key.startswith(start) and key.endswith(end)]
     names = dict.fromkeys(key.removeprefix(start).removesuffix(end) for key in keys)
     return {name: (start + name + end, color) for name, color in reward_colors(names).items()}

@@ -22,10 +22,10 @@ from demo.screens.pictures import picture_file
 
 HEADERS = ["row", "who", "perception", "reasoning", "margin", "advantage", "answer", "caption"]
 STRONGEST, BALANCE = "strongest expert", "perception minus reasoning share"
-EXPERT_COLORS = (BLUE, SKY, GREEN, GRAY, ORANGE, YELLOW, PINK, PURPLE)
+_EXPERT_COLORS = (BLUE, SKY, GREEN, GRAY, ORANGE, YELLOW, PINK, PURPLE)
 NUM_STEPS = 6  # listed of the alignment stage, besides the last one
 MAX_CELL = 80
-GROUPED = (
+_GROUPED = (
     " Routing is grouped: the first half of the experts sees only captions, the second half only think and "
     "answer."
 )
@@ -166,7 +166,7 @@ def _heat(group: Group, row: Mapping[str, Any], layer: int, color_by: str) -> tu
         "half.",
     }.get(quantity, f"The stronger the color, the more weight expert {quantity} has on this token.")
     if group.get("routing_mode") == "grouped":
-        meaning += GROUPED
+        meaning += _GROUPED
     text = (
         f"Decoder layer {group['first_layer'] + layer}. {meaning} The weights of a token sum to 1."
     )
@@ -176,7 +176,7 @@ def _heat(group: Group, row: Mapping[str, Any], layer: int, color_by: str) -> tu
 def _heat_text(channel: Mapping[str, Any], layer: int, quantity: str) -> gr.HighlightedText:
     weights_TE = channel["weights"][layer - 1]
     is_strongest = quantity == "strongest"
-    colors = {f"E{e}": EXPERT_COLORS[e % len(EXPERT_COLORS)] for e in range(len(weights_TE[0]))}
+    colors = {f"E{e}": _EXPERT_COLORS[e % len(_EXPERT_COLORS)] for e in range(len(weights_TE[0]))}
     return gr.HighlightedText(
         value=html.heat_spans(channel["tokens"], weights_TE, quantity),
         color_map=colors if is_strongest else html.HEAT_COLORS,

@@ -18,10 +18,10 @@ from prism_lite.parts import ANSWER, CAPTION, TAGS, THINK, Malformed, parse
 MAX_SHOWN_CHARACTERS = 60_000  # of one completion; more makes a browser slow
 MAX_HEAT_TOKENS = 1_500
 # The letters tell the parts apart without color.
-PART_LABELS = {CAPTION: "C caption", THINK: "T think", ANSWER: "A answer"}
+_PART_LABELS = {CAPTION: "C caption", THINK: "T think", ANSWER: "A answer"}
 PART_COLORS = {"C caption": "#2a9d8f", "T think": "#d9a441", "A answer": "#e8735a"}
 HEAT_COLORS = {"+": curves.ORANGE, "-": curves.BLUE}
-BADGE_TITLES = {"recorded": "recorded run", "tiny": "tiny model"}
+_BADGE_TITLES = {"recorded": "recorded run", "tiny": "tiny model"}
 _TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
 
 
@@ -38,7 +38,7 @@ def part_spans(text: str) -> list[tuple[str, str | None]]:
     for match in _TAG.finditer(text):
         tag = match.group()
         spans += [(text[position : match.start()], label), (tag, None)]
-        label = None if tag.startswith("</") else PART_LABELS[tag[1:-1]]
+        label = None if tag.startswith("</") else _PART_LABELS[tag[1:-1]]
         position = match.end()
     spans.append((text[position:], label))
     if num_characters > MAX_SHOWN_CHARACTERS:
@@ -49,7 +49,7 @@ def part_spans(text: str) -> list[tuple[str, str | None]]:
 
 def badge(state: str, detail: str) -> str:
     """Return the header's badge: "recorded", "loading", "tiny", "live" or "training", and why."""
-    title = BADGE_TITLES.get(state, state)
+    title = _BADGE_TITLES.get(state, state)
     return (
         f'<div class="badge badge-{state}" role="status"><b>{title}</b> '
         f"<span>{escape(detail)}</span></div>"

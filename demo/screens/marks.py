@@ -11,7 +11,7 @@ from prism_lite.parts import Malformed, parse
 from prism_lite.rewards.accuracy import judge_completion
 from prism_lite.types import Sample
 
-EXPLANATIONS = {
+_EXPLANATIONS = {
     "caption": "does the caption state what the picture shows",
     "think": "do the steps follow from what the caption states",
     "answer": "is the answer part the gold answer",
@@ -60,7 +60,7 @@ def marks_line(
     if marks is not None:
         word = "well-formed" if marks.is_well_formed else marks.reason
         cells.append(_mark("format", marks.is_well_formed, word, "caption, think, answer"))
-        for name, explanation in EXPLANATIONS.items():
+        for name, explanation in _EXPLANATIONS.items():
             is_right = getattr(marks, name)
             if is_right is not None:
                 cells.append(_mark(name, is_right, "right" if is_right else "wrong", explanation))

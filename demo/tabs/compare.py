@@ -20,15 +20,15 @@ from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.types import EVALUATED_STAGES
 
 EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
-CANVAS = (640, 200)
-MAX_SEED = 2**31
-STAGE_HELP = {
+_CANVAS = (640, 200)
+_MAX_SEED = 2**31
+_STAGE_HELP = {
     "base": "before any training",
     "sft": "after imitating demonstrations",
     "align": "after adversarial alignment",
     "rlvr": "after verifiable rewards",
 }
-LEGEND = (
+_LEGEND = (
     '<div class="legend"><span class="c">C caption: what it sees</span>'
     '<span class="t">T think: what follows</span><span class="a">A answer</span></div>'
 )
@@ -68,7 +68,7 @@ def build(site: Site, header: Header) -> None:
             form = _question_form()
             model_input = widgets.picture("What the model sees", "model-input", height=120)
     note = gr.HTML(elem_id="compare-note")
-    gr.HTML(LEGEND)
+    gr.HTML(_LEGEND)
     screen = [model_input, note, *_answer_columns()]
     with gr.Accordion("Held-out results of this run"):
         results = [widgets.table("held-out", wrap=True), gr.HTML()]
@@ -87,8 +87,8 @@ def _picture_form() -> PictureForm:
     with gr.Column(visible=False) as drawing_box:
         pad_hint = gr.HTML()
         pad = gr.Sketchpad(
-            value=Image.new("RGB", CANVAS, "white"),  # without it the pen must be selected first
-            label="Your drawing", type="pil", canvas_size=CANVAS, fixed_canvas=True, layers=False,
+            value=Image.new("RGB", _CANVAS, "white"),  # without it the pen must be selected first
+            label="Your drawing", type="pil", canvas_size=_CANVAS, fixed_canvas=True, layers=False,
             brush=gr.Brush(default_size=16, colors=["#000000"], color_mode="fixed"),
             height=300, elem_id="pad", buttons=[],
         )  # fmt: skip
@@ -109,7 +109,7 @@ def _question_form() -> QuestionForm:
         max_length=20, visible=False, elem_id="truth",
     )  # fmt: skip
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=_MAX_SEED, min_width=90)
         tokens = gr.Radio([GREEDY, SAMPLED], value=GREEDY, label="Tokens")
     with gr.Row():
         ask = gr.Button("Ask all stages", variant="primary", elem_id="ask")
@@ -122,7 +122,7 @@ def _answer_columns() -> list[gr.Component]:
     cells: list[gr.Component] = []
     with gr.Row():
         for stage in EVALUATED_STAGES:
-            title, text = STAGE_TITLES[stage], STAGE_HELP[stage]
+            title, text = STAGE_TITLES[stage], _STAGE_HELP[stage]
             with gr.Column(min_width=240, elem_classes="answer"):
                 gr.HTML(f'<h3>{title}</h3><p class="stage-help">{text}</p>')
                 settings = {"show_label": False, "show_inline_category": False}
@@ -190,7 +190,7 @@ def _connect_question(
         with errors_on_page():
             path = site.path(run_id)
             if seed_number is None:
-                raise ValueError(f"no seed: enter a whole number from 0 to {MAX_SEED}.")
+                raise ValueError(f"no seed: enter a whole number from 0 to {_MAX_SEED}.")
             seed, sample = int(seed_number), None
             if source == EXAMPLE:
                 samples = answers.examples(path)

@@ -16,11 +16,11 @@ from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.digits import wording
 from prism_lite.digits.task import ATTRIBUTION
 
-PAGE_ROWS = 12
-MAX_CHECKED_ROWS = 10_000
-MAX_SHOWN_FINDINGS = 200
-FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet"]
-ANY_STAGE = "any stage"
+_PAGE_ROWS = 12
+_MAX_CHECKED_ROWS = 10_000
+_MAX_SHOWN_FINDINGS = 200
+_FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet"]
+_ANY_STAGE = "any stage"
 
 
 def build(site: Site, header: Header, tab: gr.Tab) -> None:
@@ -34,7 +34,7 @@ def build(site: Site, header: Header, tab: gr.Tab) -> None:
     gallery = widgets.gallery("Pictures and questions", "data-gallery", columns=4, height=430)
     number = gr.Number(
         1, label="Row on this page (or click its picture)", precision=0, minimum=1,
-        maximum=PAGE_ROWS, elem_id="data-row",
+        maximum=_PAGE_ROWS, elem_id="data-row",
     )  # fmt: skip
     row_screen: list[gr.Component] = [gr.HTML(elem_id="row-about")]
     with gr.Row():
@@ -53,7 +53,7 @@ def build(site: Site, header: Header, tab: gr.Tab) -> None:
         return _screen(site.path(chosen[0]), read(*chosen), number)
 
     def show_row(page: float | None, number: float | None, *chosen: Any) -> tuple[Any, ...]:
-        index = (int(page or 1) - 1) * PAGE_ROWS + int(number or 1) - 1
+        index = (int(page or 1) - 1) * _PAGE_ROWS + int(number or 1) - 1
         return _row_screen(read(*chosen)[index : index + 1])
 
     inputs, outputs = [page, *filters], [page, gallery, note, number, *row_screen]
@@ -82,9 +82,9 @@ def _filters() -> list[gr.Component]:
 
 def _screen(path: Path, rows: list[samples.Row], page: int) -> tuple[Any, ...]:
     """Return a page of the rows that pass the filters, and its first row."""
-    num_pages = max(1, -(-len(rows) // PAGE_ROWS))
+    num_pages = max(1, -(-len(rows) // _PAGE_ROWS))
     page = min(max(1, page), num_pages)
-    shown = rows[(page - 1) * PAGE_ROWS : page * PAGE_ROWS]
+    shown = rows[(page - 1) * _PAGE_ROWS : page * _PAGE_ROWS]
     pictures = [
         (picture_file(row.sample.pictures[0].open()), row.sample.question)
         for row in shown
@@ -120,9 +120,9 @@ def _build_check() -> None:
         with gr.Column(min_width=260):
             upload = gr.File(
                 label="JSONL, JSON, CSV, TSV or Parquet, at most 10 MiB", height=140,
-                file_types=FILE_TYPES, elem_id="data-file",
+                file_types=_FILE_TYPES, elem_id="data-file",
             )  # fmt: skip
-            stages = [ANY_STAGE, "sft", "warmup", "align", "rlvr", "eval"]
+            stages = [_ANY_STAGE, "sft", "warmup", "align", "rlvr", "eval"]
             stage = gr.Dropdown(stages, label="Fields required by", elem_id="data-stage")
             button = gr.Button("Check", variant="primary", elem_id="check")
         with gr.Column(scale=2, min_width=280):
@@ -136,21 +136,21 @@ def _build_check() -> None:
         "findings", headers=["row", "kind", "what is wrong"], wrap=True, max_height=360
     )
     outputs = [summary, first, findings]
-    button.click(check_file, [upload, stage], outputs, api_name="check", concurrency_limit=1)
+    button.click(_check_file, [upload, stage], outputs, api_name="check", concurrency_limit=1)
 
 
 @errors_on_page()
-def check_file(path: str | None, stage: str) -> tuple[Any, ...]:
+def _check_file(path: str | None, stage: str) -> tuple[Any, ...]:
     """Return summary, first sample and findings of the check of an uploaded file."""
     from prism_lite.data.checks.check import CheckRules, check
 
     if not path:
         raise ValueError("no file yet: upload one first.")
     name = Path(path).name
-    if Path(path).suffix.lower() not in FILE_TYPES:
-        raise ValueError(f"{name}: expected a file of type {', '.join(FILE_TYPES)}.")
-    rules = CheckRules() if stage == ANY_STAGE else CheckRules(stage=stage)  # pyright: ignore
-    report = check(path, rules=rules, limit=MAX_CHECKED_ROWS)
+    if Path(path).suffix.lower() not in _FILE_TYPES:
+        raise ValueError(f"{name}: expected a file of type {', '.join(_FILE_TYPES)}.")
+    rules = CheckRules() if stage == _ANY_STAGE else CheckRules(stage=stage)  # pyright: ignore
+    report = check(path, rules=rules, limit=_MAX_CHECKED_ROWS)
     counts = ", ".join(f"{kind} {num}" for kind, num in sorted(report.counts.items()))
     text = (
         f"{name}: {report.convention or 'not readable'} format, {report.num_rows:,} rows read, "
@@ -158,6 +158,6 @@ def check_file(path: str | None, stage: str) -> tuple[Any, ...]:
     )
     table = [
         [finding.row or "file", finding.kind, finding.message.replace(path, name)]
-        for finding in report.findings[:MAX_SHOWN_FINDINGS]
+        for finding in report.findings[:_MAX_SHOWN_FINDINGS]
     ]
     return html.note(text, tone="good" if report.ok else "warn"), report.first_sample, table or None

@@ -17,7 +17,7 @@ from demo.screens.groups import STRONGEST
 from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.types import EVALUATED_STAGES
 
-COLUMN_HELP = {
+_COLUMN_HELP = {
     "perception": "Logit of the caption given the picture: higher is more like a teacher's.",
     "reasoning": "Logit of think and answer: higher is more like a teacher's.",
     "margin": "The teacher's score minus this row's, mean of both; below 0 the row fools it.",
@@ -47,7 +47,7 @@ def build(site: Site, header: Header) -> None:
             picture = widgets.picture("Picture", "group-picture", height=130)
             question = gr.Textbox(label="Question and gold answer", interactive=False)
     gr.HTML('<p class="plot-help">Meaning of the columns: point at a name, or press Tab.</p>')
-    widgets.figures(items=COLUMN_HELP)
+    widgets.figures(items=_COLUMN_HELP)
     table = widgets.table("candidates", headers=groups.HEADERS, max_height=460)
     plot = widgets.bars(
         "Advantage by row", "advantage-bars", x="row", y="advantage", color="sign", height=220,

@@ -19,11 +19,11 @@ from demo.site import Header, Site, errors_on_page
 from prism_lite.recipe import recipe_names
 from prism_lite.types import STAGES
 
-PLAN_LIMIT_S = 600
-USABLE = "usable on the GPU"
-BAR_ORDER = [*(STAGE_TITLES[stage] for stage in STAGES), USABLE]
-RESERVE = 0.1  # of the GPU, as in `prism-lite plan`
-GPUS = {
+_PLAN_LIMIT_S = 600
+_USABLE = "usable on the GPU"
+_BAR_ORDER = [*(STAGE_TITLES[stage] for stage in STAGES), _USABLE]
+_RESERVE = 0.1  # of the GPU, as in `prism-lite plan`
+_GPUS = {
     "the recipe's GPU": None,
     "RTX 3060, 12 GiB": 12,
     "T4, 15 GiB": 15,
@@ -31,7 +31,7 @@ GPUS = {
     "RTX 5090, 32 GiB": 32,
     "A100, 80 GiB": 80,
 }
-CATEGORY_COLORS = {
+_CATEGORY_COLORS = {
     "weights": curves.BLUE,
     "adapters": curves.SKY,
     "optimizer": curves.GREEN,
@@ -40,7 +40,7 @@ CATEGORY_COLORS = {
     "kv_cache": curves.PINK,
     "logits": curves.GRAY,
     "pictures": curves.PURPLE,
-    USABLE: curves.GRAY,
+    _USABLE: curves.GRAY,
 }
 
 
@@ -49,7 +49,7 @@ def build(site: Site, header: Header) -> None:
     gr.HTML("<h3>Predicted: will it fit?</h3>")
     with gr.Row():
         recipe = gr.Dropdown(recipe_names(), value="tiny", label="Recipe", min_width=150)
-        gpu = gr.Dropdown(list(GPUS), label="GPU", elem_id="card", min_width=150)
+        gpu = gr.Dropdown(list(_GPUS), label="GPU", elem_id="card", min_width=150)
         button = gr.Button("Simulate", variant="primary", elem_id="plan", min_width=160)
     text = (
         "Simulates a training step of every stage at full size, without a GPU; takes seconds to a few "
@@ -57,20 +57,20 @@ def build(site: Site, header: Header) -> None:
     )
     plan_note = gr.HTML(html.note(text), elem_id="plan-verdict")
     plan_bars = widgets.bars(
-        "Predicted peaks (GiB)", "plan-bars", x="stage", y="GiB", color="what", sort=BAR_ORDER,
-        height=300, color_map=CATEGORY_COLORS, visible=False,  # until something is simulated
+        "Predicted peaks (GiB)", "plan-bars", x="stage", y="GiB", color="what", sort=_BAR_ORDER,
+        height=300, color_map=_CATEGORY_COLORS, visible=False,  # until something is simulated
     )  # fmt: skip
     gr.HTML("<h3>Measured in this run</h3>")
     figures = widgets.figures("memory-figures")
     bars = widgets.bars(
-        "Measured peaks (GiB)", "memory-bars", x="stage", y="GiB", color="what", sort=BAR_ORDER,
+        "Measured peaks (GiB)", "memory-bars", x="stage", y="GiB", color="what", sort=_BAR_ORDER,
         height=240, color_map={"measured": curves.BLUE},
     )  # fmt: skip
     note = gr.HTML(elem_id="memory-note")
 
     def show(run_id: str) -> tuple[Any, ...]:
         path = site.path(run_id)
-        peaks = measured_peaks(path)
+        peaks = _measured_peaks(path)
         if not peaks:
             return "", None, html.note("No peaks yet: every stage logs its own in each step.")
         frame = pd.DataFrame(
@@ -82,7 +82,7 @@ def build(site: Site, header: Header) -> None:
 
     @errors_on_page()
     def simulate(recipe: str, gpu: str) -> tuple[str, gr.BarPlot]:
-        plan = plan_memory(recipe, GPUS.get(gpu))
+        plan = _plan_memory(recipe, _GPUS.get(gpu))
         return plan_summary(plan), gr.BarPlot(value=plan_frame(plan), visible=True)
 
     header.on_run(show, [figures, bars, note])
@@ -91,7 +91,7 @@ def build(site: Site, header: Header) -> None:
     )
 
 
-def plan_memory(recipe: str, gpu_gib: int | None) -> Mapping[str, Any]:
+def _plan_memory(recipe: str, gpu_gib: int | None) -> Mapping[str, Any]:
     """Return the result of `prism-lite plan --json`, run in a separate process."""
     if recipe not in recipe_names():
         raise ValueError(f"recipe {recipe!r}: choose one of {', '.join(recipe_names())}.")
@@ -99,11 +99,11 @@ def plan_memory(recipe: str, gpu_gib: int | None) -> Mapping[str, Any]:
     command += ["--card", str(gpu_gib)] if gpu_gib else []
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PLAN_LIMIT_S, env=environment()
+            command, capture_output=True, text=True, timeout=_PLAN_LIMIT_S, env=environment()
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(
-            f"the simulation took more than {PLAN_LIMIT_S} s: run `prism-lite plan` in a terminal."
+            f"the simulation took more than {_PLAN_LIMIT_S} s: run `prism-lite plan` in a terminal."
         ) from error
     if done.returncode:
         last = (done.stderr.strip() or "no output").splitlines()[-1]
@@ -120,7 +120,7 @@ def plan_frame(plan: Mapping[str, Any]) -> pd.DataFrame:
         if gib > 0
     ]
     if plan["card_gib"]:
-        points.append((USABLE, plan["card_gib"] * (1 - RESERVE), USABLE))
+        points.append((_USABLE, plan["card_gib"] * (1 - _RESERVE), _USABLE))
     return pd.DataFrame(points, columns=["stage", "GiB", "what"])
 
 
@@ -133,7 +133,7 @@ def plan_summary(plan: Mapping[str, Any]) -> str:
             f"Predicted, not measured: tensors of at most {peak_gib:.2f} GiB ({title}), plus Python and "
             "its libraries."
         )
-    usable_gib = gpu_gib * (1 - RESERVE)
+    usable_gib = gpu_gib * (1 - _RESERVE)
     text = (
         f"Predicted, not measured: {peak_gib:.2f} of {gpu_gib:g} GiB ({title}); {usable_gib:.2f} GiB are "
         "usable if 10 % is kept in reserve."
@@ -147,7 +147,7 @@ def plan_summary(plan: Mapping[str, Any]) -> str:
     )
 
 
-def measured_peaks(path: Path) -> dict[str, float]:
+def _measured_peaks(path: Path) -> dict[str, float]:
     """Return the logged peak of each stage in GiB, by the stage's title."""
     peaks: dict[str, float] = {}
     for line in folder.read_metrics(path):

@@ -62,14 +62,9 @@ def build(site: Site, header: Header) -> None:
 
 def reward_weights(path: Path) -> dict[str, float]:
     """Return the weight of each reward in the sum that RLVR trains on, without zeros."""
-    config = folder.read_config(path)["rlvr"]
-    # A user's function is configured as file.py:name or module:name and recorded as name.
-    weights = {key.rpartition(":")[2]: w for key, w in config.get("rewards", {}).items()}
-    # Older runs, such as the recorded one, have accuracy_weight, format_weight and so on.
-    weights = weights or {
-        key.removesuffix("_weight"): w for key, w in config.items() if key.endswith("_weight")
-    }
-    return {name: float(weight) for name, weight in weights.items() if weight}
+    weights = folder.read_config(path)["rlvr"]["rewards"]
+    # a user's function is configured as file.py:name or module:name and recorded as name
+    return {key.rpartition(":")[2]: float(weight) for key, weight in weights.items() if weight}
 
 
 def weighted_rewards(records: Records, weights: Mapping[str, float]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.recipe import recipe_names
 
-STALE_S = 60.0
+_STALE_S = 60.0
 NUM_PROMPTS = 3  # whose newest rollouts are shown
 MAX_CELL = 300
 # Name, metric, format, explanation.
@@ -41,7 +41,7 @@ FIGURES = (
     ("trained", "train_tokens_per_s", "{:.0f} tokens/s", "Tokens through forward and backward."),
     ("peak memory", "mem/peak_gib", "{:.2f} GiB", "Peak of this stage; on a CPU, of the process."),
 )  # fmt: skip
-STATES = {
+_STATES = {
     "recorded": "A recorded run that ships with the demo: real results, no weights. "
     "Start a run of your own below.",
     "finished": "Finished: every stage is trained and evaluated.",
@@ -50,7 +50,7 @@ STATES = {
     "stopped": "Not running and not finished. Resume continues from its last checkpoint.",
     "elsewhere": "Another program is writing to this run (its last step is less than a minute old).",
 }
-TONES = {"training": "good", "stopped": "warn", "paused": "warn"}
+_TONES = {"training": "good", "stopped": "warn", "paused": "warn"}
 
 
 def build(site: Site, header: Header) -> None:
@@ -207,7 +207,7 @@ def _screen(
     state = _state(path, is_training)
     active = next((s.stage for s in stages if not s.is_done), None)
     metrics = folder.read_metrics(path)
-    text = STATES[state]
+    text = _STATES[state]
     if process is not None and not is_training:
         text = f"{process.run_id!r} is training now; this is {run_id!r}. {text}"
     plots: list[Any] = [gr.skip()] * len(curves.PANELS)
@@ -216,7 +216,7 @@ def _screen(
         plots = [gr.LinePlot(value=frame, color_map=colors) for frame, colors in frames]
     return (
         html.stepper(stages, active, state),
-        html.note(text, tone=TONES.get(state, "plain")),
+        html.note(text, tone=_TONES.get(state, "plain")),
         _figures(metrics),
         *plots,
         *_newest_rollouts(path),
@@ -237,7 +237,7 @@ def _state(path: Path, is_training: bool) -> str:
 def _is_stale(path: Path) -> bool:
     """Return whether nothing was logged for a while."""
     file = path / "metrics.jsonl"
-    return not file.exists() or time.time() - file.stat().st_mtime > STALE_S
+    return not file.exists() or time.time() - file.stat().st_mtime > _STALE_S
 
 
 def _figures(metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from prism_lite.planner.search import LargestValue, Moved
     from prism_lite.planner.simulate_phase import Simulated
 
-BAR_CELLS = 40
-WORK_NAMES = {"train": "training", "judge": "discriminator", "sample": "sampling"}
-NOTHING_HELPS = (
+_BAR_CELLS = 40
+_WORK_NAMES = {"train": "training", "judge": "discriminator", "sample": "sampling"}
+_NOTHING_HELPS = (
     "Lowering model.max_pack_tokens and sampling.max_rows to a quarter is not enough, or leaves a pack too "
     "small for a prompt with one completion: lower sampling.max_completion_tokens and "
     "discriminator.max_part_tokens, or take a smaller model."
@@ -50,10 +50,10 @@ def add_command(commands: Any) -> None:
         action="store_true",
         help="also search the largest group size, pack and picture that fit (three to five minutes)",
     )
-    command.set_defaults(handler=run_plan)
+    command.set_defaults(handler=_run_plan)
 
 
-def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plan and print.
 
     Returns:
@@ -86,14 +86,14 @@ def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     console = Console()
     console.print(_plan_table(planned))
     for stage, highest in planned.stages.items():
-        work = WORK_NAMES[highest.phase.work]
+        work = _WORK_NAMES[highest.phase.work]
         console.print(f"\n{stage}: {work}, the highest moment")
         console.print("\n".join(_bar_lines(highest, planned)), markup=False, highlight=False)
     console.print(f"\n{_verdict(planned)}")
     if not planned.fits:
         console.print(_moved_table(search.what_to_move(config, planned)))
         title, lowered = search.what_to_lower(config, planned)
-        console.print(_largest_table(lowered, title) if lowered else NOTHING_HELPS)
+        console.print(_largest_table(lowered, title) if lowered else _NOTHING_HELPS)
     if arguments.find:
         largest = search.find_largest(config, planned)
         console.print(_largest_table(largest, "one setting changed, the rest as they are"))
@@ -124,7 +124,7 @@ def _plan_table(plan: Plan) -> Table:
         if plan.card:
             share = highest.peak_gib / plan.card.gib
             cells += [f"{share:.0%}", f"{plan.seconds_per_step(stage):.1f}"]
-        rows.append([*cells, WORK_NAMES[highest.phase.work]])
+        rows.append([*cells, _WORK_NAMES[highest.phase.work]])
     return _table(title, columns, rows)
 
 
@@ -134,8 +134,8 @@ def _bar_lines(highest: Simulated, plan: Plan) -> list[str]:
     lines = []
     for name, gib in highest.by_category.items():
         if gib > 0:
-            cells = round(BAR_CELLS * gib / full_gib)
-            lines.append(f"  {name:12}{'#' * cells:{BAR_CELLS}} {gib:7.3f}")
+            cells = round(_BAR_CELLS * gib / full_gib)
+            lines.append(f"  {name:12}{'#' * cells:{_BAR_CELLS}} {gib:7.3f}")
     if highest.off_card_gib:
         lines.append(f"  and {highest.off_card_gib:.2f} GiB wait in the CPU's memory")
     return lines

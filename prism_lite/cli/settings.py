@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, get_args
 
-WIDTH = 80
+_WIDTH = 80
 _TYPES = {
     "string": "text",
     "integer": "integer",
@@ -46,10 +46,10 @@ def add_command(commands: Any) -> None:
         "topic", nargs="?", metavar="SECTION|WORD",
         help="a section (rlvr.loss), a setting, or a word of its name or meaning; default: all",
     )  # fmt: skip
-    command.set_defaults(handler=run_command)
+    command.set_defaults(handler=_run_command)
 
 
-def run_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _run_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Print the settings of a section, or those that a word occurs in.
 
     Raises:
@@ -70,7 +70,7 @@ def run_command(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def all_settings() -> Iterator[_Setting]:
-    """Yield every setting in the order of config.py, those of nested sections after a section's own."""
+    """Yield every setting in the order of `prism_lite.config`, nested sections last."""
     from prism_lite.config import RunConfig
     from prism_lite.recipe import settings_adapter, to_dict
 
@@ -161,7 +161,7 @@ def _plain(value: Any) -> str:
 def _wrapped(text: str, first: str = "", rest: str = "    ") -> str:
     return textwrap.fill(
         text,
-        WIDTH,
+        _WIDTH,
         initial_indent=first,
         subsequent_indent=rest,
         break_long_words=False,

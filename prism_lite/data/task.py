@@ -18,7 +18,7 @@ from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, read_file, rows_for
 from prism_lite.digits import lessons, wording
 from prism_lite.digits import task as digits
-from prism_lite.digits.wording import Verdict
+from prism_lite.digits.wording import PartVerdicts
 from prism_lite.parts import Parts
 from prism_lite.types import ProbePair, Sample
 
@@ -43,7 +43,7 @@ class TaskData:
     rlvr: tuple[Sample, ...]
     heldout: tuple[Sample, ...]
     probe: tuple[ProbePair, ...]
-    verify: Callable[[Sample, Parts], Verdict] | None
+    verify: Callable[[Sample, Parts], PartVerdicts] | None
     warmup: tuple[Sample, ...] = ()
     skipped: tuple[Finding, ...] = ()
 
@@ -149,7 +149,7 @@ def _digits_heldout(config: RunConfig) -> tuple[Sample, ...]:
     )
 
 
-def _verify_digits(sample: Sample, completion: Parts) -> Verdict:
+def _verify_digits(sample: Sample, completion: Parts) -> PartVerdicts:
     return wording.verify(sample.facts, completion)
 
 

@@ -26,6 +26,7 @@ from transformers import AutoModelForImageTextToText
 
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.device import OLDEST_BFLOAT16
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.vision import pixel_inputs
@@ -92,7 +93,7 @@ def plain_logprobs(
     return result
 
 
-def _dequantised_weights(core: torch.nn.Module) -> dict[str, Tensor]:
+def _dequantised_weights(core: Core) -> dict[str, Tensor]:
     """Dequantise the NF4 linears of a loaded backbone: float32 on the CPU, by parameter name."""
     weights = {}
     for name, module in core.named_modules():

@@ -1,9 +1,8 @@
-"""Stage 0 of the embedded task: train the tiny Qwen3-VL from scratch, once, and keep it.
+"""Stage 0 of the embedded task: train the tiny Qwen3-VL from scratch, once, and cache it.
 
-Two steps: the vision tower learns to name single digits and their places (its merged tokens against
-the digits' word embeddings) and is then kept; the decoder learns the lessons of `digits/lessons.py`.
-This is the only place that trains full weights; everything after it is LoRA on a frozen, quantised
-backbone.
+First the vision tower learns to name single digits and their places (its merged tokens against the digits'
+word embeddings) and is frozen; then the decoder learns the lessons of lessons.py. Only this file trains
+full weights; everything after it is LoRA on a frozen, quantised backbone.
 
 Shape letters: S digits of all strips, N reply tokens, D hidden size.
 """
@@ -41,20 +40,22 @@ from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.vision import PictureFeatures
 from prism_lite.types import Picture, Sample, Turn
 
-# Part of the cache's key. Raise it with every change (lessons, wording, model, training) that gives
+# Part of the cache's key. Raise it with every change (lessons, wording, model, training) that results in
 # another base from the same settings, and run `python -m tests.make_micro_base`.
 BASE_VERSION = 1
-CORPUS_LESSONS = 3000  # the tokenizer's training text
-SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
-# The patches' embedding sums 1,536 pixels that rise and fall together: at the common rate it outgrew the
-# position embedding a hundredfold, the tower could not tell places apart, and order was read by luck.
-PATCH_RATE = 1 / 30
-POSITION_STD = 0.5
-EMBEDDING_STD = 0.1  # five times the usual: tokens stay distinct, copying is learned much earlier
+_CORPUS_LESSONS = 3000  # the tokenizer's training text
+_SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
+# The patch embedding sums 1,536 correlated pixels: at the common rate it grew a hundred times larger than
+# the position embedding, the tower could not distinguish places, and the order of digits was guessed.
+_PATCH_RATE = 1 / 30
+_POSITION_STD = 0.5
+_EMBEDDING_STD = (
+    0.1  # five times the usual: tokens remain distinct, copying is learned much earlier
+)
 
 
 def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
-    """The folder of the tiny base model, trained first if it is not cached.
+    """Return the folder of the tiny base model, training the model first if it is not cached.
 
     The cache's key is every setting and `BASE_VERSION`. The folder is an ordinary transformers one.
 
@@ -65,7 +66,7 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Two runs started together: one trains, the other waits for it and takes the same base.
+    # If two runs start at once, one trains and the other waits for the same base.
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
@@ -80,12 +81,12 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
 
 
 def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
-    """Where the base of these settings lies once it is trained; it may not be there yet."""
+    """Return the folder of the base of these settings, which may not be trained yet."""
     return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
 def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of the tiny base, learned from lessons; the same settings give the same one."""
+    """Train the tokenizer of the tiny base on lessons; the same settings give the same one."""
     return tiny_qwen.build_tokenizer(_corpus(task), config.vocab_size)
 
 
@@ -95,11 +96,11 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
     model: Any = tiny_qwen.build_model(config, tokenizer)
     family.use_linear_patch_embedding(model)
     with torch.no_grad():
-        model.model.language_model.embed_tokens.weight.mul_(EMBEDDING_STD / 0.02)
-        model.model.visual.pos_embed.weight.mul_(POSITION_STD / 0.02)
+        model.model.language_model.embed_tokens.weight.mul_(_EMBEDDING_STD / 0.02)
+        model.model.visual.pos_embed.weight.mul_(_POSITION_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
-        torch.manual_seed(config.seed)  # the place head's start comes from the global generator
+        torch.manual_seed(config.seed)  # initialises the place head
         _train_vision(model, tokenizer, config, task, generator, progress)
         _train_lessons(model, tokenizer, config, task, generator, progress)
     model.save_pretrained(folder)
@@ -114,7 +115,7 @@ def _train_vision(
     generator: torch.Generator,
     progress: Progress,
 ) -> None:
-    """Digits and their places, read off the merged visual tokens."""
+    """Train the tower to name digits and their places from the merged visual tokens."""
     digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
     names_10D = model.get_input_embeddings().weight.detach()[digit_ids]
     place_head = nn.Linear(config.hidden_size, task.max_digits)
@@ -122,10 +123,9 @@ def _train_vision(
     patches = [p for name, p in named.items() if "patch_embed" in name]
     others = [p for name, p in named.items() if "patch_embed" not in name]
     others += place_head.parameters()
-    parameters = [*patches, *others]
     optimizer = torch.optim.AdamW([{"params": patches}, {"params": others}], weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [3e-3 * PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
+        optimizer, [3e-3 * _PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
     )
     _, labels = digit_images()
     rng = Random(f"vision {config.seed}")
@@ -142,7 +142,7 @@ def _train_vision(
         place_S = torch.tensor([place for strip in strips for place in range(len(strip))])
         loss = F.cross_entropy(4 * merged_SD @ names_10D.T, digit_S)
         loss = loss + 0.3 * F.cross_entropy(place_head(merged_SD), place_S)
-        _update(loss, parameters, [optimizer], [schedule])
+        _update(loss, [*patches, *others], [optimizer], [schedule])
 
 
 def _train_lessons(
@@ -153,12 +153,13 @@ def _train_lessons(
     generator: torch.Generator,
     progress: Progress,
 ) -> None:
-    """Next-token loss on the replies; Muon for the decoder's matrices, AdamW for the rest."""
+    """Train the decoder on the replies: Muon for its matrices, AdamW for the rest."""
     model.train()
     model.model.visual.requires_grad_(False)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for name, p in named.items() if p.ndim == 2 and "layers" in name]
-    others = [p for name, p in named.items() if not (p.ndim == 2 and "layers" in name)]
+    is_matrix = {name: p.ndim == 2 and "layers" in name for name, p in named.items()}
+    matrices = [p for name, p in named.items() if is_matrix[name]]
+    others = [p for name, p in named.items() if not is_matrix[name]]
     optimizers = [
         Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
         torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
@@ -184,7 +185,7 @@ def _train_lessons(
         ]
         pack = pack_trees(trees)
         strips = [lesson.picture for lesson in lessons if lesson.picture]
-        with torch.no_grad():  # schooled, and kept: the lessons' rates would ruin it
+        with torch.no_grad():  # the tower stays frozen: the lessons' rates would ruin it
             features = _strip_features(model, strips, generator)
         hidden_FD = forward_pack(model, pack, features)
         logits_NV = model.lm_head(hidden_FD[pack.predictor_N])
@@ -193,7 +194,7 @@ def _train_lessons(
 
 
 def _trapezoid(step: int, num_steps: int) -> float:
-    """Twenty steps up, flat, the second half linearly down to 2 %."""
+    """Return the rate's factor: twenty steps up, flat, the second half linearly down to 2 %."""
     return min(1.0, (step + 1) / 20) * min(1.0, max(0.02, 2 * (num_steps - step) / num_steps))
 
 
@@ -209,10 +210,9 @@ def _update(loss: Tensor, parameters: list[Tensor], optimizers: list[Any], sched
 
 def _lesson_prompt(model: Any, image_processor: Any, lesson: Lesson) -> prompts.Prompt:
     pictures = (Picture("strip", digits.strip_image(lesson.picture)),) if lesson.picture else ()
+    sample = Sample("lesson", (Turn("user", lesson.question),), pictures)
     return prompts.encode_prompt(
-        Sample("lesson", (Turn("user", lesson.question),), pictures).with_system_prompt(
-            lesson.system
-        ),
+        sample.with_system_prompt(lesson.system),
         core=model,
         processor=image_processor,
         max_tokens=4096,
@@ -222,7 +222,7 @@ def _lesson_prompt(model: Any, image_processor: Any, lesson: Lesson) -> prompts.
 def _strip_features(
     model: Any, strips: list[tuple[int, ...]], generator: torch.Generator | None
 ) -> list[PictureFeatures]:
-    """Features of strips straight from the digits' arrays: the image processor is the slow part."""
+    """Encode strips directly from the digits' arrays, without the slow image processor."""
     pixels = torch.cat([strip_pixels(strip, generator) for strip in strips])
     grid = torch.tensor([[1, 2, 2 * len(strip)] for strip in strips])
     encoded = family.encode_pixels(model, pixels, grid)
@@ -230,7 +230,7 @@ def _strip_features(
 
 
 def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Patches of a strip as the image processor lays them out; augmented if a generator is given.
+    """Return the patches of a strip in the image processor's layout; augmented if a generator is given.
 
     Returns:
         float32 [4 * digits, 3 * 2 * 16 * 16] in -1..1: 2 x 2 patches a digit, digit after digit.
@@ -241,8 +241,8 @@ def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> T
     pixels = (16 * pixels).clamp(max=255) / 127.5 - 1
     pixels = pixels.repeat_interleave(4, 1).repeat_interleave(4, 2)
     if generator is not None:
-        padded = F.pad(pixels, (SHIFT_PIXELS,) * 4, value=-1.0)
-        shifts = torch.randint(0, 2 * SHIFT_PIXELS + 1, (len(strip), 2), generator=generator)
+        padded = F.pad(pixels, (_SHIFT_PIXELS,) * 4, value=-1.0)
+        shifts = torch.randint(0, 2 * _SHIFT_PIXELS + 1, (len(strip), 2), generator=generator)
         pixels = torch.stack(
             [
                 digit[y : y + side, x : x + side]
@@ -257,7 +257,7 @@ def strip_pixels(strip: tuple[int, ...], generator: torch.Generator | None) -> T
 
 def _corpus(task: DigitsConfig) -> list[str]:
     rng = Random("corpus")
-    lessons = [make_lesson(task, rng) for _ in range(CORPUS_LESSONS)]
+    lessons = [make_lesson(task, rng) for _ in range(_CORPUS_LESSONS)]
     return [
         text for lesson in lessons for text in (lesson.system, lesson.question, *lesson.replies)
     ]
@@ -270,7 +270,7 @@ def _fingerprint(config: TinyConfig, task: DigitsConfig) -> str:
 
 
 def base_folder(config: RunConfig) -> str:
-    """Hub id or folder of the base model; the tiny one is trained on first use."""
+    """Return the hub id or folder of the base model; the tiny one is trained on first use."""
     if config.model.name != "tiny":
         return config.model.name
     return str(tiny_base(config.tiny, config.data.digits))

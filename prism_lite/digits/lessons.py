@@ -1,7 +1,7 @@
-"""What the tiny base model is trained on before the pipeline starts: a little general schooling.
+"""Training data of the tiny base model: general skills before the pipeline starts.
 
-Like a real instruct model it can read digits, do small sums and has met the three-part template,
-among other ways to reply. Pictures come from the training writers only.
+Like a real instruct model it can read digits and do small sums, and it knows the three-part template among
+other ways to reply. Pictures are those of the training writers only.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from prism_lite.digits.task import HELDOUT_FROM, digit_images
 from prism_lite.digits.wording import NUM_CAPTION_STYLES, NUM_THINK_STYLES, DigitsFacts
 
 INSTRUCTION = "Reply with caption, think and answer."
-DESCRIBE = "Describe the picture."
-# Shares of the lessons: describe the picture, reason over digits given as text, answer shortly;
-# the rest uses the template.
+_DESCRIBE = "Describe the picture."
+# Shares of the lessons: describe the picture, reason over digits given as text, answer only; the rest
+# uses the template.
 DESCRIBE_SHARE, GIVEN_SHARE, SHORT_SHARE = 0.15, 0.15, 0.1
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training prompt of the base with several right replies; the picture's digit indices."""
+    """One training prompt of the base with several right replies, and the picture's digit indices."""
 
     system: str
     question: str
@@ -48,10 +48,10 @@ def make_lesson(config: DigitsConfig, rng: Random) -> Lesson:
     draw = rng.random()
     if draw < DESCRIBE_SHARE:
         captions = (wording.caption_text(digits, style) for style in caption_styles)
-        return Lesson("", DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)
+        return Lesson("", _DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)
     if draw < DESCRIBE_SHARE + GIVEN_SHARE:
-        given = f"{replies[0].caption}\n{facts.question}"
-        return Lesson("", given, tuple(parts.reasoning for parts in replies), ())
+        question = f"{replies[0].caption}\n{facts.question}"
+        return Lesson("", question, tuple(parts.reasoning for parts in replies), ())
     if draw < DESCRIBE_SHARE + GIVEN_SHARE + SHORT_SHARE:
         system = INSTRUCTION if rng.random() < 0.5 else ""
         return Lesson(system, facts.question, (replies[0].answer,), picture)

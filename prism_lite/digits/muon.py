@@ -1,7 +1,7 @@
 """Muon in the parameters' own float type: momentum, orthogonalised by Newton-Schulz steps.
 
-The same update as `torch.optim.Muon`, which iterates in bfloat16: on a CPU without AVX512 that took
-two thirds of the tiny base's training. Matrices of one shape go through the iteration together.
+The same update as `torch.optim.Muon`, which iterates in bfloat16: without AVX512 that took two thirds of
+the tiny base's training. Matrices of one shape are iterated together.
 
 Shape letters: M matrices of one shape, A rows, B columns.
 
@@ -16,8 +16,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic with a steep start; singular values near 1
-NUM_ITERATIONS = 5
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic with a steep start; singular values near 1
+_NUM_ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
@@ -25,7 +25,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: matrices.
-        lr: times sqrt(max(1, rows / columns)) for each of them.
+        lr: multiplied by sqrt(max(1, rows / columns)) for each matrix.
         weight_decay: decoupled, as AdamW's.
     """
 
@@ -67,12 +67,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix_MAB: Tensor) -> Tensor:
-    """U V^T of each matrix's U S V^T, roughly: singular values from about 0.7 to 1.2."""
+    """Approximate U V^T of each matrix's U S V^T: singular values from about 0.7 to 1.2."""
     if matrix_MAB.shape[1] > matrix_MAB.shape[2]:
         return orthogonalise(matrix_MAB.mT).mT
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = _NEWTON_SCHULZ
     x_MAB = matrix_MAB / torch.linalg.matrix_norm(matrix_MAB, keepdim=True).clamp(min=1e-7)
-    for _ in range(NUM_ITERATIONS):
+    for _ in range(_NUM_ITERATIONS):
         gram_MAA = x_MAB @ x_MAB.mT
         x_MAB = a * x_MAB + (b * gram_MAA + c * gram_MAA @ gram_MAA) @ x_MAB
     return x_MAB

@@ -2,11 +2,11 @@
 
 Pictures: the 1,797 handwritten digits of UCI's optical recognition set (E. Alpaydin, C. Kaynak, 1998,
 CC BY 4.0; the 8 x 8 ones that scikit-learn ships), in `digits.npz` in their original order. That order
-keeps the thirteen writers together: each block starts with 0..9 three times over. Training pictures
+keeps the thirteen writers together: each block starts with 0..9 three times. Training pictures
 come from the first ten writers, held-out ones from the last three.
 
-Two sources of completions: `demonstration` is what a public data set would hold, with slips of reading
-and of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified exactly.
+Two sources of completions: `demonstration` is like a public data set, with slips of reading and
+of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified exactly.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ ATTRIBUTION = "UCI Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1
 
 @cache
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
-    """All pictures and labels: uint8 [1797, 8, 8] in 0..16, uint8 [1797]."""
+    """Load all pictures and labels: uint8 [1797, 8, 8] in 0..16, uint8 [1797]."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as archive:
         return archive["images"], archive["labels"]
 
 
 def strip_image(indices: tuple[int, ...]) -> Image.Image:
-    """The digits side by side, each enlarged to 32 x 32 pixels, white on black."""
+    """Draw the digits side by side, each enlarged to 32 x 32 pixels, white on black."""
     images, _ = digit_images()
     row = np.concatenate([images[i] for i in indices], axis=1)
     pixels = np.kron(np.minimum(row.astype(np.uint16) * 16, 255), np.ones((4, 4))).astype(np.uint8)
@@ -60,6 +60,8 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
     """
     _, labels = digit_images()
     pool = range(HELDOUT_FROM) if split == "train" else range(HELDOUT_FROM, len(labels))
+    demonstration_rates = config.demonstration_misread_rate, config.demonstration_slip_rate
+    teacher_rates = config.teacher_misread_rate, config.teacher_slip_rate
     rng = Random(f"digits {seed}")
     samples = []
     for row in range(num):
@@ -74,8 +76,10 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
                 turns=(Turn("user", facts.question),),
                 pictures=(Picture("digits-" + "-".join(map(str, indices)), strip_image(indices)),),
                 answer=wording.answer_text(facts, path),
-                demonstration=_demonstrate(config, facts, rng).render(),
-                teacher=_teach(config, facts, rng).render(),
+                demonstration=_write(
+                    facts, *demonstration_rates, _DEMONSTRATION_WORDINGS, rng
+                ).render(),
+                teacher=_write(facts, *teacher_rates, _TEACHER_WORDINGS, rng).render(),
                 facts=facts,
                 source=f"digits {split} {row}",
             )
@@ -84,9 +88,9 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
 
 
 def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
-    """The same parts with one digit misread in the caption and one step slipped in the reasoning.
+    """Misread one digit in the caption and slip one step in the reasoning, in the same wording.
 
-    The grounding probe compares each corrupted part with its clean original; the wording stays.
+    The grounding probe compares each corrupted part with its clean original.
     """
     facts: DigitsFacts = sample.facts
     caption_style = _style_of(
@@ -107,29 +111,9 @@ def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
 
 
 def clean_teacher(sample: Sample, rng: Random) -> Parts:
-    """A teacher completion without slips, in the teacher's mix of wordings."""
+    """Write a teacher completion without slips, in the teacher's mix of wordings."""
     facts: DigitsFacts = sample.facts
     return _write(facts, 0.0, 0.0, _TEACHER_WORDINGS, rng)
-
-
-def _demonstrate(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
-    return _write(
-        facts,
-        config.demonstration_misread_rate,
-        config.demonstration_slip_rate,
-        _DEMONSTRATION_WORDINGS,
-        rng,
-    )
-
-
-def _teach(config: DigitsConfig, facts: DigitsFacts, rng: Random) -> Parts:
-    return _write(
-        facts,
-        config.teacher_misread_rate,
-        config.teacher_slip_rate,
-        _TEACHER_WORDINGS,
-        rng,
-    )
 
 
 def _write(
@@ -139,14 +123,15 @@ def _write(
     wordings: tuple[Sequence[float], Sequence[float]],
     rng: Random,
 ) -> Parts:
+    """Write a completion, perhaps with a slip of reading or of reasoning."""
     caption_weights, think_weights = wordings
     caption_style = rng.choices(range(wording.NUM_CAPTION_STYLES), caption_weights)[0]
     think_style = rng.choices(range(wording.NUM_THINK_STYLES), think_weights)[0]
-    seen = facts.digits if rng.random() >= misread_rate else wording.misread(facts.digits, rng)
-    path = wording.steps(seen, facts)
+    digits = facts.digits if rng.random() >= misread_rate else wording.misread(facts.digits, rng)
+    path = wording.steps(digits, facts)
     if rng.random() < slip_rate:
-        path = wording.slip(seen, facts, path, rng)
-    return wording.compose(seen, facts, path, caption_style, think_style)
+        path = wording.slip(digits, facts, path, rng)
+    return wording.compose(digits, facts, path, caption_style, think_style)
 
 
 def _style_of(text: str, num_styles: int, facts: DigitsFacts, render) -> int | None:

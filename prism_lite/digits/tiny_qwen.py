@@ -1,7 +1,7 @@
 """A tiny, real Qwen3-VL: about 2 M parameters, own tokenizer, image-only processor, no download.
 
-Everything but the size is the real thing: `Qwen3VLForConditionalGeneration` with DeepStack and
-interleaved M-RoPE, Qwen's special tokens and chat format, a byte-level BPE with digits kept apart.
+Everything but the size is real: `Qwen3VLForConditionalGeneration` with DeepStack and interleaved M-RoPE,
+Qwen's special tokens and chat format, a byte-level BPE with single digits.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from prism_lite.models.processor import MERGE, PATCH_PIXELS, ImageOnlyProcessor
 from prism_lite.parts import TAGS
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
-SPECIAL_TOKENS = (
+_SPECIAL_TOKENS = (
     PAD, "<|im_start|>", END,
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
     "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 # Qwen's own pattern: digits one by one, words with their leading space.
-SPLIT_PATTERN = (
+_SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHAT_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
     "{%- if message.content is string %}{{ message.content }}{%- else %}"
     "{%- for block in message.content %}"
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(corpus: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on `corpus`, with Qwen's special tokens and the part tags.
+    """Train a byte-level BPE on `corpus`, with Qwen's special tokens and the part tags.
 
     The tags are single tokens (not special: they decode as text), as `<think>` is in Qwen3's.
     """
@@ -48,27 +48,27 @@ def build_tokenizer(corpus: list[str], vocab_size: int) -> PreTrainedTokenizerFa
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_SPLIT_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(TAGS),
+        vocab_size=vocab_size - len(_SPECIAL_TOKENS) - len(TAGS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
+        [AddedToken(token, normalized=False, special=True) for token in _SPECIAL_TOKENS]
     )
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=list(SPECIAL_TOKENS[3:]),
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=list(_SPECIAL_TOKENS[3:]),
+        chat_template=_CHAT_TEMPLATE,
         model_max_length=4096,
         padding_side="right",
         clean_up_tokenization_spaces=False,
@@ -76,7 +76,7 @@ def build_tokenizer(corpus: list[str], vocab_size: int) -> PreTrainedTokenizerFa
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
-    """Pictures from 32 x 32 to 512 x 512 pixels, one visual token per 32 x 32."""
+    """Build the processor: pictures of 32 x 32 to 512 x 512 pixels, one visual token per 32 x 32."""
     pictures = Qwen2VLImageProcessorPil(
         patch_size=PATCH_PIXELS,
         temporal_patch_size=2,
@@ -91,12 +91,12 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyProcessor:
 def build_model(
     shape: TinyConfig, tokenizer: PreTrainedTokenizerFast
 ) -> Qwen3VLForConditionalGeneration:
-    """A randomly initialised tiny Qwen3-VL in float32."""
+    """Build a randomly initialised tiny Qwen3-VL in float32."""
 
     def token_id(token: str) -> int:
-        found = tokenizer.convert_tokens_to_ids(token)
-        assert isinstance(found, int)
-        return found
+        index = tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(index, int)
+        return index
 
     head_dim = shape.hidden_size // shape.num_heads
     third = head_dim // 2 // 3

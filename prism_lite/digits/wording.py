@@ -1,15 +1,17 @@
-"""The digits task in words: questions, ways to say a caption and a think, slips, exact verifiers.
+"""The digits task in words: questions, wordings of a caption and a think, slips, exact verifiers.
 
-Every wording is rendered by one function from the digits it states, so a verifier needs no grammar: a
-caption is right when it is one of the wordings of the true digits; a think is valid when it is one of
-the wordings of the right steps for the digits that *its own caption* states. Perception and reasoning
-are thus verified apart. A slip is the same rendering from wrong digits or with one wrong step.
+Each wording is a function of the digits it states, so the verifiers need no grammar: a caption is right if
+it is one of the wordings of the true digits; a think is valid if it is one of the wordings of the right
+steps for the digits that *its own caption* states. Perception and reasoning are thus verified separately. A
+slip is the same wording of wrong digits, or of steps of which one is wrong.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
 from prism_lite.parts import Parts
@@ -24,14 +26,16 @@ QUESTIONS = {
 }
 NUM_CAPTION_STYLES = 3
 NUM_THINK_STYLES = 2
-# Digits that look alike at 8 x 8: where a reader slips, it slips to one of these.
-LOOKALIKES = dict(enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857")))
+# Digits that look alike at 8 x 8: a misread digit becomes one of these.
+_LOOKALIKES = dict(
+    enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857"))
+)
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 @dataclass(frozen=True)
 class DigitsFacts:
-    """What is true of a picture and its question; the verifiers compare with this."""
+    """The truth of a picture and its question, which the verifiers compare with."""
 
     digits: tuple[int, ...]
     kind: str
@@ -43,8 +47,8 @@ class DigitsFacts:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the task's verifiers say of one well-formed completion."""
+class PartVerdicts:
+    """Whether each part of one well-formed completion is right."""
 
     caption: bool
     think: bool
@@ -52,7 +56,7 @@ class Verdict:
 
 
 def caption_text(digits: tuple[int, ...], style: int) -> str:
-    """One way of saying which digits the picture shows, as bullet points."""
+    """Write which digits the picture shows, as bullet points."""
     if style == 0:
         return f"- digits: {','.join(map(str, digits))}"
     if style == 1:
@@ -63,7 +67,7 @@ def caption_text(digits: tuple[int, ...], style: int) -> str:
 
 
 def steps(digits: tuple[int, ...], facts: DigitsFacts) -> list[int]:
-    """The numbers that the reasoning passes through, the last one being the result.
+    """Compute the numbers of the reasoning, the last of which is the result.
 
     sum: running totals; largest and smallest: running extreme; difference: largest, smallest, result;
     count: running count of digits above the pivot; compare: first, last, 1 or 0.
@@ -72,22 +76,14 @@ def steps(digits: tuple[int, ...], facts: DigitsFacts) -> list[int]:
         return [max(digits), min(digits), max(digits) - min(digits)]
     if facts.kind == "compare":
         return [digits[0], digits[-1], int(digits[0] > digits[-1])]
-    running: list[int] = []
-    for i, digit in enumerate(digits):
-        before = running[-1] if running else 0
-        if facts.kind == "sum":
-            running.append(before + digit)
-        elif facts.kind == "count":
-            running.append(before + (digit > facts.pivot))
-        elif facts.kind == "largest":
-            running.append(max(digits[: i + 1]))
-        else:
-            running.append(min(digits[: i + 1]))
-    return running
+    if facts.kind == "count":
+        return list(accumulate(int(digit > facts.pivot) for digit in digits))
+    step = {"sum": operator.add, "largest": max, "smallest": min}[facts.kind]
+    return list(accumulate(digits, step))
 
 
 def think_text(digits: tuple[int, ...], facts: DigitsFacts, path: list[int], style: int) -> str:
-    """One way of writing down the steps `path` for these digits."""
+    """Write the steps `path` for these digits."""
     if facts.kind == "difference":
         largest, smallest, result = path
         if style == 0:
@@ -111,32 +107,36 @@ def think_text(digits: tuple[int, ...], facts: DigitsFacts, path: list[int], sty
 
 
 def answer_text(facts: DigitsFacts, path: list[int]) -> str:
-    """The final answer that these steps lead to."""
+    """Return the final answer of these steps."""
     if facts.kind == "compare":
         return "yes" if path[-1] else "no"
     return str(path[-1])
 
 
 def compose(
-    seen: tuple[int, ...], facts: DigitsFacts, path: list[int], caption_style: int, think_style: int
+    digits: tuple[int, ...],
+    facts: DigitsFacts,
+    path: list[int],
+    caption_style: int,
+    think_style: int,
 ) -> Parts:
-    """Parts that state the digits `seen` and reason along `path`."""
+    """Write parts that state these digits, right or wrong, and reason along `path`."""
     return Parts(
-        caption=caption_text(seen, caption_style),
-        think=think_text(seen, facts, path, think_style),
+        caption=caption_text(digits, caption_style),
+        think=think_text(digits, facts, path, think_style),
         answer=answer_text(facts, path),
     )
 
 
 def misread(digits: tuple[int, ...], rng: Random) -> tuple[int, ...]:
-    """The digits with one of them read as a look-alike."""
+    """Replace one of the digits by a look-alike."""
     at = rng.randrange(len(digits))
-    wrong = int(rng.choice(LOOKALIKES[digits[at]]))
+    wrong = int(rng.choice(_LOOKALIKES[digits[at]]))
     return (*digits[:at], wrong, *digits[at + 1 :])
 
 
 def slip(digits: tuple[int, ...], facts: DigitsFacts, path: list[int], rng: Random) -> list[int]:
-    """The steps with one of them wrong, and what follows from it carried on honestly.
+    """Make one of the steps wrong, and those that follow consistent with it.
 
     A sum drops its carry or is off by one; an extreme takes another digit; a difference, count or
     comparison comes out wrong at the end.
@@ -163,16 +163,16 @@ def slip(digits: tuple[int, ...], facts: DigitsFacts, path: list[int], rng: Rand
     return path
 
 
-def verify(facts: DigitsFacts, parts: Parts) -> Verdict:
-    """Judge each part on its own.
+def verify(facts: DigitsFacts, parts: Parts) -> PartVerdicts:
+    """Verify each part separately.
 
     Args:
         facts: the truth of the picture and its question.
         parts: the parts of a well-formed completion.
 
     Returns:
-        caption: states the true digits. think: right steps for the digits that the caption states, and
-        the answer part is their result. answer: equals the gold answer.
+        caption: whether it states the true digits. think: whether its steps are right for the digits that
+        the caption states, and the answer part is their result. answer: whether it is the gold answer.
     """
     stated = _stated_digits(parts.caption)
     think = False
@@ -180,7 +180,7 @@ def verify(facts: DigitsFacts, parts: Parts) -> Verdict:
         path = steps(stated, facts)
         renderings = (think_text(stated, facts, path, style) for style in range(NUM_THINK_STYLES))
         think = parts.think in renderings and parts.answer == answer_text(facts, path)
-    return Verdict(
+    return PartVerdicts(
         caption=stated == facts.digits,
         think=think,
         answer=parts.answer == answer_text(facts, steps(facts.digits, facts)),
@@ -188,7 +188,7 @@ def verify(facts: DigitsFacts, parts: Parts) -> Verdict:
 
 
 def _stated_digits(caption: str) -> tuple[int, ...] | None:
-    """The digits that a caption states, or None if it is none of the wordings."""
+    """Return the digits that a caption states, or None if it is not one of the wordings."""
     stated = tuple(int(digit) for digit in re.findall(r"\d", caption))
     if not 0 < len(stated) < len(_NUMBER_WORDS):
         return None

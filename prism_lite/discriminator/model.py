@@ -1,18 +1,16 @@
 """The discriminator: LoRA experts and two score heads on the policy's own frozen backbone.
 
-Each adapted decoder layer gets E low-rank experts beside its frozen MLP, mixed by a router; they act
-on completion tokens only, so a prompt's states are those of the frozen trunk. A part is scored at
-one sentinel position behind it, the end token, the same for teacher and student. METHOD section 2.
+Each adapted decoder layer gets E low-rank experts beside its frozen MLP, mixed by a router. They act on
+completion tokens only, so a prompt's states are those of the frozen trunk: they are computed once per
+prompt, and a step runs the parts' tokens only. A part is scored at the end token that closes it, the same
+for teacher and student. No activation is stored below the first adapted layer. METHOD section 2.
 
-The likelihood features, mean and minimum token log-prob of the part under this language model with
-the picture in context, go into the head beside the hidden state: without them the discriminator
-learns the teacher's style and not what the picture shows (METHOD section 6).
+The heads also see the mean and minimum token log-prob of the part under this language model with the
+picture in context: without them the discriminator learns the teacher's style and not what the picture
+shows (METHOD section 6).
 
-So those are computed once per prompt (prompt_cache.py), and a step forwards the parts' tokens only.
-No activation is kept below the first adapted layer: nothing there needs a gradient.
-
-Shape letters: B trees, F their tokens, N part tokens, M those of their bodies, R parts (branches),
-K completions, D hidden, E experts, r rank.
+Shape letters: R parts (branches), N part tokens, M those of their bodies, F tokens of a forward (prompts'
+last tokens, then part tokens), K completions, T tokens of one part, L adapted layers, D hidden, E experts.
 """
 
 from __future__ import annotations
@@ -32,30 +30,22 @@ from torch import Tensor, nn
 import triton_kernels as tk
 from prism_lite.config import DiscriminatorConfig
 from prism_lite.discriminator.losses import cap_scores
-from prism_lite.discriminator.part_tokens import PartTokens, part_tokens
-from prism_lite.discriminator.prompt_cache import PromptStateCache
+from prism_lite.discriminator.part_tokens import (
+    PartTokens,
+    PromptStateCache,
+    num_opening_tokens,
+    part_tokens,
+)
 from prism_lite.files import write_json
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
 from prism_lite.models.prompts import Prompt
-from prism_lite.parts import CAPTION, THINK, Parts
+from prism_lite.parts import Parts
 from prism_lite.seeding import generator_for
 
-MAX_KEPT_TOKENS = 4096  # completions; about 8 KiB each at 1,000 tokens
-LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
-
-
-@dataclass(frozen=True, eq=False)
-class RoutedPack:
-    """Where the part tokens of one forward went: detached weights [N, E] of each adapted layer."""
-
-    weights: tuple[Tensor, ...]
-    part_lengths: tuple[int, ...]
-
-    def split(self) -> tuple[Tensor, ...]:
-        """Return the weights part by part, [layers, T, E] each."""
-        return torch.stack(self.weights).split(self.part_lengths, 1)
+_MAX_CACHED_COMPLETIONS = 4096  # their tokens: about 8 KiB each at 1,000 tokens
+_LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +57,8 @@ class Scores:
         balance_loss: [], mean over the adapted layers; 1 when every expert gets its share.
         router_entropy: [], nats, mean over tokens and layers of the routing weights' entropy.
         load_E: [E], fraction of the assignments each expert received.
-        routed: the routing of each forward, for `weights_of_parts`.
+        routing_weights: of each forward, of each adapted layer: [N, E], detached.
+        part_lengths: tokens of each part, in the order of scoring.
     """
 
     perception_K: Tensor
@@ -75,20 +66,24 @@ class Scores:
     balance_loss: Tensor
     router_entropy: Tensor
     load_E: Tensor
-    routed: tuple[RoutedPack, ...]
+    routing_weights: tuple[tuple[Tensor, ...], ...]
+    part_lengths: tuple[int, ...]
 
     def weights_of_parts(self) -> list[Tensor]:
-        """Return the routing weights of every part's tokens, float32 [layers, T, E] each.
+        """Return the routing weights of each part's tokens, float32 [L, T, E], without a graph.
 
-        Completion after completion, perception before reasoning; detached.
+        Completion after completion in the order of scoring, perception before reasoning.
         """
-        return [weights_LTE for pack in self.routed for weights_LTE in pack.split()]
+        weights_LNE = torch.cat([torch.stack(layers) for layers in self.routing_weights], 1)
+        return list(weights_LNE.split(self.part_lengths, 1))
 
 
 class ExpertLayer(nn.Module):
-    """Router and experts of one decoder layer; they begin as exactly nothing (B = 0)."""
+    """Router and experts of one decoder layer; their first contribution is zero (B = 0)."""
 
-    def __init__(self, config: DiscriminatorConfig, hidden_size: int, generator: Any) -> None:
+    def __init__(
+        self, config: DiscriminatorConfig, hidden_size: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         num_experts = 1 if config.routing == "dense" else config.num_experts
         self.A = nn.Parameter(
@@ -102,11 +97,11 @@ class ExpertLayer(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Scores (prompt, caption) and (prompt, think + answer). Use inside role "discriminator".
+    """Scorer of (prompt, caption) and (prompt, think + answer); use it inside role "discriminator".
 
     Args:
-        num_layers, hidden_size: of the decoder that the experts are attached to.
-        seed: of the experts' first weights.
+        num_layers, hidden_size: of the decoder that gets the experts.
+        seed: of the experts' initial weights.
     """
 
     def __init__(
@@ -120,12 +115,12 @@ class Discriminator(nn.Module):
         self.experts = nn.ModuleList(
             ExpertLayer(config, hidden_size, generator) for _ in range(num_adapted)
         )
-        # The game begins from likelihood alone: a part the trunk finds likelier scores higher.
-        start = list(LIKELIHOOD_HEAD_START) if config.likelihood_features else []
+        # Likelihood alone decides at first: a part that is likelier under the trunk scores higher.
+        start = list(_LIKELIHOOD_HEAD_START) if config.likelihood_features else []
         head = torch.tensor([*[0.0] * hidden_size, *start])
         self.perception_head = nn.Parameter(head.clone())
         self.reasoning_head = nn.Parameter(head.clone())
-        self._tokens: LRUCache[Parts, PartTokens] = LRUCache(MAX_KEPT_TOKENS)
+        self._tokens: LRUCache[Parts, PartTokens] = LRUCache(_MAX_CACHED_COMPLETIONS)
         self.prompt_cache = PromptStateCache(int(config.prompt_cache_gib * 2**30))
 
     def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:
@@ -137,48 +132,42 @@ class Discriminator(nn.Module):
         Returns:
             Scores of all completions, prompt after prompt.
         """
-        trees = [
-            Tree(
-                prompt,
-                tuple(
-                    branch
-                    for parts in completions
-                    for branch in self.part_tokens(backbone, parts).branches
-                ),
-            )
-            for prompt, completions in judged
-            if completions
-        ]
+        trees = []
+        for prompt, completions in judged:
+            tokens = [self.part_tokens(backbone, parts) for parts in completions]
+            if tokens:
+                trees.append(Tree(prompt, tuple(ids_C for t in tokens for ids_C in t.branches)))
         packs = split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2)
         scored = [self._score_pack(backbone, pack_trees(p, without_prompts=True)) for p in packs]
         score_K2 = torch.cat([score_R for score_R, _, _ in scored]).view(-1, 2)
         routings = [routing for _, layers, _ in scored for routing in layers]
+        entropies = [torch.special.entr(r.weights.detach()).sum(1).mean() for r in routings]
         return Scores(
             perception_K=score_K2[:, 0],
             reasoning_K=score_K2[:, 1],
             balance_loss=torch.stack([r.balance_loss for r in routings]).mean(),
-            router_entropy=torch.stack([_entropy(r.weights) for r in routings]).mean(),
+            router_entropy=torch.stack(entropies).mean(),
             load_E=torch.stack([r.load for r in routings]).mean(0),
-            routed=tuple(
-                RoutedPack(tuple(r.weights.detach() for r in layers), part_lengths)
-                for _, layers, part_lengths in scored
+            routing_weights=tuple(
+                tuple(r.weights.detach() for r in layers) for _, layers, _ in scored
             ),
+            part_lengths=tuple(n for _, _, lengths in scored for n in lengths),
         )
 
     def part_tokens(self, backbone: Backbone, parts: Parts) -> PartTokens:
-        """Return what is read of a completion; kept, since teachers come again every epoch."""
+        """Return what is read of a completion; cached, since teachers return every epoch."""
         if parts not in self._tokens:
             self._tokens[parts] = part_tokens(backbone, self.config, parts)
         return self._tokens[parts]
 
-    def part_lengths(self, backbone: Backbone, side: Iterable[Parts]) -> tuple[int, ...]:
-        """Tokens of each part of some completions, uncut."""
-        return tuple(n for parts in side for n in self.part_tokens(backbone, parts).lengths)
+    def part_lengths(self, backbone: Backbone, completions: Iterable[Parts]) -> tuple[int, ...]:
+        """Count the tokens of each part of some completions, before the cut."""
+        return tuple(n for parts in completions for n in self.part_tokens(backbone, parts).lengths)
 
     def _score_pack(
         self, backbone: Backbone, pack: Pack
     ) -> tuple[Tensor, list[tk.Routing], tuple[int, ...]]:
-        """Score the branches (perception and reasoning by turns).
+        """Score the branches, which alternate between perception and reasoning.
 
         Returns:
             scores [R], each layer's routing, tokens of each branch.
@@ -196,15 +185,16 @@ class Discriminator(nn.Module):
         return cap_scores(raw_R, self.config.score_cap), routings, pack.branch_lengths
 
     def _likelihood_features(self, backbone: Backbone, pack: Pack, hidden_FD: Tensor) -> Tensor:
-        """Mean and minimum token log-prob [R, 2] of each part's body.
+        """Compute the mean and minimum token log-prob [R, 2] of each part's body.
 
-        The sentinel is left out, and so is the opening tag: a think that follows the prompt without
-        its caption makes `<think>` the least likely token of every part, right or wrong.
+        The body excludes the sentinel and the opening tag: in a think that follows the prompt without
+        its caption, `<think>` would be the least likely token, right or wrong.
         """
-        device, num_opening = hidden_FD.device, self._num_opening_tokens(backbone)
+        device, num_opening = hidden_FD.device, num_opening_tokens(backbone, self.config)
         body, start = [], 0
-        for number, length in enumerate(pack.branch_lengths):
-            body.append(torch.arange(start + num_opening[number % 2], start + length - 1))
+        for branch, length in enumerate(pack.branch_lengths):
+            # Branch tokens are end to end: after the opening tag, up to the sentinel, which is last.
+            body.append(torch.arange(start + num_opening[branch % 2], start + length - 1))
             start += length
         branch_M = torch.arange(len(body)).repeat_interleave(torch.tensor([*map(len, body)]))
         branch_M, body_M = branch_M.to(device), torch.cat(body)
@@ -219,17 +209,9 @@ class Discriminator(nn.Module):
         min_R = zeros_R.scatter_reduce(0, branch_M, logprob_M, "amin", include_self=False)
         return torch.stack([mean_R, min_R], 1)
 
-    def _num_opening_tokens(self, backbone: Backbone) -> tuple[int, int]:
-        """Tokens of the opening tag of the perception and of the reasoning part."""
-        reasoning = CAPTION if self.config.reasoning_sees_caption else THINK
-        perception_C, reasoning_C = (
-            backbone.tokenize(f"<{name}>", end=False) for name in (CAPTION, reasoning)
-        )
-        return len(perception_C), len(reasoning_C)
-
     @contextmanager
     def _attached(self, backbone: Backbone, pack: Pack) -> Iterator[list[tk.Routing]]:
-        """Hook the experts onto the last layers' MLPs for one forward; collect the routings."""
+        """Attach the experts to the last layers' MLPs inside, and yield the list of their routings."""
         first = pack.layout.first_branch_token
         allowed_NE = self._allowed(pack).to(backbone.device)
         routings: list[tk.Routing] = []
@@ -265,10 +247,10 @@ class Discriminator(nn.Module):
         return tk.lora_experts(x_ND, A, B, routing.weights, scale=self.config.scale), routing
 
     def _allowed(self, pack: Pack) -> Tensor:
-        """bool [N, E]: the experts each part token may use. Even branches are perception."""
+        """Return which experts each part token may use, bool [N, E]; even branches are perception."""
         num_experts = self.config.num_experts
         if self.config.routing != "grouped":
-            return torch.ones(len(pack.own_N), num_experts, dtype=torch.bool)
+            return torch.ones(len(pack.branch_N), num_experts, dtype=torch.bool)
         is_reasoning_N1 = (pack.branch_N % 2 == 1)[:, None]
         is_reasoning_expert_E = torch.arange(num_experts) >= num_experts // 2
         return is_reasoning_N1 == is_reasoning_expert_E
@@ -277,7 +259,11 @@ class Discriminator(nn.Module):
 def discriminator_for(
     backbone: Backbone, config: DiscriminatorConfig, *, seed: int
 ) -> Discriminator:
-    """Build a fresh discriminator of a backbone's sizes on its device."""
+    """Build an untrained discriminator with a backbone's sizes, on the backbone's device.
+
+    Args:
+        seed: of the experts' initial weights.
+    """
     text = backbone.core.config.text_config
     discriminator = Discriminator(
         config, num_layers=text.num_hidden_layers, hidden_size=text.hidden_size, seed=seed
@@ -285,14 +271,10 @@ def discriminator_for(
     return discriminator.to(backbone.device)
 
 
-def _entropy(weights_NE: Tensor) -> Tensor:
-    return torch.special.entr(weights_NE.detach()).sum(1).mean()
-
-
 def save_discriminator(
     folder: Path, tensors: Mapping[str, Tensor], config: DiscriminatorConfig
 ) -> None:
-    """Safetensors and config.json of a discriminator."""
+    """Write the weights as safetensors, and config.json."""
     folder.mkdir(exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "discriminator.safetensors")
     write_json(folder / "config.json", dataclasses.asdict(config))

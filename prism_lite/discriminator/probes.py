@@ -1,8 +1,8 @@
-"""Probes: what the discriminator looks at. METHOD section 6.
+"""Probes: what the discriminator responds to. METHOD section 6.
 
-Artefact probe: can length, last characters and white space alone tell teacher from student? Grounding
-probe: does the discriminator prefer a clean part to the same part with one fact wrong? Both are on
-held-out or unused prompts and cost a forward.
+Artefact probe: do length, last characters and white space alone separate teacher from student? Grounding
+probe: does the discriminator prefer a clean part to the same part with one fact wrong? Both use held-out
+or unused prompts and cost a forward.
 
 Shape letters: K completions, X features, Q pairs.
 """
@@ -23,51 +23,44 @@ from prism_lite.parts import Parts
 from prism_lite.types import ProbePair
 
 ARTEFACT_WARNING = 0.6  # above this AUC the discriminator may win without looking at content
-GROUNDED = 0.6  # below this on either channel alignment says loudly that it is not grounded
-PROMPTS_AT_ONCE = 32
+GROUNDED = 0.6  # below this on either channel alignment warns that scores are not grounded
+_PROMPTS_PER_CALL = 32
 
 
 @torch.no_grad()
 def pair_scores(
-    backbone: Backbone,
-    discriminator: Discriminator,
-    pairs: Sequence[tuple[Prompt, Parts, Parts]],
+    backbone: Backbone, discriminator: Discriminator, pairs: Sequence[tuple[Prompt, Parts, Parts]]
 ) -> Tensor:
-    """Scores of two completions of each prompt.
+    """Score two completions of each prompt.
 
     Returns:
         score_Q22: float32 [Q, 2 completions, 2 channels (perception, reasoning)].
     """
     scores = []
     with backbone.role("discriminator"):
-        for start in range(0, len(pairs), PROMPTS_AT_ONCE):
-            judged = [
-                (prompt, (first, second))
-                for prompt, first, second in pairs[start : start + PROMPTS_AT_ONCE]
-            ]
-            found = discriminator.score(backbone, judged)
-            scores.append(torch.stack([found.perception_K, found.reasoning_K], 1).view(-1, 2, 2))
+        for start in range(0, len(pairs), _PROMPTS_PER_CALL):
+            batch = pairs[start : start + _PROMPTS_PER_CALL]
+            scored = discriminator.score(
+                backbone, [(prompt, completions) for prompt, *completions in batch]
+            )
+            scores.append(torch.stack([scored.perception_K, scored.reasoning_K], 1).view(-1, 2, 2))
     return torch.cat(scores).cpu()
 
 
 def first_wins(score_Q22: Tensor) -> tuple[float, float]:
-    """Share of pairs, per channel, in which the first completion scores higher; a tie counts half."""
+    """Return per channel the share of pairs whose first completion scores higher; ties count half."""
     margin_Q2 = score_Q22[:, 0] - score_Q22[:, 1]
     wins_2 = ((margin_Q2 > 0).float() + 0.5 * (margin_Q2 == 0).float()).mean(0)
     return float(wins_2[0]), float(wins_2[1])
 
 
 def grounding_probe(
-    backbone: Backbone,
-    discriminator: Discriminator,
-    probe: Sequence[ProbePair],
+    backbone: Backbone, discriminator: Discriminator, probe: Sequence[ProbePair]
 ) -> dict[str, float]:
-    """Share of held-out pairs whose clean part scores above its corrupted copy, per channel.
+    """Return the share of held-out pairs whose clean part outscores its corrupted copy, per channel.
 
-    Where the reasoning channel sees the caption, its pairs have the clean one on both sides: the slip
-    in the reasoning must be what it finds.
-
-    Without a pair nothing was measured: an empty mapping.
+    If the reasoning channel sees the caption, both sides of its pairs have the clean caption: it must
+    find the slip in the reasoning. Without pairs nothing was measured: an empty mapping.
     """
     if not probe:
         return {}
@@ -83,13 +76,13 @@ def grounding_probe(
 
 
 def artefact_auc(teacher: Sequence[str], student: Sequence[str]) -> float:
-    """How well a logistic regression on form alone tells teacher texts from student texts.
+    """Measure how well a logistic regression on form alone separates teacher and student texts.
 
-    It is fitted on every second pair and judged on the others; the texts of a pair answer the same
+    It is fitted on every second pair and evaluated on the others; the texts of a pair answer the same
     prompt.
 
     Returns:
-        Area under the ROC curve: 0.5 means that form gives nothing away.
+        Area under the ROC curve: 0.5 means that form reveals nothing.
     """
     assert len(teacher) == len(student) >= 4
     feature_KX = torch.tensor([form_features(text) for text in (*teacher, *student)])
@@ -115,7 +108,7 @@ def artefact_auc(teacher: Sequence[str], student: Sequence[str]) -> float:
 
 
 def form_features(text: str) -> list[float]:
-    """Length, white space, last characters and parts that are whole, nothing of its content."""
+    """Return length, white space, last character and closed parts of a text: form, not content."""
     last = text.rstrip()[-1:]
     return [
         float(len(text)),
@@ -125,12 +118,12 @@ def form_features(text: str) -> list[float]:
         float(last.isdigit()),
         float(last.isalpha()),
         float(last == "."),
-        float(text.count("</")),  # a part that was cut has lost its closing tag
+        float(text.count("</")),  # a part that was cut has no closing tag
     ]
 
 
 def area_under_roc(score_K: Tensor, is_positive_K: Tensor) -> float:
-    """Probability that a positive scores above a negative; ties count half."""
+    """Compute the probability that a positive scores above a negative; ties count half."""
     positive, negative = score_K[is_positive_K], score_K[~is_positive_K]
     difference = positive[:, None] - negative[None, :]
     return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())

@@ -1,10 +1,10 @@
 """Attention of shared-prefix trees, in memory linear in tokens.
 
-A branch token attends to its prompt and to its own branch. The two parts are computed apart, each by
-torch's fused attention, which keeps no score matrix, and merged by their log-sums of exponentials. A
-prompt's keys serve all its branches in one call. The backward gives each part's kernel the merged
-output and log-sum: the softmax over both parts is then differentiated exactly. (The prefix merge is
-that of Hydragen, arXiv 2402.05099; merged backwards are what ring attention does, arXiv 2310.01889.)
+A branch token attends to its prompt and to its own branch. The two parts are computed separately, each by
+torch's fused attention, which stores no score matrix, and merged by their log-sums of exponentials. A
+prompt's keys serve all its branches in one call. The backward gives each part's kernel the merged output
+and log-sum: the softmax over both parts is then differentiated exactly. (The prefix merge is that of
+Hydragen, arXiv 2402.05099; merged backwards are what ring attention does, arXiv 2310.01889.)
 
 Shape letters: A batch of calls, H query heads, J key-value heads, S = H / J, Q queries, K keys, d head
 size, F tokens of a pack, P prompt tokens, N branch tokens, R branches, C tokens of the longest branch.
@@ -24,13 +24,13 @@ BIAS_ALIGNMENT = 8  # the CUDA kernel reads its bias in chunks of eight
 
 @dataclass(frozen=True, eq=False)
 class TreeLayout:
-    """Where the trees of a pack lie: all prompts first, then all branches, end to end.
+    """Positions of the trees in a pack: all prompts first, then all branches, end to end.
 
     Attributes:
-        prompts: start and stop of each tree's prompt; empty (start = stop) where `prefix` has it.
+        prompts: start and stop of each tree's prompt; empty (start = stop) if `prefix` has it.
         branches: start and stop of each tree's branch tokens.
         grid_shape: R and C.
-        cell_N: int64, where each branch token lies in the flattened grid of branches, [R * C].
+        cell_N: int64, index of each branch token in the flattened grid of branches, [R * C].
         prefix: per layer, per tree: keys and values [J, P, d] of prompts that are not in the pack.
     """
 
@@ -42,7 +42,7 @@ class TreeLayout:
 
     @property
     def first_branch_token(self) -> int:
-        """Where the branch tokens begin; they run to the end of the pack."""
+        """Index of the first branch token; branch tokens continue to the end of the pack."""
         return self.branches[0][0]
 
 
@@ -55,10 +55,10 @@ def attend(
     is_causal: bool = False,
     bias_A11K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fused attention and the log of its softmax's denominator; not differentiable by itself.
+    """Compute fused attention and the log of its softmax's denominator; not differentiable by itself.
 
     Args:
-        bias_A11K: added to the scores, -inf at keys that do not exist; on CUDA K is a multiple of 8.
+        bias_A11K: added to the scores, -inf at padding; on CUDA K is a multiple of 8.
 
     Returns:
         output [A, H, Q, d] and log-sum-exp [A, H, Q], the latter float32 (float64 for float64).
@@ -68,16 +68,14 @@ def attend(
             q_AHQd, k_AHKd, v_AHKd, is_causal=is_causal, attn_mask=bias_A11K, scale=scale
         )
     num_queries = q_AHQd.shape[2]
-    bias = None
-    if bias_A11K is not None:
-        bias = bias_A11K.expand(*q_AHQd.shape[:3], -1)
+    bias = None if bias_A11K is None else bias_A11K.expand(*q_AHQd.shape[:3], -1)
     out_AHQd, lse_AHQ, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q_AHQd, k_AHKd, v_AHKd, bias, compute_log_sumexp=True, is_causal=is_causal, scale=scale
     )
     return out_AHQd, lse_AHQ[:, :, :num_queries]  # the kernel pads them to a multiple of 32
 
 
-def attend_backward(
+def _attend_backward(
     grad_AHQd: Tensor,
     q_AHQd: Tensor,
     k_AHKd: Tensor,
@@ -88,13 +86,13 @@ def attend_backward(
     scale: float,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v of one part, given the output and log-sum of the whole softmax."""
+    """Return gradients of q, k and v of one part, given output and log-sum of the merged softmax."""
     if q_AHQd.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_AHQd, q_AHQd, k_AHKd, v_AHKd, out_AHQd, lse_AHQ, 0.0, is_causal, scale=scale
         )
     padding = -lse_AHQ.shape[2] % 32
-    seed = torch.zeros((), dtype=torch.long)  # of the dropout, of which there is none
+    seed = torch.zeros((), dtype=torch.long)  # of dropout, which is off
     grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
         grad_AHQd,
         q_AHQd,
@@ -114,18 +112,18 @@ def attend_backward(
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """The softmax over two sets of keys from those over each; log-sums without the last axis."""
+    """Combine attention over two sets of keys; log-sums lack the last axis of the outputs."""
     share_b = torch.sigmoid(lse_b - lse_a)[..., None].to(out_a.dtype)
     return torch.lerp(out_a, out_b, share_b)
 
 
-def fold_heads(x_HQd: Tensor, num_kv_heads: int) -> Tensor:
-    """[H, Q, d] -> [1, J, S * Q, d]: query heads of one key head become its queries. No mask fits."""
+def _fold_heads(x_HQd: Tensor, num_kv_heads: int) -> Tensor:
+    """Make heads that share a key head its queries: [H, Q, d] -> [1, J, S * Q, d]. Excludes a mask."""
     return x_HQd.reshape(1, num_kv_heads, -1, x_HQd.shape[-1])
 
 
 def repeat_heads(x_AJKd: Tensor, num_heads: int) -> Tensor:
-    """[A, J, K, d] -> [A, H, K, d]."""
+    """Repeat key-value heads for their query heads: [A, J, K, d] -> [A, H, K, d]."""
     batch, num_kv_heads, num_keys, size = x_AJKd.shape
     if num_kv_heads == num_heads:
         return x_AJKd
@@ -134,7 +132,7 @@ def repeat_heads(x_AJKd: Tensor, num_heads: int) -> Tensor:
 
 
 def _sum_heads(x_AHKd: Tensor, num_kv_heads: int) -> Tensor:
-    """The backward of `repeat_heads`."""
+    """Undo `repeat_heads` in the backward."""
     batch, num_heads, num_keys, size = x_AHKd.shape
     if num_kv_heads == num_heads:
         return x_AHKd
@@ -158,7 +156,7 @@ class TreeAttention(torch.autograd.Function):
             out_HFd[:, start:stop], lse_HF[:, start:stop] = out[0], lse[0]
         if layout.cell_N.numel():
             first = layout.first_branch_token
-            q, k, v = _own_part(q_HFd, k_JFd, v_JFd, layout)
+            q, k, v = _branch_part(q_HFd, k_JFd, v_JFd, layout)
             out, lse = attend(q, k, v, scale=scale, is_causal=True)
             out_HFd[:, first:] = _from_grid(out, layout)
             lse_HF[:, first:] = _from_grid(lse[..., None], layout)[..., 0]
@@ -166,11 +164,11 @@ class TreeAttention(torch.autograd.Function):
             if start == stop:
                 continue
             k, v = _prompt_part(k_JFd, v_JFd, layout, layer, tree)
-            out, lse = attend(fold_heads(q_HFd[:, start:stop], num_kv_heads), k, v, scale=scale)
+            out, lse = attend(_fold_heads(q_HFd[:, start:stop], num_kv_heads), k, v, scale=scale)
             shape = (num_heads, stop - start)
-            own, own_lse = out_HFd[:, start:stop], lse_HF[:, start:stop]
-            lse = lse.reshape(shape)
-            out_HFd[:, start:stop] = merge(own, own_lse, out.reshape(*shape, -1), lse)
+            out, lse = out.reshape(*shape, -1), lse.reshape(shape)
+            own_out, own_lse = out_HFd[:, start:stop], lse_HF[:, start:stop]
+            out_HFd[:, start:stop] = merge(own_out, own_lse, out, lse)
             lse_HF[:, start:stop] = torch.logaddexp(own_lse, lse)
         ctx.save_for_backward(q_HFd, k_JFd, v_JFd, out_HFd, lse_HF)
         ctx.layout, ctx.layer, ctx.scale = layout, layer, scale
@@ -185,44 +183,42 @@ class TreeAttention(torch.autograd.Function):
             if start == stop:
                 continue
             k, v = (repeat_heads(x[None, :, start:stop], q_HFd.shape[0]) for x in (k_JFd, v_JFd))
-            rows = [x[None, :, start:stop] for x in (grad_HFd, q_HFd, out_HFd, lse_HF)]
-            found = attend_backward(
-                rows[0], rows[1], k, v, rows[2], rows[3], scale=scale, is_causal=True
-            )
-            grad_q[:, start:stop] = found[0][0]
-            grad_k[:, start:stop] = _sum_heads(found[1], num_kv_heads)[0]
-            grad_v[:, start:stop] = _sum_heads(found[2], num_kv_heads)[0]
+            grad, q, out, lse = (x[None, :, start:stop] for x in (grad_HFd, q_HFd, out_HFd, lse_HF))
+            dq, dk, dv = _attend_backward(grad, q, k, v, out, lse, scale=scale, is_causal=True)
+            grad_q[:, start:stop] = dq[0]
+            grad_k[:, start:stop] = _sum_heads(dk, num_kv_heads)[0]
+            grad_v[:, start:stop] = _sum_heads(dv, num_kv_heads)[0]
         if layout.cell_N.numel():
             first = layout.first_branch_token
-            q, k, v = _own_part(q_HFd, k_JFd, v_JFd, layout)
+            q, k, v = _branch_part(q_HFd, k_JFd, v_JFd, layout)
             grad = _to_grid(grad_HFd[:, first:], layout)
             out = _to_grid(out_HFd[:, first:], layout)
             lse = _to_grid(lse_HF[:, first:, None], layout)[..., 0]
-            found = attend_backward(grad, q, k, v, out, lse, scale=scale, is_causal=True)
-            grad_q[:, first:] = _from_grid(found[0], layout)
-            grad_k[:, first:] = _from_grid(_sum_heads(found[1], num_kv_heads), layout)
-            grad_v[:, first:] = _from_grid(_sum_heads(found[2], num_kv_heads), layout)
+            dq, dk, dv = _attend_backward(grad, q, k, v, out, lse, scale=scale, is_causal=True)
+            grad_q[:, first:] = _from_grid(dq, layout)
+            grad_k[:, first:] = _from_grid(_sum_heads(dk, num_kv_heads), layout)
+            grad_v[:, first:] = _from_grid(_sum_heads(dv, num_kv_heads), layout)
         for tree, (start, stop) in enumerate(layout.branches):
             if start == stop:
                 continue
             k, v = _prompt_part(k_JFd, v_JFd, layout, ctx.layer, tree)
             q, grad, out = (
-                fold_heads(x[:, start:stop], num_kv_heads) for x in (q_HFd, grad_HFd, out_HFd)
+                _fold_heads(x[:, start:stop], num_kv_heads) for x in (q_HFd, grad_HFd, out_HFd)
             )
             lse = lse_HF[:, start:stop].reshape(1, num_kv_heads, -1)
-            found = attend_backward(grad, q, k, v, out, lse, scale=scale)
-            grad_q[:, start:stop] += found[0].reshape(q_HFd.shape[0], stop - start, -1)
+            dq, dk, dv = _attend_backward(grad, q, k, v, out, lse, scale=scale)
+            grad_q[:, start:stop] += dq.reshape(q_HFd.shape[0], stop - start, -1)
             if layout.prefix is None:
                 p_start, p_stop = layout.prompts[tree]
-                grad_k[:, p_start:p_stop] += found[1][0]
-                grad_v[:, p_start:p_stop] += found[2][0]
+                grad_k[:, p_start:p_stop] += dk[0]
+                grad_v[:, p_start:p_stop] += dv[0]
         return grad_q, grad_k, grad_v, None, None, None
 
 
 def _prompt_part(
     k_JFd: Tensor, v_JFd: Tensor, layout: TreeLayout, layer: int, tree: int
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [1, J, P, d] of a tree's prompt."""
+    """Return the keys and values [1, J, P, d] of a tree's prompt."""
     if layout.prefix is not None:
         k_JPd, v_JPd = layout.prefix[layer][tree]
         return k_JPd[None], v_JPd[None]
@@ -230,17 +226,17 @@ def _prompt_part(
     return k_JFd[None, :, start:stop], v_JFd[None, :, start:stop]
 
 
-def _own_part(
+def _branch_part(
     q_HFd: Tensor, k_JFd: Tensor, v_JFd: Tensor, layout: TreeLayout
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Branches side by side, [R, H, C, d]; padding lies behind and causality hides it."""
+    """Lay out branches side by side, [R, H, C, d]; padding comes last, so causality hides it."""
     num_heads, first = q_HFd.shape[0], layout.first_branch_token
     q, k, v = (_to_grid(x[:, first:], layout) for x in (q_HFd, k_JFd, v_JFd))
     return q, repeat_heads(k, num_heads), repeat_heads(v, num_heads)
 
 
 def _to_grid(x_HNd: Tensor, layout: TreeLayout) -> Tensor:
-    """[H, N, d] -> [R, H, C, d], zeros at the padding."""
+    """Scatter branch tokens to the grid: [H, N, d] -> [R, H, C, d], zeros at the padding."""
     num_branches, longest = layout.grid_shape
     grid = x_HNd.new_zeros(x_HNd.shape[0], num_branches * longest, x_HNd.shape[2])
     grid[:, layout.cell_N] = x_HNd
@@ -248,5 +244,5 @@ def _to_grid(x_HNd: Tensor, layout: TreeLayout) -> Tensor:
 
 
 def _from_grid(x_RHCd: Tensor, layout: TreeLayout) -> Tensor:
-    """[R, H, C, d] -> [H, N, d]."""
+    """Gather branch tokens from the grid: [R, H, C, d] -> [H, N, d]."""
     return x_RHCd.transpose(0, 1).flatten(1, 2)[:, layout.cell_N]

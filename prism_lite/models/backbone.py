@@ -2,8 +2,8 @@
 
 policy: backbone + LoRA `policy`. reference: backbone + the adapter the stage started from, or none.
 discriminator: backbone + the frozen trunk adapter (METHOD.md section 2), experts attached by
-`discriminator/model.py`. `with backbone.role(...)` decides who is active; nothing else does. Exactly
-one adapter, or none, is ever active.
+`discriminator/model.py`. Only `with backbone.role(...)` changes the active role. At most one adapter is
+active at a time.
 """
 
 from __future__ import annotations
@@ -13,36 +13,35 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from cachetools import LRUCache
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.files import cache_folder
 from prism_lite.models.device import Precision, card_of, choose_precision
 from prism_lite.models.families import qwen3_vl as family
+from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.float16 import keep_residual_in_float32
-from prism_lite.models.load_transformers import (
-    keep_cpu_weights_unpacked,
-    load_with_transformers,
-)
+from prism_lite.models.load_transformers import keep_cpu_weights_unpacked, load_with_transformers
 from prism_lite.models.load_unsloth import choose_backend, load_with_unsloth
 from prism_lite.models.packing import Pack, forward_pack
 from prism_lite.models.placement import enable_checkpointing, keep_embeddings_on_cpu
 from prism_lite.models.processor import load_processor
 from prism_lite.models.prompts import Prompt, encode_prompt
-from prism_lite.models.tree_attention import Kind, choose_kind
+from prism_lite.models.tree_attention import AttentionKind, choose_attention
 from prism_lite.models.vision import VisionCache
 from prism_lite.types import Sample, Turn
 
 Role = Literal["policy", "reference", "discriminator"]
 POLICY, REFERENCE, TRUNK = "policy", "reference", "trunk"
-MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
+_MAX_CACHED_PROMPTS = 8192  # about 30 KiB each at 1,000 tokens
 
 
 class Backbone:
@@ -53,14 +52,14 @@ class Backbone:
         peft: the PEFT wrapper that owns the adapters.
         processor: tokenizer and picture processor.
         precision: number types, and whether losses are scaled.
-        loader: a sentence about who loaded it and why.
+        loader: a sentence on which library loaded it and why.
         end_id: the token that ends a completion, also the discriminator's sentinel.
         suppressed_ids: tokens that sampling never draws.
     """
 
     def __init__(
         self,
-        core: Any,
+        core: Core,
         processor: Any,
         model: ModelConfig,
         lora: LoraConfig,
@@ -74,14 +73,16 @@ class Backbone:
         self.precision = precision
         self.loader = loader
         self.core = core
-        self.attention: Kind = choose_kind(model.attention, core.device)
+        self.attention: AttentionKind = choose_attention(model.attention, core.device)
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.peft: PeftModel = get_peft_model(core, _peft_config(lora), adapter_name=POLICY)
+        self.peft: PeftModel = get_peft_model(
+            cast(PreTrainedModel, core), _peft_config(lora), adapter_name=POLICY
+        )
         self._lora = lora
         self.end_id: int = self.tokenizer.convert_tokens_to_ids(family.END_TOKEN)
         self.pad_id: int = self.tokenizer.pad_token_id
-        # Beside the picture tokens: padding, and rows of the head that no token belongs to.
+        # Picture tokens, padding, and rows of the head without a token.
         unused = range(len(self.tokenizer), core.config.text_config.vocab_size)
         pictures = self.tokenizer.convert_tokens_to_ids(list(family.PICTURE_TOKENS))
         self.suppressed_ids: list[int] = sorted({*pictures, self.pad_id, *unused})
@@ -94,7 +95,9 @@ class Backbone:
             disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
-        self._prompts: LRUCache[tuple[str, tuple[Turn, ...]], Prompt] = LRUCache(MAX_CACHED_PROMPTS)
+        self._prompts: LRUCache[tuple[str, tuple[Turn, ...]], Prompt] = LRUCache(
+            _MAX_CACHED_PROMPTS
+        )
         if model.gradient_checkpointing:
             enable_checkpointing(core, offload=model.offload_checkpoints)
 
@@ -106,22 +109,19 @@ class Backbone:
     def role(self, role: Role) -> Iterator[None]:
         """Activate one role; the policy is active again afterwards.
 
-        A loss must be propagated inside the role that made it: gradient checkpointing runs the
+        A loss must be propagated inside the role that produced it: gradient checkpointing runs the
         forward again in the backward.
         """
         adapter = {"policy": POLICY, "reference": REFERENCE, "discriminator": TRUNK}[role]
-        if adapter in self.peft.peft_config:
-            self._activate(adapter)
-            try:
+        try:
+            if adapter in self.peft.peft_config:
+                self._activate(adapter)
                 yield
-            finally:
-                self._activate(POLICY)
-        else:
-            try:
+            else:
                 with self.peft.disable_adapter():
                     yield
-            finally:
-                self._activate(POLICY)
+        finally:
+            self._activate(POLICY)
 
     def _activate(self, adapter: str) -> None:
         tuner: Any = self.peft.base_model
@@ -129,17 +129,17 @@ class Backbone:
         assert tuner.active_adapters == [adapter]
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        """LoRA weights of the policy, float32, in a fixed order."""
+        """Return the LoRA weights of the policy, float32, in a fixed order."""
         named = sorted(self.core.named_parameters())
         return [p for name, p in named if f".{POLICY}." in name]
 
     def adapter_state(self, adapter: str = POLICY) -> dict[str, Tensor]:
-        """A copy of an adapter's weights, in PEFT's names."""
+        """Copy an adapter's weights, in PEFT's names."""
         state = get_peft_model_state_dict(self.peft, adapter_name=adapter)
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def load_adapter_state(self, state: Mapping[str, Tensor], adapter: str = POLICY) -> None:
-        """Overwrite an adapter (made if missing) with weights in PEFT's names.
+        """Overwrite an adapter (created if missing) with weights in PEFT's names.
 
         Raises:
             ValueError: the weights are not those of an adapter of this shape.
@@ -156,25 +156,24 @@ class Backbone:
         self._activate(POLICY)
 
     def drop_adapter(self, adapter: str) -> None:
-        """Forget an adapter other than the policy, if it is there."""
+        """Delete an adapter other than the policy, if it exists."""
         if adapter in self.peft.peft_config:
             self.peft.delete_adapter(adapter)
             self._activate(POLICY)
 
     def freeze_copy(self, adapter: str) -> None:
-        """Keep the policy's present weights as a frozen adapter (the trunk, or the reference)."""
+        """Copy the policy's current weights to a frozen adapter (the trunk, or the reference)."""
         self.load_adapter_state(self.adapter_state(POLICY), adapter)
 
     def save_policy(self, folder: str) -> None:
         """Write the policy as a plain PEFT folder: `PeftModel.from_pretrained(base, folder)`."""
-        with (
-            tempfile.TemporaryDirectory() as parent
-        ):  # PEFT nests every adapter not named "default"
+        # PEFT puts every adapter not named "default" into a subfolder.
+        with tempfile.TemporaryDirectory() as parent:
             self.peft.save_pretrained(parent, selected_adapters=[POLICY])
             shutil.copytree(Path(parent) / POLICY, folder, dirs_exist_ok=True)
 
     def prompt(self, sample: Sample) -> Prompt:
-        """The encoded prompt of a sample; the latest ones are kept.
+        """Return the encoded prompt of a sample; recent ones are cached.
 
         Raises:
             ValueError: see `encode_prompt`.
@@ -190,12 +189,12 @@ class Backbone:
         return self._prompts[key]
 
     def tokenize(self, text: str, *, end: bool = True) -> Tensor:
-        """Token ids (int64 [C]) of completion text, closed by the end token."""
+        """Return token ids (int64 [C]) of completion text, closed by the end token if `end`."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return torch.tensor([*ids, self.end_id] if end else ids)
 
     def hidden_states(self, pack: Pack, *, checkpoint: bool = True) -> Tensor:
-        """hidden_FD of a pack under the active role (`forward_pack` in models/packing.py)."""
+        """Run a pack under the active role: `forward_pack` of models/packing.py."""
         pictures = [picture for prompt in pack.prompts for picture in prompt.pictures]
         features = self.vision.features(pictures)
         return forward_pack(
@@ -208,7 +207,7 @@ class Backbone:
         return self.core.get_output_embeddings().weight
 
     def next_logits(self, hidden_RD: Tensor) -> Tensor:
-        """float32 [R, V]. Not rounded to 16 bit: the policy loss computes the same log-probs again."""
+        """Compute logits, float32 [R, V], as exact as the policy loss computes the same log-probs."""
         return tk.mm_float32(hidden_RD, self.head_weight.T)
 
 
@@ -243,13 +242,13 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         "longest_edge": model.max_pixels,
     }
     keep_cpu_weights_unpacked(core)
-    hold_as_set(core, model, precision)
+    apply_model_settings(core, model, precision)
     torch.manual_seed(seed)  # PEFT initialises LoRA A from the global generator
     return Backbone(core, processor, model, lora, precision, loader)
 
 
-def hold_as_set(core: Any, model: ModelConfig, precision: Precision) -> None:
-    """Bring a loaded model into the form that settings and card ask for, before it gets adapters.
+def apply_model_settings(core: Core, model: ModelConfig, precision: Precision) -> None:
+    """Apply settings that change a loaded model itself, before it gets adapters.
 
     Raises:
         ValueError: see `keep_embeddings_on_cpu`.
@@ -275,7 +274,7 @@ def _peft_config(lora: LoraConfig) -> PeftLoraConfig:
 
 
 def encode_samples(backbone: Backbone, samples: Sequence[Sample]) -> list[Prompt]:
-    """Prompts of many samples, pictures encoded along the way."""
+    """Encode the prompts of many samples, and their pictures."""
     prompts = [backbone.prompt(sample) for sample in samples]
     backbone.vision.features([picture for prompt in prompts for picture in prompt.pictures])
     return prompts

@@ -1,4 +1,4 @@
-"""Number types and attention by card: the one place that decides.
+"""Number types and attention by card, decided in one place.
 
 | | compute | residual stream | loss scaler | vision attention | optimizer "auto" |
 |---|---|---|---|---|---|
@@ -6,21 +6,20 @@
 | sm75 (T4) | float16 | float32 | yes | SDPA | paged 8-bit AdamW |
 | sm80 and newer | bfloat16 | as computed | no | flash-attn where installed, else SDPA | paged 8-bit AdamW |
 
-LoRA weights, losses, log-probs and norms' statistics are float32 everywhere. How a packed tree attends is
-decided where packs are made; matrix products are the libraries' own, so no card needs one of Triton's.
+LoRA weights, losses, log-probs and norms' statistics are float32 everywhere. The attention of packs is
+chosen in tree_attention.py. Matrix products are the libraries' own, so no card needs one of Triton's.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import resource
 from dataclasses import dataclass
 
 import torch
 
 from prism_lite.config import ModelConfig, RunConfig
 
-OLDEST_FLOAT16 = (7, 0)  # tensor cores; older cards compute float16 more slowly than float32
+_OLDEST_FLOAT16 = (7, 0)  # tensor cores; older cards compute float16 more slowly than float32
 OLDEST_BFLOAT16 = (8, 0)
 
 
@@ -39,15 +38,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Precision:
-    """What was decided, and why.
+    """Number types and attention that were chosen, and why.
 
     Attributes:
         device: "cpu" or "cuda:0".
         compute_dtype: of activations and of the matrix products.
-        scales_loss: gradients would vanish in float16: the loss is multiplied up before the backward.
-        float32_residual: the residual stream is kept in float32; it outgrows float16 in Qwen models.
+        scales_loss: the loss is scaled before the backward: gradients would vanish in float16.
+        float32_residual: the residual stream is float32; in Qwen models it exceeds float16.
         vision_attention: transformers' name for the vision tower's attention.
-        reason: one sentence for the person.
+        reason: one sentence for the user.
     """
 
     device: str
@@ -59,23 +58,27 @@ class Precision:
 
 
 def choose_precision(model: ModelConfig, card: Card | None) -> Precision:
-    """Decide for a card, or for the CPU where `card` is None. Settings that are not "auto" win.
+    """Choose for a card, or for the CPU if `card` is None. Settings other than "auto" take precedence.
 
     Raises:
-        ValueError: the settings ask for a type that the card does not have.
+        ValueError: the settings name a type that the card does not have.
     """
     if model.compute_dtype != "auto":
         dtype, why = getattr(torch, model.compute_dtype), "model.compute_dtype"
     elif card is None:
-        # Also where the CPU has bfloat16: results are the same on every machine.
+        # Even if the CPU has bfloat16, so that results are the same on every machine.
         dtype, why = torch.float32, "CPU"
     elif card.capability >= OLDEST_BFLOAT16:
         dtype, why = torch.bfloat16, f"{card.name}, {card.sm}"
-    elif card.capability >= OLDEST_FLOAT16:
+    elif card.capability >= _OLDEST_FLOAT16:
         dtype, why = torch.float16, f"{card.name}, {card.sm}: no bfloat16"
     else:
         dtype, why = torch.float32, f"{card.name}, {card.sm}: no tensor cores"
-    _check(dtype, card)
+    if card is not None and dtype == torch.bfloat16 and card.capability < OLDEST_BFLOAT16:
+        raise ValueError(
+            f"model.compute_dtype = bfloat16: {card.name} ({card.sm}) does not have it; use auto or "
+            "float16."
+        )
     is_half = dtype == torch.float16
     uses_flash = (
         card is not None
@@ -99,16 +102,8 @@ def choose_precision(model: ModelConfig, card: Card | None) -> Precision:
     )
 
 
-def _check(dtype: torch.dtype, card: Card | None) -> None:
-    if card is not None and dtype == torch.bfloat16 and card.capability < OLDEST_BFLOAT16:
-        raise ValueError(
-            f"model.compute_dtype = bfloat16: {card.name} ({card.sm}) does not have it; use auto or "
-            "float16."
-        )
-
-
 def card_of(model: ModelConfig) -> Card | None:
-    """The card a model will be on: None without one, or where the settings ask for the CPU."""
+    """Return the card that a model will use: None without one, or if the settings name the CPU."""
     if model.device == "cpu" or not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
@@ -118,20 +113,18 @@ def card_of(model: ModelConfig) -> Card | None:
 
 
 def has_native_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware; without, its backward is about 60 times slower
-    than float32's."""
+    """Check for bfloat16 products in hardware; without, a backward is 60 times slower than float32's."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(
         torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     )
 
 
 def check_machine(config: RunConfig) -> None:
-    """Refuse a recipe that this machine cannot run, before anything is written.
+    """Reject a recipe that this machine cannot run, before anything is written.
 
     Raises:
-        ValueError: the recipe is for a GPU that is not there, or is too small.
+        ValueError: the recipe needs a GPU, and there is none or it is too small.
     """
-
     needed, card = config.model.min_gpu_gib, card_of(config.model)
     if config.model.device == "cuda" and card is None:
         raise ValueError(
@@ -142,20 +135,7 @@ def check_machine(config: RunConfig) -> None:
         )
     if needed and card is not None and card.gib < 0.9 * needed:
         raise ValueError(
-            f"recipe {config.recipe!r} is made for {needed:g} GiB, this card has {card.gib:.1f} GiB. "
+            f"recipe {config.recipe!r} is for {needed:g} GiB, this card has {card.gib:.1f} GiB. "
             f"Use a smaller recipe, or see what `prism-lite plan --recipe {config.recipe} --card "
             f"{card.gib:.0f}` says to lower, and set model.min_gpu_gib=0."
         )
-
-
-def start_peak(device: torch.device) -> None:
-    """Begin a stage: what earlier ones held at most counts no more. (A process's peak stays.)"""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_gib(device: torch.device) -> float:
-    """GiB: most that the card's allocator held since `start_peak`; on a CPU, the process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

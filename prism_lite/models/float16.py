@@ -1,9 +1,9 @@
 """float16 without overflow: the residual stream in float32, everything between two additions in float16.
 
-Qwen models write values into the residual stream that float16 (largest 65,504) cannot hold, and bfloat16
-can. Each branch reads the stream through a norm, whose output is small: the norm computes in float32 and
-hands on float16; attention and MLP, with their matrix products and the KV cache, stay in float16; their
-output is added to a float32 stream.
+Qwen models write values into the residual stream that exceed float16 (largest 65,504) but not bfloat16.
+Each branch reads the stream through a norm, whose output is small: the norm computes in float32 and returns
+float16; attention and MLP, with their matrix products and the KV cache, stay in float16; their output is
+added to the float32 stream.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def keep_residual_in_float32(core: Core, dtype: torch.dtype) -> None:
     """Install the casts on a Qwen3-VL's decoder.
 
     Args:
-        dtype: of what lies between the norms: torch.float16.
+        dtype: of everything between the norms: torch.float16.
     """
     decoder = family.decoder(core)
     for layer in decoder.layers:
@@ -29,7 +29,7 @@ def keep_residual_in_float32(core: Core, dtype: torch.dtype) -> None:
         for norm in family.layer_norms(layer):
             norm.register_forward_hook(_output_to(dtype))
     decoder.norm.register_forward_hook(_output_to(dtype))
-    # The rotation follows the stream's type; queries and keys must have that of the values.
+    # The rotation takes the stream's type, but queries and keys need that of the values.
     decoder.rotary_emb.register_forward_hook(_output_to(dtype))
 
 

@@ -1,19 +1,18 @@
-"""Loading a Qwen3-VL with transformers and bitsandbytes, and a fix that either loader needs."""
+"""Loading a Qwen3-VL with transformers and bitsandbytes, and a fix that both loaders need."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import ModelConfig
 from prism_lite.models.device import Precision
-from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
+from prism_lite.models.families.qwen3_vl import NOT_QUANTISED, Core
 
 
 def load_with_transformers(path: str, model: ModelConfig, precision: Precision) -> Any:
-    """A Qwen3-VL, its language model in NF4 with double quantisation where the settings say so."""
+    """Load a Qwen3-VL, its language model in NF4 with double quantisation if the settings say so."""
     quantisation = None
     if model.quantization == "nf4":
         quantisation = BitsAndBytesConfig(
@@ -27,16 +26,13 @@ def load_with_transformers(path: str, model: ModelConfig, precision: Precision) 
         path,
         quantization_config=quantisation,
         dtype=precision.compute_dtype,
-        attn_implementation={
-            "text_config": "sdpa",
-            "vision_config": precision.vision_attention,
-        },
+        attn_implementation={"text_config": "sdpa", "vision_config": precision.vision_attention},
         device_map={"": precision.device},
     )
 
 
-def keep_cpu_weights_unpacked(core: nn.Module) -> None:
-    """Keep bitsandbytes from repacking weights for AVX512: its backward is then silently wrong."""
+def keep_cpu_weights_unpacked(core: Core) -> None:
+    """Keep bitsandbytes from repacking weights for AVX512, after which its backward is wrong."""
     for module in core.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - a Linear4bit

@@ -1,7 +1,7 @@
-"""Optimizers, their schedules and the loss scaler; the learning rate is a function of the step alone.
+"""Optimizers, their schedules and the loss scaler; the learning rate depends on the step alone.
 
-In float16 small gradients would become zero: `Optimizer.backward` multiplies the loss up, and a step
-whose gradients overflowed is skipped and the factor halved. Everywhere else the scaler does nothing.
+In float16 small gradients would become zero: `Optimizer.backward` scales the loss, and a step whose
+gradients overflowed is skipped and the scale halved. With other types the scaler does nothing.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from prism_lite.config import OptimConfig
 
-GROWTH_INTERVAL = 200  # good steps before the scale is doubled; runs are a few hundred steps long
-LEAST_SCALE = 1.0  # an overflow without any scaling is the model's, not the scaler's
-SCALER = "loss_scaler"  # its key beside the optimizer's own state
+_GROWTH_INTERVAL = 200  # good steps before the scale is doubled; runs are a few hundred steps long
+_LEAST_SCALE = 1.0  # at this scale an overflow is the model's, not the scaler's
+_SCALER = "loss_scaler"  # its key in the optimizer's state
 
 
 class Optimizer:
-    """An optimizer with its loss scaler: make it with `make_optimizer`.
+    """An optimizer with its loss scaler; build it with `make_optimizer`.
 
     Attributes:
         inner: the torch or bitsandbytes optimizer.
-        scaler: does nothing where losses are not scaled.
+        scaler: does nothing if losses are not scaled.
     """
 
     def __init__(self, inner: Any, scaler: torch.amp.GradScaler) -> None:
@@ -33,32 +33,32 @@ class Optimizer:
         self.scaler = scaler
 
     def backward(self, loss: Tensor) -> None:
-        """Propagate a loss; gradients add up until `optimizer_step`."""
+        """Propagate a loss; gradients accumulate until `optimizer_step`."""
         self.scaler.scale(loss).backward()
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, and the scaler's beside it."""
+        """Return the optimizer's state, with the scaler's if it is used."""
         state = self.inner.state_dict()
-        return state | {SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else state
+        return state | {_SCALER: self.scaler.state_dict()} if self.scaler.is_enabled() else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state from `state_dict`.
+        """Restore a state from `state_dict`.
 
         Raises:
-            ValueError: it was saved with a scaler and this one has none, or the other way round.
+            ValueError: one of the saved and this optimizer has a scaler, the other has none.
         """
-        inner = {name: value for name, value in state.items() if name != SCALER}
-        if (SCALER in state) != self.scaler.is_enabled():
+        inner = {name: value for name, value in state.items() if name != _SCALER}
+        if (_SCALER in state) != self.scaler.is_enabled():
             raise ValueError(
-                "the checkpoint was written with another float type: give model.compute_dtype as it was."
+                "the checkpoint was written with another float type: set model.compute_dtype as it was."
             )
         self.inner.load_state_dict(inner)
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state[SCALER])
+            self.scaler.load_state_dict(state[_SCALER])
 
 
 def optimizer_name(config: OptimConfig, device: str) -> str:
-    """The name set, "auto" decided for a device type."""
+    """Return the configured name, "auto" resolved for a device type."""
     if config.name == "auto":
         return "paged_adamw8bit" if device == "cuda" else "adamw"
     return config.name
@@ -67,7 +67,7 @@ def optimizer_name(config: OptimConfig, device: str) -> str:
 def make_optimizer(
     parameters: Sequence[nn.Parameter], config: OptimConfig, *, scales_loss: bool = False
 ) -> Optimizer:
-    """AdamW, in 32 bit or through bitsandbytes in 8 bit; "auto" is paged 8 bit on a card.
+    """Build AdamW, in 32 bit or, by bitsandbytes, in 8 bit; "auto" is paged 8 bit on a card.
 
     Args:
         scales_loss: from `Precision`.
@@ -80,14 +80,14 @@ def make_optimizer(
     else:
         import bitsandbytes as bnb
 
-        kinds = {"adamw8bit": bnb.optim.AdamW8bit, "paged_adamw8bit": bnb.optim.PagedAdamW8bit}
-        inner = kinds[name](parameters, lr=rate, weight_decay=decay)
-    scaler = torch.amp.GradScaler(device, enabled=scales_loss, growth_interval=GROWTH_INTERVAL)
+        adamw = {"adamw8bit": bnb.optim.AdamW8bit, "paged_adamw8bit": bnb.optim.PagedAdamW8bit}
+        inner = adamw[name](parameters, lr=rate, weight_decay=decay)
+    scaler = torch.amp.GradScaler(device, enabled=scales_loss, growth_interval=_GROWTH_INTERVAL)
     return Optimizer(inner, scaler)
 
 
 def learning_rate_at(config: OptimConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up over `warmup_ratio` of the steps, then constant or half a cosine to zero.
+    """Return the rate: linear warm-up over `warmup_ratio` of the steps, then constant or a cosine to zero.
 
     Args:
         step: 0-based.
@@ -107,21 +107,21 @@ def optimizer_step(
     learning_rate: float,
     max_grad_norm: float,
 ) -> dict[str, float]:
-    """Unscale, clip, step, clear.
+    """Unscale and clip the gradients, take a step, and clear them.
 
     Returns:
-        grad_norm, before clipping. With a scaler also loss_scale; where its gradients overflowed,
-        skipped_steps = 1 and no norm: nothing was changed but the scale.
+        grad_norm, before clipping. With a scaler also loss_scale; if gradients overflowed, skipped_steps
+        (1) instead of the norm, and only the scale has changed.
 
     Raises:
-        RuntimeError: the gradient is not finite, and not for the scale; nothing was changed.
+        RuntimeError: the gradient is not finite, and not because of the scale; nothing was changed.
     """
     inner, scaler = optimizer.inner, optimizer.scaler
     scale = scaler.get_scale()
     scaler.unscale_(inner)
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     is_finite = math.isfinite(norm)
-    if not is_finite and scale <= LEAST_SCALE:
+    if not is_finite and scale <= _LEAST_SCALE:
         raise RuntimeError(
             f"the gradient's norm is {norm}: the step was not taken. Lower the learning rate, or "
             "look for a broken row in the last batch (the newest file of the run's rollouts/)."
@@ -137,10 +137,10 @@ def optimizer_step(
 
 
 def mean_of(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of several steps' metrics, each over the steps that have it; skipped_steps is a sum."""
+    """Average several steps' metrics, each over the steps that have it; skipped_steps is summed."""
     names = dict.fromkeys(name for step in steps for name in step)
-    found = {name: [step[name] for step in steps if name in step] for name in names}
+    values_of = {name: [step[name] for step in steps if name in step] for name in names}
     return {
         name: sum(values) if name == "skipped_steps" else sum(values) / len(values)
-        for name, values in found.items()
+        for name, values in values_of.items()
     }

@@ -1,12 +1,11 @@
 """Shared-prefix trees: a prompt once, its continuations as branches, many trees in one forward.
 
-A tree is a prompt with branches. Each branch token sees the prompt and its own branch; M-RoPE
-positions of every branch start right after the prompt. A pack is one row without padding: the prompts
-of all trees, then all branches, end to end. Log-probs and gradients equal those of the unpacked
-sequences (tests/unit/test_packing.py).
+Each branch token sees the prompt and its own branch; M-RoPE positions of every branch start right after
+the prompt. A pack is one row without padding: the prompts of all trees, then all branches, end to end.
+Log-probs and gradients equal those of the unpacked sequences (tests/unit/test_packing.py).
 
 Shape letters: B trees, F tokens of a pack, R branches of all trees, N branch tokens of all branches
-(branch after branch), P prompt tokens, C tokens of one branch, D hidden.
+(branch after branch), P prompt tokens, C tokens of one branch, D hidden, d head size.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from prism_lite.models.attention import TreeLayout
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.prompts import Prompt
-from prism_lite.models.tree_attention import Kind, prepare
+from prism_lite.models.tree_attention import AttentionKind, prepare
 from prism_lite.models.vision import PictureFeatures
 
 T = TypeVar("T")
@@ -33,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """One prompt and the token ids (each int64 [C], C >= 1) of its branches, if it has any."""
+    """One prompt and the token ids (each int64 [C], C >= 1) of its branches, possibly none."""
 
     prompt: Prompt
     branches: tuple[Tensor, ...]
@@ -48,10 +47,11 @@ class Tree:
 
 @dataclass(frozen=True, eq=False)
 class PromptStates:
-    """What the decoder keeps of a prompt: per layer keys and values [heads, P, d]; last hidden state.
+    """A prompt after the decoder.
 
     Attributes:
-        last_D: of the prompt's last token, after the final norm.
+        keys_values: per layer, [heads, P, d] each.
+        last_D: hidden state of the last token, after the final norm.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
@@ -71,11 +71,10 @@ class Pack:
         token_ids_F: int64, all prompts, then all branches.
         position_ids_3F: int64.
         is_picture_F: bool, True at visual tokens.
-        layout: where prompts and branches lie.
+        layout: positions of prompts and branches.
         predictor_N: row of the hidden states that predicts each branch token.
-        own_N: row of the hidden states of each branch token itself.
         target_N: the branch tokens.
-        branch_N: index in 0..R-1 of the branch each token belongs to.
+        branch_N: index in 0..R-1 of each token's branch.
         last_R: row of the hidden states of each branch's last token.
         branch_lengths: tokens of each branch.
     """
@@ -86,7 +85,6 @@ class Pack:
     is_picture_F: Tensor
     layout: TreeLayout
     predictor_N: Tensor
-    own_N: Tensor
     target_N: Tensor
     branch_N: Tensor
     last_R: Tensor
@@ -98,7 +96,7 @@ class Pack:
 
 
 def greedy_batches(items: Iterable[T], size: Callable[[T], int], room: int) -> list[list[T]]:
-    """Split items, in order, into batches whose sizes sum to at most `room`; a larger item is alone."""
+    """Split items, in order, into batches of total size at most `room`; a larger item gets its own."""
     batches: list[list[T]] = []
     num_used = 0
     for item in items:
@@ -118,7 +116,7 @@ def split_trees(
     A tree too large for one pack is split: its prompt is repeated with part of the branches each time.
 
     Args:
-        branches_per_unit: so many neighbouring branches stay in one pack.
+        branches_per_unit: number of neighbouring branches that stay in one pack.
 
     Raises:
         ValueError: a prompt with a single unit of branches is already too large.
@@ -156,66 +154,66 @@ def pack_trees(trees: Sequence[Tree], *, without_prompts: bool = False) -> Pack:
     """Lay out trees for one forward.
 
     Args:
-        without_prompts: leave the prompts out; their states come from elsewhere. The hidden states then
-            have a row for the last token of every prompt first (`forward_branches`).
+        without_prompts: leave the prompts out; their states are given to `forward_branches`, whose hidden
+            states begin with one row per prompt, of its last token.
     """
     prompts = tuple(tree.prompt for tree in trees)
-    prompt_lengths = [0 if without_prompts else len(prompt) for prompt in prompts]
-    branch_lengths = [len(branch) for tree in trees for branch in tree.branches]
-    prompt_spans = _spans(prompt_lengths, 0)
-    num_prompt_tokens = sum(prompt_lengths)
-    branch_spans = _spans([sum(map(len, tree.branches)) for tree in trees], num_prompt_tokens)
     branches = [branch for tree in trees for branch in tree.branches]
-    kept = [] if without_prompts else prompts
-    offsets_C = [torch.arange(length) for length in branch_lengths]
-    starts = [tree.prompt.next_position for tree in trees for _ in tree.branches]
-    positions = [
-        (start + offset).expand(3, -1) for start, offset in zip(starts, offsets_C, strict=True)
-    ]
-    longest = max(branch_lengths, default=0)
-    cells = [number * longest + offset for number, offset in enumerate(offsets_C)]
+    packed_prompts = () if without_prompts else prompts
+    prompt_spans = _spans([0 if without_prompts else len(prompt) for prompt in prompts], 0)
+    num_prompt_tokens = prompt_spans[-1][1]
+    branch_spans = _spans([_num_tokens(tree.branches) for tree in trees], num_prompt_tokens)
+    num_branch_tokens, longest = _num_tokens(branches), max(map(len, branches), default=0)
+
+    tree_R = torch.tensor([i for i, tree in enumerate(trees) for _ in tree.branches]).long()
+    length_R = torch.tensor([*map(len, branches)]).long()
+    stop_R = length_R.cumsum(0)
+    branch_N = torch.arange(len(branches)).repeat_interleave(
+        length_R, output_size=num_branch_tokens
+    )
+    offset_N = torch.arange(num_branch_tokens) - (stop_R - length_R)[branch_N]  # in its branch
+    # All branches start at the position after their prompt, the same on the three M-RoPE axes.
+    position_N = torch.tensor([prompt.next_position for prompt in prompts])[tree_R][branch_N]
+    position_N += offset_N
+
+    # Rows of the hidden states: the prompts' tokens (or one row per prompt), then the branch tokens.
+    # A token is predicted by the row before it, a branch's first token by its prompt's last token.
     first_row = len(trees) if without_prompts else num_prompt_tokens
-    num_branch_tokens = sum(branch_lengths)
-    own_N = first_row + torch.arange(num_branch_tokens)
-    length_R = torch.tensor(branch_lengths, dtype=torch.long)
-    last_R = first_row + length_R.cumsum(0) - 1
-    predictor_N = own_N - 1
-    last_prompt_rows = (
+    last_row_B = torch.tensor(
         range(len(trees)) if without_prompts else [stop - 1 for _, stop in prompt_spans]
     )
-    predictor_N[last_R - length_R + 1 - first_row] = torch.tensor(
-        [row for row, tree in zip(last_prompt_rows, trees, strict=True) for _ in tree.branches],
-        dtype=torch.long,
-    )
-    empty = torch.zeros(0, dtype=torch.long)
+    row_before_N = first_row + torch.arange(num_branch_tokens) - 1
+    predictor_N = torch.where(offset_N == 0, last_row_B[tree_R][branch_N], row_before_N)
+    empty = torch.zeros(0, dtype=torch.long)  # torch.cat needs a tensor if there are no branches
     return Pack(
         prompts=prompts,
-        token_ids_F=torch.cat([*(prompt.token_ids_P for prompt in kept), *branches]),
-        position_ids_3F=torch.cat([*(prompt.position_ids_3P for prompt in kept), *positions], 1),
+        token_ids_F=torch.cat([*(prompt.token_ids_P for prompt in packed_prompts), *branches]),
+        position_ids_3F=torch.cat(
+            [*(prompt.position_ids_3P for prompt in packed_prompts), position_N.expand(3, -1)], 1
+        ),
         is_picture_F=torch.cat(
             [
-                *(prompt.is_picture_P for prompt in kept),
-                torch.zeros(num_branch_tokens, dtype=torch.bool),
+                *(prompt.is_picture_P for prompt in packed_prompts),
+                torch.zeros(num_branch_tokens).bool(),
             ]
         ),
         layout=TreeLayout(
             prompts=prompt_spans,
             branches=branch_spans,
             grid_shape=(len(branches), longest),
-            cell_N=torch.cat([empty, *cells]),
+            cell_N=branch_N * longest + offset_N,
         ),
         predictor_N=predictor_N,
-        own_N=own_N,
         target_N=torch.cat([empty, *branches]),
-        branch_N=torch.arange(len(branches)).repeat_interleave(length_R),
-        last_R=last_R,
-        branch_lengths=tuple(branch_lengths),
+        branch_N=branch_N,
+        last_R=first_row + stop_R - 1,
+        branch_lengths=tuple(map(len, branches)),
     )
 
 
 def _spans(lengths: Sequence[int], start: int) -> tuple[tuple[int, int], ...]:
-    stops = list(itertools.accumulate(lengths, initial=start))
-    return tuple(itertools.pairwise(stops))
+    """Return start and stop of segments of these lengths, end to end from `start`."""
+    return tuple(itertools.pairwise(itertools.accumulate(lengths, initial=start)))
 
 
 def forward_pack(
@@ -223,18 +221,18 @@ def forward_pack(
     pack: Pack,
     features: Sequence[PictureFeatures],
     *,
-    attention: Kind = "parts",
+    attention: AttentionKind = "parts",
     checkpoint: bool = True,
 ) -> Tensor:
     """Run the decoder over a pack.
 
     Args:
-        core: the Qwen3-VL, whichever adapters are active.
+        core: the Qwen3-VL, under any adapters.
         pack: the layout, prompts included.
         features: of every picture of `pack.prompts`, in order.
         attention: see tree_attention.py.
-        checkpoint: False keeps all activations even where gradient checkpointing is on: the backward
-            must not run the forward again once hooks have been taken off.
+        checkpoint: False stores all activations even if gradient checkpointing is on: required if hooks
+            of the forward are removed before the backward, which must not run it again.
 
     Returns:
         hidden_FD: final hidden states (after the last norm), prompts first, then branches.
@@ -242,13 +240,13 @@ def forward_pack(
     if family.decoder(core).gradient_checkpointing:
         # transformers checkpoints in training mode only; Qwen3-VL has no dropout to switch on
         core.train(checkpoint and torch.is_grad_enabled())
-    return _run(core, pack, features, pack.layout, attention, None)
+    return _run(core, pack, features, pack.layout, attention)
 
 
 def embed_pack(
     core: Core, pack: Pack, features: Sequence[PictureFeatures]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Input embeddings [F, D], pictures in place, and the DeepStack levels of all visual tokens."""
+    """Return input embeddings [F, D], pictures inserted, and the DeepStack levels of all pictures."""
     embeds_FD = core.get_input_embeddings()(pack.token_ids_F.to(core.device))
     if not features:
         return embeds_FD, []
@@ -262,14 +260,14 @@ def embed_pack(
 
 
 def forward_branches(
-    core: Core, pack: Pack, states: Sequence[PromptStates], *, attention: Kind = "parts"
+    core: Core, pack: Pack, states: Sequence[PromptStates], *, attention: AttentionKind = "parts"
 ) -> Tensor:
     """Run the decoder over the branches of a pack made `without_prompts`.
 
-    The prompts' keys and values are constants: no gradient reaches them. Nothing is checkpointed.
+    The prompts' keys and values are constants: they get no gradient. Nothing is checkpointed.
 
     Args:
-        states: of each tree's prompt, under the adapters that are active now.
+        states: of each tree's prompt, under the active adapters.
 
     Returns:
         hidden states: first the last token of every prompt [B, D], then the branch tokens [N, D].
@@ -277,7 +275,7 @@ def forward_branches(
     layers = zip(*(state.keys_values for state in states), strict=True)
     layout = dataclasses.replace(pack.layout, prefix=tuple(layers))
     core.train(False)
-    hidden_ND = _run(core, pack, [], layout, attention, None)
+    hidden_ND = _run(core, pack, [], layout, attention)
     return torch.cat([torch.stack([state.last_D for state in states]), hidden_ND])
 
 
@@ -287,19 +285,19 @@ def prompt_states(
     prompts: Sequence[Prompt],
     features: Sequence[PictureFeatures],
     *,
-    attention: Kind = "parts",
+    attention: AttentionKind = "parts",
 ) -> list[PromptStates]:
-    """Keys, values and last hidden state of prompts, in one forward under the active adapters."""
+    """Return keys, values and last hidden state of prompts, by one forward under the active adapters."""
     pack = pack_trees([Tree(prompt, ()) for prompt in prompts])
     core.train(False)
-    cache: Any = DynamicCache()
+    cache = DynamicCache()
     hidden_FD = _run(core, pack, features, pack.layout, attention, cache)
-    layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+    layers: list[Any] = cache.layers
     return [
         PromptStates(
             tuple(
-                (keys[:, start:stop].clone(), values[:, start:stop].clone())
-                for keys, values in layers
+                (layer.keys[0, :, start:stop].clone(), layer.values[0, :, start:stop].clone())
+                for layer in layers
             ),
             hidden_FD[stop - 1].clone(),
         )
@@ -312,8 +310,8 @@ def _run(
     pack: Pack,
     features: Sequence[PictureFeatures],
     layout: TreeLayout,
-    attention: Kind,
-    cache: Any,
+    attention: AttentionKind,
+    cache: DynamicCache | None = None,
 ) -> Tensor:
     embeds_FD, deepstack = embed_pack(core, pack, features)
     layout = dataclasses.replace(layout, cell_N=layout.cell_N.to(core.device))

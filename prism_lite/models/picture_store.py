@@ -1,7 +1,7 @@
-"""Picture features on disk, for runs that start again: one safetensors file per picture, up to a size.
+"""Picture features on disk, for later runs: one safetensors file per picture, up to a total size.
 
-Files lie in a folder named by the vision tower and the way pictures are prepared, so features of another
-tower are never read. A file's name is a hash of the picture's content and its pixel limits.
+The folder is named by the vision tower and the preprocessing of pictures, so features of another tower are
+never read. A file's name is a hash of the picture's content and its pixel limits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prism_lite.types import Picture
 
 
 class PictureStore:
-    """Named tensors of pictures under `folder`; the files read longest ago go first."""
+    """Named tensors of pictures under `folder`; the least recently read files are deleted first."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
@@ -32,23 +32,23 @@ class PictureStore:
         self._num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
     def load(self, name: str, device: torch.device) -> dict[str, torch.Tensor] | None:
-        """A picture's tensors, or None if they are not here.
+        """Read a picture's tensors, or return None if they are not stored.
 
         Raises:
-            RuntimeError: the file is damaged; names it.
+            RuntimeError: the file is damaged.
         """
         path = self.folder / f"{name}.safetensors"
         try:
             tensors = load_file(path, device=str(device))
             os.utime(path)
-        except FileNotFoundError:  # never stored, or another run has just dropped it
+        except FileNotFoundError:  # never stored, or another run has just deleted it
             return None
         except SafetensorError as error:
             raise RuntimeError(f"{path} is damaged ({error}); delete it.") from error
         return tensors
 
     def save(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Write a picture's tensors whole or not at all; then drop old files down to the size."""
+        """Write a picture's tensors atomically; then delete old files down to the size."""
         path = self.folder / f"{name}.safetensors"
         handle, unfinished = tempfile.mkstemp(dir=self.folder, suffix=".unfinished")
         os.close(handle)
@@ -56,9 +56,9 @@ class PictureStore:
         os.replace(unfinished, path)
         self._num_bytes += path.stat().st_size
         if self._num_bytes > self.max_bytes:
-            self._drop_oldest()
+            self._delete_oldest()
 
-    def _drop_oldest(self) -> None:
+    def _delete_oldest(self) -> None:
         files = [(path.stat(), path) for path in self.folder.glob("*.safetensors")]
         files.sort(key=lambda file: file[0].st_mtime_ns)
         self._num_bytes = sum(stat.st_size for stat, _ in files)
@@ -70,9 +70,9 @@ class PictureStore:
 
 
 def picture_name(picture: Picture, image_processor: Any) -> str:
-    """A hash of what the features follow from: the pixels and how they are resized.
+    """Hash what the features depend on: the pixels and how they are resized.
 
-    A file counts as unchanged while its size and time of change are.
+    A file counts as unchanged while its size and modification time are.
     """
     digest = hashlib.sha256(repr(pixel_limits(picture, image_processor)).encode())
     source = picture.source
@@ -88,7 +88,7 @@ def picture_name(picture: Picture, image_processor: Any) -> str:
 
 
 def tower_name(tower: torch.nn.Module, image_processor: Any) -> str:
-    """A hash of the vision tower's weights and of the image processor's settings."""
+    """Hash the vision tower's weights and the image processor's settings."""
     digest = hashlib.sha256(image_processor.to_json_string().encode())
     for chunk in _weight_bytes(tower):
         digest.update(chunk)

@@ -1,11 +1,11 @@
-"""Where tensors wait while the card does not need them: layer inputs, the vision tower, embeddings.
+"""What waits in the CPU's memory while the card does not need it: layer inputs, vision tower, embeddings.
 
-Checkpointing keeps each decoder layer's input and computes the rest again in the backward; offloaded, that
-input waits in the CPU's memory. The frozen vision tower can live on the CPU and visit the card while it
-encodes; so can untied input embeddings, of which a step reads a few rows.
+Checkpointing stores each decoder layer's input and computes the rest again in the backward; offloaded, that
+input is stored in the CPU's memory. The frozen vision tower can be kept on the CPU and moved to the card
+while it encodes; so can untied input embeddings, of which a step reads a few rows.
 
-Everything that leaves the card or comes back passes one of four functions below: `tensor_to_cpu`,
-`tensor_to_card`, `modules_to_cpu`, `modules_to_card`.
+All moves go through four functions, which the planner replaces: `tensor_to_cpu`, `tensor_to_card`,
+`modules_to_cpu`, `modules_to_card`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prism_lite.models.families.qwen3_vl import Core
 
 
 def tensor_to_cpu(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory, made while the card goes on; on the CPU the tensor itself."""
+    """Copy to pinned memory while the card continues; on the CPU return the tensor itself."""
     if tensor.device.type == "cpu":
         return tensor.detach()
     waiting = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -31,12 +31,12 @@ def tensor_to_cpu(tensor: Tensor) -> Tensor:
 
 
 def tensor_to_card(waiting: Tensor, device: torch.device) -> Tensor:
-    """What `tensor_to_cpu` returned, on its device again."""
+    """Copy what `tensor_to_cpu` returned back to a device."""
     return waiting.to(device, non_blocking=True)
 
 
 def modules_to_cpu(modules: list[nn.Module]) -> None:
-    """Move modules, their frozen weights with them, into the CPU's memory."""
+    """Move modules with their frozen weights to the CPU's memory."""
     for module in modules:
         module.to("cpu")
 
@@ -51,7 +51,7 @@ def enable_checkpointing(core: Core, *, offload: bool) -> None:
     """Switch gradient checkpointing on.
 
     Args:
-        offload: layer inputs wait in the CPU's memory.
+        offload: store layer inputs in the CPU's memory.
     """
     core.gradient_checkpointing_enable({"use_reentrant": False})
     if offload:
@@ -60,14 +60,14 @@ def enable_checkpointing(core: Core, *, offload: bool) -> None:
 
 
 def offloaded_checkpoint(run: Callable[..., Tensor], hidden: Tensor, *rest: Any) -> Tensor:
-    """`run(hidden, *rest)`, keeping only `hidden`, on the CPU, for the backward.
+    """Call `run(hidden, *rest)` and store only `hidden`, on the CPU, for the backward.
 
-    `run` is called a second time there; it must do the same again (frozen weights, no dropout). Gradients
-    reach its parameters, and `hidden`.
+    `run` is called again there and must compute the same (frozen weights, no dropout). Its parameters and
+    `hidden` get gradients.
     """
     if not torch.is_grad_enabled():
         return run(hidden, *rest)
-    # The first layer's input needs no gradient, its adapters do: something that does must go in.
+    # autograd calls the backward only if an input needs a gradient; the first layer's does not.
     anchor = torch.empty((), requires_grad=True)
     return _Offloaded.apply(lambda states: run(states, *rest), hidden, anchor)
 
@@ -99,13 +99,14 @@ def keep_embeddings_on_cpu(core: Core) -> None:
     """Look input embeddings up in the CPU's memory and send the rows to the card.
 
     Raises:
-        ValueError: they are tied to the head, which needs them on the card.
+        ValueError: they are tied to the output head, which needs them on the card.
     """
     embedding: nn.Embedding = core.get_input_embeddings()
     if embedding.weight is core.get_output_embeddings().weight:
         raise ValueError(
-            "model.embeddings_on_cpu: this model's embeddings are also its output head (2B and 4B are "
-            "so), which works on the card. Leave it off; it helps the 8B, where they are apart."
+            "model.embeddings_on_cpu: this model's embeddings are also its output head (as in "
+            "the 2B and 4B), which is needed on the card. Leave it off; it helps the 8B, where they are "
+            "separate."
         )
     device = embedding.weight.device
     modules_to_cpu([embedding])
@@ -114,8 +115,8 @@ def keep_embeddings_on_cpu(core: Core) -> None:
 
 
 @contextmanager
-def visiting(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
-    """Modules that live on the CPU are on `device` inside."""
+def on_card(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
+    """Move modules from the CPU to `device` inside, and back afterwards."""
     modules_to_card(modules, device)
     try:
         yield

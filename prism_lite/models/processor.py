@@ -1,8 +1,8 @@
 """Tokenizer and picture processor of a Qwen3-VL, with or without torchvision.
 
-transformers' stock `AutoProcessor` for Qwen3-VL needs torchvision, for its video half only. Where that
-is missing, `ImageOnlyProcessor` is the same class without the video half and with the PIL image
-processor, which gives the same pixels.
+transformers' stock `AutoProcessor` for Qwen3-VL needs torchvision, for videos only. Without it,
+`ImageOnlyProcessor` is the same class without videos and with the PIL image processor, which gives the same
+pixels.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ImageOnlyProcessor(Qwen3VLProcessor):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | Path, **kwargs: Any
     ) -> list[str]:
-        """Write the folder as the stock processor would, so that `AutoProcessor` loads it too."""
+        """Write the folder as the stock processor does, so that `AutoProcessor` loads it too."""
         folder = Path(save_directory)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
@@ -75,7 +75,7 @@ class ImageOnlyProcessor(Qwen3VLProcessor):
 
 
 def load_processor(path: str) -> Qwen3VLProcessor:
-    """The processor of a hub id or folder: the stock one where torchvision is there, else ours."""
+    """Load the processor of a hub id or folder: the stock one if torchvision is installed, else ours."""
     if importlib.util.find_spec("torchvision") is not None:
         return AutoProcessor.from_pretrained(path)
     return ImageOnlyProcessor.from_pretrained(path)

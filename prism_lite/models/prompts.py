@@ -16,7 +16,7 @@ from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.types import Picture, Sample
 
-IMAGE_MARK = "<image>"
+_IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +43,18 @@ class Prompt:
         return self.token_ids_P.shape[0]
 
 
-def chat_messages(sample: Sample) -> list[dict[str, Any]]:
-    """The conversation in the form chat templates take, pictures at their `<image>` marks.
+def _chat_messages(sample: Sample) -> list[dict[str, Any]]:
+    """Return the conversation as chat templates take it, pictures at their `<image>` marks.
 
     Raises:
-        ValueError: the number of marks is not the number of pictures; names the row.
+        ValueError: the numbers of marks and pictures differ; names the row.
     """
-    num_marks = sum(turn.text.count(IMAGE_MARK) for turn in sample.turns)
+    num_marks = sum(turn.text.count(_IMAGE_MARK) for turn in sample.turns)
     if num_marks not in (0, len(sample.pictures)):
         raise ValueError(
-            f"{sample.source or sample.id}: {num_marks} {IMAGE_MARK} marks for "
+            f"{sample.source or sample.id}: {num_marks} {_IMAGE_MARK} marks for "
             f"{len(sample.pictures)} pictures. Give one mark per picture, or none (pictures then "
-            "stand first)."
+            "come first)."
         )
     messages: list[dict[str, Any]] = []
     unplaced = len(sample.pictures) if num_marks == 0 else 0
@@ -63,7 +63,7 @@ def chat_messages(sample: Sample) -> list[dict[str, Any]]:
         if turn.role == "user" and unplaced:
             content += [{"type": "image"}] * unplaced
             unplaced = 0
-        for i, text in enumerate(turn.text.split(IMAGE_MARK)):
+        for i, text in enumerate(turn.text.split(_IMAGE_MARK)):
             content += [{"type": "image"}] if i else []
             content += [{"type": "text", "text": text}] if text else []
         messages.append({"role": turn.role, "content": content})
@@ -74,24 +74,27 @@ def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int
     """Tokenise a prompt and place it on the three M-RoPE axes.
 
     Args:
-        core: the model, asked for positions.
+        core: the model, which computes the positions.
         processor: the model's processor.
-        max_tokens: longest prompt accepted. A prompt is never truncated: visual tokens would be lost.
+        max_tokens: limit of a prompt. Prompts are never truncated: visual tokens would be lost.
 
     Raises:
         ValueError: unreadable picture, marks without pictures, or too long a prompt; names the row.
     """
     tokenizer, pictures = processor.tokenizer, processor.image_processor
     text = tokenizer.apply_chat_template(
-        chat_messages(sample), tokenize=False, add_generation_prompt=True
+        _chat_messages(sample), tokenize=False, add_generation_prompt=True
     )
-    grids = [picture_grid(picture, pictures) for picture in sample.pictures]
+    grids = [
+        family.picture_grid(picture.size, pictures, *pixel_limits(picture, pictures))
+        for picture in sample.pictures
+    ]
     placeholder, merge = family.PICTURE_TOKEN, pictures.merge_size
     pieces = text.split(placeholder)
     if len(pieces) != len(grids) + 1:
         raise ValueError(
-            f"{sample.source or sample.id}: the text itself holds {placeholder}; remove it, a picture's "
-            f"place is marked with {IMAGE_MARK}."
+            f"{sample.source or sample.id}: the text itself contains {placeholder}; remove it, a picture's "
+            f"place is marked with {_IMAGE_MARK}."
         )
     expanded = pieces[0]
     for grid, piece in zip(grids, pieces[1:], strict=True):
@@ -114,15 +117,8 @@ def encode_prompt(sample: Sample, *, core: Core, processor: Any, max_tokens: int
     )
 
 
-def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
-    """Return a picture's patches along time, height and width, after the processor's resize."""
-    return family.picture_grid(
-        picture.size, image_processor, *pixel_limits(picture, image_processor)
-    )
-
-
 def pixel_limits(picture: Picture, image_processor: Any) -> tuple[int, int]:
-    """Least and most pixels of a resized picture: the row's own limits within the model's."""
+    """Return the least and most pixels of a resized picture: the row's limits within the model's."""
     least, most = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
     most = min(most, picture.max_pixels or most)
     return min(most, max(least, picture.min_pixels or least)), most

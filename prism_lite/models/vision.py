@@ -1,4 +1,4 @@
-"""Picture features: the vision tower runs once per picture while it is frozen.
+"""Picture features: while the vision tower is frozen it runs once per picture.
 
 Shape letters: N visual tokens of one picture, D hidden size.
 """
@@ -21,7 +21,7 @@ from prism_lite.models.picture_store import PictureStore, picture_name, tower_na
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
 
-Key = tuple[str, int | None, int | None]  # a picture's id and its own pixel limits
+PictureKey = tuple[str, int | None, int | None]  # a picture's id and its own pixel limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +42,10 @@ class PictureFeatures:
 
 
 class VisionCache:
-    """Features of the latest pictures in memory, and of many more on disk where a folder is given.
+    """Features of recent pictures in memory, and of many more on disk if a folder is given.
 
-    It holds for one state of the vision tower: when its weights change, everything in memory is dropped
-    and the disk is read under another name. A tower that is trained is not cached at all.
+    They belong to one state of the vision tower: when its weights change, memory is emptied and another
+    folder of the disk is used. Features of a tower that is trained are not cached.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class VisionCache:
     ) -> None:
         """
         Args:
-            disk: folder for files, used while `disk_bytes` is above 0.
-            on_cpu: the tower waits in the CPU's memory between pictures.
+            disk: folder for files, used if `disk_bytes` is above 0.
+            on_cpu: keep the tower in the CPU's memory between pictures.
         """
         self._core = core
         self._image_processor = image_processor
@@ -70,16 +70,16 @@ class VisionCache:
         self._disk_bytes = disk_bytes
         # A picture counts as its share of `max_pictures` at least, so that both limits hold.
         share = max_bytes // max_pictures
-        self._features: LRUCache[Key, PictureFeatures] = LRUCache(
+        self._features: LRUCache[PictureKey, PictureFeatures] = LRUCache(
             max_bytes, getsizeof=lambda features: max(share, features.num_bytes)
         )
-        self._tower: tuple[tuple[int, int], ...] = ()
+        self._tower_version: tuple[tuple[int, int], ...] = ()
         self._store: PictureStore | None = None
-        self._visitors = family.movable_tower_parts(core) if on_cpu else []
-        placement.modules_to_cpu(self._visitors)
+        self._parts_on_cpu = family.movable_tower_parts(core) if on_cpu else []
+        placement.modules_to_cpu(self._parts_on_cpu)
 
     def features(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
-        """Features of each picture, in order; misses go through the tower together.
+        """Return features of each picture, in order; misses go through the tower together.
 
         Raises:
             ValueError: a picture cannot be read.
@@ -90,64 +90,65 @@ class VisionCache:
             return encode_pictures(self._core, self._image_processor, pictures) if pictures else []
         self._forget_other_towers(parameters)
         unique = {_key(picture): picture for picture in pictures}
-        found = {key: self._features[key] for key in unique if key in self._features}
-        missing = {key: picture for key, picture in unique.items() if key not in found}
-        found |= self._encode(missing)
-        return [found[_key(picture)] for picture in pictures]
+        features_of = {key: self._features[key] for key in unique if key in self._features}
+        misses = {key: picture for key, picture in unique.items() if key not in features_of}
+        features_of |= self._encode(misses)
+        return [features_of[_key(picture)] for picture in pictures]
 
-    def _encode(self, missing: dict[Key, Picture]) -> dict[Key, PictureFeatures]:
-        """Features of pictures that memory lacks: from disk, or from the tower; kept in both."""
-        found: dict[Key, PictureFeatures] = {}
-        store = None if self._disk is None else self._open_store(self._disk)
-        names = {}
+    def _encode(self, misses: dict[PictureKey, Picture]) -> dict[PictureKey, PictureFeatures]:
+        """Read or compute features that are not in memory; store them in memory and on disk."""
+        features_of: dict[PictureKey, PictureFeatures] = {}
+        store, names = self._open_store(), {}
         if store is not None:
-            names = {key: picture_name(p, self._image_processor) for key, p in missing.items()}
+            names = {key: picture_name(p, self._image_processor) for key, p in misses.items()}
             for key, name in names.items():
                 tensors = store.load(name, self._core.device)
                 if tensors is not None:
-                    found[key] = _from_tensors(tensors)
-        left = [key for key in missing if key not in found]
-        if left:
-            pictures = [missing[key] for key in left]
-            with torch.no_grad(), placement.visiting(self._visitors, self._core.device):
-                encoded = encode_pictures(self._core, self._image_processor, pictures)
-            # each by itself: a slice of the whole would keep the whole in memory
-            encoded = [
-                PictureFeatures(f.merged_ND.clone(), tuple(x.clone() for x in f.deepstack_ND))
-                for f in encoded
-            ]
-            for key, features in zip(left, encoded, strict=True):
-                found[key] = features
+                    features_of[key] = _from_tensors(tensors)
+        keys = [key for key in misses if key not in features_of]
+        if keys:
+            for key, encoded in zip(keys, self._run_tower([misses[k] for k in keys]), strict=True):
+                # Copies: a slice would keep the features of all pictures in memory.
+                features_of[key] = PictureFeatures(
+                    encoded.merged_ND.clone(), tuple(x.clone() for x in encoded.deepstack_ND)
+                )
                 if store is not None:
-                    store.save(names[key], _to_tensors(features))
-        for key, features in found.items():
+                    store.save(names[key], _to_tensors(features_of[key]))
+        for key, features in features_of.items():
             self._remember(key, features)
-        return found
+        return features_of
+
+    @torch.no_grad()
+    def _run_tower(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
+        if not self._parts_on_cpu:
+            return encode_pictures(self._core, self._image_processor, pictures)
+        with placement.on_card(self._parts_on_cpu, self._core.device):
+            return encode_pictures(self._core, self._image_processor, pictures)
 
     def put(self, picture: Picture, features: PictureFeatures) -> None:
-        """Keep features that were made elsewhere, for the tower as it is now."""
+        """Store features that were computed elsewhere, for the tower's current weights."""
         self._forget_other_towers(list(family.vision_tower(self._core).parameters()))
         self._remember(_key(picture), features)
 
-    def _remember(self, key: Key, features: PictureFeatures) -> None:
+    def _remember(self, key: PictureKey, features: PictureFeatures) -> None:
         self._features.pop(key, None)
         if features.num_bytes <= self._features.maxsize:
             self._features[key] = features
 
     def _forget_other_towers(self, parameters: Sequence[Tensor]) -> None:
-        tower = tuple((id(p), p._version) for p in parameters)
-        if tower != self._tower:
+        version = tuple((id(p), p._version) for p in parameters)
+        if version != self._tower_version:
             self._features.clear()
-            self._tower, self._store = tower, None
+            self._tower_version, self._store = version, None
 
-    def _open_store(self, folder: Path) -> PictureStore:
-        if self._store is None:
+    def _open_store(self) -> PictureStore | None:
+        if self._store is None and self._disk is not None:
             name = tower_name(family.vision_tower(self._core), self._image_processor)
-            self._store = PictureStore(folder / name, self._disk_bytes)
+            self._store = PictureStore(self._disk / name, self._disk_bytes)
         return self._store
 
 
-def _key(picture: Picture) -> Key:
+def _key(picture: Picture) -> PictureKey:
     return picture.id, picture.min_pixels, picture.max_pixels
 
 
@@ -171,7 +172,7 @@ def encode_pictures(
 
 
 def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-    """`pixel_values` and `image_grid_thw` of pictures, each within its own limits; empty without any."""
+    """Return `pixel_values` and `image_grid_thw` of pictures within their limits; empty without any."""
     encoded = []
     for picture in pictures:
         least, most = pixel_limits(picture, image_processor)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from prism_lite.config import RunConfig
 
-IMAGE_TOKEN = 151655  # Qwen's "<|image_pad|>"
+_IMAGE_TOKEN = 151655  # Qwen's "<|image_pad|>"
 # Language model: hidden, intermediate, layers, heads; whether the head shares the embedding's weight.
 # Vision tower: hidden, intermediate, layers, layers whose states feed DeepStack.
 _TOWER_OF_2B = (1024, 4096, 24, [5, 11, 17])
@@ -49,7 +49,7 @@ def architecture_of(config: RunConfig) -> Architecture:
 
 
 def _published_config(size: str) -> Any:
-    """Return a published size; vocabulary and special tokens are transformers' defaults."""
+    """Build the config of a published size; vocabulary and special tokens are transformers' defaults."""
     from transformers import Qwen3VLConfig
 
     language, is_tied, tower = _PUBLISHED[size]
@@ -92,16 +92,16 @@ def _of_folder(folder: Path) -> Architecture:
         raise ValueError(
             f"{named} is a {config.model_type}, not a qwen3_vl; only Qwen3-VL models are supported."
         )
-    if processor is None and config.image_token_id != IMAGE_TOKEN:
+    if processor is None and config.image_token_id != _IMAGE_TOKEN:
         raise ValueError(
             f"{named} contains no tokenizer, and its picture token is {config.image_token_id}, not "
-            f"Qwen's {IMAGE_TOKEN}: add its tokenizer and preprocessor_config.json."
+            f"Qwen's {_IMAGE_TOKEN}: add its tokenizer and preprocessor_config.json."
         )
     return Architecture(config, processor)
 
 
 def _tiny(config: RunConfig) -> Architecture:
-    """Build the embedded task's model from its settings alone: a plan needs no trained base."""
+    """Build the embedded task's model, from its settings alone: no base needs to be trained for a plan."""
     from prism_lite.digits.base_model import tiny_tokenizer
     from prism_lite.digits.tiny_qwen import build_model, build_processor
 

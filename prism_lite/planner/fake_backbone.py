@@ -25,7 +25,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from prism_lite.config import RunConfig
-from prism_lite.models.backbone import Backbone, hold_as_set
+from prism_lite.models.backbone import Backbone, apply_model_settings
 from prism_lite.models.device import choose_precision
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
@@ -129,7 +129,7 @@ def build_backbone(
             _quantise(core, dtype)
         model = dataclasses.replace(config.model, compute_dtype=str(dtype).removeprefix("torch."))
         precision = choose_precision(model, None)
-        hold_as_set(core, config.model, precision)
+        apply_model_settings(core, config.model, precision)
         return Backbone(core, processor, config.model, config.lora, precision, "simulated")
 
 

@@ -105,7 +105,7 @@ class Simulation(TorchDispatchMode):
         return self._wrapped(outputs)
 
     def _made(self, form: Any) -> Any:
-        """Return a new tensor, or a tuple of them, of this form."""
+        """Make a new tensor, or a tuple of them, of this form."""
         if isinstance(form, _TensorForm):
             meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
             return FakeTensor(self._fake_mode, meta, _CPU)
@@ -131,7 +131,7 @@ def _is_large(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> bool:
 
 
 def _form(values: Any) -> Any:
-    """Return what of an operation's arguments decides the form of its results."""
+    """Return what of arguments or results decides the form of an operation's results."""
     if isinstance(values, Tensor):
         return _TensorForm(values.shape, values.stride(), values.dtype)
     if isinstance(values, (tuple, list)):
@@ -167,7 +167,7 @@ def _as_positions(indices: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def _workspace_bytes(func: Any, args: tuple[Any, ...]) -> int:
-    """Return what a 4-bit product of many rows needs on a card: the weight in 16 bit, scales in 32."""
+    """Count the bytes of bitsandbytes' 4-bit product of many rows: a 16-bit weight, 32-bit scales."""
     if func is not torch.ops.bitsandbytes.gemm_4bit.default:
         return 0
     num_rows, shape = args[0].numel() // args[0].shape[-1], args[2]

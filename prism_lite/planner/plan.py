@@ -17,7 +17,7 @@ from prism_lite.planner.simulate_phase import Simulated, simulate_phase
 from prism_lite.planner.workload import PHASES, Phase
 from prism_lite.types import STAGES, Stage
 
-SPARE = 0.1  # of the card, for CUDA's own context and the gaps between blocks of memory
+_SPARE = 0.1  # of the card, for CUDA's own context and the gaps between blocks of memory
 T = TypeVar("T")
 
 
@@ -52,7 +52,7 @@ class Plan:
     @property
     def room_gib(self) -> float:
         """What the stages may use of the card: 90 % of it; without a card anything."""
-        return math.inf if self.card is None else self.card.gib * (1 - SPARE)
+        return math.inf if self.card is None else self.card.gib * (1 - _SPARE)
 
     @property
     def fits(self) -> bool:

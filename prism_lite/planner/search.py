@@ -17,9 +17,9 @@ from prism_lite.planner.workload import CELL, PHASES, Phase
 from prism_lite.recipe import with_overrides
 from prism_lite.sampling.rollouts import MOST_ROWS
 
-LARGEST = 4  # times the present value is the largest that is tried, and a quarter the smallest
-PACK_STEP = 512  # tokens
-SMALL_CACHE_GIB = 0.25
+_LARGEST = 4  # times the present value is the largest that is tried, and a quarter the smallest
+_PACK_STEP = 512  # tokens
+_SMALL_CACHE_GIB = 0.25
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _set_pixels(config: RunConfig, pixels: int) -> dict[str, int]:
 
 def _squares(pixels: int) -> list[int]:
     """Return the pixels of square pictures whose sides are 2, 4, 6, ... visual tokens."""
-    longest = int((LARGEST * pixels) ** 0.5) // CELL
+    longest = int((_LARGEST * pixels) ** 0.5) // CELL
     return [(CELL * side) ** 2 for side in range(2, longest + 1, 2)]
 
 
@@ -86,14 +86,14 @@ _GROUP = _Setting(
     "align.group_size and rlvr.group_size",
     lambda config: config.rlvr.group_size,
     lambda _config, size: {"align.group_size": size, "rlvr.group_size": size},
-    lambda now: [*range(2, LARGEST * now + 1, 2)],
+    lambda now: [*range(2, _LARGEST * now + 1, 2)],
     tuple(phase for phase in PHASES if phase.stage in ("align", "rlvr")),
 )
 _PACK = _Setting(
     "model.max_pack_tokens",
     lambda config: config.model.max_pack_tokens,
     lambda _config, tokens: {"model.max_pack_tokens": tokens},
-    lambda now: [*range(PACK_STEP, LARGEST * now + 1, PACK_STEP)],
+    lambda now: [*range(_PACK_STEP, _LARGEST * now + 1, _PACK_STEP)],
     PHASES,
 )
 _PIXELS = _Setting(
@@ -107,7 +107,7 @@ _ROWS = _Setting(
     "sampling.max_rows",
     lambda config: config.sampling.max_rows or MOST_ROWS,
     lambda _config, rows: {"sampling.max_rows": rows},
-    lambda now: [*range(1, LARGEST * now + 1)],
+    lambda now: [*range(1, _LARGEST * now + 1)],
     tuple(phase for phase in PHASES if phase.work == "sample"),
 )
 
@@ -150,7 +150,7 @@ def what_to_lower(config: RunConfig, plan: Plan) -> tuple[str, list[LargestValue
 
 def _lower_values(config: RunConfig, setting: _Setting) -> list[int]:
     now = setting.value(config)
-    return [value for value in setting.grid(now) if now / LARGEST <= value < now]
+    return [value for value in setting.grid(now) if now / _LARGEST <= value < now]
 
 
 def _largest(
@@ -237,8 +237,8 @@ def _moves(config: RunConfig, plan: Plan) -> dict[str, dict[str, Any]]:
         moves.append({"model.vision_on_cpu": True})
     if not model.embeddings_on_cpu and not architecture_of(config).config.tie_word_embeddings:
         moves.append({"model.embeddings_on_cpu": True})
-    if model.picture_cache_gib > SMALL_CACHE_GIB:
-        moves.append({"model.picture_cache_gib": SMALL_CACHE_GIB})
+    if model.picture_cache_gib > _SMALL_CACHE_GIB:
+        moves.append({"model.picture_cache_gib": _SMALL_CACHE_GIB})
     sections = dict.fromkeys(phase.stage for phase in plan.failing)
     if "align" in sections:  # a section has the optimizer of its name; alignment has two
         sections["discriminator"] = None

@@ -88,7 +88,7 @@ def card_memory(tracker: Tracker) -> Iterator[None]:
 
 
 def _compute_dtype(config: RunConfig, card: Card | None) -> torch.dtype:
-    """Return the recipe's compute type; "auto" is float32 on a CPU, else what the card can do."""
+    """Return the compute type the recipe names; "auto" is float32 on a CPU, else what the card can do."""
     if config.model.compute_dtype != "auto":
         return getattr(torch, config.model.compute_dtype)
     if card is None:

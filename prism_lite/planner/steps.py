@@ -121,7 +121,7 @@ def _build_memory(
 
 
 def _optimizer(parameters: list[nn.Parameter], optim: OptimConfig, on_card: bool) -> Optimizer:
-    """Make the optimizer that a run has on CUDA or on a CPU; on CUDA torch's AdamW is a foreach one."""
+    """Make the optimizer that a run has on CUDA or on a CPU; torch's AdamW is a foreach one on CUDA."""
     name: Any = optimizer_name(optim, "cuda" if on_card else "cpu")
     optimizer = make_optimizer(parameters, dataclasses.replace(optim, name=name))
     for group in optimizer.inner.param_groups:

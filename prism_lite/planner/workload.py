@@ -13,7 +13,7 @@ from PIL import Image
 
 from prism_lite.config import AlignConfig, RlvrConfig, RunConfig
 from prism_lite.digits.task import DIGIT_PIXELS
-from prism_lite.discriminator.step import Judged
+from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree
 from prism_lite.models.prompts import Prompt, encode_prompt
@@ -76,7 +76,7 @@ class Workload:
         )
         return [Group(self.samples(1)[0], (rollout,) * num_rollouts)]
 
-    def judged(self, stage: Stage) -> list[Judged]:
+    def judged(self, stage: Stage) -> list[JudgedPrompt]:
         """Return what one forward of the discriminator takes: warm-up pairs, or a group.
 
         The teacher's parts are as long as they may be. The students' parts are together as long as a
@@ -90,7 +90,7 @@ class Workload:
         teacher, caption, think = ("w " * num for num in (longest, num_caption, num_think))
         student = Parts(caption, think, "w")
         return [
-            Judged(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
+            JudgedPrompt(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
             for prompt in self.prompts(num_prompts)
         ]
 

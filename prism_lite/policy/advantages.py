@@ -117,7 +117,7 @@ def alignment_advantages(
     aligned_R = alpha * z_perception_R + (1 - alpha) * z_reasoning_R
     if mode == "align":
         advantage_R = torch.where(well_formed_R, aligned_R, -malformed_penalty)
-        return center_groups(advantage_R, group_size=group_size)
+        return _center_groups(advantage_R, group_size=group_size)
     assert verified is not None, f"mode {mode} needs the verifier's verdicts"
     wrong_R, malformed_R = verified.is_wrong_R.float(), (~well_formed_R).float()
     penalty_R = wrong_penalty * wrong_R + malformed_penalty * malformed_R
@@ -140,10 +140,10 @@ def alignment_advantages(
         reward_R = verified.reward_R - wrong_penalty * wrong_R
         advantage_R = zscore((1 - malformed_R) * reward_R - malformed_penalty * malformed_R)
         advantage_R = advantage_R + aligned_R * (1 - malformed_R) * (1 - 2 * wrong_R)
-    return center_groups(advantage_R, group_size=group_size)
+    return _center_groups(advantage_R, group_size=group_size)
 
 
-def center_groups(advantage_R: Tensor, *, group_size: int) -> Tensor:
+def _center_groups(advantage_R: Tensor, *, group_size: int) -> Tensor:
     """Subtract each group's mean."""
     advantage_PG = advantage_R.view(-1, group_size)
     return (advantage_PG - advantage_PG.mean(1, keepdim=True)).flatten()
@@ -192,7 +192,9 @@ def reward_advantages(
     zscore_R = group_zscore(reward_R, group_size=group_size, counted_R=is_scored_R)
     if scale == "group":
         return zscore_R
-    centred_R = center_groups(fill_unscored(reward_R, group_size=group_size), group_size=group_size)
+    centred_R = _center_groups(
+        fill_unscored(reward_R, group_size=group_size), group_size=group_size
+    )
     # a group without spread gets exact zeros, not rounding errors
     centred_R = torch.where(zscore_R == 0, 0.0, centred_R)
     return centred_R if scale == "none" else _divided_by_spread(centred_R, reward_R[is_scored_R])

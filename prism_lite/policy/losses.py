@@ -33,7 +33,7 @@ Over = Literal["batch tokens", "minibatch tokens", "rollouts", "token limit"]
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What a loss divides by: sizes of the whole batch, of which a pack holds a part.
+    """What a loss divides by: sizes of the complete batch, of which a pack holds a part.
 
     Attributes:
         num_tokens: counted tokens of this minibatch.

@@ -20,7 +20,7 @@ _FOUR = re.compile(
     rf"[\[(]\s*({_NUMBER})[\s,]+({_NUMBER})[\s,)(\]\[]+({_NUMBER})[\s,]+({_NUMBER})\s*[\])]"
 )
 _BARE = re.compile(rf"\s*({_NUMBER})[\s,]+({_NUMBER})[\s,]+({_NUMBER})[\s,]+({_NUMBER})\s*")
-MAX_BOXES = 200
+_MAX_BOXES = 200
 
 
 def parse_boxes(text: str) -> list[Box]:
@@ -29,7 +29,7 @@ def parse_boxes(text: str) -> list[Box]:
     if not matches:
         bare = _BARE.fullmatch(text)
         matches = [bare.groups()] if bare else []
-    return [_sorted_corners([float(number) for number in four]) for four in matches[:MAX_BOXES]]
+    return [_sorted_corners([float(number) for number in four]) for four in matches[:_MAX_BOXES]]
 
 
 def _sorted_corners(four: Sequence[float]) -> Box:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,6 @@ from rich.progress import (
 
 from prism_lite.config import RunConfig
 from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
-from prism_lite.models.device import peak_gib
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
 from prism_lite.runs.resume import check_same_settings, fingerprint
@@ -270,3 +270,16 @@ def _ctrl_c_stops(folder: RunFolder) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def start_peak(device: torch.device) -> None:
+    """Forget the peak of earlier stages. (That of a CPU process cannot be reset.)"""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the peak in GiB: of the card's allocator since `start_peak`, or of the CPU process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -18,7 +18,7 @@ from prism_lite.config import RunConfig
 from prism_lite.recipe import to_dict
 
 # They do not decide what is computed: a run that ran out of memory resumes with smaller ones.
-MAY_CHANGE = frozenset(
+_MAY_CHANGE = frozenset(
     {
         "save_every",
         "track",
@@ -38,7 +38,7 @@ MAY_CHANGE = frozenset(
     }
 )
 # Sections of the settings by the first stage that reads them, in the order of the stages.
-FIRST_READ_BY = {
+_FIRST_READ_BY = {
     "sft": ("sft",),
     "warmup": ("warmup", "discriminator"),
     "align": ("align",),
@@ -48,7 +48,7 @@ FIRST_READ_BY = {
 
 def fingerprint(config: RunConfig, stage: str) -> str:
     """Return a hash of the settings that decide what a stage and those before it compute."""
-    later = [*FIRST_READ_BY][[*FIRST_READ_BY].index(stage) + 1 :]
+    later = [*_FIRST_READ_BY][[*_FIRST_READ_BY].index(stage) + 1 :]
     settings = _comparable(to_dict(config), _sections(later))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -74,7 +74,7 @@ def check_same_settings(path: Path, config: RunConfig) -> None:
 def _not_begun(path: Path) -> list[str]:
     """Return the stages from which on there is no folder."""
     waiting: list[str] = []
-    for stage in reversed(FIRST_READ_BY):
+    for stage in reversed(_FIRST_READ_BY):
         if (path / "stages" / stage).exists():
             break
         waiting.append(stage)
@@ -82,17 +82,17 @@ def _not_begun(path: Path) -> list[str]:
 
 
 def _sections(stages: Collection[str]) -> frozenset[str]:
-    return frozenset(section for stage in stages for section in FIRST_READ_BY[stage])
+    return frozenset(section for stage in stages for section in _FIRST_READ_BY[stage])
 
 
 def _comparable(
     settings: Mapping[str, Any], free: Collection[str], prefix: str = ""
 ) -> dict[str, Any]:
-    """Return the settings without the free sections and those in MAY_CHANGE."""
+    """Return the settings without the free sections and those in _MAY_CHANGE."""
     return {
         name: _comparable(value, (), f"{prefix}{name}.") if isinstance(value, Mapping) else value
         for name, value in settings.items()
-        if f"{prefix}{name}" not in MAY_CHANGE and name not in free
+        if f"{prefix}{name}" not in _MAY_CHANGE and name not in free
     }
 
 

@@ -1,13 +1,13 @@
-"""A lean forward of the text decoder for sampling: the model's own weights, none of the framework's cost.
+"""A lean forward of the text decoder for sampling: the model's own weights without the framework's cost.
 
 Decoding a small batch token by token is dominated by what surrounds the matrix products: module calls,
-LoRA's three extra products per linear, NF4 dequantised again for every token. Here a layer's linears are
-called through their modules (so LoRA and NF4 apply), or through weights that were dequantised and merged
-with the active adapter once for the length of a sampling call (`dense`). Equal to transformers' forward
+LoRA's three extra products per linear, dequantising NF4 for every token. Here a layer's linears are called
+through their modules (so LoRA and NF4 apply), or through weights that were dequantised and merged with the
+active adapter once per sampling call (`dense`). Equal to transformers' forward
 (tests/unit/test_decoder.py).
 
-Shape letters: T tokens (of prompts end to end, or one per row), H query heads, J key-value heads, d head
-size, D hidden.
+Shape letters: T tokens (of prompts end to end, or one per row), B prompts, F their tokens, V vocabulary,
+H query heads, J key-value heads, d head size, D hidden.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
+from prism_lite.models.packing import Tree, embed_pack, greedy_batches, pack_trees
+from prism_lite.models.prompts import Prompt
+from prism_lite.models.tree_attention import TreeCall, attend_pack
 
 Linear = Callable[[Tensor], Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_THd, k_TJd, v_TJd -> [T, H * d]
@@ -44,7 +48,7 @@ class LeanLayer:
 
 @dataclass(frozen=True, eq=False)
 class LeanDecoder:
-    """What `run` needs of a Qwen3-VL's text model, under the adapters that were active."""
+    """The text model of a Qwen3-VL, under the adapters that were active when it was read."""
 
     layers: tuple[LeanLayer, ...]
     norm_D: Tensor
@@ -62,8 +66,8 @@ def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDeco
     """Read the text model of a Qwen3-VL.
 
     Args:
-        dense: hold dequantised weights with the active adapter merged in: `dense_bytes` more memory for
-            as long as the result lives.
+        dense: hold dequantised weights with the active adapter merged in: `dense_bytes` more memory
+            while the result is in use.
         float32_residual: keep the residual stream in float32, as models/float16.py does in training.
     """
     text = family.decoder(core)
@@ -83,7 +87,7 @@ def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDeco
 
 
 def dense_bytes(core: Core) -> int:
-    """Memory that `dense` takes: all linears of the text model in the compute dtype."""
+    """Return the memory that `dense` takes: all linears of the text model in the compute dtype."""
     layers = family.decoder_layers(core)
     linears = chain(*family.layer_linears(layers[0]))
     num_weights = sum(linear.in_features * linear.out_features for linear in linears)
@@ -113,14 +117,14 @@ def _called(modules: Sequence[nn.Module]) -> Linear:
 
 
 def _merged(modules: Sequence[Any], dtype: torch.dtype) -> Linear:
-    """One product for all modules of the same input, on dequantised weights with LoRA merged."""
-    weight = torch.cat([merged_weight(module).to(dtype) for module in modules])
+    """Return one product for all modules of the same input, on merged weights."""
+    weight = torch.cat([_merged_weight(module).to(dtype) for module in modules])
     assert all(getattr(module, "bias", None) is None for module in modules)
     return partial(F.linear, weight=weight)
 
 
-def merged_weight(module: Any) -> Tensor:
-    """[out, in]: a linear's weight, dequantised, plus its active adapter."""
+def _merged_weight(module: Any) -> Tensor:
+    """Return a linear's weight [out, in], dequantised, plus its active adapter."""
     base = getattr(module, "base_layer", module)
     weight = base.weight
     if hasattr(weight, "quant_state"):
@@ -133,7 +137,7 @@ def merged_weight(module: Any) -> Tensor:
     return weight.detach()
 
 
-def run(
+def run_lean_decoder(
     decoder: LeanDecoder,
     hidden_TD: Tensor,
     cos_T1d: Tensor,
@@ -143,27 +147,26 @@ def run(
     is_picture_T: Tensor | None = None,
     deepstack: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Input embeddings to final hidden states [T, D], after the last norm.
+    """Compute final hidden states [T, D], after the last norm, from input embeddings.
 
     Args:
+        hidden_TD: input embeddings.
         cos_T1d, sin_T1d: of each token's M-RoPE position.
         attend: stores the keys and values of a layer and attends.
         is_picture_T, deepstack: DeepStack levels, added to visual tokens after the first layers.
     """
     num_qk = decoder.num_heads + decoder.num_kv_heads
-    shape, size, eps = (
-        (-1, num_qk + decoder.num_kv_heads, decoder.head_size),
-        decoder.head_size,
-        decoder.eps,
-    )
+    head_shape = (-1, num_qk + decoder.num_kv_heads, decoder.head_size)
+    size, eps = (decoder.head_size,), decoder.eps
     width, dtype = (hidden_TD.shape[-1],), hidden_TD.dtype
     if decoder.float32_residual:
         hidden_TD = hidden_TD.float()
     for number, layer in enumerate(decoder.layers):
         x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.input_norm_D).to(dtype)
-        qkv = layer.qkv(x_TD).view(shape)
+        # Heads of one product: H queries, J keys, J values. Norm and rotation take q and k together.
+        qkv = layer.qkv(x_TD).view(head_shape)
         qk, v_TJd = qkv[:, :num_qk], qkv[:, num_qk:]
-        qk = F.rms_norm(qk, (size,), None, eps) * layer.qk_norm
+        qk = F.rms_norm(qk, size, None, eps) * layer.qk_norm
         first, second = qk.chunk(2, -1)
         qk = torch.addcmul(qk * cos_T1d, torch.cat((-second, first), -1), sin_T1d)
         q_THd, k_TJd = qk[:, : decoder.num_heads], qk[:, decoder.num_heads :]
@@ -178,3 +181,67 @@ def run(
             )
             hidden_TD = hidden_TD + level_TD
     return (F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D).to(dtype)
+
+
+def prefill(
+    backbone: Backbone, decoder: LeanDecoder, prompts: Sequence[Prompt]
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[tuple[int, int]]]:
+    """Encode prompts end to end, at most `model.max_pack_tokens` tokens at a time.
+
+    Returns:
+        next-token logits [B, V]; per layer keys and values [F, J, d]; each prompt's start and stop in F.
+    """
+    core, logits, spans, start = backbone.core, [], [], 0
+    chunks: list[list[tuple[Tensor, Tensor]]] = []
+    for batch in greedy_batches(prompts, len, backbone.config.max_pack_tokens):
+        pack = pack_trees([Tree(prompt, ()) for prompt in batch])
+        features = backbone.vision.features([p for prompt in batch for p in prompt.pictures])
+        embeds_FD, deepstack = embed_pack(core, pack, features)
+        cos_1Fd, sin_1Fd = decoder.rotary(embeds_FD, pack.position_ids_3F[:, None].to(core.device))
+        keys_values: list[tuple[Tensor, Tensor]] = []
+        call = TreeCall(pack.layout, "parts")
+
+        def attend(
+            layer: int,
+            q_FHd: Tensor,
+            k_FJd: Tensor,
+            v_FJd: Tensor,
+            keys_values=keys_values,
+            call=call,
+        ) -> Tensor:
+            keys_values.append(_contiguous(k_FJd, v_FJd))
+            q, k, v = (x.transpose(0, 1) for x in (q_FHd, k_FJd, v_FJd))
+            return attend_pack(q, k, v, call, layer, decoder.scale).transpose(0, 1).flatten(1)
+
+        hidden_FD = run_lean_decoder(
+            decoder,
+            embeds_FD,
+            cos_1Fd[0][:, None],
+            sin_1Fd[0][:, None],
+            attend,
+            is_picture_T=pack.is_picture_F.to(core.device),
+            deepstack=deepstack,
+        )
+        last_B = torch.tensor([stop - 1 for _, stop in pack.layout.prompts], device=core.device)
+        logits.append(backbone.next_logits(hidden_FD[last_B]))
+        chunks.append(keys_values)
+        # A pack's spans count from its own first token, these from the first token of all packs.
+        spans += [(start + a, start + b) for a, b in pack.layout.prompts]
+        start = spans[-1][1]
+    if len(chunks) == 1:
+        return logits[0], chunks[0], spans
+    return torch.cat(logits), _join_chunks(chunks), spans
+
+
+def _contiguous(k_FJd: Tensor, v_FJd: Tensor) -> tuple[Tensor, Tensor]:
+    """Copy keys and values out of the product that also holds the queries, whose memory is then freed."""
+    return k_FJd.contiguous(), v_FJd.contiguous()
+
+
+def _join_chunks(chunks: list[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+    """Concatenate each layer of all chunks and empty them meanwhile: never two copies of everything."""
+    layers = []
+    while chunks[0]:
+        keys, values = zip(*(chunk.pop(0) for chunk in chunks), strict=True)
+        layers.append((torch.cat(keys), torch.cat(values)))
+    return layers

@@ -1,4 +1,4 @@
-"""Drawing tokens from logits: truncation, one draw per row by a given uniform number, what to remember.
+"""Drawing tokens from logits: truncation, and one draw per row by a given uniform number.
 
 Shape letters: R rows, V vocabulary, B blocks of the vocabulary.
 """
@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 
 from prism_lite.config import SamplingConfig
 
-BLOCK = 512  # tokens of the vocabulary summed before the draw looks inside
+BLOCK = 512  # tokens of the vocabulary; the draw selects a block, then a token in it
 LOWEST = -200.0  # log-weight below which a float32 weight is exactly zero
 
 
@@ -36,12 +36,11 @@ class Drawn(NamedTuple):
 
 
 def draw_tokens(logits_RV: Tensor, uniform_R: Tensor, sampling: SamplingConfig) -> Drawn:
-    """One token per row by inverting the distribution function at a given uniform number.
+    """Draw one token per row by inverting the distribution function at a given uniform number.
 
-    The distribution is softmax(logits / temperature), cut by top_k, top_p and min_p in this order (as
-    transformers does) and normalised again; log-prob and entropy are those of that cut distribution.
-    Greedy rows (temperature 0) take the likeliest token and report the uncut distribution at
-    temperature 1.
+    The distribution is softmax(logits / temperature), truncated by top_k, top_p and min_p in this order
+    (as transformers does) and normalised again; log-prob and entropy are of that distribution. Greedy
+    rows (temperature 0) take the likeliest token and report the full distribution at temperature 1.
 
     Args:
         logits_RV: -inf at tokens that must not be drawn.
@@ -61,11 +60,11 @@ def draw_tokens(logits_RV: Tensor, uniform_R: Tensor, sampling: SamplingConfig) 
         token_R = logits_RV.argmax(-1)
     else:
         threshold_R1 = uniform_R[:, None] * total_R1
-        found_R1 = _invert(cumulative_RB, threshold_R1)
-        before_R1 = (cumulative_RB - block_RB).gather(-1, found_R1)
+        block_R1 = _invert(cumulative_RB, threshold_R1)
+        before_R1 = (cumulative_RB - block_RB).gather(-1, block_R1)
         inside_R1 = (threshold_R1 - before_R1).clamp(min=0)  # rounding must not go below
-        inside_RB = _block(weight_RV, found_R1).double().cumsum(-1)
-        token_R = (found_R1 * BLOCK + _invert(inside_RB, inside_R1))[:, 0]
+        cumulative_inside = _block(weight_RV, block_R1).double().cumsum(-1)
+        token_R = (block_R1 * BLOCK + _invert(cumulative_inside, inside_R1))[:, 0]
     log_total_R = total_R1[:, 0].log()
     mean_R = torch.bmm(weight_RV[:, None], log_weight_RV[:, :, None])[:, 0, 0] / total_R1[:, 0]
     logprob_R = log_weight_RV.gather(-1, token_R[:, None])[:, 0] - log_total_R
@@ -73,7 +72,7 @@ def draw_tokens(logits_RV: Tensor, uniform_R: Tensor, sampling: SamplingConfig) 
 
 
 def truncate(logits_RV: Tensor, sampling: SamplingConfig) -> Tensor:
-    """-inf outside the top_k likeliest, the top_p nucleus and above min_p times the likeliest."""
+    """Set logits to -inf outside the top_k, the top_p nucleus and min_p times the likeliest."""
     no_ids: Any = None  # the warpers take the tokens so far and do not look at them
     warpers: list[Any] = []
     if sampling.top_k > 0:
@@ -88,26 +87,27 @@ def truncate(logits_RV: Tensor, sampling: SamplingConfig) -> Tensor:
 
 
 def _block_sums(weight_RV: Tensor) -> Tensor:
-    """float64 [R, B]: sums of blocks of neighbouring tokens, so that no float64 [R, V] is needed."""
-    num_whole = weight_RV.shape[1] // BLOCK * BLOCK
-    sums = weight_RV[:, :num_whole].unflatten(1, (num_whole // BLOCK, BLOCK)).sum(-1)
-    if num_whole < weight_RV.shape[1]:
-        sums = torch.cat([sums, weight_RV[:, num_whole:].sum(-1, keepdim=True)], 1)
+    """Sum blocks of neighbouring tokens, float64 [R, B], so that no float64 [R, V] is needed."""
+    num_in_full_blocks = weight_RV.shape[1] // BLOCK * BLOCK
+    full, rest = weight_RV[:, :num_in_full_blocks], weight_RV[:, num_in_full_blocks:]
+    sums = full.unflatten(1, (-1, BLOCK)).sum(-1)
+    if rest.shape[1]:
+        sums = torch.cat([sums, rest.sum(-1, keepdim=True)], 1)
     return sums.double()
 
 
 def _block(weight_RV: Tensor, block_R1: Tensor) -> Tensor:
-    """The weights of one block per row, zeros beyond the vocabulary."""
-    index_RB = block_R1 * BLOCK + torch.arange(BLOCK, device=weight_RV.device)
+    """Return the weights of one block per row, [R, BLOCK], zero beyond the vocabulary."""
+    index = block_R1 * BLOCK + torch.arange(BLOCK, device=weight_RV.device)
     last = weight_RV.shape[1] - 1
-    return weight_RV.gather(-1, index_RB.clamp(max=last)) * (index_RB <= last)
+    return weight_RV.gather(-1, index.clamp(max=last)) * (index <= last)
 
 
 def _invert(cumulative_RB: Tensor, threshold_R1: Tensor) -> Tensor:
-    """First place whose cumulative weight exceeds the threshold, never one of weight zero.
+    """Return the first index whose cumulative weight exceeds the threshold, never one of weight zero.
 
-    Rounding may put the threshold at the very end: then the last place with any weight.
+    Rounding may put the threshold at the very end: then the last index with any weight.
     """
-    found_R1 = torch.searchsorted(cumulative_RB, threshold_R1, right=True)
+    first_R1 = torch.searchsorted(cumulative_RB, threshold_R1, right=True)
     last_R1 = (cumulative_RB < cumulative_RB[:, -1:]).sum(-1, keepdim=True)
-    return torch.minimum(found_R1, last_R1)
+    return torch.minimum(first_R1, last_R1)

@@ -1,10 +1,10 @@
-"""Keys and values while groups decode: a prompt's once for all its rows, each row's own behind it.
+"""Keys and values while groups decode: a prompt's once for all its rows, and each row's own.
 
 A row attends to its prompt and to its own tokens in two calls, merged by their log-sums (attention.py).
 Prompts of similar length share a call: all rows of a prompt are queries of one product with its keys.
 
 Shape letters: R rows, B prompts of one bucket, G grid rows per prompt, H query heads, J key-value heads,
-S = H / J, P tokens of a bucket's longest prompt, T capacity of the rows' own buffers, d head size.
+S = H / J, P tokens of a bucket's longest prompt, F tokens of prompts end to end, d head size.
 """
 
 from __future__ import annotations
@@ -16,88 +16,93 @@ from torch import Tensor
 
 from prism_lite.models.attention import BIAS_ALIGNMENT, attend, merge
 
-GROWTH = 1.25  # a bucket's longest prompt is at most this many times its shortest
+_GROWTH = 1.25  # a bucket's longest prompt is at most this many times its shortest
 
 
-class Bucket:
-    """Prompts of similar length, padded to the longest, and the rows that read them.
+class PromptBucket:
+    """Prompts of similar length, padded to the longest, and the rows that attend to them.
 
-    Rows of a bucket are neighbours, prompt after prompt; `slot_R` is where each lies in a grid of B x G,
-    None while the grid is full.
+    Rows of a bucket are neighbours, prompt after prompt. One call takes a grid of B x G rows, so groups
+    smaller than the largest are padded: `cell_R` is each row's cell, None if the grid is full.
     """
 
     def __init__(
         self, keys_values: list[tuple[Tensor, Tensor]], lengths: Sequence[int], rows: Sequence[int]
-    ):
-        self.keys_values = keys_values  # per layer, [B, J, P, d] each
+    ) -> None:
+        """
+        Args:
+            keys_values: per layer, [B, J, P, d] each.
+            lengths: tokens of each prompt.
+            rows: number of rows of each prompt.
+        """
+        self.keys_values = keys_values
         self.lengths = list(lengths)
         self.prompt_R = [prompt for prompt, count in enumerate(rows) for _ in range(count)]
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """The grid of the present rows, and the bias that hides padding."""
+        """Compute the grid of the present rows, and the bias that hides padding of the prompts."""
         keys = self.keys_values[0][0]
-        counts = [0] * len(self.lengths)
-        slots = []
-        for prompt in self.prompt_R:
-            slots.append((prompt, counts[prompt]))
-            counts[prompt] += 1
-        self.grid = (len(self.lengths), max(counts, default=0))
-        is_full = len(slots) == self.grid[0] * self.grid[1]
-        flat = [prompt * self.grid[1] + place for prompt, place in slots]
-        self.slot_R = None if is_full else torch.tensor(flat, device=keys.device)
-        self.bias = None
-        if min(self.lengths) < keys.shape[2]:
-            place_P = torch.arange(keys.shape[2], device=keys.device)
+        num_prompts, num_keys = len(self.lengths), keys.shape[2]
+        counts = [self.prompt_R.count(prompt) for prompt in range(num_prompts)]
+        per_prompt = max(counts)
+        self.grid = (num_prompts, per_prompt)
+        self.cell_R = self.bias = None
+        if min(counts) < per_prompt:
+            # Row-major cells: a prompt's rows fill the first cells of its line.
+            cells = [
+                prompt * per_prompt + i for prompt, count in enumerate(counts) for i in range(count)
+            ]
+            self.cell_R = torch.tensor(cells, device=keys.device)
+        if min(self.lengths) < num_keys:
+            key_P = torch.arange(num_keys, device=keys.device)
             length_B1 = torch.tensor(self.lengths, device=keys.device)[:, None]
-            zeros = torch.zeros(
-                len(self.lengths), keys.shape[2], dtype=keys.dtype, device=keys.device
-            )
-            self.bias = zeros.masked_fill(place_P >= length_B1, -torch.inf)[:, None, None]
+            zeros_BP = keys.new_zeros(num_prompts, num_keys)
+            self.bias = zeros_BP.masked_fill(key_P >= length_B1, -torch.inf)[:, None, None]
 
     def attend(self, layer: int, q_RHd: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Output [R, H, d] and log-sum [R, H] of each row over its prompt."""
+        """Return the output [R, H, d] and log-sum [R, H] of each row over its prompt."""
         keys, values = self.keys_values[layer]
         num_heads, size = q_RHd.shape[1:]
         (num_prompts, per_prompt), num_kv_heads = self.grid, keys.shape[1]
-        if self.slot_R is not None:
+        if self.cell_R is not None:
             grid = q_RHd.new_zeros(num_prompts * per_prompt, num_heads, size)
-            grid[self.slot_R] = q_RHd
+            grid[self.cell_R] = q_RHd
             q_RHd = grid
-        # [B, G, J, S, d] -> [B, J, G * S, d]
+        # Heads that share a key head become its queries: [B, G, J, S, d] -> [B, J, G * S, d]
         q = q_RHd.reshape(num_prompts, per_prompt, num_kv_heads, -1, size).transpose(1, 2)
         q = q.reshape(num_prompts, num_kv_heads, -1, size)
         out, lse = attend(q, keys, values, scale=scale, bias_A11K=self.bias)
         out = out.reshape(num_prompts, num_kv_heads, per_prompt, -1, size).transpose(1, 2)
         lse = lse.reshape(num_prompts, num_kv_heads, per_prompt, -1).transpose(1, 2)
         out_RHd, lse_RH = out.reshape(-1, num_heads, size), lse.reshape(-1, num_heads)
-        if self.slot_R is not None:
-            out_RHd, lse_RH = out_RHd[self.slot_R], lse_RH[self.slot_R]
+        if self.cell_R is not None:
+            out_RHd, lse_RH = out_RHd[self.cell_R], lse_RH[self.cell_R]
         return out_RHd, lse_RH
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, and the prompts that nobody reads once they are many."""
+        """Drop all rows but these, and the prompts without rows once they are a quarter."""
         self.prompt_R = [self.prompt_R[row] for row in rows]
-        read = sorted(set(self.prompt_R))
-        if len(read) <= 0.75 * len(self.lengths):
-            index = torch.tensor(read, device=self.keys_values[0][0].device, dtype=torch.long)
+        used = sorted(set(self.prompt_R))
+        if len(used) <= 0.75 * len(self.lengths):
+            index = torch.tensor(used, device=self.keys_values[0][0].device, dtype=torch.long)
             for layer, (keys, values) in enumerate(self.keys_values):  # one at a time: memory
                 self.keys_values[layer] = keys[index], values[index]
-            self.lengths = [self.lengths[prompt] for prompt in read]
-            number = {prompt: place for place, prompt in enumerate(read)}
-            self.prompt_R = [number[prompt] for prompt in self.prompt_R]
+            self.lengths = [self.lengths[prompt] for prompt in used]
+            new_number = {prompt: i for i, prompt in enumerate(used)}
+            self.prompt_R = [new_number[prompt] for prompt in self.prompt_R]
         if self.prompt_R:
             self._lay_out()
 
 
 class GroupCache:
-    """The buckets of all prompts, and the rows' own keys and values in buffers of their full length.
+    """The buckets of all prompts, and the rows' own keys and values in buffers of full length.
 
-    The buffers are made whole at the start: what is planned for is what is taken, and nothing is copied
-    while a completion grows.
+    The buffers are allocated once: memory is used as planned, and nothing is copied while completions
+    grow.
     """
 
-    def __init__(self, buckets: list[Bucket], max_tokens: int) -> None:
+    def __init__(self, buckets: list[PromptBucket], max_tokens: int) -> None:
         self.buckets = buckets
         self.length = 0  # own tokens stored by every row
         num_rows = sum(len(bucket.prompt_R) for bucket in buckets)
@@ -113,22 +118,24 @@ class GroupCache:
     def attend(
         self, layer: int, q_RHd: Tensor, k_RJd: Tensor, v_RJd: Tensor, scale: float
     ) -> Tensor:
-        """Store a layer's key and value of the present token and attend: [R, H * d]."""
+        """Store a layer's key and value of the current token and attend: [R, H * d]."""
         keys, values = self._own[layer]
         keys[:, :, self.length] = k_RJd
         values[:, :, self.length] = v_RJd
-        stop = self.length + 1
+        num_own = self.length + 1
         num_rows, num_heads, size = q_RHd.shape
         q_RJSd = q_RHd.reshape(num_rows, keys.shape[1], -1, size)
-        own, own_lse = attend(q_RJSd, keys[:, :, :stop], values[:, :, :stop], scale=scale)
+        own, own_lse = attend(q_RJSd, keys[:, :, :num_own], values[:, :, :num_own], scale=scale)
         own_RHd, own_lse_RH = own.reshape(q_RHd.shape), own_lse.reshape(num_rows, num_heads)
-        parts, start = [], 0
-        for bucket in self.buckets:
-            until = start + len(bucket.prompt_R)
-            parts.append(bucket.attend(layer, q_RHd[start:until], scale))
-            start = until
-        out_RHd = parts[0][0] if len(parts) == 1 else torch.cat([out for out, _ in parts])
-        lse_RH = parts[0][1] if len(parts) == 1 else torch.cat([lse for _, lse in parts])
+        outs, lses, start = [], [], 0
+        for bucket in self.buckets:  # each has its own span of the rows
+            stop = start + len(bucket.prompt_R)
+            out, lse = bucket.attend(layer, q_RHd[start:stop], scale)
+            outs.append(out)
+            lses.append(lse)
+            start = stop
+        out_RHd = outs[0] if len(outs) == 1 else torch.cat(outs)
+        lse_RH = lses[0] if len(lses) == 1 else torch.cat(lses)
         return merge(out_RHd, lse_RH, own_RHd, own_lse_RH).reshape(num_rows, -1)
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -136,14 +143,12 @@ class GroupCache:
         index = torch.tensor(rows, device=self._own[0][0].device)
         for layer, buffers in enumerate(self._own):
             self._own[layer] = (self._kept(buffers[0], index), self._kept(buffers[1], index))
-        start, buckets = 0, []
-        for bucket in self.buckets:
-            until = start + len(bucket.prompt_R)
-            bucket.keep([row - start for row in rows if start <= row < until])
-            start = until
-            if bucket.prompt_R:
-                buckets.append(bucket)
-        self.buckets = buckets
+        start = 0
+        for bucket in self.buckets:  # their row numbers count from their own first row
+            stop = start + len(bucket.prompt_R)
+            bucket.keep([row - start for row in rows if start <= row < stop])
+            start = stop
+        self.buckets = [bucket for bucket in self.buckets if bucket.prompt_R]
 
     def _kept(self, old: Tensor, index: Tensor) -> Tensor:
         new = self._empty(old, len(index), old.shape[2])
@@ -152,10 +157,10 @@ class GroupCache:
 
 
 def bucket_prompts(lengths: Sequence[int]) -> list[list[int]]:
-    """Prompts, shortest first, in buckets of similar length."""
+    """Distribute prompts, shortest first, to buckets of similar length."""
     buckets: list[list[int]] = []
     for prompt in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not buckets or lengths[prompt] > GROWTH * lengths[buckets[-1][0]]:
+        if not buckets or lengths[prompt] > _GROWTH * lengths[buckets[-1][0]]:
             buckets.append([])
         buckets[-1].append(prompt)
     return buckets
@@ -164,28 +169,34 @@ def bucket_prompts(lengths: Sequence[int]) -> list[list[int]]:
 def pad_prompts(
     layers: list[tuple[Tensor, Tensor]], buckets: Sequence[Sequence[tuple[int, int]]]
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """Keys and values [F, J, d] of prompts end to end -> [B, J, P, d], for each bucket and layer.
+    """Turn keys and values [F, J, d] of prompts end to end into [B, J, P, d] of each bucket and layer.
 
     Args:
-        layers: emptied on the way, so that there are never two copies of all of it.
-        buckets: where each prompt of each bucket starts and stops in F.
+        layers: emptied on the way, so that there are never two copies of everything.
+        buckets: start and stop in F of each prompt of each bucket.
     """
-    last, device = layers[0][0].shape[0] - 1, layers[0][0].device
-    indices = [_index_of(spans, last).to(device) for spans in buckets]
+    last_token, device = layers[0][0].shape[0] - 1, layers[0][0].device
+    indices = [_token_index(spans, last_token).to(device) for spans in buckets]
     padded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in buckets]
     while layers:
         keys, values = layers.pop(0)
-        for index_BP, found in zip(indices, padded, strict=True):
-            found.append((_rows(keys, index_BP), _rows(values, index_BP)))
+        for index_BP, keys_values in zip(indices, padded, strict=True):
+            keys_values.append((_rows(keys, index_BP), _rows(values, index_BP)))
     return padded
 
 
-def _index_of(spans: Sequence[tuple[int, int]], last: int) -> Tensor:
-    """Rows [B, P] of each prompt's tokens; what lies behind a shorter one is hidden later."""
+def _token_index(spans: Sequence[tuple[int, int]], last_token: int) -> Tensor:
+    """Return the index in F of each prompt's tokens, [B, P].
+
+    After a shorter prompt's tokens come those of its neighbours, which the bucket's bias hides; an index
+    must only exist, hence the bound. With a bias the CUDA kernel needs an aligned number of keys.
+    """
     longest = max(stop - start for start, stop in spans)
     if any(stop - start < longest for start, stop in spans):
         longest += -longest % BIAS_ALIGNMENT
-    return torch.tensor([[min(start + i, last) for i in range(longest)] for start, _ in spans])
+    return torch.tensor(
+        [[min(start + i, last_token) for i in range(longest)] for start, _ in spans]
+    )
 
 
 def _rows(tensor_FJd: Tensor, index_BP: Tensor) -> Tensor:

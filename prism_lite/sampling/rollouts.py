@@ -1,11 +1,12 @@
 """Sampling groups of completions: each prompt is encoded once, its rows decode side by side.
 
-A prompt's keys and values are kept once and shared by its rows (kv_cache.py); rows of all
-prompts decode together, whatever the prompts' lengths, and finished rows leave the batch. Every rollout
-draws from its own random numbers, fixed before decoding starts, so its tokens do not depend on its
-neighbours. (Its logits do in the last float32 digits: other batch shapes sum in another order.)
+A prompt's keys and values are stored once and shared by its rows (kv_cache.py). Rows of all prompts decode
+together, whatever the prompts' lengths, and finished rows leave the batch. Every rollout draws from its own
+random numbers, fixed before decoding starts, so its tokens do not depend on its neighbours. (Its logits do
+in the last float32 digits: other batch shapes sum in another order.)
 
-Shape letters: R rows (rollouts), B prompts, V vocabulary, F prompt tokens end to end, C completion tokens.
+Shape letters: R rows (rollouts), B prompts, V vocabulary, F prompt tokens end to end, C completion tokens,
+L positions, d head size, D hidden.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ from prism_lite.config import SamplingConfig
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
-from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, run
+from prism_lite.sampling.decoder import (
+    LeanDecoder,
+    dense_bytes,
+    lean_decoder,
+    prefill,
+    run_lean_decoder,
+)
 from prism_lite.sampling.draw import draw_tokens
-from prism_lite.sampling.kv_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
-from prism_lite.sampling.prefill import prefill
+from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from prism_lite.seeding import generator_for
 from prism_lite.types import Group, Rollout, Sample
 
-MOST_ROWS = 512  # decoded side by side where nothing else limits them
-LEAVE_WHEN = 1 / 8  # finished share of the rows from which on they are dropped
+MOST_ROWS = 512  # decoded side by side if nothing else limits them
+_DROP_SHARE = 1 / 8  # finished rows are dropped when they are this share of the batch
 
 
 @dataclass(frozen=True)
@@ -55,30 +61,30 @@ def sample_groups(
     Args:
         samples: the prompts, one group each.
         sampling: temperature (0 is greedy), truncation, longest completion, rows decoded side by side.
-        seed: names the draw; with the prompt's id and the rollout's number it fixes each rollout.
+        seed: with the prompt's id and the rollout's number it determines each rollout.
 
     Returns:
-        One Group per sample, in order. Sampling log-probs and entropies are those of the distribution
-        drawn from (`sampling.draw_tokens` says which where it is cut).
+        One Group per sample, in order. Sampling log-probs and entropies are of the distribution drawn
+        from (see `draw_tokens`).
     """
     prompts = [backbone.prompt(sample) for sample in samples]
     backbone.core.eval()
-    dense = holds_dense_weights(backbone, sampling)
+    dense = _holds_dense_weights(backbone, sampling)
     decoder = lean_decoder(
         backbone.core, dense=dense, float32_residual=backbone.precision.float32_residual
     )
     max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
     for spans in split_rows(len(prompts), group_size, max_rows):
-        chunk = [prompts[span.prompt] for span in spans]
+        batch = [prompts[span.prompt] for span in spans]
         uniforms = [
             [
                 _uniform(sampling, *seed, prompt.id, number)
                 for number in range(span.first, span.first + span.count)
             ]
-            for span, prompt in zip(spans, chunk, strict=True)
+            for span, prompt in zip(spans, batch, strict=True)
         ]
-        decoded = _decode(backbone, decoder, chunk, uniforms, sampling)
+        decoded = _decode(backbone, decoder, batch, uniforms, sampling)
         for span, rows in zip(spans, decoded, strict=True):
             rollouts[span.prompt] += rows
     return [Group(sample, tuple(group)) for sample, group in zip(samples, rollouts, strict=True)]
@@ -105,11 +111,7 @@ def sample_in_pieces(
         group
         for piece in with_progress(pieces, description)
         for group in sample_groups(
-            backbone,
-            piece,
-            group_size=group_size,
-            sampling=sampling,
-            seed=seed,
+            backbone, piece, group_size=group_size, sampling=sampling, seed=seed
         )
     ]
 
@@ -125,10 +127,10 @@ def split_rows(num_prompts: int, group_size: int, max_rows: int) -> list[list[Ro
 
 
 def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int:
-    """Rows that decode side by side in 80 % of the memory that is free now; 512 at most.
+    """Return how many rows decode side by side in 80 % of the free memory; 512 at most.
 
     A row needs its own keys and values up to the longest completion, twice while finished rows leave,
-    and four float32 rows of logits; a prompt's are counted with every row, as if groups were of one.
+    and four float32 rows of logits. A prompt's are counted for every row, as if each group were one row.
     """
     if backbone.device.type != "cuda":
         return MOST_ROWS
@@ -145,8 +147,8 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
     return max(1, min(MOST_ROWS, int(0.8 * free / row_bytes)))
 
 
-def holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
-    """Whether sampling keeps dequantised, merged weights: where set, or on a CPU with memory to spare."""
+def _holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
+    """Decide on dequantised, merged weights: if set, or on a CPU with twice the memory they take."""
     if sampling.dense_weights != "auto":
         return sampling.dense_weights == "always"
     if backbone.device.type != "cpu":
@@ -156,7 +158,7 @@ def holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
 
 
 def _uniform(sampling: SamplingConfig, *name: object) -> Tensor:
-    """A rollout's random numbers, float64 [C]."""
+    """Draw a rollout's random numbers, float64 [C]."""
     return torch.rand(
         sampling.max_completion_tokens, generator=generator_for(*name), dtype=torch.float64
     )
@@ -170,22 +172,13 @@ def _decode(
     uniforms: Sequence[Sequence[Tensor]],
     sampling: SamplingConfig,
 ) -> list[list[Rollout]]:
-    """Rollouts of each prompt, one per row of random numbers."""
+    """Return the rollouts of each prompt, one per row of random numbers."""
     device, max_tokens = backbone.device, sampling.max_completion_tokens
     embedding = backbone.core.get_input_embeddings()
-    logits_BV, layers, spans = prefill(backbone, decoder, prompts)
-    order, buckets = [], []
-    grouped = bucket_prompts([len(prompt) for prompt in prompts])
-    padded = pad_prompts(layers, [[spans[prompt] for prompt in members] for members in grouped])
-    for members in grouped:
-        lengths = [len(prompts[prompt]) for prompt in members]
-        rows = [len(uniforms[prompt]) for prompt in members]
-        buckets.append(Bucket(padded.pop(0), lengths, rows))
-        order += [prompt for prompt in members for _ in uniforms[prompt]]
-    cache = GroupCache(buckets, max_tokens)
+    logits_BV, cache, order = _prefilled(backbone, decoder, prompts, uniforms, max_tokens)
     prompt_R = torch.tensor(order, device=device)
-    in_order = dict.fromkeys(order)  # each prompt once
-    uniform_RC = torch.stack([row for prompt in in_order for row in uniforms[prompt]]).to(device)
+    prompts_in_order = dict.fromkeys(order)  # each prompt once
+    uniform_RC = torch.stack([row for p in prompts_in_order for row in uniforms[p]]).to(device)
     next_position_R = torch.tensor([prompts[p].next_position for p in order], device=device)
     num_positions = max(prompt.next_position for prompt in prompts) + max_tokens
     cos_Ld, sin_Ld = _rotary(decoder, num_positions)
@@ -195,7 +188,7 @@ def _decode(
     token_RC = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
     logprob_RC = torch.zeros(num_rows, max_tokens, device=device)
     entropy_RC = torch.zeros(num_rows, max_tokens, device=device)
-    row_R = torch.arange(num_rows, device=device)  # rows still in the batch
+    row_R = torch.arange(num_rows, device=device)  # rows still in the batch; R shrinks
     is_ended_R = torch.zeros(num_rows, dtype=torch.bool, device=device)
     suppressed = torch.tensor(backbone.suppressed_ids, device=device)
     for step in range(max_tokens):
@@ -208,14 +201,15 @@ def _decode(
         if step + 1 == max_tokens:
             break
         token_R = drawn.token_R
-        kept = (~is_ended_R).nonzero()[:, 0]
-        if len(kept) == 0:
+        unfinished = (~is_ended_R).nonzero()[:, 0]
+        if len(unfinished) == 0:
             break
-        if len(row_R) - len(kept) >= LEAVE_WHEN * len(row_R):
-            cache.keep(kept.tolist())
-            row_R, token_R, is_ended_R = row_R[kept], token_R[kept], is_ended_R[kept]
+        if len(row_R) - len(unfinished) >= _DROP_SHARE * len(row_R):
+            cache.keep(unfinished.tolist())
+            row_R, token_R = row_R[unfinished], token_R[unfinished]
+            is_ended_R = is_ended_R[unfinished]
         position_R = next_position_R[row_R] + step
-        hidden_RD = run(
+        hidden_RD = run_lean_decoder(
             decoder,
             embedding(token_R),
             cos_Ld[position_R][:, None],
@@ -227,43 +221,67 @@ def _decode(
     rows = zip(token_RC.tolist(), logprob_RC.cpu(), entropy_RC.cpu(), strict=True)
     groups: list[list[Rollout]] = [[] for _ in prompts]
     for prompt, row in zip(order, rows, strict=True):
-        rollout = _rollout(backbone, *row)
-        _require_finite(rollout, prompts[prompt])
-        groups[prompt].append(rollout)
+        groups[prompt].append(_rollout(backbone, prompts[prompt], *row))
     return groups
 
 
+def _prefilled(
+    backbone: Backbone,
+    decoder: LeanDecoder,
+    prompts: Sequence[Prompt],
+    uniforms: Sequence[Sequence[Tensor]],
+    max_tokens: int,
+) -> tuple[Tensor, GroupCache, list[int]]:
+    """Encode the prompts and share them out to their rows.
+
+    Returns:
+        next-token logits [B, V], the cache, and each row's prompt. Rows are ordered by bucket, since the
+        rows of a bucket attend in one call.
+    """
+    logits_BV, layers, spans = prefill(backbone, decoder, prompts)
+    members = bucket_prompts([len(prompt) for prompt in prompts])
+    padded = pad_prompts(layers, [[spans[p] for p in bucket] for bucket in members])
+    buckets = [
+        PromptBucket(
+            padded.pop(0), [len(prompts[p]) for p in bucket], [len(uniforms[p]) for p in bucket]
+        )
+        for bucket in members
+    ]
+    order = [p for bucket in members for p in bucket for _ in uniforms[p]]
+    return logits_BV, GroupCache(buckets, max_tokens), order
+
+
 def _rotary(decoder: LeanDecoder, num_positions: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [L, d] of the positions 0 .. L - 1, the same on all three axes."""
-    like = decoder.norm_D  # lies where the layers do, which the embeddings need not
+    """Return cosines and sines [L, d] of the positions 0 .. L - 1, the same on all three axes."""
+    like = decoder.norm_D  # on the layers' device, which may not be the embeddings'
     position_ids = torch.arange(num_positions, device=like.device).expand(3, 1, -1)
     cos_1Ld, sin_1Ld = decoder.rotary(like, position_ids)
     return cos_1Ld[0], sin_1Ld[0]
 
 
 def _rollout(
-    backbone: Backbone, token_ids: list[int], logprob_C: Tensor, entropy_C: Tensor
+    backbone: Backbone, prompt: Prompt, token_ids: list[int], logprob_C: Tensor, entropy_C: Tensor
 ) -> Rollout:
-    """A row up to its end token, or whole."""
+    """Build the rollout of a row, up to its end token if it has one.
+
+    Raises:
+        RuntimeError: the model's logits were NaN or infinite. Tokens are drawn all the same; the log-probs
+            show it.
+    """
     is_ended = backbone.end_id in token_ids
     length = token_ids.index(backbone.end_id) + 1 if is_ended else len(token_ids)
-    token_ids = token_ids[:length]
-    text = backbone.tokenizer.decode(token_ids[:-1] if is_ended else token_ids)
+    if not torch.isfinite(logprob_C[:length]).all():
+        raise RuntimeError(
+            f"sampling prompt {prompt.id}: the model's logits are not finite. Weights that diverged, or "
+            "numbers beyond float16: try an earlier checkpoint, model.compute_dtype=float32 or "
+            "model.float32_vision=true."
+        )
+    text = backbone.tokenizer.decode(token_ids[: length - 1 if is_ended else length])
     return Rollout(
-        token_ids=tuple(token_ids),
+        token_ids=tuple(token_ids[:length]),
         text=text,
         parts=parts.parse(text),
         finish="end" if is_ended else "length",
         sampling_logprob_C=logprob_C[:length].clone(),
         sampling_entropy_C=entropy_C[:length].clone(),
     )
-
-
-def _require_finite(rollout: Rollout, prompt: Prompt) -> None:
-    """Logits that are NaN or infinite draw tokens all the same: the log-probs tell."""
-    if not torch.isfinite(rollout.sampling_logprob_C).all():
-        raise RuntimeError(
-            f"sampling prompt {prompt.id}: the model's logits are not finite. Weights that diverged, or "
-            "numbers beyond float16: try an earlier checkpoint, model.compute_dtype=float32 or "
-            "model.float32_vision=true."
-        )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import GROUNDED, first_wins, grounding_probe, pair_scores
-from prism_lite.discriminator.step import GameScores, Judged, discriminator_step
+from prism_lite.discriminator.step import GameScores, JudgedPrompt, discriminator_step
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.policy.advantages import Verified, alignment_advantages, weighted_sum
@@ -119,10 +119,12 @@ def run_align(context: Context) -> None:
     run.save_final("align", tensors)
 
 
-def _with_students(context: Context, groups: Sequence[Group]) -> list[Judged]:
+def _with_students(context: Context, groups: Sequence[Group]) -> list[JudgedPrompt]:
     """Return teacher and well-formed students of each prompt that has such students."""
     return [
-        Judged(context.backbone.prompt(group.sample), group.sample.teacher_parts, group.students)
+        JudgedPrompt(
+            context.backbone.prompt(group.sample), group.sample.teacher_parts, group.students
+        )
         for group in groups
         if group.students
     ]
@@ -137,13 +139,13 @@ def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Ten
     return score_R2[:, 0], score_R2[:, 1], well_formed_R
 
 
-def _replayed(context: Context, replay: Replay, step: int) -> list[Judged]:
+def _replayed(context: Context, replay: Replay, step: int) -> list[JudgedPrompt]:
     """Choose earlier students so that they form `replay_fraction` of the batch's prompts."""
     config = context.config.align
     count = round(config.prompts_per_step * config.replay_fraction / (1 - config.replay_fraction))
     rng = Random(seed_of(context.config.seed, "align", step, "replay"))
     return [
-        Judged(context.backbone.prompt(sample), sample.teacher_parts, students)
+        JudgedPrompt(context.backbone.prompt(sample), sample.teacher_parts, students)
         for sample, students in replay.sample(count, rng)
     ]
 

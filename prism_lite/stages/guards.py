@@ -14,23 +14,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prism_lite import parts
-from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts
 from prism_lite.types import Group
 
 if TYPE_CHECKING:  # the demo reads the guards of a finished run without these
     from prism_lite.discriminator.step import GameScores
     from prism_lite.runs.folder import RunFolder
 
-MIN_LENGTH_SHARE = 0.4  # of the usual completion length
-MAX_FLAT_SHARE = 0.7  # of groups without spread in reward
-SPREAD_TOLERANCE = 1e-8  # a group whose rewards differ by at most this has no spread
-RUN_WORDS = 4  # words or punctuation marks of a run that may repeat
-MAX_REPEATED = 0.5  # a completion with a larger share of repeated runs loops
-MAX_LOOPING_SHARE = 0.1  # of completions that loop
-MAX_CLAIMING_SHARE = 0.2  # of completions with an answer inside think
-MAX_CAPPED_SHARE = 0.5  # of scores above CAPPED * cap, where their slope is below a tenth
-CAPPED = 0.95
-MAX_PAIR_ACCURACY = 0.98  # of the discriminator on its own batch
+_MIN_LENGTH_SHARE = 0.4  # of the usual completion length
+_MAX_FLAT_SHARE = 0.7  # of groups without spread in reward
+_SPREAD_TOLERANCE = 1e-8  # a group whose rewards differ by at most this has no spread
+_RUN_WORDS = 4  # words or punctuation marks of a run that may repeat
+_MAX_REPEATED = 0.5  # a completion with a larger share of repeated runs loops
+_MAX_LOOPING_SHARE = 0.1  # of completions that loop
+_MAX_CLAIMING_SHARE = 0.2  # of completions with an answer inside think
+_MAX_CAPPED_SHARE = 0.5  # of scores above _CAPPED * cap, where their slope is below a tenth
+_CAPPED = 0.95
+_MAX_PAIR_ACCURACY = 0.98  # of the discriminator on its own batch
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Alarm:
     message: str
 
 
-def above_limit(name: str, value: float, limit: float, message: str) -> Alarm | None:
+def _above_limit(name: str, value: float, limit: float, message: str) -> Alarm | None:
     """Return an alarm if `value` is above `limit`."""
     return Alarm(name, value, limit, message) if value > limit else None
 
@@ -65,14 +65,14 @@ def length_collapse(num_tokens: Sequence[int], *, usual_num_tokens: float) -> Al
     if not num_tokens or usual_num_tokens <= 0:
         return None
     share = statistics.fmean(num_tokens) / usual_num_tokens
-    if share >= MIN_LENGTH_SHARE:
+    if share >= _MIN_LENGTH_SHARE:
         return None
     return Alarm(
         "length_collapse",
         share,
-        MIN_LENGTH_SHARE,
+        _MIN_LENGTH_SHARE,
         f"completions are {share:.0%} of their usual length ({usual_num_tokens:.0f} tokens), below "
-        f"{MIN_LENGTH_SHARE:.0%}: read some rollouts; lower the learning rate or increase the weight of "
+        f"{_MIN_LENGTH_SHARE:.0%}: read some rollouts; lower the learning rate or increase the weight of "
         "the format reward.",
     )
 
@@ -88,12 +88,12 @@ def zero_spread_groups(rewards: Sequence[float], *, group_size: int) -> Alarm | 
     if not rewards or group_size == 1:
         return None
     groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
-    share = sum(max(group) - min(group) <= SPREAD_TOLERANCE for group in groups) / len(groups)
-    return above_limit(
+    share = sum(max(group) - min(group) <= _SPREAD_TOLERANCE for group in groups) / len(groups)
+    return _above_limit(
         "zero_spread_groups",
         share,
-        MAX_FLAT_SHARE,
-        f"{share:.0%} of the groups have no spread in reward (limit {MAX_FLAT_SHARE:.0%}): the prompts "
+        _MAX_FLAT_SHARE,
+        f"{share:.0%} of the groups have no spread in reward (limit {_MAX_FLAT_SHARE:.0%}): the prompts "
         "are too easy or too hard, or the reward does not tell completions apart; turn on dynamic "
         "sampling or change the data.",
     )
@@ -106,7 +106,7 @@ def unscored_rollouts(rewards: Sequence[float]) -> Alarm | None:
         rewards: R rewards; NaN where every reward function returned None.
     """
     share = sum(map(math.isnan, rewards)) / len(rewards)
-    return above_limit(
+    return _above_limit(
         "unscored_rollouts",
         share,
         0.0,
@@ -124,22 +124,22 @@ def repeated_share(text: str) -> float:
     A text of fewer than two runs' length has none.
     """
     words = _WORD.findall(text)
-    num_runs = len(words) - RUN_WORDS + 1
-    if num_runs <= RUN_WORDS:
+    num_runs = len(words) - _RUN_WORDS + 1
+    if num_runs <= _RUN_WORDS:
         return 0.0
-    return 1.0 - len({tuple(words[i : i + RUN_WORDS]) for i in range(num_runs)}) / num_runs
+    return 1.0 - len({tuple(words[i : i + _RUN_WORDS]) for i in range(num_runs)}) / num_runs
 
 
 def repeated_text(completions: Sequence[str]) -> Alarm | None:
     """Check a step's completions for texts that repeat themselves."""
     if not completions:
         return None
-    share = sum(repeated_share(text) > MAX_REPEATED for text in completions) / len(completions)
-    return above_limit(
+    share = sum(repeated_share(text) > _MAX_REPEATED for text in completions) / len(completions)
+    return _above_limit(
         "repeated_text",
         share,
-        MAX_LOOPING_SHARE,
-        f"{share:.0%} of the completions repeat themselves (limit {MAX_LOOPING_SHARE:.0%}): read some; "
+        _MAX_LOOPING_SHARE,
+        f"{share:.0%} of the completions repeat themselves (limit {_MAX_LOOPING_SHARE:.0%}): read some; "
         "lower the learning rate or the temperature.",
     )
 
@@ -158,12 +158,12 @@ def answers_inside_think(completions: Sequence[str]) -> Alarm | None:
     if not completions:
         return None
     share = sum(_claims_in_think(text) for text in completions) / len(completions)
-    return above_limit(
+    return _above_limit(
         "answer_inside_think",
         share,
-        MAX_CLAIMING_SHARE,
+        _MAX_CLAIMING_SHARE,
         f"{share:.0%} of the completions give their answer inside <think> (limit "
-        f"{MAX_CLAIMING_SHARE:.0%}): "
+        f"{_MAX_CLAIMING_SHARE:.0%}): "
         "check whether the teacher's completions do the same.",
     )
 
@@ -185,12 +185,12 @@ def discriminator_saturation(scores: Sequence[float], *, cap: float) -> Alarm | 
     """
     if not scores:
         return None
-    share = sum(abs(score) > CAPPED * cap for score in scores) / len(scores)
-    return above_limit(
+    share = sum(abs(score) > _CAPPED * cap for score in scores) / len(scores)
+    return _above_limit(
         "discriminator_saturation",
         share,
-        MAX_CAPPED_SHARE,
-        f"{share:.0%} of the scores are at the cap of {cap:g} (limit {MAX_CAPPED_SHARE:.0%}), where their "
+        _MAX_CAPPED_SHARE,
+        f"{share:.0%} of the scores are at the cap of {cap:g} (limit {_MAX_CAPPED_SHARE:.0%}), where their "
         "gradient vanishes: lower the discriminator's learning rate.",
     )
 
@@ -207,11 +207,11 @@ def discriminator_too_strong(
         return None
     pairs = zip(teacher_scores, student_scores, strict=True)
     accuracy = sum(teacher > student for teacher, student in pairs) / len(teacher_scores)
-    return above_limit(
+    return _above_limit(
         "discriminator_too_strong",
         accuracy,
-        MAX_PAIR_ACCURACY,
-        f"the teacher wins {accuracy:.1%} of the pairs (limit {MAX_PAIR_ACCURACY:.0%}): look for an "
+        _MAX_PAIR_ACCURACY,
+        f"the teacher wins {accuracy:.1%} of the pairs (limit {_MAX_PAIR_ACCURACY:.0%}): look for an "
         "artefact that reveals the teacher, or lower the discriminator's learning rate.",
     )
 
@@ -276,4 +276,4 @@ def cut_parts(game: GameScores, *, max_part_tokens: int) -> Alarm | None:
     if not game.student_lengths:
         return None
     share, message = about_cuts(game.teacher_lengths, game.student_lengths, max_part_tokens)
-    return above_limit("cut_parts", share, CUT_WARNING, message)
+    return _above_limit("cut_parts", share, CUT_WARNING, message)

@@ -26,8 +26,8 @@ from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
 from prism_lite.types import Sample
 
-PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
-REWRITTEN_TOKENS = 8  # tags and line ends that the parts of a completion may add to it
+_PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
+_REWRITTEN_TOKENS = 8  # tags and line ends that the parts of a completion may add to it
 
 
 def read_prompts(
@@ -62,9 +62,9 @@ def read_prompts(
         task = dataclasses.replace(task, skipped=(*task.skipped, *skipped))
     if config.data.task == "digits":
         kept = [sample for key, sample in samples.items() if key not in bad]
-        starts = range(0, len(kept), PICTURES_AT_ONCE)
+        starts = range(0, len(kept), _PICTURES_AT_ONCE)
         for start in track(starts, "encoding pictures", console=console, transient=True):
-            encode_samples(backbone, kept[start : start + PICTURES_AT_ONCE])
+            encode_samples(backbone, kept[start : start + _PICTURES_AT_ONCE])
     return task
 
 
@@ -139,7 +139,7 @@ def _discriminator_continuations(
     longest = 2 * disc.max_part_tokens
     if config.warmup.mismatched_fraction == 0:  # otherwise the parts of any other row may follow
         copies = 2 if disc.reasoning_sees_caption else 1
-        sampled = copies * config.sampling.max_completion_tokens + REWRITTEN_TOKENS
+        sampled = copies * config.sampling.max_completion_tokens + _REWRITTEN_TOKENS
         longest = min(longest, sampled)
     yield "the longest parts of a completion", longest, remedy
 

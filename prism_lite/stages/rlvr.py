@@ -29,7 +29,9 @@ from prism_lite.stages.guards import Alarms, unscored_rollouts, zero_spread_grou
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.types import Group, Sample
 
-WIDEST_GSPO_CLIP = 0.01  # a wider bound is meant for ratios of tokens; ratios of rollouts vary less
+_WIDEST_GSPO_CLIP = (
+    0.01  # a wider bound is meant for ratios of tokens; ratios of rollouts vary less
+)
 
 
 def run_rlvr(context: Context) -> None:
@@ -218,7 +220,7 @@ def _print_settings(context: Context) -> None:
             "per batch, before the first"
         )
     console.print(f"rlvr: {config.loss.name} loss, {updates}")
-    if config.loss.name.startswith("gspo") and config.loss.clip_high > WIDEST_GSPO_CLIP:
+    if config.loss.name.startswith("gspo") and config.loss.clip_high > _WIDEST_GSPO_CLIP:
         console.print(
             f"[yellow]rlvr.loss.clip_high = {config.loss.clip_high:g} suits ratios of tokens; GSPO's "
             "are of complete rollouts and need about 4e-4: rlvr.preset=gspo sets the official "

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from random import Random
 
-from prism_lite.discriminator.metrics import CUT_WARNING, about_cuts, cut_metrics
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
 from prism_lite.discriminator.probes import ARTEFACT_WARNING, artefact_auc, grounding_probe
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.sampling.rollouts import sample_in_pieces
@@ -21,7 +20,7 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.guards import Alarms, game_alarms
 from prism_lite.types import Sample
 
-MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
+_MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
 Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
 
 
@@ -39,7 +38,7 @@ def run_warmup(context: Context) -> None:
     optimizers = {"discriminator": optimizer}
     for step in context.steps("warmup", config.steps, optimizers, discriminator=discriminator):
         batch = [
-            Judged(backbone.prompt(sample), sample.teacher_parts, (student,))
+            JudgedPrompt(backbone.prompt(sample), sample.teacher_parts, (student,))
             for sample, student in batch_at(pairs, step, config.pairs_per_step, seed, "warmup")
         ]
         learning_rate = learning_rate_at(config.optim, step, config.steps)
@@ -95,14 +94,16 @@ def _student_pairs(context: Context) -> list[Pair]:
     return pairs
 
 
-def _with_mismatched(batch: list[Judged], fraction: float, seed: int, step: int) -> list[Judged]:
+def _with_mismatched(
+    batch: list[JudgedPrompt], fraction: float, seed: int, step: int
+) -> list[JudgedPrompt]:
     """Replace some students by the teacher parts of another prompt (matching-aware negatives)."""
     rng = Random(seed_of(seed, "warmup", step, "mismatched"))
     result = []
     for i, item in enumerate(batch):
         other = batch[(i + 1 + rng.randrange(max(1, len(batch) - 1))) % len(batch)].teacher
         mismatched = rng.random() < fraction and other != item.teacher
-        result.append(Judged(item.prompt, item.teacher, (other,)) if mismatched else item)
+        result.append(JudgedPrompt(item.prompt, item.teacher, (other,)) if mismatched else item)
     return result
 
 
@@ -111,7 +112,7 @@ def _report_cuts(
 ) -> dict[str, float]:
     """Print and return the share of each side's parts that the discriminator reads truncated."""
     backbone, limit = context.backbone, context.config.discriminator.max_part_tokens
-    probed = pairs[:MAX_PROBED_PAIRS]
+    probed = pairs[:_MAX_PROBED_PAIRS]
     teacher = discriminator.part_lengths(backbone, (sample.teacher_parts for sample, _ in probed))
     student = discriminator.part_lengths(backbone, (student for _, student in probed))
     share, sentence = about_cuts(teacher, student, limit)
@@ -127,7 +128,7 @@ def _report_artefacts(context: Context, discriminator: Discriminator, pairs: lis
         tokens = discriminator.part_tokens(context.backbone, parts)
         return read_text(context.backbone, parts, tokens)
 
-    probed = pairs[:MAX_PROBED_PAIRS]
+    probed = pairs[:_MAX_PROBED_PAIRS]
     auc = artefact_auc(
         [text_of(sample.teacher_parts) for sample, _ in probed],
         [text_of(student) for _, student in probed],

@@ -67,7 +67,7 @@ def make_sample(num_tokens: int, backbone: Backbone, number: int = 0) -> Sample:
         turn = Turn("user", "Add: " + "7" * num_digits)  # a digit is a token
         return Sample(f"{num_tokens}-{num_digits}-{number}", (turn,), (picture,))
 
-    missing = num_tokens - len(backbone.prompt(sample(0), ""))
+    missing = num_tokens - len(backbone.prompt(sample(0)))
     found = sample(missing)
     assert len(backbone.prompt(found)) == num_tokens
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_lite.models.backbone import Backbone
-from prism_lite.sampling import prefill, rollouts
+from prism_lite.sampling import decoder, rollouts
 
 
 def paired_seconds(
@@ -41,7 +41,7 @@ class PeakMemory:
     def __init__(self) -> None:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what was freed earlier must not count as held
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
         self._before = _status("VmRSS")
 
     def read_mib(self) -> float:
@@ -65,19 +65,19 @@ def peak_mib(action: Callable[[], Any]) -> float:
 def token_passes(backbone: Backbone) -> Iterator[dict[str, int]]:
     """Tokens that pass the decoder's first layer, by modules or by the lean forward."""
     counted = {"tokens": 0}
-    plain = rollouts.run
+    plain = rollouts.run_lean_decoder
 
-    def lean(decoder: Any, hidden_TD: Any, *args: Any, **others: Any) -> Any:
+    def lean(_decoder: Any, hidden_TD: Any, *args: Any, **others: Any) -> Any:
         counted["tokens"] += hidden_TD.shape[0]
-        return plain(decoder, hidden_TD, *args, **others)
+        return plain(_decoder, hidden_TD, *args, **others)
 
     def layer(_module: Any, args: Any) -> None:
         counted["tokens"] += args[0].shape[:-1].numel()
 
     handle = backbone.core.model.language_model.layers[0].register_forward_pre_hook(layer)
-    rollouts.run = prefill.run = lean
+    rollouts.run_lean_decoder = decoder.run_lean_decoder = lean
     try:
         yield counted
     finally:
-        rollouts.run = prefill.run = plain
+        rollouts.run_lean_decoder = decoder.run_lean_decoder = plain
         handle.remove()

@@ -10,7 +10,7 @@ import torch
 from prism_lite.config import DiscriminatorConfig, OptimConfig, PolicyLossConfig, SamplingConfig
 from prism_lite.discriminator.losses import bradley_terry_loss, cap_scores
 from prism_lite.discriminator.model import Discriminator, discriminator_for
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import make_optimizer, optimizer_step
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
@@ -118,7 +118,7 @@ def official_step(
     backbone: Backbone,
     discriminator: Discriminator,
     optimizer: Any,
-    judged: Judged,
+    judged: JudgedPrompt,
     *,
     with_tower: bool,
 ) -> None:
@@ -167,7 +167,7 @@ def discriminator(backbone: Backbone, num_tokens: int, repeats: int) -> dict[str
     config = DiscriminatorConfig(trunk="base")
     sample = make_sample(num_tokens, backbone)
     teacher, students = teacher_and_students(backbone, GROUP_SIZE)
-    judged = Judged(backbone.prompt(sample), teacher, tuple(students))
+    judged = JudgedPrompt(backbone.prompt(sample), teacher, tuple(students))
     network = discriminator_for(backbone, config, seed=0)
     optimizer = make_optimizer(list(network.parameters()), OptimConfig(1e-3))
 

@@ -243,15 +243,6 @@ def test_what_a_table_shows_of_a_completion(
     assert view.caption_and_answer(text, finish) == expected
 
 
-def test_older_runs_have_a_weight_setting_per_reward(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(
-        "rlvr: {accuracy_weight: 0.5, format_weight: 0.2, ocr_weight: 0.3, judge_weight: 0.0}\n"
-    )
-    records = [{"prompt_id": "p", "rewards": {"accuracy": 1.0, "format": 1.0, "ocr": 0.5}}]
-    (row,) = weighted_rewards(records, reward_weights(tmp_path)).to_dict("records")
-    assert row == pytest.approx({"accuracy": 0.5, "format": 0.2, "ocr": 0.15})
-
-
 def test_rewards_of_the_user_are_in_the_bars_and_the_curves(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         "rlvr: {rewards: {accuracy: 0.5, 'my/rewards.py:brevity': 0.25, 'my.module:color': 1, ocr: 0}}\n"

@@ -30,7 +30,7 @@ from triton.runtime.driver import driver
 import triton_kernels as tk
 from tests.kernels import aot_report
 from tests.kernels.aot_report import Resources
-from triton_kernels import _dispatch
+from triton_kernels import _common
 
 
 class _StandInDriver:
@@ -67,7 +67,7 @@ def captured_launches(target: str) -> Iterator[list]:
     try:
         with (
             mock.patch.object(triton.KernelInterface, "__getitem__", getitem),
-            mock.patch.object(_dispatch, "_runs_on_cpu", lambda: True),
+            mock.patch.object(_common, "_runs_on_cpu", lambda: True),
         ):
             yield compiled
     finally:

@@ -115,13 +115,13 @@ def test_an_unknown_override_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_demanding_triton_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from triton_kernels import _dispatch
+    from triton_kernels import _common
 
     monkeypatch.setenv("PRISM_KERNELS", "triton")
-    monkeypatch.setattr(_dispatch, "_runs_on_cpu", lambda: False)
+    monkeypatch.setattr(_common, "_runs_on_cpu", lambda: False)
     with pytest.raises(RuntimeError, match="kernels run on CUDA, or on the CPU with TRITON_INTER"):
         tk.lora_experts(**lora_arguments())
-    monkeypatch.setattr(_dispatch, "has_triton", lambda: False)
+    monkeypatch.setattr(_common, "has_triton", lambda: False)
     with pytest.raises(RuntimeError, match="triton is not installed"):
         tk.lora_experts(**lora_arguments())
 

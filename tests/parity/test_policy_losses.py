@@ -113,7 +113,7 @@ def our_loss(
     splits: tuple[int, ...] = (),
     kl_weight: float = 0.0,
 ):
-    """Our loss in packs of whole rollouts that begin at `splits`, and its gradients."""
+    """Our loss in packs of complete rollouts that begin at `splits`, and its gradients."""
     policy_N = case.flat(case.policy_BT).requires_grad_()
     entropy_N = case.flat(case.entropy_BT).requires_grad_()
     old_N, reference_N = case.flat(case.old_BT), case.flat(case.reference_BT)
@@ -171,13 +171,13 @@ def test_loss_gradient_and_metrics_equal_trl(name, masked, seed):
         case, loss_type, level=level, config=config, kl_weight=0.07
     )
     for splits in ((), (2, 3, 7)):
-        loss, own_gradient_N, own_entropy_N, metrics = our_loss(
+        loss, our_gradient_N, our_entropy_N, metrics = our_loss(
             case, config, splits=splits, kl_weight=0.07
         )
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(own_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(our_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(
-            own_entropy_N, case.flat(entropy_gradient_BT), rtol=1e-9, atol=1e-12
+            our_entropy_N, case.flat(entropy_gradient_BT), rtol=1e-9, atol=1e-12
         )
         for key in ("kl", "entropy"):
             assert metrics[key] == pytest.approx(peer_metrics[key], rel=1e-6)
@@ -197,9 +197,9 @@ def test_no_dual_clip_equals_trl_without_delta(name):
     config = PolicyLossConfig(name=name, clip_low=3e-4, clip_high=4e-4, clip_dual=None)
     loss_type, level = PEERS[name]
     expected, gradient_N, _, peer_metrics = trl_loss(case, loss_type, level=level, config=config)
-    loss, own_gradient_N, _, metrics = our_loss(case, config, splits=(4,))
+    loss, our_gradient_N, _, metrics = our_loss(case, config, splits=(4,))
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(own_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(our_gradient_N, gradient_N, rtol=1e-9, atol=1e-12)
     assert metrics["clip_ratio/region_mean"] > 0.2
     for key in metrics:
         assert metrics[key] == pytest.approx(peer_metrics[key], rel=1e-6)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from prism_lite import pipeline
 from prism_lite.discriminator.model import discriminator_for
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.files import read_jsonl
 from prism_lite.models.optim import make_optimizer
 from prism_lite.parts import Parts
@@ -101,12 +101,12 @@ def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, t
 
 
 def test_replayed_students_move_the_discriminator_and_not_the_metrics(backbone, task):
-    def judged(i: int, digit: int) -> Judged:
+    def judged(i: int, digit: int) -> JudgedPrompt:
         prompt = backbone.prompt(task.align[i])
         students = tuple(Parts(f"- row {digit}-{k}", f"first {k}", "no") for k in (1, 2, 3))
-        return Judged(prompt, Parts("- digits: 3,7", "first 3,last 7,so no", "no"), students)
+        return JudgedPrompt(prompt, Parts("- digits: 3,7", "first 3,last 7,so no", "no"), students)
 
-    found, weights = [], []
+    step_metrics, weights = [], []
     for replayed in ((), (judged(1, 8), judged(2, 9))):
         config = micro_recipe().discriminator
         discriminator = discriminator_for(backbone, config, seed=0)
@@ -121,10 +121,10 @@ def test_replayed_students_move_the_discriminator_and_not_the_metrics(backbone, 
             max_grad_norm=1e9,
             replayed=replayed,
         )
-        found.append({k: v for k, v in scores.metrics.items() if k != "disc/grad_norm"})
+        step_metrics.append({k: v for k, v in scores.metrics.items() if k != "disc/grad_norm"})
         assert len(scores.students) == len(scores.teacher_P2) == 1
         weights.append({name: t.clone() for name, t in discriminator.state_dict().items()})
-    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-6)
+    assert step_metrics[0] == pytest.approx(step_metrics[1], rel=1e-5, abs=1e-6)
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

@@ -232,7 +232,7 @@ def test_unsloth_without_a_gpu_is_replaced_and_the_reason_printed(recipe, tmp_pa
     assert done.returncode == 0, done.stderr
     printed = " ".join(done.stdout.split())
     assert (
-        "model.backend = unsloth cannot be: it needs an NVIDIA GPU and there is none here; loaded by "
+        "model.backend = unsloth is not possible: it needs an NVIDIA GPU and there is none; loaded by "
         "transformers + bitsandbytes instead"
     ) in printed
 

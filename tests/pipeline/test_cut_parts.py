@@ -1,4 +1,4 @@
-"""Parts that are longer than the discriminator reads: counted, said, and seen by the artefact probe."""
+"""Parts longer than the discriminator reads: counted, reported, and no artefact for the probe."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from prism_lite.discriminator.metrics import about_cuts, cut_metrics
 from prism_lite.discriminator.model import discriminator_for
-from prism_lite.discriminator.part_tokens import read_text
+from prism_lite.discriminator.part_tokens import about_cuts, cut_metrics, read_text
 from prism_lite.discriminator.probes import artefact_auc
 from prism_lite.files import read_jsonl
 from prism_lite.parts import Parts
@@ -45,9 +44,9 @@ def test_what_is_read_of_a_part_that_is_cut(backbone):
         long = Parts("- digits: 3,7", "so " * 50 + "no", "no")
         tokens = discriminator.part_tokens(backbone, long)
         reasoning = f"{long.perception}\n{long.reasoning}" if sees_caption else long.reasoning
-        whole = backbone.tokenize(reasoning)  # closed by the end token, as a part is
-        assert tokens.lengths[1] == len(whole) > LIMIT
-        assert tokens.branches[1].tolist() == [*whole[: LIMIT - 1].tolist(), backbone.end_id]
+        uncut_ids = backbone.tokenize(reasoning)  # closed by the end token, as a part is
+        assert tokens.lengths[1] == len(uncut_ids) > LIMIT
+        assert tokens.branches[1].tolist() == [*uncut_ids[: LIMIT - 1].tolist(), backbone.end_id]
         assert tokens.is_cut
         text = read_text(backbone, long, tokens)
         assert text.startswith(long.perception) and "</answer>" not in text
@@ -64,17 +63,17 @@ def test_the_artefact_probe_sees_what_is_scored(backbone):
     def probed(teacher_words: list[str], student_words: list[str]) -> tuple[float, float]:
         sides = [[Parts(w, w, w[:1]) for w in words] for words in (teacher_words, student_words)]
         samples = [Sample("x", (Turn("user", "?"),), teacher=p.render()) for p in sides[0]]
-        whole = artefact_auc([p.render() for p in sides[0]], [p.render() for p in sides[1]])
+        uncut = artefact_auc([p.render() for p in sides[0]], [p.render() for p in sides[1]])
         pairs = list(zip(samples, sides[1], strict=True))
-        return whole, _report_artefacts(context, discriminator, pairs)  # type: ignore[arg-type]
+        return uncut, _report_artefacts(context, discriminator, pairs)  # type: ignore[arg-type]
 
     words = [f"{i % 10}," * 40 for i in range(40)]
-    whole, scored = probed([3 * word for word in words], words)
-    assert whole > 0.95
+    uncut, scored = probed([3 * word for word in words], words)
+    assert uncut > 0.95
     assert scored == pytest.approx(0.5, abs=0.1)
 
 
-def test_cut_parts_are_said_before_the_warm_up_and_measured_in_it(play):
+def test_cut_parts_are_reported_before_the_warm_up_and_measured_in_it(play):
     _, _, lines = play(run_warmup, **SHORT, warmup__steps=1)
     probe = next(line for line in lines if "disc/artefact_auc" in line)
     assert probe["disc/cut_teacher"] > 0.01
@@ -85,7 +84,7 @@ def test_cut_parts_are_said_before_the_warm_up_and_measured_in_it(play):
     assert "Set it to" not in play.text
 
 
-def test_alignment_measures_cut_parts_each_step_and_rings(play, backbone):
+def test_alignment_measures_cut_parts_each_step_and_warns(play, backbone):
     _, folder, lines = play(run_align, **SHORT, align__steps=2)
     for line in (m for m in lines if "disc/cut_student" in m):
         records = read_jsonl(folder / "rollouts" / f"align-{line['step']}.jsonl")

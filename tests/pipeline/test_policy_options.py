@@ -298,7 +298,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_teach(play, task, mon
     assert lines[0]["dynamic_sampling/num_filtered"] == 2
 
 
-def test_dynamic_sampling_without_anything_to_keep_says_so_once_and_goes_on(play):
+def test_dynamic_sampling_without_anything_to_keep_says_so_once_and_continues(play):
     config, folder, lines = play(
         run_rlvr,
         rlvr__dynamic_sampling=True,

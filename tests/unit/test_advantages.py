@@ -140,7 +140,7 @@ def test_a_group_malformed_throughout_gives_zeros():
     assert torch.equal(found_R, torch.zeros(4))
 
 
-def test_a_single_well_formed_rollout_stands_above_the_malformed():
+def test_a_single_well_formed_rollout_is_above_the_malformed():
     well_formed_R = torch.tensor([False, True, False])
     score_R = torch.tensor([0.0, -7.0, 0.0])
     found_R = alignment_advantages(

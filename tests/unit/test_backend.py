@@ -76,7 +76,7 @@ def test_the_choice_and_its_reason(stand_in):
     assert choose_backend(auto, None)[0] == "transformers"
 
 
-def test_not_installed_or_too_late_is_said(monkeypatch):
+def test_the_reason_is_given_if_not_installed_or_too_late(monkeypatch):
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     backend, reason = choose_backend(ModelConfig(), T4)  # this process has imported transformers
     assert backend == "transformers" and "put `import unsloth` first" in reason

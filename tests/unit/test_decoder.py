@@ -17,9 +17,8 @@ from prism_lite.models.tree_attention import (
     tree_mask,
 )
 from prism_lite.planner.tracker import Tracker
-from prism_lite.sampling.decoder import dense_bytes, lean_decoder
-from prism_lite.sampling.kv_cache import Bucket, GroupCache, bucket_prompts, pad_prompts
-from prism_lite.sampling.prefill import prefill
+from prism_lite.sampling.decoder import dense_bytes, lean_decoder, prefill
+from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from tests.micro import fill_adapter
 from tests.planning import Watch
 from tests.unit.test_packing import SYSTEM, mixed_samples
@@ -99,7 +98,7 @@ def test_the_shared_cache_equals_one_row_at_a_time():
     padded = pad_prompts(flat, [[spans[p] for p in group] for group in groups])
     assert flat == []
     buckets = [
-        Bucket(keys_values, [lengths[p] for p in group], [counts[p] for p in group])
+        PromptBucket(keys_values, [lengths[p] for p in group], [counts[p] for p in group])
         for keys_values, group in zip(padded, groups, strict=True)
     ]
     prompt_R = [p for group in groups for p in group for _ in range(counts[p])]
@@ -130,7 +129,7 @@ def test_laying_out_prompts_and_dropping_them_holds_no_second_copy():
         layer_bytes = tracker.now / num_layers
         (padded,) = pad_prompts(layers, [[(16 * i, 16 * i + 16) for i in range(4)]])
         assert tracker.peak.total < (num_layers + 3) * layer_bytes
-        bucket = Bucket(padded, [16] * 4, [1] * 4)
+        bucket = PromptBucket(padded, [16] * 4, [1] * 4)
         tracker.mark(("keep",))
         before = tracker.now
         bucket.keep([0, 2])

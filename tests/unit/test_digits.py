@@ -190,7 +190,7 @@ def test_a_slip_is_an_invalid_think_under_a_right_caption(facts):
 def test_verifiers_want_the_exact_wording():
     facts = DigitsFacts((3, 7), "compare")
     good = Parts("- digits: 3,7", "first 3,last 7,so no", "no")
-    assert wording.verify(facts, good) == wording.Verdict(True, True, True)
+    assert wording.verify(facts, good) == wording.PartVerdicts(True, True, True)
     for changed, expected in (
         ({"caption": "- digits: 3, 7"}, (False, False, True)),
         ({"caption": "digits 3,7"}, (False, False, True)),
@@ -211,7 +211,7 @@ def test_corrupt_makes_both_parts_wrong_and_keeps_the_wording():
     rng = Random(3)
     for sample in make_samples(CONFIG, split="heldout", num=400, seed="probe"):
         clean = clean_teacher(sample, rng)
-        assert wording.verify(sample.facts, clean) == wording.Verdict(True, True, True)
+        assert wording.verify(sample.facts, clean) == wording.PartVerdicts(True, True, True)
         wrong = corrupt(sample, clean, rng)
         assert wrong.caption != clean.caption and wrong.think != clean.think
         assert not wording.verify(sample.facts, wrong).caption

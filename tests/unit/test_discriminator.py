@@ -27,9 +27,7 @@ def pack_of(backbone, discriminator, task):
 
 
 def is_completion(pack) -> torch.Tensor:
-    is_own_F = torch.zeros(len(pack.token_ids_F), dtype=torch.bool)
-    is_own_F[pack.own_N] = True
-    return is_own_F
+    return torch.arange(len(pack.token_ids_F)) >= pack.layout.first_branch_token
 
 
 def test_at_the_start_hidden_states_are_exactly_the_trunks(backbone, task):
@@ -118,14 +116,13 @@ def test_the_sum_over_experts_equals_a_plain_loop(backbone, task):
         with discriminator._attached(backbone, pack):
             backbone.hidden_states(pack)
         handle.remove()
-        x_FD = seen[0].flatten(0, 1)
-        own_N = pack.own_N
+        x_ND = seen[0].flatten(0, 1)[is_completion(pack)]
         delta_ND, routing = discriminator._mix(
-            discriminator.experts[0], x_FD[own_N], discriminator._allowed(pack)
+            discriminator.experts[0], x_ND, discriminator._allowed(pack)
         )
     layer = discriminator.experts[0]
-    for n in range(0, len(own_N), 7):
-        x_D = x_FD[own_N[n]]
+    for n in range(0, len(x_ND), 7):
+        x_D = x_ND[n]
         first = 2 * int(pack.branch_N[n] % 2)
         chosen = torch.softmax((layer.router @ x_D)[first : first + 2], 0)
         expected_D = sum(
@@ -171,7 +168,7 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
     first, second, third = prompts_of(backbone, task, 3)
     judged = [(first, (TEACHER, *STUDENTS)), (second, (STUDENTS[0],)), (third, (TEACHER,))]
     with backbone.role("discriminator"):
-        whole = discriminator.score(backbone, judged)
+        together = discriminator.score(backbone, judged)
         alone = [
             discriminator.score(backbone, [(prompt, (parts,))])
             for prompt, completions in judged
@@ -180,12 +177,12 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
         backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=110)
         split = discriminator.score(backbone, judged)
     for channel in ("perception_K", "reasoning_K"):
-        whole_K = getattr(whole, channel)
-        assert whole_K.unique().numel() == whole_K.numel()
-        apart_K = torch.cat([getattr(scores, channel) for scores in alone])
+        together_K = getattr(together, channel)
+        assert together_K.unique().numel() == together_K.numel()
+        separate_K = torch.cat([getattr(scores, channel) for scores in alone])
         # likelihoods and hidden states in float32, other shapes: rounding of a score of up to 10
-        torch.testing.assert_close(apart_K, whole_K, rtol=0, atol=1e-4)
-        torch.testing.assert_close(getattr(split, channel), whole_K, rtol=0, atol=1e-4)
+        torch.testing.assert_close(separate_K, together_K, rtol=0, atol=1e-4)
+        torch.testing.assert_close(getattr(split, channel), together_K, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 
 from prism_lite.config import OptimConfig
 from prism_lite.discriminator.model import Discriminator, discriminator_for
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.models.backbone import POLICY
 from prism_lite.models.optim import Optimizer, make_optimizer
 from prism_lite.parts import Parts
@@ -37,7 +37,7 @@ def test_a_discriminator_step_moves_nothing_but_the_discriminator(backbone, task
     before = {k: v.clone() for k, v in backbone.core.state_dict().items()}
     own = {k: v.clone() for k, v in discriminator.state_dict().items()}
     optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
-    judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS)]
+    judged = [JudgedPrompt(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS)]
     game = discriminator_step(
         backbone, discriminator, optimizer, judged, CONFIG, learning_rate=1e-2, max_grad_norm=1.0
     )
@@ -51,7 +51,7 @@ def test_steps_on_a_pair_widen_its_margin(backbone, task):
     with_trunk(backbone)
     discriminator = discriminator_for(backbone, CONFIG, seed=0)
     optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
-    judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS[:1])]
+    judged = [JudgedPrompt(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS[:1])]
     margins = [
         discriminator_step(
             backbone,
@@ -70,14 +70,14 @@ def test_steps_on_a_pair_widen_its_margin(backbone, task):
     assert margins[-1]["disc/loss"] < margins[0]["disc/loss"]
 
 
-def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
+def test_a_discriminator_step_in_batches_equals_one_forward(backbone, task):
     """Gradient accumulation over packs: the same loss and the same new weights."""
     with_trunk(backbone)
     prompts = prompts_of(backbone, task, 3)
     judged = [
-        Judged(prompts[0], TEACHER, STUDENTS),
-        Judged(prompts[1], STUDENTS[1], STUDENTS[:1]),
-        Judged(prompts[2], TEACHER, STUDENTS[:1]),
+        JudgedPrompt(prompts[0], TEACHER, STUDENTS),
+        JudgedPrompt(prompts[1], STUDENTS[1], STUDENTS[:1]),
+        JudgedPrompt(prompts[2], TEACHER, STUDENTS[:1]),
     ]
     # the balance loss and the score penalty are means over packs: left out for an exact comparison
     config = dataclasses.replace(CONFIG, balance_weight=0.0, score_penalty=0.0)
@@ -98,8 +98,8 @@ def test_chunked_discriminator_step_equals_the_whole_one(backbone, task):
             [b - p.detach() for b, p in zip(before, discriminator.parameters(), strict=True)]
         )
     assert metrics[0]["disc/loss"] == pytest.approx(metrics[1]["disc/loss"], abs=1e-4)
-    for whole, chunked in zip(*gradients, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-3, atol=1e-4)
+    for at_once, in_batches in zip(*gradients, strict=True):
+        torch.testing.assert_close(in_batches, at_once, rtol=1e-3, atol=1e-4)
 
 
 def test_a_group_split_over_packs_keeps_each_part_on_its_channel(backbone, task):
@@ -187,7 +187,10 @@ def test_a_group_in_pieces_gives_the_whole_groups_scores_and_weights(backbone, t
     """A group larger than a pack goes through with the teacher repeated: the same pairs, one sum."""
     with_trunk(backbone)
     prompts = prompts_of(backbone, task, 2)
-    judged = [Judged(prompts[0], TEACHER, STUDENTS), Judged(prompts[1], TEACHER, STUDENTS[:1])]
+    judged = [
+        JudgedPrompt(prompts[0], TEACHER, STUDENTS),
+        JudgedPrompt(prompts[1], TEACHER, STUDENTS[:1]),
+    ]
     config = dataclasses.replace(CONFIG, score_penalty=0.0, balance_weight=0.0)
     found = []
     for max_pack_tokens in (8192, len(prompts[0]) + 120):
@@ -199,12 +202,12 @@ def test_a_group_in_pieces_gives_the_whole_groups_scores_and_weights(backbone, t
             backbone, discriminator, optimizer, judged, config, learning_rate=1.0, max_grad_norm=1e9
         )
         found.append((game, [p.detach().clone() for p in discriminator.parameters()]))
-    (whole, whole_weights), (pieces, pieces_weights) = found
-    assert [s.shape for s in pieces.students] == [s.shape for s in whole.students]
-    torch.testing.assert_close(pieces.teacher_P2, whole.teacher_P2)
-    for one, other in zip(pieces.students, whole.students, strict=True):
+    (at_once, at_once_weights), (pieces, pieces_weights) = found
+    assert [s.shape for s in pieces.students] == [s.shape for s in at_once.students]
+    torch.testing.assert_close(pieces.teacher_P2, at_once.teacher_P2)
+    for one, other in zip(pieces.students, at_once.students, strict=True):
         torch.testing.assert_close(one, other)
-    for one, other in zip(pieces_weights, whole_weights, strict=True):
+    for one, other in zip(pieces_weights, at_once_weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -218,7 +221,7 @@ def test_packs_are_sized_by_the_tokens_that_are_forwarded(
     written = Parts("\u4e09" * 50, "\u4e03" * 50, "5")
     student = Parts("\u516b" * 50, "\u4e8c" * 50, "5")
     prompts = prompts_of(backbone, task, 3)
-    judged = [Judged(prompt, written, (student,)) for prompt in prompts]
+    judged = [JudgedPrompt(prompt, written, (student,)) for prompt in prompts]
     true, by_characters = (
         [len(j.prompt) + sum(count(p) for p in (j.teacher, *j.students)) for j in judged]
         for count in (
@@ -251,7 +254,7 @@ def test_scores_that_are_not_finite_stop_the_step_and_name_the_prompt(backbone, 
         next(iter(discriminator.parameters())).fill_(torch.nan)
     own = {k: v.clone() for k, v in discriminator.state_dict().items()}
     optimizer = make_optimizer(list(discriminator.parameters()), OptimConfig(1e-2))
-    judged = [Judged(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS)]
+    judged = [JudgedPrompt(prompts_of(backbone, task, 1)[0], TEACHER, STUDENTS)]
     with pytest.raises(RuntimeError, match=rf"{judged[0].prompt.id} are not finite"):
         discriminator_step(
             backbone, discriminator, optimizer, judged, CONFIG, learning_rate=1e-2, max_grad_norm=1

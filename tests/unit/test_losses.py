@@ -109,21 +109,21 @@ def test_with_own_logprobs_the_gradient_is_plain_policy_gradient():
 
 def test_parts_of_a_batch_add_up_to_the_batch():
     policy, old, advantage = random_case(5)
-    whole, metrics = token_loss(policy, old, advantage, CONFIG, num_tokens=60)
+    batch_loss, metrics = token_loss(policy, old, advantage, CONFIG, num_tokens=60)
     parts = [
         token_loss(policy[a:b], old[a:b], advantage[a:b], CONFIG, num_tokens=60)
         for a, b in ((0, 13), (13, 50), (50, 60))
     ]
-    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole), rel=1e-12)
+    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(batch_loss), rel=1e-12)
     for name, value in metrics.items():
-        assert sum(found[name] for _, found in parts) == pytest.approx(value)
+        assert sum(metrics_of_part[name] for _, metrics_of_part in parts) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_token_kl_equals_the_formula(kind):
     policy, reference, _ = random_case(6)
-    found = token_kl(policy, reference, kind).tolist()
-    for value, p, q in zip(found, policy.tolist(), reference.tolist(), strict=True):
+    actual = token_kl(policy, reference, kind).tolist()
+    for value, p, q in zip(actual, policy.tolist(), reference.tolist(), strict=True):
         d = p - q
         expected = {"k1": d, "k2": d * d / 2, "k3": math.exp(-d) - 1 + d}[kind]
         assert value == pytest.approx(expected, rel=1e-12)
@@ -149,8 +149,8 @@ def test_bradley_terry_equals_the_naive_loop():
         -math.log(1 / (1 + math.exp(-(t - s))))
         for t, s in zip(teacher.tolist(), student.tolist(), strict=True)
     )
-    found = bradley_terry_loss(teacher, student)
-    assert float(found) == pytest.approx(expected / 4, rel=1e-9)
+    actual = bradley_terry_loss(teacher, student)
+    assert float(actual) == pytest.approx(expected / 4, rel=1e-9)
     assert float(bradley_terry_loss(teacher[:1], student[:1])) == pytest.approx(math.log(2))
 
 

@@ -68,7 +68,7 @@ def test_a_matrix_without_gradient_stays():
 
 
 def test_training_the_base_again_gives_the_same_bytes(tmp_path, micro_cache):
-    """Whatever the global generator holds: it once started a head of the vision schooling."""
+    """Whatever the global generator holds: it once initialised a head in the training of the tower."""
     config = micro_recipe(tiny__steps=3, tiny__vision_steps=3)
     found = []
     for number in range(2):
@@ -148,8 +148,8 @@ def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
     assert [p.name for p in folders[0].iterdir()] == ["model.safetensors"]
 
 
-def test_the_tower_tells_places_apart(tmp_path):
-    """The position embedding must not drown in the patches': the order of digits depends on it."""
+def test_the_tower_distinguishes_places(tmp_path):
+    """The position embedding must not be dwarfed by the patches: the order of digits depends on it."""
     config = micro_recipe(tiny__steps=1, tiny__vision_steps=30)
     base_model.train_tiny_base(config.tiny, config.data.digits, tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
@@ -164,8 +164,8 @@ def test_the_tower_tells_places_apart(tmp_path):
     assert (first[0] - second[1]).norm() > 0.1 * first[0].norm()  # picture 5, left and right
 
 
-def test_the_lessons_leave_the_tower_as_it_was_schooled(tmp_path):
-    """Their rates would ruin it: trained on by them, the base read no caption right."""
+def test_the_lessons_do_not_change_the_tower(tmp_path):
+    """Their rates would ruin it: trained with them, the base read no caption correctly."""
     towers = []
     for steps in (0, 2):
         config = micro_recipe(tiny__steps=steps, tiny__vision_steps=2)

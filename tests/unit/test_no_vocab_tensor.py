@@ -11,7 +11,7 @@ import torch
 
 from prism_lite.config import OptimConfig, PolicyLossConfig, SamplingConfig
 from prism_lite.discriminator.model import discriminator_for
-from prism_lite.discriminator.step import Judged, discriminator_step
+from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.models.optim import make_optimizer
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
@@ -111,7 +111,9 @@ def test_discriminator_step(wide, task):
     config = micro_recipe().discriminator
     discriminator = discriminator_for(wide, config, seed=0)
     optimizer = make_optimizer(list(discriminator.parameters()), config.optim)
-    judged = [Judged(wide.prompt(sample), TEACHER, (STUDENT,) * 3) for sample in task.align[:2]]
+    judged = [
+        JudgedPrompt(wide.prompt(sample), TEACHER, (STUDENT,) * 3) for sample in task.align[:2]
+    ]
     num_tokens = 8 * sum(len(wide.tokenize(text)) for text in (TEACHER.caption, TEACHER.think))
     with Allocations() as seen:
         discriminator_step(

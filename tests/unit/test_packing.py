@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
 from prism_lite.models.packing import Tree, pack_trees, split_trees
-from prism_lite.models.tree_attention import choose_kind, tree_mask
+from prism_lite.models.tree_attention import choose_attention, tree_mask
 from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.types import Picture, Sample, Turn
 
@@ -58,7 +58,7 @@ def trees_of(backbone) -> list[Tree]:
 
 
 def unpacked_logprobs(backbone, sample: Sample, branch: torch.Tensor) -> torch.Tensor:
-    """The plain way: the processor and one forward of the whole model for this sequence."""
+    """The plain way: the processor and one forward of the model for this sequence."""
     messages = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}]
     for turn in sample.turns:
         content = []
@@ -115,7 +115,7 @@ def exact_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
     return self.weight * hidden_states * (mean_square + self.variance_epsilon).rsqrt()
 
 
-# 4096: everything in one pack; 120: trees apart; 78: trees themselves are split over packs.
+# 4096: everything in one pack; 120: trees in separate packs; 78: trees themselves are split over packs.
 @pytest.mark.parametrize("max_pack_tokens", [4096, 120, 78])
 def test_packed_logprobs_and_gradients_equal_unpacked_ones_in_float64(
     random_backbone, max_pack_tokens, monkeypatch
@@ -183,8 +183,8 @@ def test_kinds_of_attention_agree(random_backbone):
 
 def test_flex_is_refused_where_its_kernels_do_not_run():
     with pytest.raises(ValueError, match=r"capability 8\.0"):
-        choose_kind("flex", torch.device("cpu"))
-    assert choose_kind("auto", torch.device("cpu")) == "parts"
+        choose_attention("flex", torch.device("cpu"))
+    assert choose_attention("auto", torch.device("cpu")) == "parts"
 
 
 def test_the_mask_is_the_rule_written_as_loops(random_backbone):
@@ -256,7 +256,7 @@ def test_a_branch_does_not_see_its_siblings(random_backbone):
     with torch.no_grad():
         before_FD, after_FD = (backbone.hidden_states(pack) for pack in packs)
     is_changed_F = torch.zeros(len(before_FD), dtype=torch.bool)
-    is_changed_F[packs[0].own_N[packs[0].branch_N == 1]] = True
+    is_changed_F[len(prompt) :] = packs[0].branch_N == 1
     assert torch.equal(before_FD[~is_changed_F], after_FD[~is_changed_F])
     assert not torch.allclose(before_FD[is_changed_F], after_FD[is_changed_F])
 

@@ -164,7 +164,7 @@ def test_float16_gradients_are_those_of_float32_up_to_rounding(make_backbone, ta
 
 
 def test_scaling_saves_gradients_that_float16_would_lose(float16_backbone, task):
-    """A loss so small that its float16 gradients are zero; multiplied up they are not."""
+    """A loss so small that its float16 gradients are zero; scaled they are not."""
     backbone, parameters = float16_backbone, float16_backbone.policy_parameters()
     pack = sft_pack(backbone, task)
     found = {}

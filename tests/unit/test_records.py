@@ -35,7 +35,7 @@ def group(*lengths_and_finish: tuple[int, FinishReason]) -> Group:
 
 def test_lengths_of_all_and_of_those_that_ended():
     groups = [group((4, "end"), (10, "length")), group((7, "end"), (10, "length"))]
-    found = rollout_metrics(groups, generated_s=2.0)
+    actual = rollout_metrics(groups, generated_s=2.0)
     expected = {
         "num_tokens": 31,
         "completions/mean_length": 31 / 4,
@@ -49,14 +49,14 @@ def test_lengths_of_all_and_of_those_that_ended():
         "entropy": 0.5,
         "gen_tokens_per_s": 15.5,
     }
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
     cut = rollout_metrics([group((3, "length"))], generated_s=1.0)
     assert not [name for name in cut if "terminated" in name], "absent is absent"
 
 
 def test_rewards_mean_spread_and_groups_without():
     accuracy_R = torch.tensor([1.0, 0.0, 1.0, 1.0])
-    found = reward_metrics(2 * accuracy_R, {"accuracy": accuracy_R}, group_size=2)
+    actual = reward_metrics(2 * accuracy_R, {"accuracy": accuracy_R}, group_size=2)
     expected = {
         "reward": 1.5,
         "reward_std": 0.5,
@@ -64,7 +64,7 @@ def test_rewards_mean_spread_and_groups_without():
         "rewards/accuracy/mean": 0.75,
         "rewards/accuracy/std": 0.1875**0.5,
     }
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
 
 
 def test_a_reward_of_none_is_left_out_of_means_and_records():

@@ -93,7 +93,7 @@ def test_a_rollout_does_not_depend_on_its_neighbours(backbone, task):
 
 def test_a_rollout_does_not_depend_on_order_number_or_chunks(backbone, task):
     samples = different_prompts(task)
-    whole = dict(
+    at_once = dict(
         zip(
             [sample.id for sample in samples],
             tokens_of(sample_many(backbone, task, samples, group_size=4)),
@@ -101,13 +101,13 @@ def test_a_rollout_does_not_depend_on_order_number_or_chunks(backbone, task):
         )
     )
     reversed_ = sample_many(backbone, task, samples[::-1], group_size=4)
-    assert tokens_of(reversed_) == [whole[sample.id] for sample in samples[::-1]]
+    assert tokens_of(reversed_) == [at_once[sample.id] for sample in samples[::-1]]
     for max_rows in (5, 3):  # one prompt at a time; groups themselves in two parts
         in_chunks = dataclasses.replace(WARM, max_rows=max_rows)
         chunked = sample_many(backbone, task, samples, group_size=4, sampling=in_chunks)
-        assert tokens_of(chunked) == list(whole.values())
+        assert tokens_of(chunked) == list(at_once.values())
     fewer = sample_many(backbone, task, samples, group_size=2)
-    assert tokens_of(fewer) == [rollouts[:2] for rollouts in whole.values()]
+    assert tokens_of(fewer) == [rollouts[:2] for rollouts in at_once.values()]
 
 
 def test_rollouts_of_a_group_differ_and_follow_the_seed(backbone, task):
@@ -180,7 +180,7 @@ def test_finish_reasons(backbone, task):
     assert sampling.max_completion_tokens == 48
 
 
-def test_a_completion_cut_behind_its_last_tag_is_not_well_formed(backbone, task):
+def test_a_completion_cut_after_its_last_tag_is_not_well_formed(backbone, task):
     """All three parts but no end token: the model would have gone on."""
     full = sample_many(
         backbone,

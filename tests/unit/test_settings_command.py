@@ -97,3 +97,9 @@ def test_settings_does_not_import_torch_and_run_help_names_it():
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert "prism-lite settings" in " ".join(prism_lite("run", "--help").stdout.split())
+
+
+def test_a_reader_that_closes_the_pipe_gets_no_traceback():
+    command = f"{sys.executable} -m prism_lite settings | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 1

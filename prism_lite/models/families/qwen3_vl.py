@@ -1,10 +1,11 @@
-"""Qwen3-VL: all that this program knows of the architecture, in one file.
+"""Qwen3-VL: everything that depends on the architecture, in one file.
 
 Names and tokens, M-RoPE positions, the vision tower with its DeepStack levels, and how a decoder layer is
-read. Packing, sampling, prompts, vision and the loaders ask here; another family would be a file with the
+read. Packing, sampling, prompts, vision and the loaders call it; another family would be a file with the
 same names.
 
-Shape letters: P prompt tokens, F tokens of a forward, N visual tokens of one picture, D hidden size.
+Shape letters: P prompt tokens, F tokens of a forward, N visual tokens of one picture (in `run_decoder`: of
+all pictures), D hidden size, d head size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 MODEL_TYPE = "qwen3_vl"
 END_TOKEN = "<|im_end|>"
 PICTURE_TOKEN = "<|image_pad|>"
-# Sampling one of these would break the replay of a completion: they are placeholders of pictures.
+# Placeholders of pictures: a completion that contains one could not be run again.
 PICTURE_TOKENS = (PICTURE_TOKEN, "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 # transformers 5 matches these anchored: a plain "visual" would not skip the tower.
@@ -26,7 +27,7 @@ NOT_QUANTISED = [r"lm_head", r".*visual.*"]
 
 
 class Core(Protocol):
-    """What is used of a loaded `Qwen3VLForConditionalGeneration`, whoever loaded it."""
+    """The members that are used of a loaded `Qwen3VLForConditionalGeneration`, from either loader."""
 
     config: Any
     model: Any
@@ -40,6 +41,7 @@ class Core(Protocol):
     def requires_grad_(self, requires_grad: bool = True) -> Any: ...
     def modules(self) -> Iterator[nn.Module]: ...
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def buffers(self) -> Iterator[Tensor]: ...
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
     def get_input_embeddings(self) -> Any: ...
     def get_output_embeddings(self) -> Any: ...
@@ -160,7 +162,7 @@ def vision_tower(core: Core) -> Any:
 
 
 def movable_tower_parts(core: Core) -> list[nn.Module]:
-    """Return the tower without its small patch embedding, whose device tells where the model is."""
+    """Return the tower without its small patch embedding, whose device must remain the model's."""
     tower = vision_tower(core)
     return [tower.blocks, tower.merger, tower.deepstack_merger_list, tower.pos_embed]
 

@@ -1,4 +1,4 @@
-"""Rules that tie several settings together; rules for one setting are in the types of config.py."""
+"""Rules that tie several settings together; the types in `prism_lite.config` check single ones."""
 
 from __future__ import annotations
 
