@@ -24,6 +24,7 @@ RECIPES = Path(__file__).with_name("recipes")
 _OLD_SETTINGS = {
     "rlvr.algorithm": "is now called rlvr.preset",
     "align.length_debias": "was removed: no recipe used it, and no measurement showed a gain",
+    "model.picture_disk_gib": "was removed: no recipe used it",
     "rlvr.kl_kind=abs": "was removed: it does not estimate the KL divergence; use k2 or k3",
     "rlvr.kl_kind=full": "was removed: k3 estimates the same from the sampled tokens; use k3",
     **{f"rlvr.loss={name}": f"is now rlvr.loss.name={name}" for name in get_args(PolicyLoss)},

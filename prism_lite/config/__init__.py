@@ -167,8 +167,6 @@ class ModelConfig:
     "Most pictures whose features stay on the device: the frozen tower runs once for each."
     picture_cache_gib: PositiveFloat = 1.0
     "Most GiB of picture features on the device."
-    picture_disk_gib: NonNegativeFloat = 0.0
-    "Most GiB of picture features in the cache folder on disk. 0: none."
 
 
 @dataclass(frozen=True)

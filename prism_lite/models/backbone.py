@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 
 import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
-from prism_lite.files import cache_folder
 from prism_lite.models.device import Precision, card_of, choose_precision
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
@@ -91,8 +90,6 @@ class Backbone:
             processor.image_processor,
             max_pictures=model.max_cached_pictures,
             max_bytes=int(model.picture_cache_gib * 2**30),
-            disk=cache_folder() / "pictures",
-            disk_bytes=int(model.picture_disk_gib * 2**30),
             on_cpu=model.vision_on_cpu,
         )
         self._prompts: LRUCache[tuple[str, tuple[Turn, ...]], Prompt] = LRUCache(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from prism_lite.models import placement
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
-from prism_lite.models.picture_store import PictureStore, picture_name, tower_name
 from prism_lite.models.prompts import pixel_limits
 from prism_lite.types import Picture
 
@@ -42,10 +40,10 @@ class PictureFeatures:
 
 
 class VisionCache:
-    """Features of recent pictures in memory, and of many more on disk if a folder is given.
+    """Features of recent pictures.
 
-    They belong to one state of the vision tower: when its weights change, memory is emptied and another
-    folder of the disk is used. Features of a tower that is trained are not cached.
+    They belong to one state of the vision tower: when its weights change, the cache is emptied. Features
+    of a tower that is trained are not cached.
     """
 
     def __init__(
@@ -55,26 +53,20 @@ class VisionCache:
         *,
         max_pictures: int,
         max_bytes: int = 2**62,
-        disk: Path | None = None,
-        disk_bytes: int = 0,
         on_cpu: bool = False,
     ) -> None:
         """
         Args:
-            disk: folder for files, used if `disk_bytes` is above 0.
             on_cpu: keep the tower in the CPU's memory between pictures.
         """
         self._core = core
         self._image_processor = image_processor
-        self._disk = disk if disk_bytes > 0 else None
-        self._disk_bytes = disk_bytes
         # A picture counts as its share of `max_pictures` at least, so that both limits hold.
         share = max_bytes // max_pictures
         self._features: LRUCache[PictureKey, PictureFeatures] = LRUCache(
             max_bytes, getsizeof=lambda features: max(share, features.num_bytes)
         )
         self._tower_version: tuple[tuple[int, int], ...] = ()
-        self._store: PictureStore | None = None
         self._parts_on_cpu = family.movable_tower_parts(core) if on_cpu else []
         placement.modules_to_cpu(self._parts_on_cpu)
 
@@ -83,7 +75,6 @@ class VisionCache:
 
         Raises:
             ValueError: a picture cannot be read.
-            RuntimeError: a file of the disk cache is damaged.
         """
         parameters = list(family.vision_tower(self._core).parameters())
         if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
@@ -96,26 +87,15 @@ class VisionCache:
         return [features_of[_key(picture)] for picture in pictures]
 
     def _encode(self, misses: dict[PictureKey, Picture]) -> dict[PictureKey, PictureFeatures]:
-        """Read or compute features that are not in memory; store them in memory and on disk."""
+        """Compute features that are not in memory and store them."""
         features_of: dict[PictureKey, PictureFeatures] = {}
-        store, names = self._open_store(), {}
-        if store is not None:
-            names = {key: picture_name(p, self._image_processor) for key, p in misses.items()}
-            for key, name in names.items():
-                tensors = store.load(name, self._core.device)
-                if tensors is not None:
-                    features_of[key] = _from_tensors(tensors)
-        keys = [key for key in misses if key not in features_of]
-        if keys:
-            for key, encoded in zip(keys, self._run_tower([misses[k] for k in keys]), strict=True):
+        if misses:
+            for key, encoded in zip(misses, self._run_tower([*misses.values()]), strict=True):
                 # Copies: a slice would keep the features of all pictures in memory.
                 features_of[key] = PictureFeatures(
                     encoded.merged_ND.clone(), tuple(x.clone() for x in encoded.deepstack_ND)
                 )
-                if store is not None:
-                    store.save(names[key], _to_tensors(features_of[key]))
-        for key, features in features_of.items():
-            self._remember(key, features)
+                self._remember(key, features_of[key])
         return features_of
 
     @torch.no_grad()
@@ -139,27 +119,11 @@ class VisionCache:
         version = tuple((id(p), p._version) for p in parameters)
         if version != self._tower_version:
             self._features.clear()
-            self._tower_version, self._store = version, None
-
-    def _open_store(self) -> PictureStore | None:
-        if self._store is None and self._disk is not None:
-            name = tower_name(family.vision_tower(self._core), self._image_processor)
-            self._store = PictureStore(self._disk / name, self._disk_bytes)
-        return self._store
+            self._tower_version = version
 
 
 def _key(picture: Picture) -> PictureKey:
     return picture.id, picture.min_pixels, picture.max_pixels
-
-
-def _to_tensors(features: PictureFeatures) -> dict[str, Tensor]:
-    levels = {f"deepstack.{i}": level for i, level in enumerate(features.deepstack_ND)}
-    return {"merged": features.merged_ND, **levels}
-
-
-def _from_tensors(tensors: dict[str, Tensor]) -> PictureFeatures:
-    levels = tuple(tensors[f"deepstack.{i}"] for i in range(len(tensors) - 1))
-    return PictureFeatures(tensors["merged"], levels)
 
 
 def encode_pictures(

@@ -25,7 +25,6 @@ _MAY_CHANGE = frozenset(
         "model.max_pack_tokens",
         "model.max_cached_pictures",
         "model.picture_cache_gib",
-        "model.picture_disk_gib",
         "model.attention",
         "model.gradient_checkpointing",
         "model.offload_checkpoints",

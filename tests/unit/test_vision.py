@@ -1,4 +1,4 @@
-"""Picture features: once while the tower is frozen, from memory and disk; never stale, never too many."""
+"""Picture features: once while the tower is frozen, from memory; never stale, never too many."""
 
 from __future__ import annotations
 
@@ -97,63 +97,3 @@ def test_a_changed_tower_forgets_and_a_trained_one_is_not_cached(backbone, encod
     assert gradient.any()
     cache.features(pictures)
     assert len(encoded) == 4
-
-
-def test_a_later_run_reads_the_disk(backbone, encoded, tmp_path):
-    pictures = pictures_of(2)
-    settings = {"disk": tmp_path, "disk_bytes": 2**20}
-    expected = cache_of(backbone, **settings).features(pictures)
-    found = cache_of(backbone, **settings).features(pictures)
-    assert len(encoded) == 1
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.merged_ND, other.merged_ND)
-        assert all(map(torch.equal, one.deepstack_ND, other.deepstack_ND))
-    with torch.no_grad():  # another tower reads nothing of this one
-        backbone.core.model.visual.merger.linear_fc2.weight.mul_(1.5)
-    cache_of(backbone, **settings).features(pictures)
-    assert len(encoded) == 2
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_file_that_changed_is_encoded_again(backbone, encoded, tmp_path):
-    path = tmp_path / "picture.png"
-    settings = {"disk": tmp_path / "cache", "disk_bytes": 2**20}
-    merged = []
-    for seed in (0, 1):
-        image = pictures_of(1, seed)[0].source
-        assert isinstance(image, Image.Image)
-        image.save(path)
-        cache = cache_of(backbone, **settings)
-        merged.append(cache.features([Picture("same id", path)])[0].merged_ND)
-    assert len(encoded) == 2
-    assert not torch.allclose(*merged)
-
-
-def test_the_disk_keeps_to_its_size_and_drops_what_was_read_longest_ago(
-    backbone, encoded, tmp_path
-):
-    pictures = pictures_of(3)
-    cache_of(backbone, disk=tmp_path, disk_bytes=2**20).features(pictures[:1])
-    (file,) = tmp_path.rglob("*.safetensors")
-    settings = {"disk": tmp_path, "disk_bytes": int(2.5 * file.stat().st_size)}
-    for picture in (
-        pictures[1],
-        pictures[0],
-        pictures[2],
-    ):  # the first is read again before the third
-        cache_of(backbone, **settings).features([picture])
-    assert encoded == [["0-0"], ["0-1"], ["0-2"]]
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
-    cache_of(backbone, **settings).features(pictures[:1])
-    assert len(encoded) == 3
-    cache_of(backbone, **settings).features(pictures[1:2])
-    assert len(encoded) == 4
-
-
-def test_a_damaged_file_is_named(backbone, tmp_path):
-    settings = {"disk": tmp_path, "disk_bytes": 2**20}
-    cache_of(backbone, **settings).features(pictures_of(1))
-    (file,) = tmp_path.rglob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(RuntimeError, match=file.name):
-        cache_of(backbone, **settings).features(pictures_of(1))
