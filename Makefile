@@ -53,7 +53,7 @@ UNSLOTH_VENV := .venv-unsloth
 UNSLOTH_BIN := $(UNSLOTH_VENV)/bin
 UNSLOTH_SET := --constraint tests/real_unsloth/constraints.txt
 test-unsloth: $(UNSLOTH_VENV)/.installed
-	PYTHONPATH=$(CURDIR) $(UNSLOTH_BIN)/pytest tests/real_unsloth tests/unit/test_backend.py
+	PYTHONPATH=$(CURDIR) $(UNSLOTH_BIN)/pytest tests/real_unsloth tests/unit/models/test_backend.py
 
 $(UNSLOTH_VENV)/.installed: tests/real_unsloth/constraints.txt
 	test -x $(UNSLOTH_BIN)/pip || $(PYTHON) -m venv $(UNSLOTH_VENV)

@@ -2,7 +2,7 @@
 
 Each branch token sees the prompt and its own branch; M-RoPE positions of every branch start right after
 the prompt. A pack is one row without padding: the prompts of all trees, then all branches, end to end.
-Log-probs and gradients equal those of the unpacked sequences (tests/unit/test_packing.py).
+Log-probs and gradients equal those of the unpacked sequences (tests/unit/models/test_packing.py).
 
 Shape letters: B trees, F tokens of a pack, R branches of all trees, N branch tokens of all branches
 (branch after branch), P prompt tokens, C tokens of one branch, D hidden, d head size.

@@ -2,7 +2,7 @@
 
 It verifies free-form answers: option letters and texts, yes/no, numbers, units, coordinates,
 intervals, sets, lists and expressions. The rules are in `answers/compare.py`; the table that fixes
-them is tests/unit/data/answers.tsv.
+them is tests/unit/rewards/answers.tsv.
 """
 
 from __future__ import annotations

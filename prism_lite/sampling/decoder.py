@@ -4,7 +4,7 @@ Decoding a small batch token by token is dominated by what surrounds the matrix 
 LoRA's three extra products per linear, dequantising NF4 for every token. Here a layer's linears are called
 through their modules (so LoRA and NF4 apply), or through weights that were dequantised and merged with the
 active adapter once per sampling call (`dense`). Equal to transformers' forward
-(tests/unit/test_decoder.py).
+(tests/unit/sampling/test_decoder.py).
 
 Shape letters: T tokens (of prompts end to end, or one per row), B prompts, F their tokens, V vocabulary,
 H query heads, J key-value heads, d head size, D hidden.

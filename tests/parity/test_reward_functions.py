@@ -15,7 +15,7 @@ from prism_lite.rewards.group_rewards import rewards_of
 from prism_lite.rewards.load import Reward, load_rewards
 from prism_lite.types import Group, Sample, Turn
 from tests.micro import micro_recipe
-from tests.unit.test_rewards_of_groups import rollout
+from tests.unit.rewards.test_rewards_of_groups import rollout
 
 FUNCTIONS = """
 import asyncio

@@ -21,7 +21,7 @@ from prism_lite.sampling.decoder import dense_bytes, lean_decoder, prefill
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from tests.micro import fill_adapter
 from tests.planning import Watch
-from tests.unit.test_packing import SYSTEM, mixed_samples
+from tests.unit.models.test_packing import SYSTEM, mixed_samples
 
 
 @pytest.mark.parametrize("dense", [True, False])

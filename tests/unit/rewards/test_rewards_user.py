@@ -20,7 +20,7 @@ from prism_lite.stages.preflight import check_rewards
 from prism_lite.types import Group, Picture, Sample, Turn
 from tests.file_rows import COLUMNS, make_rows, write_rows
 from tests.micro import micro_recipe
-from tests.unit.test_rewards_of_groups import GOOD, rollout
+from tests.unit.rewards.test_rewards_of_groups import GOOD, rollout
 
 BREVITY = """
 def brevity(prompts, completions, **columns):

@@ -22,7 +22,7 @@ from prism_lite.rewards.answers.numbers import Number, match_number, numbers_agr
 from prism_lite.rewards.answers.quantities import parse_quantity
 from prism_lite.rewards.answers.text import clean
 
-TABLE = Path(__file__).parent / "data" / "answers.tsv"
+TABLE = Path(__file__).with_name("answers.tsv")
 with TABLE.open(encoding="utf-8") as stream:
     ROWS = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
 
