@@ -87,6 +87,10 @@ def run(
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
     check_stages(config, out, stages, task)
     check_rewards(config, rewards, stages, task)
+    for reward in rewards:
+        if reward.file is not None:
+            text = f"reward {reward.name} (weight {reward.weight:g}): {reward.file}, checked"
+            console.print(text, markup=False, highlight=False)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s

@@ -11,12 +11,12 @@ import difflib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pydantic
 import yaml
 
-from prism_lite.config import BUILT_IN_REWARDS, PolicyLoss, PolicyLossConfig, RlvrConfig, RunConfig
+from prism_lite.config import RlvrConfig, RunConfig
 from prism_lite.config.checks import check_across_fields
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -27,15 +27,24 @@ _OLD_SETTINGS = {
     "model.picture_disk_gib": "was removed: no recipe used it",
     "rlvr.kl_kind=abs": "was removed: it does not estimate the KL divergence; use k2 or k3",
     "rlvr.kl_kind=full": "was removed: k3 estimates the same from the sampled tokens; use k3",
-    **{f"rlvr.loss={name}": f"is now rlvr.loss.name={name}" for name in get_args(PolicyLoss)},
     **{
-        f"rlvr.{field.name}": f"is now called rlvr.loss.{field.name}"
-        for field in dataclasses.fields(PolicyLossConfig)
-        if field.name != "name"
+        f"rlvr.loss={name}": f"is now rlvr.loss.name={name}"
+        for name in ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
+    },
+    **{
+        f"rlvr.{name}": f"is now called rlvr.loss.{name}"
+        for name in (
+            "clip_low",
+            "clip_high",
+            "clip_dual",
+            "sapo_temperature_positive",
+            "sapo_temperature_negative",
+            "entropy_weight",
+        )
     },
     **{
         f"rlvr.{name}_weight": f"is now called rlvr.rewards.{name}; a reward of weight 0 is left out"
-        for name in BUILT_IN_REWARDS
+        for name in ["accuracy", "format", "ocr", "boxes", "judge", "overlong"]
     },
 }
 

@@ -15,7 +15,9 @@ _NUM_SHOWN = 5  # messages per kind
 
 def add_command(commands: Any) -> None:
     """Add `data check` to the command line's subparsers."""
-    data = commands.add_parser("data", help="data check PATH: every defect, before training")
+    data = commands.add_parser(
+        "data", help="check a data file for defects before training (data check PATH)"
+    )
     command = data.add_subparsers(required=True, metavar="check").add_parser("check")
     command.add_argument("path", help="file, folder or hub id")
     command.add_argument("--fix", metavar="OUT", help="write the clean rows here")

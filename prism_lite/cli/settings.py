@@ -41,7 +41,7 @@ class _Setting:
 
 def add_command(commands: Any) -> None:
     """Add `settings` to the command line's subparsers."""
-    command = commands.add_parser("settings", help="what a setting means, and its values")
+    command = commands.add_parser("settings", help="explain settings and their allowed values")
     command.add_argument(
         "topic", nargs="?", metavar="SECTION|WORD",
         help="a section (rlvr.loss), a setting, or a word of its name or meaning; default: all",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add_command(commands: Any) -> None:
     """Add `study` to the command line's subparsers."""
-    command = commands.add_parser("study", help="does alignment help? arms x seeds, with intervals")
+    command = commands.add_parser("study", help="compare baselines over seeds, with intervals")
     command.add_argument("--recipe", default="tiny", metavar="NAME|FILE", help="default: tiny")
     command.add_argument("--seeds", nargs="+", default=["0", "1", "2"], metavar="N")
     command.add_argument(

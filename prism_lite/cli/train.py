@@ -14,9 +14,9 @@ EPILOG = (
 _HELP = {
     "run": "all stages; run it again to resume",
     "sft": "stage 1 alone: imitation of the demonstrations",
-    "warmup": "stage 2 alone: the discriminator learns teacher against SFT samples",
+    "warmup": "stage 2 alone: the discriminator learns to tell teacher text from SFT samples",
     "align": "stage 3 alone: the adversarial game",
-    "rlvr": "stage 4 alone: reinforcement with verifiable rewards",
+    "rlvr": "stage 4 alone: reinforcement learning with verifiable rewards",
 }
 
 
@@ -26,11 +26,15 @@ def add_command(commands: Any) -> None:
         command = commands.add_parser(name, help=text, epilog=EPILOG)
         command.add_argument("--recipe", default="tiny", metavar="NAME|FILE", help="default: tiny")
         command.add_argument("--out", metavar="DIR", help="run folder; default: runs/RECIPE")
-        command.add_argument("--seed", type=int, help="default: the recipe's")
+        command.add_argument("--seed", type=int, help="random seed; default: the recipe's")
         command.add_argument(
-            "--backend", choices=("auto", "transformers", "unsloth"), help="the loader"
+            "--backend",
+            choices=("auto", "transformers", "unsloth"),
+            help="library that loads the model",
         )
-        command.add_argument("--dry-run", action="store_true", help="print the settings and stop")
+        command.add_argument(
+            "--dry-run", action="store_true", help="print the resolved settings and exit"
+        )
         command.set_defaults(handler=_run, stages=None if name == "run" else (name,))
 
 
@@ -44,6 +48,9 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     overrides += [f"{key}={value}" for key, value in options.items() if value is not None]
     config = load_recipe(arguments.recipe, overrides)
     if arguments.dry_run:
+        from prism_lite.rewards.load import load_rewards
+
+        load_rewards(config)  # refuses a reward function that cannot be imported
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return 0
 

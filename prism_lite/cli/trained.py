@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
     """Add the three commands to the command line's subparsers."""
     evaluate = commands.add_parser(
         "eval",
-        help="figures of a finished stage, on any data file",
+        help="metrics of a finished stage, on any data file",
         description="Answers held-out questions with the policy of a finished stage, checks the answers "
         "and prints accuracy with intervals. Writes nothing into the run folder.",
     )

@@ -28,6 +28,7 @@ RewardCombination = Literal["sum_then_normalize", "normalize_then_sum"]
 RlvrPreset = Literal["grpo", "dapo", "gspo"]
 KlKind = Literal["k1", "k2", "k3"]
 BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
+REWARDS_THAT_READ_ANSWERS = ("accuracy", "ocr", "boxes", "judge")
 Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
 
 
@@ -307,7 +308,8 @@ class PolicyLossConfig:
     """The ratio's upper bound is 1 + clip_high; sapo has none. gspo needs about 4e-4: its ratio is that of
     a complete rollout."""
     clip_dual: Annotated[float, Field(gt=1)] | None = 3.0
-    "Bound of the ratio where the advantage is negative; cispo and sapo have none. null: off."
+    """Upper bound of the ratio where the advantage is negative (dual clip); cispo and sapo have none.
+    null: off."""
     sapo_temperature_positive: PositiveFloat = 1.0
     "Temperature of sapo's gate where the advantage is positive."
     sapo_temperature_negative: PositiveFloat = 1.05
@@ -318,7 +320,7 @@ class PolicyLossConfig:
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Stage 3: adversarial alignment, or a rival that it is compared with. METHOD section 3."""
+    """Stage 3: adversarial alignment, or one of its baselines. METHOD section 3."""
 
     __pydantic_config__: ClassVar = _STRICT
     method: Literal["adversarial", "dpo", "sft"] = "adversarial"

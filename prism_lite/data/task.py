@@ -12,7 +12,7 @@ from typing import Literal
 from rich.console import Console
 
 from prism_lite import parts
-from prism_lite.config import DataConfig, RunConfig
+from prism_lite.config import REWARDS_THAT_READ_ANSWERS, DataConfig, RunConfig
 from prism_lite.data.checks.rules import DataStage
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, read_file, rows_for
@@ -162,7 +162,7 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
     sft = rows.of("train", "sft") if config.sft.steps else ()
     warmup = rows.of("warmup", "warmup")
     align = rows.of("align", "align")
-    reads_answers = {"accuracy", "ocr", "boxes", "judge"} & config.rlvr.rewards.keys()
+    reads_answers = config.rlvr.rewards.keys() & set(REWARDS_THAT_READ_ANSWERS)
     rlvr = rows.of("rlvr", "rlvr", needed="answer" if reads_answers else "turns")
     heldout = rows.of("heldout", "eval")
     num_probe = min(config.warmup.num_probe, len(align) // 10)

@@ -27,7 +27,7 @@ from prism_lite.config import KlKind, PolicyLoss, PolicyLossConfig
 
 Metrics = dict[str, float]
 # What a mean is over: the tokens of the batch or of the minibatch, the rollouts (each of them the
-# mean over its own tokens), or the most tokens that the rollouts could have.
+# mean over its own tokens), or the maximum number of tokens the rollouts could have.
 Over = Literal["batch tokens", "minibatch tokens", "rollouts", "token limit"]
 
 
@@ -122,7 +122,8 @@ def gspo(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]
 def gspo_token(inputs: LossInputs, config: PolicyLossConfig) -> tuple[Tensor, Metrics]:
     """Compute gspo's value with a gradient through each token's own log-prob.
 
-    Advantages may then differ from token to token.
+    The paper defines it for advantages that differ between tokens; here all tokens of a rollout have the
+    same one, so that the gradient equals gspo's.
     """
     rollout_log_ratio_R = _rollout_mean(inputs.log_ratio_N.detach(), inputs)
     zero_N = inputs.policy_logprob_N - inputs.policy_logprob_N.detach()  # its gradient is 1

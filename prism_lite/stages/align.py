@@ -32,7 +32,7 @@ from prism_lite.types import Group, Sample
 
 
 def run_align(context: Context) -> None:
-    """Play the game from the SFT policy and the discriminator of the warm-up."""
+    """Run adversarial alignment, starting from the SFT policy and the warmed-up discriminator."""
     config, disc_config = context.config.align, context.config.discriminator
     backbone, run, task = context.backbone, context.run, context.task
     seed, sampling = context.config.seed, context.config.sampling

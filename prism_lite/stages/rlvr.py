@@ -29,13 +29,12 @@ from prism_lite.stages.guards import Alarms, unscored_rollouts, zero_spread_grou
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.types import Group, Sample
 
-_WIDEST_GSPO_CLIP = (
-    0.01  # a wider bound is meant for ratios of tokens; ratios of rollouts vary less
-)
+# A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
+_WIDEST_GSPO_CLIP = 0.01
 
 
 def run_rlvr(context: Context) -> None:
-    """Reinforce right answers in the right format."""
+    """Reinforce correct answers in the right format."""
     config, backbone, run = context.config.rlvr, context.backbone, context.run
     context.load_policy(config.start)
     backbone.drop_adapter(REFERENCE)
