@@ -53,8 +53,8 @@ def test_what_is_printed_of_a_setting():
     assert printed("rlvr.loss.clip_dual") == (
         "rlvr.loss: The loss of the policy on its own rollouts. METHOD section 11.\n\n"
         "rlvr.loss.clip_dual = 3.0   (number above 1 or null)\n"
-        "    Bound of the ratio where the advantage is negative; cispo and sapo have\n"
-        "    none. null: off.\n"
+        "    Upper bound of the ratio where the advantage is negative (dual clip); cispo\n"
+        "    and sapo have none. null: off.\n"
         "    set to 3.0 by rlvr.preset=grpo\n"
         "    set to 10.0 by rlvr.preset=dapo\n"
         "    set to null by rlvr.preset=gspo\n"
