@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prism_lite import parts
-from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts
 from prism_lite.types import Group
 
 if TYPE_CHECKING:  # the demo reads the guards of a finished run without these
@@ -275,5 +274,8 @@ def cut_parts(game: GameScores, *, max_part_tokens: int) -> Alarm | None:
     """Check for parts that the discriminator reads without their end."""
     if not game.student_lengths:
         return None
+    # Imports torch, which the demo's page does without.
+    from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts
+
     share, message = about_cuts(game.teacher_lengths, game.student_lengths, max_part_tokens)
     return _above_limit("cut_parts", share, CUT_WARNING, message)
