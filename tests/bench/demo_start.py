@@ -1,7 +1,7 @@
-"""How soon the demo answers a person: `python -m tests.bench.demo_start [RUN] [--repeat N]`.
+"""How soon the demo answers a user: `python -m tests.bench.demo_start [RUN] [--repeat N]`.
 
 From the start of the process: the address is printed, Chromium paints for the first time, the tab Compare
-is whole. With a RUN that has the weights of a tiny model, also the seconds from a click until the last
+is complete. With a RUN that has the weights of a tiny model, also the seconds from a click until the last
 stage's last token is on the screen, each time for a picture that was not asked about before.
 """
 

@@ -111,7 +111,7 @@ def summary(rows: list[Resources], triton_version: str) -> str:
 
 
 def with_block(text: str, block: str) -> str:
-    """`text` with what lies between the markers replaced by `block`."""
+    """Return `text` with `block` between the markers."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return before + BEGIN + block + END + after

@@ -1,4 +1,4 @@
-"""Files that are broken as a whole or in one line: name -> kind, file, row, writer."""
+"""Files that are broken completely or in one line: name -> kind, file, row, writer."""
 
 from __future__ import annotations
 

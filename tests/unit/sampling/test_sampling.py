@@ -81,7 +81,7 @@ def test_draws_follow_the_distribution_over_many_blocks():
     drawn = draw_tokens(logits_V.expand(num_draws, -1), uniform(num_draws), SamplingConfig())
     cumulative_V = logits_V.double().softmax(0).cumsum(0)
     expected_R = torch.searchsorted(cumulative_V, uniform(num_draws), right=True)
-    # float32 sums of blocks: a draw may fall on the neighbour where a step lies that close
+    # float32 sums of blocks: a draw may fall on the neighbour where a step is that close
     assert int((drawn.token_R != expected_R).sum()) <= 4
     assert bool(logits_V[drawn.token_R].isfinite().all())
 
