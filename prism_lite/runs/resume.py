@@ -71,7 +71,7 @@ def check_same_settings(path: Path, config: RunConfig) -> None:
 
 
 def _not_begun(path: Path) -> list[str]:
-    """Return the stages from which on there is no folder."""
+    """Return the last stages of a run: those without a folder yet."""
     waiting: list[str] = []
     for stage in reversed(_FIRST_READ_BY):
         if (path / "stages" / stage).exists():

@@ -118,7 +118,7 @@ def test_a_corrupt_data_file_is_a_finding(sample: Client, tmp_path: Path) -> Non
 
 
 def wait_for_model(client: Client, run: str) -> None:
-    """Ask until the model is loaded; without a page there is no tick that loads it."""
+    """Ask until the model is loaded; only an open page would load it by itself."""
     end_s = time.monotonic() + 60
     while True:
         screen = compare(client, run, 1)
