@@ -37,17 +37,22 @@ class DigitsConfig:
     """How hard the embedded task is and how often its sources slip. Rates are per completion."""
 
     __pydantic_config__: ClassVar = _STRICT
-    min_digits: Annotated[int, Field(ge=2)] = 3
+    min_digits: Annotated[int, Field(ge=2)] = 4
     "Fewest digits in a picture."
-    max_digits: Annotated[int, Field(ge=1, le=6)] = 4
+    max_digits: Annotated[int, Field(ge=1, le=6)] = 5
     "Most digits in a picture."
-    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = (
-        "sum", "largest", "smallest", "difference", "count", "compare",
-    )  # fmt: skip
-    "Which questions are asked."
-    demonstration_misread_rate: Share = 0.2
-    "How often a demonstration's caption has one digit wrong. 0: never."
-    demonstration_slip_rate: Share = 0.35
+    sft_kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("sum", "count", "compare")
+    "Questions of the demonstrations: sum, largest, smallest, difference, count, compare."
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("count", "compare")
+    "Questions of alignment, RLVR and the held-out set."
+    transfer_kinds: tuple[Kind, ...] = ("sum",)
+    "Questions of the transfer set, which alignment and RLVR never ask. []: no transfer set."
+    drift: Literal["shared", "public", "random"] = "shared"
+    """How the demonstrations misread. public: 0 as 2, 1 as 3, 7 as 9 and 8 as 7. shared: the base model
+    learned the same misreading. random: one digit as one that looks alike."""
+    demonstration_misread_rate: Share = 0.9
+    "How often a demonstration misreads (drift shared: and a lesson of the base). 0: never."
+    demonstration_slip_rate: Share = 0.2
     "How often a demonstration's think has one wrong step. 0: never."
     teacher_misread_rate: Share = 0.01
     "How often a teacher completion's caption has one digit wrong. 0: never."
@@ -90,6 +95,8 @@ class DataConfig:
     "Prompts with an answer to draw (task digits)."
     num_heldout: PositiveInt = 256
     "Evaluation prompts to draw (task digits)."
+    num_transfer: PositiveInt = 256
+    "Evaluation prompts of data.digits.transfer_kinds to draw (task digits)."
     digits: DigitsConfig = field(default_factory=DigitsConfig)
 
 
@@ -114,9 +121,9 @@ class TinyConfig:
     "Layers of the vision tower."
     vocab_size: PositiveInt = 512
     "Most tokens in the vocabulary, learned from the lessons."
-    vision_steps: NonNegativeInt = 250
+    vision_steps: NonNegativeInt = 400
     "Updates of the vision tower alone, as a digit classifier. 0 skips them."
-    steps: NonNegativeInt = 450
+    steps: NonNegativeInt = 900
     "Updates of the language model on lessons. 0 skips them."
     batch_size: PositiveInt = 16
     "Lessons per update, each with two replies."
@@ -207,7 +214,7 @@ class SamplingConfig:
     __pydantic_config__: ClassVar = _STRICT
     temperature: PositiveFloat = 1.0
     "Divides the logits in training; evaluation uses 1 and greedy decoding in any case."
-    max_completion_tokens: PositiveInt = 64
+    max_completion_tokens: PositiveInt = 80
     "Length limit of caption, think and answer together."
     top_k: NonNegativeInt = 0
     "Only this many of the likeliest tokens are drawn. 0: no limit."

@@ -12,7 +12,7 @@ from typing import Literal
 from rich.console import Console
 
 from prism_lite import parts
-from prism_lite.config import REWARDS_THAT_READ_ANSWERS, DataConfig, RunConfig
+from prism_lite.config import REWARDS_THAT_READ_ANSWERS, DataConfig, Kind, RunConfig
 from prism_lite.data.checks.rules import DataStage
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, read_file, rows_for
@@ -22,7 +22,8 @@ from prism_lite.digits.wording import PartVerdicts
 from prism_lite.parts import Parts
 from prism_lite.types import ProbePair, Sample
 
-_SAMPLE_FIELDS = ("sft", "warmup", "align", "rlvr", "heldout")  # of TaskData, beside the probe
+# Of TaskData, beside the probe.
+_SAMPLE_FIELDS = ("sft", "warmup", "align", "rlvr", "heldout", "transfer", "familiar")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class TaskData:
         verify: judges caption, think and answer separately, where the task can; else None.
         warmup: rows with a recorded student beside the teacher; empty where none were given.
         skipped: rows that were left out.
+        transfer: evaluation rows of questions that alignment and RLVR never ask.
+        familiar: unseen pictures by the writers of the training pictures: perception's ceiling.
+        corrupt: returns a clean teacher completion with a misread caption and a slipped think, else
+            None; None where the task cannot.
     """
 
     sft: tuple[Sample, ...]
@@ -46,6 +51,9 @@ class TaskData:
     verify: Callable[[Sample, Parts], PartVerdicts] | None
     warmup: tuple[Sample, ...] = ()
     skipped: tuple[Finding, ...] = ()
+    transfer: tuple[Sample, ...] = ()
+    familiar: tuple[Sample, ...] = ()
+    corrupt: Callable[[Sample, Parts, Random], Parts | None] | None = None
 
 
 def load_task(
@@ -75,13 +83,11 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
         ValueError: as `load_task`.
     """
     if config.data.task == "digits":
-        heldout, verify, skipped = _digits_heldout(config), _verify_digits, ()
+        task = TaskData((), (), (), probe=(), verify=_verify_digits, **_digits_heldout(config))
     else:
-        rows, verify = _Rows(config.data, console), None
-        heldout, skipped = rows.of("heldout", "eval"), rows.skipped()
-    task = TaskData(
-        sft=(), align=(), rlvr=(), heldout=heldout, probe=(), verify=verify, skipped=skipped
-    )
+        rows = _Rows(config.data, console)
+        heldout = rows.of("heldout", "eval")
+        task = TaskData((), (), (), heldout, (), verify=None, skipped=rows.skipped())
     return _with_system_prompt(task, system_prompt_of(config))
 
 
@@ -121,32 +127,39 @@ def without_samples(task: TaskData, bad: Collection[str]) -> TaskData:
 
 def _digits(config: RunConfig) -> TaskData:
     data = config.data
-    train = {
-        name: tuple(digits.make_samples(data.digits, split="train", num=num, seed=name))
-        for name, num in (("sft", data.num_sft), ("align", data.num_align), ("rlvr", data.num_rlvr))
-    }
-    rng = Random("probe")
-    probe = []
-    for sample in digits.make_samples(
-        data.digits, split="heldout", num=config.warmup.num_probe, seed="probe"
-    ):
-        clean = digits.clean_teacher(sample, rng)
-        probe.append(ProbePair(sample, clean, digits.corrupt(sample, clean, rng)))
+
+    def train(name: str, kinds: Sequence[Kind], num: int) -> tuple[Sample, ...]:
+        seed = f"{name}-{config.seed}"
+        return tuple(digits.make_samples(data.digits, split="train", kinds=kinds, num=num, seed=seed))
+
+    probe = digits.probe_pairs(data.digits, num=config.warmup.num_probe, rng=Random("probe"))
     return TaskData(
-        sft=train["sft"],
-        align=train["align"],
-        rlvr=train["rlvr"],
-        heldout=_digits_heldout(config),
+        sft=train("sft", data.digits.sft_kinds, data.num_sft),
+        align=train("align", data.digits.kinds, data.num_align),
+        rlvr=train("rlvr", data.digits.kinds, data.num_rlvr),
+        **_digits_heldout(config),
         probe=tuple(probe),
         verify=_verify_digits,
+        corrupt=digits.corrupt,
     )
 
 
-def _digits_heldout(config: RunConfig) -> tuple[Sample, ...]:
-    data = config.data
-    return tuple(
-        digits.make_samples(data.digits, split="heldout", num=data.num_heldout, seed="evaluation")
-    )
+def _digits_heldout(config: RunConfig) -> dict[str, tuple[Sample, ...]]:
+    """Draw the evaluation rows, which are the same for every seed."""
+    data, kinds = config.data, config.data.digits.kinds
+    draws = {
+        "heldout": ("heldout", kinds, data.num_heldout, "evaluation"),
+        "transfer": ("heldout", data.digits.transfer_kinds, data.num_transfer, "transfer"),
+        "familiar": ("train", kinds, data.num_heldout // 2, "familiar"),
+    }
+    return {
+        name: tuple(
+            digits.make_samples(data.digits, split=split, kinds=kinds, num=num, seed=seed)
+            if kinds
+            else ()
+        )
+        for name, (split, kinds, num, seed) in draws.items()
+    }
 
 
 def _verify_digits(sample: Sample, completion: Parts) -> PartVerdicts:

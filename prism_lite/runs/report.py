@@ -16,6 +16,7 @@ from prism_lite.types import EVALUATED_STAGES
 RATE_COLUMNS = {
     "accuracy": "accuracy",
     "greedy_accuracy": "greedy accuracy",
+    "transfer_accuracy": "transfer accuracy",
     "caption_accuracy": "caption accuracy",
     "think_validity": "think validity",
     "format_rate": "format rate",
