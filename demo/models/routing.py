@@ -26,7 +26,8 @@ def group_record(
 ) -> dict[str, Any]:
     """Return scores, margins, advantages and routing of a group and its teacher, as plain values.
 
-    The teacher's row comes first, then the students' by decreasing advantage. A malformed completion has
+    The teacher's row comes first, then the students' by decreasing advantage. Scores are relative to the
+    teacher in their likelihood features, as in training: the teacher's are 0. A malformed completion has
     no scores and no routing.
 
     Raises:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.probes import GROUNDED, first_wins, grounding_probe, pair_scores
-from prism_lite.discriminator.step import GameScores, JudgedPrompt, discriminator_step
+from prism_lite.discriminator.probes import grounding_probe, heldout_pairs
+from prism_lite.discriminator.step import CHANNELS, GameScores, JudgedPrompt, discriminator_step
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.policy.advantages import Verified, alignment_advantages, weighted_sum
@@ -26,7 +26,8 @@ from prism_lite.rewards.group_rewards import group_accuracy, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import Alarms, cut_parts, game_alarms
+from prism_lite.stages.gate import check_gate
+from prism_lite.stages.guards import Alarms, cut_parts, game_alarms, losing_discriminator
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.types import Group, Sample
 
@@ -45,10 +46,10 @@ def run_align(context: Context) -> None:
     replay = Replay(task.align, num_prompts=config.replay_prompts)
     alarms = Alarms(run, "align")
     for step in context.steps(
-        "align", config.steps, optimizers, discriminator=discriminator, replay=replay
+        "align", config.steps, optimizers, discriminator=discriminator, buffer=replay
     ):
         if step == 0:
-            _check_grounding(context, discriminator)
+            check_gate(context, discriminator)
         # 1. sample G completions of each prompt from the current policy; split into parts
         started_s = time.perf_counter()
         groups = sample_groups(
@@ -111,10 +112,18 @@ def run_align(context: Context) -> None:
             *game_alarms(game, score_cap=disc_config.score_cap),
             cut_parts(game, max_part_tokens=disc_config.max_part_tokens),
         ]
-        metrics |= alarms.report(checked, step)
+        is_lost = False
         if step % config.panel_every == 0 or step + 1 == config.steps:
-            metrics |= _panel(context, discriminator, step)
+            panel = _panel(context, discriminator, step)
+            lost = losing_discriminator(_heldout_history(context, panel))
+            metrics |= panel
+            checked.append(lost)
+            is_lost = lost is not None
+        metrics |= alarms.report(checked, step)
         run.log("align", step, metrics)
+        if is_lost and config.early_stop:
+            run.console.print(f"alignment ends after {step + 1} of {config.steps} steps")
+            break
     tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
     run.save_final("align", tensors)
 
@@ -190,23 +199,6 @@ def _verified(context: Context, groups: Sequence[Group], rewards: dict[str, Tens
     return Verified(weighted_sum(rewards, context.reward_weights), accuracy_R < 0.5)
 
 
-def _check_grounding(context: Context, discriminator: Discriminator) -> None:
-    """Print a warning for each channel on which the discriminator does not judge content."""
-    grounding = grounding_probe(context.backbone, discriminator, context.task.probe)
-    if not grounding:
-        context.run.console.print(
-            "[yellow]no held-out pairs: whether the discriminator judges content was not measured "
-            "(it needs at least 20 rows with a teacher completion)[/]"
-        )
-    for name, value in grounding.items():
-        if value < GROUNDED:
-            context.run.console.print(
-                f"[bold red]{name} is {value:.2f}, near chance: the discriminator does not judge "
-                "content on this channel, and alignment will follow style. Train the warm-up longer "
-                "(warmup.steps) or keep discriminator.likelihood_features on.[/]"
-            )
-
-
 def _panel(context: Context, discriminator: Discriminator, step: int) -> dict[str, float]:
     """Compute the convergence panel: held-out pair accuracy and the grounding probe, per channel."""
     task, config = context.task, context.config
@@ -217,11 +209,18 @@ def _panel(context: Context, discriminator: Discriminator, step: int) -> dict[st
         sampling=config.sampling,
         seed=(config.seed, "align", step, "panel"),
     )
-    held_out = _with_students(context, groups)
+    heldout = _with_students(context, groups)
     panel = grounding_probe(context.backbone, discriminator, task.probe)
-    if held_out:
-        pairs = [(item.prompt, item.teacher, item.students[0]) for item in held_out]
-        wins = first_wins(pair_scores(context.backbone, discriminator, pairs))
-        panel["disc/heldout_pair_accuracy_perception"] = wins[0]
-        panel["disc/heldout_pair_accuracy_reasoning"] = wins[1]
+    if heldout:
+        panel |= heldout_pairs(context.backbone, discriminator, heldout).metrics()
     return panel
+
+
+def _heldout_history(context: Context, panel: dict[str, float]) -> list[tuple[float, float]]:
+    """Return held-out pair accuracy per channel in the panels so far and in this one.
+
+    A panel without it on both channels is left out.
+    """
+    names = [f"disc/heldout_pair_accuracy_{channel}" for channel in CHANNELS]
+    panels = [*context.run.metrics("align"), panel]
+    return [(p[names[0]], p[names[1]]) for p in panels if all(name in p for name in names)]

@@ -19,7 +19,8 @@ from prism_lite.runs.folder import RunFolder
 
 
 class Buffer(Protocol):
-    """What a stage remembers besides tensors, as JSON-able state (alignment's replay)."""
+    """What a stage remembers besides tensors, as JSON-able state: alignment's replay, the warm-up's
+    best loss."""
 
     def state(self) -> Any: ...
     def load(self, state: Any) -> None: ...
@@ -78,13 +79,13 @@ class Context:
         optimizers: Mapping[str, Optimizer],
         *,
         discriminator: Discriminator | None = None,
-        replay: Buffer | None = None,
+        buffer: Buffer | None = None,
     ) -> Iterator[int]:
         """Load the newest good checkpoint of a stage and return an iterator of its remaining steps.
 
         Args:
             optimizers: of "policy" and "discriminator": what the stage trains.
-            discriminator, replay: loaded from the checkpoint and saved in the next ones.
+            discriminator, buffer: loaded from the checkpoint and saved in the next ones.
 
         Raises:
             Stopped: see `RunFolder.steps`.
@@ -97,7 +98,7 @@ class Context:
             if discriminator is not None:
                 tensors["discriminator"] = discriminator.state_dict()
             return Trained(
-                tensors, optimizers, {} if replay is None else {"replay": replay.state()}
+                tensors, optimizers, {} if buffer is None else {"buffer": buffer.state()}
             )
 
         restored = self.run.restore(stage)
@@ -106,8 +107,8 @@ class Context:
                 self.backbone.load_adapter_state(restored.tensors["policy"])
             if discriminator is not None:
                 discriminator.load_state_dict(restored.tensors["discriminator"])
-            if replay is not None:
-                replay.load(restored.values["replay"])
+            if buffer is not None:
+                buffer.load(restored.values["buffer"])
             for name, optimizer in optimizers.items():
                 optimizer.load_state_dict(restored.optimizers[name])
         start = 0 if restored is None else restored.step

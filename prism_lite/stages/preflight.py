@@ -24,10 +24,12 @@ from prism_lite.parts import Parts
 from prism_lite.rewards.boxes import parse_boxes
 from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
+from prism_lite.stages.gate import NO_PROBE
 from prism_lite.types import Sample
 
 _PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
-_REWRITTEN_TOKENS = 8  # tags and line ends that the parts of a completion may add to it
+# Tags and line ends that the parts of a completion may add to it; other digits of a corrupted teacher.
+_REWRITTEN_TOKENS = 8
 
 
 def read_prompts(
@@ -135,6 +137,8 @@ def _discriminator_continuations(
         parsed = parts.parse(getattr(sample, side) or "")
         if isinstance(parsed, Parts):
             num_tokens = part_tokens(backbone, disc, parsed).num_tokens
+            if side == "teacher" and config.warmup.corrupted_fraction > 0:
+                num_tokens = min(num_tokens + _REWRITTEN_TOKENS, 2 * disc.max_part_tokens)
             yield f"the parts of its {side}", num_tokens, remedy
     longest = 2 * disc.max_part_tokens
     if config.warmup.mismatched_fraction == 0:  # otherwise the parts of any other row may follow
@@ -188,6 +192,8 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             _check_rows(stage, task)
         if stage == "align" and config.align.mode != "align":
             _check_answers(config, task)
+        if stage == "align" and config.align.method == "adversarial":
+            _check_probe(config, task)
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
                 raise ValueError(
@@ -213,6 +219,11 @@ def _check_rows(stage: str, task: TaskData) -> None:
             f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
             "the other stages by name (prism-lite sft, ...)."
         )
+
+
+def _check_probe(config: RunConfig, task: TaskData) -> None:
+    if config.align.gate == "stop" and not task.probe:
+        raise ValueError(f"{NO_PROBE}, or set align.gate=warn to align without a check.")
 
 
 def _check_answers(config: RunConfig, task: TaskData) -> None:
