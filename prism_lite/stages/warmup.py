@@ -90,7 +90,9 @@ def run_warmup(context: Context) -> None:
         if heldout and (step + 1) % config.check_every == 0:
             result = heldout_pairs(backbone, discriminator, judged_heldout)
             metrics |= result.metrics()
-            is_over = early_stop.is_over(result.mean_loss())
+            loss = result.mean_loss()
+            metrics |= {} if loss is None else {"disc/heldout_loss": loss}
+            is_over = early_stop.is_over(loss)
         run.log("warmup", step, metrics)
         if is_over:
             num_steps = step + 1
