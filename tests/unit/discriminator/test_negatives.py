@@ -15,7 +15,8 @@ STUDENT = Parts("a student", "said so", "so")
 
 
 def group(row: int, picture: str, num_students: int = 4) -> StudentGroup:
-    teacher = Parts(f"- digits: {row},7", f"first {row},last 7,so no", "no")
+    # two digits of each differ from another row's, so that a corrupted one is not that
+    teacher = Parts(f"- digits: {row}{row},7", f"first {row}{row},last 7,so no", "no")
     pictures = (Picture(picture, b""),)
     sample = Sample(f"r{row}", (Turn("user", "?"),), pictures, teacher=teacher.render())
     return StudentGroup(sample, (STUDENT,) * num_students)
@@ -41,7 +42,7 @@ def test_the_shares_are_those_asked_for():
     mismatched = [s in teachers for _, s in students]
     stayed = [s == STUDENT for _, s in students]
     assert sum(mismatched) / 450 == pytest.approx(0.3, abs=0.06)
-    assert corrupted == 1 - (sum(mismatched) + sum(stayed)) / 450
+    assert corrupted == pytest.approx(1 - (sum(mismatched) + sum(stayed)) / 450)
     assert corrupted == pytest.approx(0.25, abs=0.06)
     assert all(s != item.sample.teacher_parts for item, s in students)
 
