@@ -192,7 +192,7 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             _check_rows(stage, task)
         if stage == "align" and config.align.mode != "align":
             _check_answers(config, task)
-        if stage == "align" and config.align.method == "adversarial":
+        if stage == "align" and config.align.method == "adversarial" and config.align.steps:
             _check_probe(config, task)
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():

@@ -94,6 +94,7 @@ PAPER = {
     "warmup.corrupted_fraction": 0.0,
     "warmup.patience": 0,
     "warmup.optim.learning_rate": 1e-5,
+    "discriminator.reasoning_sees_caption": False,
     "discriminator.optim.learning_rate": 1e-6,
     "align.steps": 500,
     "align.optim.learning_rate": 1e-6,
