@@ -7,7 +7,9 @@ from random import Random
 import pytest
 
 from prism_lite.data.split import picture_ids, split_by_picture
+from prism_lite.data.task import load_task
 from prism_lite.types import Picture, Sample, Turn
+from tests.file_rows import completion, files_recipe, make_rows, write_rows
 
 
 def rows(*pictures: str) -> list[Sample]:
@@ -37,3 +39,26 @@ def test_no_picture_is_on_both_sides(seed):
     kept, aside = split_by_picture(samples, 5)
     assert sorted(kept + aside) == list(range(15)) and len(aside) <= 5
     assert not picture_ids([samples[i] for i in kept]) & picture_ids([samples[i] for i in aside])
+
+
+def test_the_probe_of_files_shares_no_picture_with_rows_of_the_discriminator(tmp_path):
+    """Forty rows, each picture in two of them and in two recorded pairs."""
+    stored = make_rows(tmp_path, 40)
+    for i, row in enumerate(stored):
+        row |= {"images": f"{i % 20}.png", "teacher": completion(f"{i // 10},{i % 10}")}
+    path = write_rows(tmp_path / "rows.jsonl", stored)
+    recorded = [row | {"student": completion("8,8")} for row in stored]
+    pairs = write_rows(tmp_path / "pairs.jsonl", recorded)
+    columns = {name: name for name in ("prompt", "images", "answer", "demonstration", "teacher")}
+    columns["student"] = "student"
+    config = files_recipe(path, data__warmup=str(pairs), data__columns=columns, warmup__num_probe=4)
+    task = load_task(config)
+    probed = picture_ids([pair.sample for pair in task.probe])
+    assert len(task.probe) == 4 and len(probed) == 2
+    assert (len(task.align), len(task.warmup)) == (36, 36)
+    assert not probed & (picture_ids(task.align) | picture_ids(task.warmup))
+    other_pictures = {
+        sample.teacher_parts: picture_ids([sample]) for sample in (p.sample for p in task.probe)
+    }
+    for pair in task.probe:
+        assert not other_pictures[pair.corrupted] & picture_ids([pair.sample])
