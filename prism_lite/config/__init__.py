@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 _STRICT: pydantic.ConfigDict = {
@@ -29,6 +36,12 @@ RlvrPreset = Literal["grpo", "dapo", "gspo"]
 KlKind = Literal["k1", "k2", "k3"]
 BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
 REWARDS_THAT_READ_ANSWERS = ("accuracy", "ocr", "boxes", "judge")
+# YAML reads the words on and off as true and false.
+Game = Annotated[
+    Literal["off", "on", "blind"],
+    BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value)),
+]
+EvaluatedStage = Literal["base", "sft", "control", "align", "rlvr"]
 Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
 
 
@@ -37,17 +50,22 @@ class DigitsConfig:
     """How hard the embedded task is and how often its sources slip. Rates are per completion."""
 
     __pydantic_config__: ClassVar = _STRICT
-    min_digits: Annotated[int, Field(ge=2)] = 3
+    min_digits: Annotated[int, Field(ge=2)] = 4
     "Fewest digits in a picture."
-    max_digits: Annotated[int, Field(ge=1, le=6)] = 4
+    max_digits: Annotated[int, Field(ge=1, le=6)] = 5
     "Most digits in a picture."
-    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = (
-        "sum", "largest", "smallest", "difference", "count", "compare",
-    )  # fmt: skip
-    "Which questions are asked."
-    demonstration_misread_rate: Share = 0.2
-    "How often a demonstration's caption has one digit wrong. 0: never."
-    demonstration_slip_rate: Share = 0.35
+    sft_kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("sum", "count", "compare")
+    "Questions of the demonstrations: sum, largest, smallest, difference, count, compare."
+    kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = ("count", "compare")
+    "Questions of alignment, RLVR and the held-out set."
+    transfer_kinds: tuple[Kind, ...] = ("sum",)
+    "Questions of the transfer set, which alignment and RLVR never ask. []: no transfer set."
+    drift: Literal["shared", "public", "random"] = "shared"
+    """How the demonstrations misread. public: 0 as 2, 1 as 3, 7 as 9 and 8 as 7. shared: the base model
+    learned the same misreading. random: one digit as one that looks alike."""
+    demonstration_misread_rate: Share = 0.9
+    "How often a demonstration misreads (drift shared: and a lesson of the base). 0: never."
+    demonstration_slip_rate: Share = 0.2
     "How often a demonstration's think has one wrong step. 0: never."
     teacher_misread_rate: Share = 0.01
     "How often a teacher completion's caption has one digit wrong. 0: never."
@@ -90,6 +108,8 @@ class DataConfig:
     "Prompts with an answer to draw (task digits)."
     num_heldout: PositiveInt = 256
     "Evaluation prompts to draw (task digits)."
+    num_transfer: PositiveInt = 256
+    "Evaluation prompts of data.digits.transfer_kinds to draw (task digits)."
     digits: DigitsConfig = field(default_factory=DigitsConfig)
 
 
@@ -114,9 +134,9 @@ class TinyConfig:
     "Layers of the vision tower."
     vocab_size: PositiveInt = 512
     "Most tokens in the vocabulary, learned from the lessons."
-    vision_steps: NonNegativeInt = 250
+    vision_steps: NonNegativeInt = 600
     "Updates of the vision tower alone, as a digit classifier. 0 skips them."
-    steps: NonNegativeInt = 450
+    steps: NonNegativeInt = 1500
     "Updates of the language model on lessons. 0 skips them."
     batch_size: PositiveInt = 16
     "Lessons per update, each with two replies."
@@ -207,7 +227,7 @@ class SamplingConfig:
     __pydantic_config__: ClassVar = _STRICT
     temperature: PositiveFloat = 1.0
     "Divides the logits in training; evaluation uses 1 and greedy decoding in any case."
-    max_completion_tokens: PositiveInt = 64
+    max_completion_tokens: PositiveInt = 80
     "Length limit of caption, think and answer together."
     top_k: NonNegativeInt = 0
     "Only this many of the likeliest tokens are drawn. 0: no limit."
@@ -270,6 +290,9 @@ class DiscriminatorConfig:
     "Weight of the loss that balances the load of the experts. 0: off."
     grgc_weight: NonNegativeFloat = 0.0
     "Weight of the penalty that keeps the scores of a group apart; 0.01 in its paper. 0: off."
+    scores: Literal["learned", "frozen", "oracle"] = "learned"
+    """frozen: an untrained discriminator that never learns; oracle: the exact verdicts of the task, where
+    it has them. Both are controls of a study."""
     prompt_cache_gib: NonNegativeFloat = 0.5
     "Most GiB of prompt states of the frozen trunk kept on the device. 0: none."
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(2e-3))
@@ -348,6 +371,9 @@ class AlignConfig:
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     alpha: Share = 0.5
     "Weight of the perception advantage; reasoning has the rest."
+    spread_floor: NonNegativeFloat = 1.0
+    """Smallest deviation that a group's scores are divided by, as a multiple of the usual one, so that
+    groups that differ in wording only count little. 0: no floor."""
     malformed_penalty: NonNegativeFloat = 1.5
     "Advantage that a malformed rollout loses. 0: none."
     mode: AlignMode = "align"
@@ -397,6 +423,11 @@ class RlvrConfig:
     __pydantic_config__: ClassVar = _STRICT
     start: Literal["align", "sft"] = "align"
     "Stage whose policy is trained further."
+    game: Game = "off"
+    """Keep the discriminator's advantage (align.weight, align.alpha) beside the rewards. on: for right
+    rollouts. blind: only in groups whose rollouts are all right or all wrong."""
+    control: bool = False
+    "Also train RLVR alone, from SFT's policy with as many updates as alignment and RLVR: a baseline."
     steps: NonNegativeInt = 60
     "Optimizer steps, each on a new batch of rollouts. 0 skips the stage."
     prompts_per_step: PositiveInt = 8
@@ -444,7 +475,7 @@ class EvalConfig:
     "Completions per prompt at temperature 1, beside a greedy one."
     num_prompts: NonNegativeInt = 0
     "Use only the first held-out prompts. 0: all."
-    stages: tuple[Literal["base", "sft", "align", "rlvr"], ...] = ("base", "sft", "align", "rlvr")
+    stages: tuple[EvaluatedStage, ...] = ("base", "sft", "control", "align", "rlvr")
     "Stages whose policy is evaluated."
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from rich.console import Console
 
 from prism_lite import parts
-from prism_lite.config import REWARDS_THAT_READ_ANSWERS, DataConfig, RunConfig
+from prism_lite.config import REWARDS_THAT_READ_ANSWERS, DataConfig, Kind, RunConfig
 from prism_lite.data.checks.rules import DataStage
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.split import picture_ids, split_by_picture
@@ -23,7 +23,8 @@ from prism_lite.digits.wording import PartVerdicts
 from prism_lite.parts import Parts
 from prism_lite.types import ProbePair, Sample
 
-_SAMPLE_FIELDS = ("sft", "warmup", "align", "rlvr", "heldout")  # of TaskData, beside the probe
+# Of TaskData, beside the probe.
+_SAMPLE_FIELDS = ("sft", "warmup", "align", "rlvr", "heldout", "transfer", "familiar")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class TaskData:
         heldout: evaluation rows; empty where none were given.
         probe: held-out pairs for the grounding probe.
         verify: judges caption, think and answer separately, where the task can; else None.
-        corrupt: returns a teacher's parts with a wrong fact in caption and reasoning, where the task can
-            (None where the parts are not clean); else None.
         warmup: rows with a recorded student beside the teacher; empty where none were given.
         skipped: rows that were left out.
+        transfer: evaluation rows of questions that alignment and RLVR never ask.
+        familiar: unseen pictures by the writers of the training pictures: perception's ceiling.
+        corrupt: returns a clean teacher completion with a misread caption and a slipped think, else
+            None; None where the task cannot.
     """
 
     sft: tuple[Sample, ...]
@@ -49,6 +52,8 @@ class TaskData:
     verify: Callable[[Sample, Parts], PartVerdicts] | None
     warmup: tuple[Sample, ...] = ()
     skipped: tuple[Finding, ...] = ()
+    transfer: tuple[Sample, ...] = ()
+    familiar: tuple[Sample, ...] = ()
     corrupt: Callable[[Sample, Parts, Random], Parts | None] | None = None
 
 
@@ -79,13 +84,14 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
         ValueError: as `load_task`.
     """
     if config.data.task == "digits":
-        heldout, verify, skipped = _digits_heldout(config), _verify_digits, ()
+        heldout, transfer, familiar = _digits_heldout(config)
+        task = TaskData(
+            (), (), (), heldout, (), _verify_digits, transfer=transfer, familiar=familiar
+        )
     else:
-        rows, verify = _Rows(config.data, console), None
-        heldout, skipped = rows.of("heldout", "eval"), rows.skipped()
-    task = TaskData(
-        sft=(), align=(), rlvr=(), heldout=heldout, probe=(), verify=verify, skipped=skipped
-    )
+        rows = _Rows(config.data, console)
+        heldout = rows.of("heldout", "eval")
+        task = TaskData((), (), (), heldout, (), verify=None, skipped=rows.skipped())
     return _with_system_prompt(task, system_prompt_of(config))
 
 
@@ -125,31 +131,41 @@ def without_samples(task: TaskData, bad: Collection[str]) -> TaskData:
 
 def _digits(config: RunConfig) -> TaskData:
     data = config.data
-    train = {
-        name: tuple(digits.make_samples(data.digits, split="train", num=num, seed=name))
-        for name, num in (("sft", data.num_sft), ("align", data.num_align), ("rlvr", data.num_rlvr))
-    }
-    rng = Random("probe")
-    probe = []
-    for sample in digits.make_samples(
-        data.digits, split="heldout", num=config.warmup.num_probe, seed="probe"
-    ):
-        clean = digits.clean_teacher(sample, rng)
-        probe.append(ProbePair(sample, clean, digits.corrupt(sample, clean, rng)))
+
+    def train(name: str, kinds: Sequence[Kind], num: int) -> tuple[Sample, ...]:
+        seed = f"{name}-{config.seed}"
+        return tuple(
+            digits.make_samples(data.digits, split="train", kinds=kinds, num=num, seed=seed)
+        )
+
+    heldout, transfer, familiar = _digits_heldout(config)
+    probe = digits.probe_pairs(data.digits, num=config.warmup.num_probe, rng=Random("probe"))
     return TaskData(
-        sft=train["sft"],
-        align=train["align"],
-        rlvr=train["rlvr"],
-        heldout=_digits_heldout(config),
+        sft=train("sft", data.digits.sft_kinds, data.num_sft),
+        align=train("align", data.digits.kinds, data.num_align),
+        rlvr=train("rlvr", data.digits.kinds, data.num_rlvr),
+        heldout=heldout,
+        transfer=transfer,
+        familiar=familiar,
         probe=tuple(probe),
         verify=_verify_digits,
+        corrupt=digits.corrupt,
     )
 
 
-def _digits_heldout(config: RunConfig) -> tuple[Sample, ...]:
+def _digits_heldout(config: RunConfig) -> tuple[tuple[Sample, ...], ...]:
+    """Draw the held-out, transfer and familiar rows, which are the same for every seed."""
     data = config.data
-    return tuple(
-        digits.make_samples(data.digits, split="heldout", num=data.num_heldout, seed="evaluation")
+
+    def rows(split: digits.Split, kinds: Sequence[Kind], num: int, seed: str) -> tuple[Sample, ...]:
+        if not kinds:
+            return ()
+        return tuple(digits.make_samples(data.digits, split=split, kinds=kinds, num=num, seed=seed))
+
+    return (
+        rows("heldout", data.digits.kinds, data.num_heldout, "evaluation"),
+        rows("heldout", data.digits.transfer_kinds, data.num_transfer, "transfer"),
+        rows("train", data.digits.kinds, data.num_heldout // 2, "familiar"),
     )
 
 
@@ -168,6 +184,14 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
     align = rows.of("align", "align")
     reads_answers = config.rlvr.rewards.keys() & set(REWARDS_THAT_READ_ANSWERS)
     rlvr = rows.of("rlvr", "rlvr", needed="answer" if reads_answers else "turns")
+    if config.rlvr.game != "off":
+        with_teacher = tuple(sample for sample in rlvr if sample.teacher)
+        if not with_teacher:
+            raise ValueError(
+                f"{data.rlvr or data.train}: rlvr.game = {config.rlvr.game} compares rollouts with the "
+                "teacher's text, and no row with an answer has one: set rlvr.game=off, or give such rows."
+            )
+        rlvr = with_teacher
     heldout = rows.of("heldout", "eval")
     kept, aside = split_by_picture(align, min(config.warmup.num_probe, len(align) // 10))
     probe = _mismatched_probe([align[row] for row in aside])

@@ -1,4 +1,8 @@
-"""Stage 0 of the embedded task: train the tiny Qwen3-VL from scratch, once, and cache it.
+"""Stage 0 of the embedded task: the tiny Qwen3-VL, trained from scratch.
+
+The base of the default settings is stored beside this file, so that everybody has the same one;
+`python -m prism_lite.digits.base_model` trains it again. Bases of other settings are trained once and
+cached.
 
 First the vision tower learns to name single digits and their places (its merged tokens against the digits'
 word embeddings) and is frozen; then the decoder learns the lessons of lessons.py. Only this file trains
@@ -30,10 +34,10 @@ from transformers import PreTrainedTokenizerFast
 from prism_lite.config import DigitsConfig, RunConfig, TinyConfig
 from prism_lite.digits import task as digits
 from prism_lite.digits import tiny_qwen
-from prism_lite.digits.lessons import Lesson, make_lesson
+from prism_lite.digits.lessons import Lesson, lesson_kinds, make_lesson
 from prism_lite.digits.muon import Muon
 from prism_lite.digits.task import DIGIT_PIXELS, HELDOUT_FROM, digit_images
-from prism_lite.files import cache_folder
+from prism_lite.files import cache_folder, read_json, write_json
 from prism_lite.models import processor, prompts
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
@@ -41,8 +45,10 @@ from prism_lite.models.vision import PictureFeatures
 from prism_lite.types import Picture, Sample, Turn
 
 # Part of the cache's key. Raise it with every change (lessons, wording, model, training) that results in
-# another base from the same settings, and run `python -m tests.make_micro_base`.
-BASE_VERSION = 1
+# another base from the same settings, and run `python -m tests.make_micro_base` and
+# `python -m prism_lite.digits.base_model`.
+BASE_VERSION = 2
+_SHIPPED = Path(__file__).with_name("base")
 _CORPUS_LESSONS = 3000  # the tokenizer's training text
 _SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
 # The patch embedding sums 1,536 correlated pixels: at the common rate it grew a hundred times larger than
@@ -55,13 +61,18 @@ _EMBEDDING_STD = (
 
 
 def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
-    """Return the folder of the tiny base model, training the model first if it is not cached.
+    """Return the folder of the tiny base model, training it first if it is neither stored nor cached.
 
     The cache's key is every setting and `BASE_VERSION`. The folder is an ordinary transformers one.
 
     Args:
         cache: where models are cached; default `$PRISM_LITE_CACHE` or `~/.cache/prism_lite`.
+
+    Raises:
+        RuntimeError: the stored base is damaged.
     """
+    if _is_shipped(config, task):
+        return _SHIPPED
     folder = tiny_base_folder(config, task, cache=cache)
     if folder.exists():
         return folder
@@ -81,7 +92,9 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
 
 
 def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
-    """Return the folder of the base of these settings, which may not be trained yet."""
+    """Return the folder of the base of these settings; a cached one may not be trained yet."""
+    if _is_shipped(config, task):
+        return _SHIPPED
     return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
@@ -103,7 +116,7 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
         torch.manual_seed(config.seed)  # initialises the place head
         _train_vision(model, tokenizer, config, task, generator, progress)
         _train_lessons(model, tokenizer, config, task, generator, progress)
-    model.save_pretrained(folder)
+    model.half().save_pretrained(folder)
     tiny_qwen.build_processor(tokenizer).save_pretrained(folder)
 
 
@@ -263,8 +276,30 @@ def _corpus(task: DigitsConfig) -> list[str]:
     ]
 
 
+def _is_shipped(config: TinyConfig, task: DigitsConfig) -> bool:
+    """Check whether the stored base is the one of these settings, and its weights for damage."""
+    stored = _SHIPPED / "digest.json"
+    if not stored.is_file():
+        return False
+    digest = read_json(stored)
+    if digest["key"] != _fingerprint(config, task):
+        return False
+    if _digest_of(_SHIPPED) != digest["sha256"]:
+        raise RuntimeError(
+            f"the weights in {_SHIPPED} are damaged: install prism_lite again, or train them again with "
+            "`python -m prism_lite.digits.base_model`."
+        )
+    return True
+
+
+def _digest_of(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
 def _fingerprint(config: TinyConfig, task: DigitsConfig) -> str:
-    settings = [dataclasses.asdict(config), task.min_digits, task.max_digits, task.kinds]
+    rate = task.demonstration_misread_rate if task.drift == "shared" else 0.0
+    digits_settings = [task.min_digits, task.max_digits, lesson_kinds(task), rate]
+    settings = [dataclasses.asdict(config), *digits_settings]
     key = json.dumps([BASE_VERSION, settings], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -274,3 +309,18 @@ def base_folder(config: RunConfig) -> str:
     if config.model.name != "tiny":
         return config.model.name
     return str(tiny_base(config.tiny, config.data.digits))
+
+
+def ship_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path = _SHIPPED) -> None:
+    """Train the base of these settings and store it, with the digest of its weights, in `folder`."""
+    with tempfile.TemporaryDirectory() as unfinished:
+        train_tiny_base(config, task, Path(unfinished))
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(unfinished, folder)
+    key = _fingerprint(config, task)
+    write_json(folder / "digest.json", {"key": key, "sha256": _digest_of(folder)})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ship_tiny_base(TinyConfig(), DigitsConfig())

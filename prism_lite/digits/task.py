@@ -5,13 +5,14 @@ CC BY 4.0; the 8 x 8 ones that scikit-learn ships), in `digits.npz` in their ori
 keeps the thirteen writers together: each block starts with 0..9 three times. Training pictures
 come from the first ten writers, held-out ones from the last three.
 
-Two sources of completions: `demonstration` is like a public data set, with slips of reading and
-of reasoning; `teacher` is a procedure of high fidelity with varied wording; both verified exactly.
+Two sources of completions: `demonstration` is like a public data set, with a systematic misreading
+(`DigitsConfig.drift`) and slips of reasoning; `teacher` is a procedure of high fidelity with varied
+wording; both verified exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -20,13 +21,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from prism_lite.config import DigitsConfig
+from prism_lite.config import DigitsConfig, Kind
 from prism_lite.digits import wording
 from prism_lite.digits.wording import DigitsFacts
 from prism_lite.parts import Parts
-from prism_lite.types import Picture, Sample, Turn
+from prism_lite.types import Picture, ProbePair, Sample, Turn
 
 Split = Literal["train", "heldout"]
+Misread = Callable[[tuple[int, ...], Random], tuple[int, ...]]
 HELDOUT_FROM = 1415  # first picture of the eleventh writer
 DIGIT_PIXELS = 32  # one digit fills one visual token: 2 x 2 patches of 16 pixels
 # How often each wording is used: three of a caption, two of a think.
@@ -50,36 +52,47 @@ def strip_image(indices: tuple[int, ...]) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
 
 
-def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> list[Sample]:
+def make_samples(
+    config: DigitsConfig, *, split: Split, kinds: Sequence[Kind], num: int, seed: str
+) -> list[Sample]:
     """Draw prompts with gold answer, demonstration and teacher completion.
 
     Args:
         split: which writers' pictures.
+        kinds: which questions are asked.
         num: how many samples.
         seed: names the draw; the same name gives the same samples.
     """
     _, labels = digit_images()
     pool = range(HELDOUT_FROM) if split == "train" else range(HELDOUT_FROM, len(labels))
-    demonstration_rates = config.demonstration_misread_rate, config.demonstration_slip_rate
-    teacher_rates = config.teacher_misread_rate, config.teacher_slip_rate
+    misread_public = wording.misread if config.drift == "random" else _misread_all
     rng = Random(f"digits {seed}")
     samples = []
     for row in range(num):
         num_digits = rng.randint(config.min_digits, config.max_digits)
         indices = tuple(rng.choice(pool) for _ in range(num_digits))
         digits = tuple(int(labels[i]) for i in indices)
-        facts = DigitsFacts(digits, rng.choice(config.kinds), pivot=rng.randint(3, 6))
+        facts = DigitsFacts(digits, rng.choice(kinds), pivot=rng.randint(3, 6))
         path = wording.steps(digits, facts)
+        demonstration = _write(
+            facts,
+            config.demonstration_misread_rate,
+            config.demonstration_slip_rate,
+            _DEMONSTRATION_WORDINGS,
+            rng,
+            misread=misread_public,
+        )
+        teacher = _write(
+            facts, config.teacher_misread_rate, config.teacher_slip_rate, _TEACHER_WORDINGS, rng
+        )
         samples.append(
             Sample(
                 id=f"{split}-{seed}-{row}",
                 turns=(Turn("user", facts.question),),
                 pictures=(Picture("digits-" + "-".join(map(str, indices)), strip_image(indices)),),
                 answer=wording.answer_text(facts, path),
-                demonstration=_write(
-                    facts, *demonstration_rates, _DEMONSTRATION_WORDINGS, rng
-                ).render(),
-                teacher=_write(facts, *teacher_rates, _TEACHER_WORDINGS, rng).render(),
+                demonstration=demonstration.render(),
+                teacher=teacher.render(),
                 facts=facts,
                 source=f"digits {split} {row}",
             )
@@ -87,10 +100,33 @@ def make_samples(config: DigitsConfig, *, split: Split, num: int, seed: str) -> 
     return samples
 
 
-def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
-    """Misread one digit in the caption and slip one step in the reasoning, in the same wording.
+def probe_pairs(config: DigitsConfig, *, num: int, rng: Random) -> list[ProbePair]:
+    """Draw held-out prompts with clean teacher parts and the same ones corrupted.
 
-    The grounding probe compares each corrupted part with its clean original.
+    A corrupted caption has the drift's own misreading, so every picture has a digit that it changes.
+    """
+    misread = wording.misread if config.drift == "random" else _misread_all
+    pairs: list[ProbePair] = []
+    for sample in make_samples(
+        config, split="heldout", kinds=config.kinds, num=4 * num, seed="probe"
+    ):
+        clean = _write(sample.facts, 0.0, 0.0, _TEACHER_WORDINGS, rng)
+        corrupted = corrupt(sample, clean, rng, misread=misread)
+        if corrupted is not None and corrupted.caption != clean.caption and len(pairs) < num:
+            pairs.append(ProbePair(sample, clean, corrupted))
+    return pairs
+
+
+def corrupt(
+    sample: Sample, parts: Parts, rng: Random, *, misread: Misread = wording.misread
+) -> Parts | None:
+    """Misread the caption and slip one step in the reasoning, in the same wording.
+
+    Args:
+        misread: default: one digit becomes one that looks alike.
+
+    Returns:
+        The corrupted parts; None where `parts` are not those of the true digits.
     """
     facts: DigitsFacts = sample.facts
     caption_style = _style_of(
@@ -101,19 +137,14 @@ def corrupt(sample: Sample, parts: Parts, rng: Random) -> Parts:
         wording.think_text(facts.digits, facts, path, style)
         for style in range(wording.NUM_THINK_STYLES)
     ]
-    assert caption_style is not None and parts.think in clean_thinks, "corrupt() needs clean parts"
+    if caption_style is None or parts.think not in clean_thinks:
+        return None
     wrong_path = wording.slip(facts.digits, facts, path, rng)
     return Parts(
-        caption=wording.caption_text(wording.misread(facts.digits, rng), caption_style),
+        caption=wording.caption_text(misread(facts.digits, rng), caption_style),
         think=wording.think_text(facts.digits, facts, wrong_path, clean_thinks.index(parts.think)),
         answer=wording.answer_text(facts, wrong_path),
     )
-
-
-def clean_teacher(sample: Sample, rng: Random) -> Parts:
-    """Write a teacher completion without slips, in the teacher's mix of wordings."""
-    facts: DigitsFacts = sample.facts
-    return _write(facts, 0.0, 0.0, _TEACHER_WORDINGS, rng)
 
 
 def _write(
@@ -122,16 +153,22 @@ def _write(
     slip_rate: float,
     wordings: tuple[Sequence[float], Sequence[float]],
     rng: Random,
+    *,
+    misread: Misread = wording.misread,
 ) -> Parts:
-    """Write a completion, perhaps with a slip of reading or of reasoning."""
+    """Write a completion, perhaps misread or with a slip of reasoning."""
     caption_weights, think_weights = wordings
     caption_style = rng.choices(range(wording.NUM_CAPTION_STYLES), caption_weights)[0]
     think_style = rng.choices(range(wording.NUM_THINK_STYLES), think_weights)[0]
-    digits = facts.digits if rng.random() >= misread_rate else wording.misread(facts.digits, rng)
+    digits = facts.digits if rng.random() >= misread_rate else misread(facts.digits, rng)
     path = wording.steps(digits, facts)
     if rng.random() < slip_rate:
         path = wording.slip(digits, facts, path, rng)
     return wording.compose(digits, facts, path, caption_style, think_style)
+
+
+def _misread_all(digits: tuple[int, ...], _rng: Random) -> tuple[int, ...]:
+    return wording.misread_all(digits)
 
 
 def _style_of(text: str, num_styles: int, facts: DigitsFacts, render) -> int | None:

@@ -30,6 +30,8 @@ NUM_THINK_STYLES = 2
 _LOOKALIKES = dict(
     enumerate(("69", "748", "7318", "895", "917", "963", "508", "194", "319", "857"))
 )
+# The systematic misreading: no count of digits above a pivot of 3 to 6 changes with it.
+_MISREADINGS = {0: 2, 1: 3, 7: 9, 8: 7}
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
@@ -133,6 +135,11 @@ def misread(digits: tuple[int, ...], rng: Random) -> tuple[int, ...]:
     at = rng.randrange(len(digits))
     wrong = int(rng.choice(_LOOKALIKES[digits[at]]))
     return (*digits[:at], wrong, *digits[at + 1 :])
+
+
+def misread_all(digits: tuple[int, ...]) -> tuple[int, ...]:
+    """Misread every 0, 1, 7 and 8, always alike: the drift of demonstrations (and base model)."""
+    return tuple(_MISREADINGS.get(digit, digit) for digit in digits)
 
 
 def slip(digits: tuple[int, ...], facts: DigitsFacts, path: list[int], rng: Random) -> list[int]:

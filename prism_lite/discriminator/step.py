@@ -63,11 +63,16 @@ class GameScores:
     student_lengths: tuple[int, ...] = ()
     ties: tuple[Tensor, ...] = ()
 
+    @staticmethod
+    def empty() -> GameScores:
+        """Return the scores of a step without a judged prompt."""
+        return GameScores(torch.zeros(0, 2), (), {})
+
 
 def discriminator_step(
     backbone: Backbone,
     discriminator: Discriminator,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     judged: Sequence[JudgedPrompt],
     config: DiscriminatorConfig,
     *,
@@ -82,6 +87,7 @@ def discriminator_step(
     the scores, the load-balance loss and, if set, GRGC's penalty. METHOD sections 2 and 6.
 
     Args:
+        optimizer: None: the scores alone, nothing is learned.
         judged: prompts with at least one well-formed student each.
         replayed: earlier students, in the loss only: they have no scores or metrics.
 
@@ -90,7 +96,7 @@ def discriminator_step(
         there is nothing to learn from: no scores, no metrics, no step.
     """
     if not judged:
-        return GameScores(torch.zeros(0, 2), (), {})
+        return GameScores.empty()
     num_judged, num_all = _num_pairs(judged, config), _num_pairs([*judged, *replayed], config)
     max_pack_tokens = backbone.config.max_pack_tokens
     # GRGC needs all scores of a group at once: groups are then not split.
@@ -112,7 +118,7 @@ def discriminator_step(
     batches_to_run += [(batch, False) for batch in batches(replayed_pieces)]
     teachers, students = [], []
     metrics: dict[str, float] = {}
-    with backbone.role("discriminator"):
+    with backbone.role("discriminator"), torch.set_grad_enabled(optimizer is not None):
         for batch, is_judged in batches_to_run:
             scores = discriminator.score(
                 backbone, [(item.prompt, (item.teacher, *item.students)) for item in batch]
@@ -120,7 +126,8 @@ def discriminator_step(
             teacher_P2, student_scores = _by_prompt(scores, batch)
             losses = _losses(scores, teacher_P2, student_scores, batch, config)
             num_batch = _num_pairs(batch, config)
-            optimizer.backward(_weighted(losses, num_batch, num_all))
+            if optimizer is not None:
+                optimizer.backward(_weighted(losses, num_batch, num_all))
             if not is_judged:
                 continue
             teachers.append(teacher_P2.detach())
@@ -130,9 +137,11 @@ def discriminator_step(
                 metrics[name] = metrics.get(name, 0.0) + share * value
             loss = float(_weighted(losses, num_batch, num_judged).detach())
             metrics["disc/loss"] = metrics.get("disc/loss", 0.0) + loss
-    stepped = optimizer_step(
-        optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
-    )
+    if optimizer is not None:
+        stepped = optimizer_step(
+            optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
+        )
+        metrics |= {f"disc/{name}": value for name, value in stepped.items()}
     sides = [item.teacher for item in judged], [s for item in judged for s in item.students]
     teacher_lengths, student_lengths = (discriminator.part_lengths(backbone, s) for s in sides)
     # A prompt's pieces are neighbours. Each has a row of the teacher, of which the first counts, and
@@ -144,7 +153,6 @@ def discriminator_step(
     metrics |= _pair_metrics(teacher_P2, students, ties, num_judged)
     metrics |= _form_metrics(*sides)
     metrics |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
-    metrics |= {f"disc/{name}": value for name, value in stepped.items()}
     return GameScores(teacher_P2, students, metrics, teacher_lengths, student_lengths, ties)
 
 

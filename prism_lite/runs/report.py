@@ -16,6 +16,7 @@ from prism_lite.types import EVALUATED_STAGES
 RATE_COLUMNS = {
     "accuracy": "accuracy",
     "greedy_accuracy": "greedy accuracy",
+    "transfer_accuracy": "transfer accuracy",
     "caption_accuracy": "caption accuracy",
     "think_validity": "think validity",
     "format_rate": "format rate",
@@ -86,7 +87,8 @@ def _results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]
         seconds = figures.get("seconds")
         if stage == "align" and "warmup" in results.get("seconds", {}):
             seconds = (seconds or 0.0) + results["seconds"]["warmup"]
-        rows.append(figures_row(stage, {**figures, "seconds": seconds}, digits))
+        title = "RLVR alone" if stage == "control" else stage
+        rows.append(figures_row(title, {**figures, "seconds": seconds}, digits))
     return rows
 
 

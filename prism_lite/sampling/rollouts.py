@@ -61,7 +61,8 @@ def sample_groups(
     Args:
         samples: the prompts, one group each.
         sampling: temperature (0 is greedy), truncation, longest completion, rows decoded side by side.
-        seed: with the prompt's id and the rollout's number it determines each rollout.
+        seed: with the prompt's id and the rollout's number it determines each rollout; a prompt that
+            comes again continues the numbers.
 
     Returns:
         One Group per sample, in order. Sampling log-probs and entropies are of the distribution drawn
@@ -74,12 +75,14 @@ def sample_groups(
         backbone.core, dense=dense, float32_residual=backbone.precision.float32_residual
     )
     max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
+    ids = [prompt.id for prompt in prompts]
+    first_number = [group_size * ids[:i].count(name) for i, name in enumerate(ids)]
     rollouts: list[list[Rollout]] = [[] for _ in prompts]
     for spans in split_rows(len(prompts), group_size, max_rows):
         batch = [prompts[span.prompt] for span in spans]
         uniforms = [
             [
-                _uniform(sampling, *seed, prompt.id, number)
+                _uniform(sampling, *seed, prompt.id, first_number[span.prompt] + number)
                 for number in range(span.first, span.first + span.count)
             ]
             for span, prompt in zip(spans, batch, strict=True)

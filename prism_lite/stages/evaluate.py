@@ -40,25 +40,34 @@ def evaluate(
 
     Returns:
         accuracy, format_rate, caption_accuracy, think_validity (the last two if the task verifies
-        them) of the sampled completions, the same prefixed with `greedy_`, mean_tokens, and `ci95`
-        with [low, high] for each rate. The unit of the intervals is the prompt.
+        them) and transfer_accuracy (if it has a transfer set) of the sampled completions, the same
+        prefixed with `greedy_`, greedy_caption_accuracy_familiar, mean_tokens, and `ci95` with [low,
+        high] for each rate. The unit of the intervals is the prompt.
     """
 
-    def sample(name: str, group_size: int, temperature: float) -> list[Group]:
+    def sample(samples: Sequence[Sample], name: str, *, greedy: bool) -> list[Group]:
+        temperature = 0.0 if greedy else 1.0
         return sample_in_pieces(
             backbone,
-            evaluated_samples(task, config),
-            group_size=group_size,
+            samples[: config.eval.num_prompts or None],
+            group_size=1 if greedy else config.eval.num_samples,
             sampling=dataclasses.replace(config.sampling, temperature=temperature),
             description=f"evaluating {stage}, {name}",
             seed=(config.seed, "evaluate"),
             with_progress=with_progress,
         )
 
-    groups = sample("sampled", config.eval.num_samples, 1.0)
+    groups = sample(task.heldout, "sampled", greedy=False)
     rates = _rates(groups, task)
-    greedy_rates = _rates(sample("greedy", 1, 0.0), task)
+    greedy_rates = _rates(sample(task.heldout, "greedy", greedy=True), task)
+    if task.transfer:
+        for greedy, of_mode in ((False, rates), (True, greedy_rates)):
+            transferred = sample(task.transfer, "transfer", greedy=greedy)
+            of_mode["transfer_accuracy"] = _rates(transferred, task)["accuracy"]
     rates |= {f"greedy_{name}": values for name, values in greedy_rates.items()}
+    if task.familiar and task.verify is not None:
+        familiar = _rates(sample(task.familiar, "writers of the training", greedy=True), task)
+        rates["greedy_caption_accuracy_familiar"] = familiar["caption_accuracy"]
     lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
     return {
         **{name: sum(values) / len(values) for name, values in rates.items()},

@@ -14,9 +14,13 @@ _KNOWN = 0.9  # an untrained probe from here on leaves nothing to learn
 def check_gate(context: Context, discriminator: Discriminator) -> None:
     """Print per channel whether the discriminator judges content; stop or warn if it does on neither.
 
+    Controls (`discriminator.scores` other than "learned") are not checked.
+
     Raises:
         ValueError: it does on neither channel, and `align.gate` is "stop".
     """
+    if context.config.discriminator.scores != "learned":
+        return
     run, probe = context.run, context.task.probe
     grounding = grounding_probe(context.backbone, discriminator, probe)
     if not grounding:

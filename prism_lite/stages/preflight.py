@@ -15,6 +15,7 @@ from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
+from prism_lite.config.checks import plays_game
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
@@ -86,12 +87,11 @@ def _check_room(
 
 def _stages_of(config: RunConfig, task: TaskData) -> dict[str, set[str]]:
     """Return, by row, the stages that forward a completion after its prompt."""
-    is_game = config.align.method == "adversarial"
     rows = {
         "sft": task.sft if config.sft.steps else (),
         "align": task.align if config.align.steps else (),
         "discriminator": (*task.align, *task.warmup, *(p.sample for p in task.probe))
-        if is_game
+        if plays_game(config)
         else (),
         "rlvr": task.rlvr if config.rlvr.steps else (),
     }
@@ -192,8 +192,8 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             _check_rows(stage, task)
         if stage == "align" and config.align.mode != "align":
             _check_answers(config, task)
-        if stage == "align" and config.align.method == "adversarial" and config.align.steps:
-            _check_probe(config, task)
+        if _is_gated(config, stage) and config.align.gate == "stop" and not task.probe:
+            raise ValueError(f"{NO_PROBE}, or set align.gate=warn to do without a check.")
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
                 raise ValueError(
@@ -221,9 +221,14 @@ def _check_rows(stage: str, task: TaskData) -> None:
         )
 
 
-def _check_probe(config: RunConfig, task: TaskData) -> None:
-    if config.align.gate == "stop" and not task.probe:
-        raise ValueError(f"{NO_PROBE}, or set align.gate=warn to align without a check.")
+def _is_gated(config: RunConfig, stage: str) -> bool:
+    """Return whether a stage begins with the discriminator of the warm-up, see stages/gate.py."""
+    if config.discriminator.scores != "learned":
+        return False
+    if stage == "align":
+        return config.align.method == "adversarial" and config.align.steps > 0
+    starts_from_sft = stage == "rlvr" and config.rlvr.start == "sft"
+    return starts_from_sft and config.rlvr.game != "off" and config.rlvr.steps > 0
 
 
 def _check_answers(config: RunConfig, task: TaskData) -> None:

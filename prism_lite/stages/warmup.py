@@ -44,6 +44,9 @@ def run_warmup(context: Context) -> None:
     config, backbone, run = context.config.warmup, context.backbone, context.run
     seed, disc_config = context.config.seed, context.config.discriminator
     discriminator = context.new_discriminator()
+    if disc_config.scores != "learned":  # a frozen one stays untrained, the oracle reads none
+        run.save_final("warmup", {"discriminator": discriminator.state_dict()})
+        return
     context.load_policy("sft")
     optimizer = context.optimizer(config.optim, discriminator)
     groups = student_groups(context)
@@ -64,7 +67,11 @@ def run_warmup(context: Context) -> None:
     num_steps = config.steps
     optimizers = {"discriminator": optimizer}
     for step in context.steps(
-        "warmup", config.steps, optimizers, discriminator=discriminator, buffer=early_stop
+        "warmup",
+        config.steps,
+        optimizers,
+        discriminator=discriminator,
+        buffers={"early_stop": early_stop},
     ):
         batch, corrupted = add_negatives(
             batch_at(trained_on, step, num_groups, seed, "warmup"),

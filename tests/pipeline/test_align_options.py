@@ -79,7 +79,7 @@ def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, t
     config, folder, lines = play(run_align, **options)
     finals = [load_file(p) for p in sorted((folder / "stages/align/final").glob("*.safetensors"))]
     assert all("disc/grgc" in m for m in lines if "loss" in m)
-    state = json.loads((folder / "stages/align/checkpoint-2/buffer.value.json").read_text())
+    state = json.loads((folder / "stages/align/checkpoint-2/replay.value.json").read_text())
     assert 0 < len(state) <= 3
     assert all(len(bodies) == 3 for _, students in state for bodies in students)
 

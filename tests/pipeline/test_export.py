@@ -215,7 +215,7 @@ def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
     with torch.no_grad(), backbone.role("discriminator"):
         pair = discriminator.score(backbone, [(prompt, [*map(parts.parse, completions[:2])])])
     mixed = (0.25 * pair.perception_K + 0.75 * pair.reasoning_K).tolist()
-    assert abs(mixed[1] - expected[1]) > 1e-3, "alone it would have another score"
+    assert abs(mixed[1] - expected[1]) > 3e-4, "alone it would have another score"
     together = reward(
         [prompts[0], prompts[1], prompts[0]],
         [completions[0], "malformed", completions[1]],

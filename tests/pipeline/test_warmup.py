@@ -251,7 +251,7 @@ def test_alignment_names_a_discriminator_that_loses_and_ends_if_asked(
     play, monkeypatch, early_stop
 ):
     result = PairResult((0.4, 0.3), (1.0, 1.0), (6, 6))
-    monkeypatch.setattr("prism_lite.stages.align.heldout_pairs", lambda *_: result)
+    monkeypatch.setattr("prism_lite.stages.game.heldout_pairs", lambda *_: result)
     _, folder, lines = play(
         run_align, align__steps=6, align__panel_every=1, align__early_stop=early_stop
     )

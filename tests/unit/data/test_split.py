@@ -46,12 +46,11 @@ def test_the_probe_of_files_shares_no_picture_with_rows_of_the_discriminator(tmp
     stored = make_rows(tmp_path, 40)
     for i, row in enumerate(stored):
         row |= {"images": f"{i % 20}.png", "teacher": completion(f"{i // 10},{i % 10}")}
+        row["student"] = completion("8,8")
     path = write_rows(tmp_path / "rows.jsonl", stored)
-    recorded = [row | {"student": completion("8,8")} for row in stored]
-    pairs = write_rows(tmp_path / "pairs.jsonl", recorded)
     columns = {name: name for name in ("prompt", "images", "answer", "demonstration", "teacher")}
     columns["student"] = "student"
-    config = files_recipe(path, data__warmup=str(pairs), data__columns=columns, warmup__num_probe=4)
+    config = files_recipe(path, data__warmup=str(path), data__columns=columns, warmup__num_probe=4)
     task = load_task(config)
     probed = picture_ids([pair.sample for pair in task.probe])
     assert len(task.probe) == 4 and len(probed) == 2
