@@ -13,9 +13,13 @@ from random import Random
 
 from rich.table import Table
 
-from prism_lite.data.split import split_by_picture
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.negatives import StudentGroup, add_negatives, corrupt_numbers
+from prism_lite.discriminator.negatives import (
+    Corrupt,
+    StudentGroup,
+    add_negatives,
+    corrupt_numbers,
+)
 from prism_lite.discriminator.part_tokens import CUT_WARNING, about_cuts, cut_metrics, read_text
 from prism_lite.discriminator.probes import (
     ARTEFACT_WARNING,
@@ -27,14 +31,13 @@ from prism_lite.discriminator.probes import (
 from prism_lite.discriminator.step import CHANNELS, JudgedPrompt, discriminator_step
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
-from prism_lite.sampling.rollouts import sample_in_pieces
-from prism_lite.seeding import batch_at, epoch_order, seed_of
+from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
 from prism_lite.stages.guards import Alarms, game_alarms
+from prism_lite.stages.student_groups import num_students, split_groups, student_groups
 from prism_lite.types import Sample
 
 _MAX_PROBED_PAIRS = 4000  # more would not change what is reported before the first step
-_MIN_HELDOUT, _MAX_HELDOUT = 16, 64  # prompts kept out of training; a tenth in between
 _WEAK_START = 0.1  # of the likelihood's weights, where likelihood does not tell the teacher
 Pair = tuple[Sample, Parts]  # a row with its teacher, and a student's parts
 
@@ -51,19 +54,16 @@ def run_warmup(context: Context) -> None:
     optimizer = context.optimizer(config.optim, discriminator)
     groups = student_groups(context)
     trained_on, heldout = split_groups(groups)
-    pairs = [(group.sample, student) for group in groups for student in group.students]
-    figures = _report_cuts(context, discriminator, pairs)
-    # one student of each prompt: the probe is fitted on every second pair and judged on the others
-    firsts = [(group.sample, group.students[0]) for group in groups]
-    figures["disc/artefact_auc"] = _report_artefacts(context, discriminator, firsts)
+    figures = _report_texts(context, discriminator, groups)
     untrained = grounding_probe(backbone, discriminator, context.task.probe)
     figures |= {_untrained_name(name): value for name, value in untrained.items()}
     judged_heldout = _judged(context, heldout)
     figures |= _choose_head_start(context, discriminator, judged_heldout)
+    corrupt = context.task.corrupt or corrupt_numbers
+    if config.corrupted_fraction > 0:
+        _report_corruptible(context, trained_on, corrupt)
     alarms, early_stop = Alarms(run, "warmup"), EarlyStop(config.patience)
-    num_groups = max(1, round(config.pairs_per_step * len(trained_on) / _num_students(trained_on)))
-    if not context.task.warmup:
-        num_groups = config.pairs_per_step // config.group_size
+    num_groups = _groups_per_step(context, trained_on)
     num_steps = config.steps
     optimizers = {"discriminator": optimizer}
     for step in context.steps(
@@ -78,7 +78,7 @@ def run_warmup(context: Context) -> None:
             Random(seed_of(seed, "warmup", step, "negatives")),
             mismatched_fraction=config.mismatched_fraction,
             corrupted_fraction=config.corrupted_fraction,
-            corrupt=context.task.corrupt or corrupt_numbers,
+            corrupt=corrupt,
             splits_parts=disc_config.reasoning_sees_caption,
         )
         learning_rate = learning_rate_at(config.optim, step, config.steps)
@@ -144,65 +144,23 @@ class EarlyStop:
         self._lowest, self._num_since = state[0], int(state[1] or 0)
 
 
-def student_groups(context: Context) -> list[StudentGroup]:
-    """Return the recorded students by prompt, or let the SFT policy answer prompts of alignment.
-
-    The prompts are the last ones of alignment's first epoch: in its first steps the discriminator then
-    judges prompts that it was not trained on, unless alignment uses all of them.
-
-    Raises:
-        ValueError: a completion of the data is malformed, or too few samples are well-formed.
-    """
-    config, task = context.config, context.task
-    if task.warmup:
-        groups = _recorded_groups(task.warmup, config.warmup.group_size)
-        context.run.console.print(
-            f"warm-up on {len(task.warmup)} recorded pairs of {len(groups)} groups"
-        )
-        return groups
-    order = epoch_order(len(task.align), 0, config.seed, "align")
-    samples = [task.align[row] for row in order[-config.warmup.num_prompts :]]
-    sampled = sample_in_pieces(
-        context.backbone,
-        samples,
-        with_progress=context.run.with_progress,
-        description="sampling the SFT policy",
-        group_size=config.warmup.group_size,
-        sampling=config.sampling,
-        seed=(config.seed, "warmup"),
-    )
-    groups = [StudentGroup(group.sample, group.students) for group in sampled if group.students]
-    if len(groups) < 4:
-        num_samples = len(samples) * config.warmup.group_size
-        raise ValueError(
-            f"only {_num_students(groups)} of {num_samples} samples of the SFT policy are well-formed: "
-            "train SFT longer (sft.steps) before the warm-up."
-        )
-    return groups
+def _groups_per_step(context: Context, groups: Sequence[StudentGroup]) -> int:
+    """Return how many prompts make `warmup.pairs_per_step` pairs; recorded groups differ in size."""
+    config = context.config.warmup
+    if not context.task.warmup:
+        return config.pairs_per_step // config.group_size
+    return max(1, round(config.pairs_per_step * len(groups) / num_students(groups)))
 
 
-def _recorded_groups(samples: Sequence[Sample], group_size: int) -> list[StudentGroup]:
-    """Group recorded students of the same prompt and teacher, at most `group_size` each."""
-    rows: dict[object, list[Sample]] = {}
-    for sample in samples:
-        pictures = tuple(picture.id for picture in sample.pictures)
-        rows.setdefault((sample.turns, pictures, sample.teacher), []).append(sample)
-    return [
-        StudentGroup(same[0], tuple(s.student_parts for s in same[start : start + group_size]))
-        for same in rows.values()
-        for start in range(0, len(same), group_size)
-    ]
-
-
-def split_groups(groups: Sequence[StudentGroup]) -> tuple[list[StudentGroup], list[StudentGroup]]:
-    """Return the groups to train on and those kept out, a tenth or so, without a common picture."""
-    num_heldout = min(max(_MIN_HELDOUT, len(groups) // 10), _MAX_HELDOUT, len(groups) // 3)
-    kept, aside = split_by_picture([group.sample for group in groups], num_heldout)
-    return [groups[i] for i in kept], [groups[i] for i in aside]
-
-
-def _num_students(groups: Sequence[StudentGroup]) -> int:
-    return sum(len(group.students) for group in groups)
+def _report_texts(
+    context: Context, discriminator: Discriminator, groups: Sequence[StudentGroup]
+) -> dict[str, float]:
+    """Print and return what the form of the texts reveals: parts that are cut, the artefact probe."""
+    pairs = [(group.sample, student) for group in groups for student in group.students]
+    figures = _report_cuts(context, discriminator, pairs)
+    # one student of each prompt: the probe is fitted on every second pair and judged on the others
+    firsts = [(group.sample, group.students[0]) for group in groups]
+    return figures | {"disc/artefact_auc": _report_artefacts(context, discriminator, firsts)}
 
 
 def _judged(context: Context, groups: Sequence[StudentGroup]) -> list[JudgedPrompt]:
@@ -267,6 +225,18 @@ def _probe_table(untrained: dict[str, float], trained: dict[str, float]) -> Tabl
             cells = (f"{probe[f'disc/grounding_{channel}{suffix}']:.2f}" for suffix in shown)
             table.add_row(f"{channel}, {when}", *cells)
     return table
+
+
+def _report_corruptible(context: Context, groups: Sequence[StudentGroup], corrupt: Corrupt) -> None:
+    """Print how many teacher texts have nothing to corrupt, if any: their students are not replaced."""
+    samples = [group.sample for group in groups]
+    rng = Random(seed_of(context.config.seed, "warmup", "corruptible"))
+    num_without = sum(corrupt(sample, sample.teacher_parts, rng) is None for sample in samples)
+    if num_without:
+        context.run.console.print(
+            f"corrupted negatives: {num_without} of {len(samples)} teacher texts have nothing to corrupt",
+            highlight=False,
+        )
 
 
 def _report_cuts(

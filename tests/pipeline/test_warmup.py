@@ -22,7 +22,8 @@ from prism_lite.seeding import batch_at
 from prism_lite.stages import warmup
 from prism_lite.stages.align import run_align
 from prism_lite.stages.context import Context
-from prism_lite.stages.warmup import EarlyStop, run_warmup, split_groups, student_groups
+from prism_lite.stages.student_groups import split_groups, student_groups
+from prism_lite.stages.warmup import EarlyStop, run_warmup
 from tests.judging import CONFIG, STUDENTS, TEACHER, prompts_of, with_trunk, woken
 from tests.micro import micro_recipe, quiet_console
 
