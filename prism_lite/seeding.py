@@ -38,9 +38,13 @@ def batch_at(items: Sequence[T], step: int, batch_size: int, *name: object) -> l
     batch = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, len(items))
-        order = _shuffled(len(items), seed_of(*name, "epoch", epoch))
-        batch.append(items[order[place]])
+        batch.append(items[epoch_order(len(items), epoch, *name)[place]])
     return batch
+
+
+def epoch_order(num_items: int, epoch: int, *name: object) -> tuple[int, ...]:
+    """Return the order in which `batch_at` uses the items in an epoch, by their numbers."""
+    return _shuffled(num_items, seed_of(*name, "epoch", epoch))
 
 
 @functools.lru_cache(maxsize=8)  # a step reads one or two epochs of its stage

@@ -55,6 +55,5 @@ def files_recipe(train: Path, heldout: Path | None = None, **overrides: Any):
         data__task="files",
         data__train=str(train),
         data__heldout=None if heldout is None else str(heldout),
-        data__columns=COLUMNS,
-        **(ONE_STEP | overrides),
+        **({"data__columns": COLUMNS} | ONE_STEP | overrides),
     )

@@ -28,8 +28,9 @@ MARKS = ("<!-- measured cards: begin -->", "<!-- measured cards: end -->")
 # Short, and the same on every card. SFT is long enough for a real model to answer in three parts.
 STEPS = {
     "data.task": "digits", "data.num_sft": 256, "data.num_align": 64, "data.num_rlvr": 64,
-    "data.num_heldout": 16, "sft.steps": 20, "warmup.steps": 5, "warmup.num_prompts": 32,
-    "warmup.num_probe": 20, "align.steps": 5, "rlvr.steps": 5, "eval.num_samples": 2,
+    "data.num_heldout": 16, "sft.steps": 20, "warmup.steps": 5, "warmup.num_prompts": 12,
+    "warmup.num_probe": 20, "align.steps": 5, "align.gate": "warn", "rlvr.steps": 5,
+    "eval.num_samples": 2,
 }  # fmt: skip
 
 

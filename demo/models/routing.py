@@ -26,8 +26,9 @@ def group_record(
 ) -> dict[str, Any]:
     """Return scores, margins, advantages and routing of a group and its teacher, as plain values.
 
-    The teacher's row comes first, then the students' by decreasing advantage. A malformed completion has
-    no scores and no routing.
+    The teacher's row comes first, then the students' by decreasing advantage. Likelihood
+    features count relative to the teacher's, as in training. A malformed completion has no scores and no
+    routing.
 
     Raises:
         ValueError: the prompt has no well-formed teacher completion to compare with.

@@ -277,9 +277,9 @@ class DiscriminatorConfig:
     adapted_fraction: Share = 0.5
     "Share of the decoder layers with experts, from the top; those below store no activations."
     likelihood_features: bool = True
-    "Give the score heads each part's mean and lowest token log-prob, so that content counts."
-    reasoning_sees_caption: bool = False
-    "Score a think with its caption before it."
+    "Give the score heads each part's mean and lowest token log-prob, less those of the teacher's."
+    reasoning_sees_caption: bool = True
+    "Score a think with its caption before it: whether it follows depends on what was read."
     max_part_tokens: Annotated[int, Field(ge=16)] = 512
     "Captions and thinks are cut here, the teacher's and the student's alike."
     score_cap: PositiveFloat = 10.0
@@ -304,13 +304,24 @@ class WarmupConfig:
 
     __pydantic_config__: ClassVar = _STRICT
     steps: NonNegativeInt = 150
-    "Optimizer updates of the discriminator. 0 skips the stage."
+    "Most optimizer updates of the discriminator. 0: it stays untrained."
     pairs_per_step: PositiveInt = 24
-    "Pairs of a teacher completion and a sample of the SFT policy per step."
-    num_prompts: PositiveInt = 768
-    "Prompts that the SFT policy answers once, before the first step (without data.warmup)."
+    "Pairs of a teacher completion and a student per step: a multiple of warmup.group_size."
+    group_size: PositiveInt = 4
+    "Samples of the SFT policy for each prompt."
+    num_prompts: PositiveInt = 192
+    """Prompts that the SFT policy answers before the first step (without data.warmup): those that
+    alignment reaches last."""
     mismatched_fraction: Share = 0.0
-    "Share of the negatives that are the teacher's parts of another prompt. 0: none."
+    """Share of the negatives that are the teacher's parts of another prompt with another picture. 0:
+    none."""
+    corrupted_fraction: Share = 0.25
+    """Share of the negatives that are the teacher's parts with a wrong fact: the task's own, or another
+    digit in a number of the text. 0: none."""
+    check_every: PositiveInt = 25
+    "Steps between measurements on prompts that the warm-up does not train on."
+    patience: NonNegativeInt = 3
+    "The warm-up ends after this many of them without a lower loss. 0: it makes all warmup.steps."
     num_probe: PositiveInt = 200
     "Held-out pairs of the grounding and artefact probes."
     optim: OptimConfig = field(
@@ -376,6 +387,11 @@ class AlignConfig:
     "Share of earlier rollouts in the discriminator's batch, against forgetting. 0: off."
     replay_prompts: PositiveInt = 256
     "Prompts whose rollouts are kept for replay, in memory and in checkpoints."
+    gate: Literal["stop", "warn"] = "stop"
+    """What happens before the first step if the probes do not show that the discriminator judges content
+    on any channel. stop: an error. warn: a warning."""
+    early_stop: bool = False
+    "End the stage when the teacher wins under half of the held-out pairs in three panels in a row."
     dpo_beta: PositiveFloat = 0.1
     "Inverse temperature of DPO: a lower one lets the policy move further (method dpo)."
     panel_every: PositiveInt = 10

@@ -10,6 +10,7 @@ from prism_lite.config import (
     ModelConfig,
     RlvrConfig,
     RunConfig,
+    WarmupConfig,
 )
 
 
@@ -20,6 +21,7 @@ def check_across_fields(config: RunConfig) -> None:
         ValueError: two settings contradict each other, or one has no effect.
     """
     _check_discriminator(config.discriminator)
+    _check_warmup(config.warmup)
     _check_memory(config.model, config.sampling.max_completion_tokens)
     _check_rewards(config.rlvr)
     digits, align, rlvr = config.data.digits, config.align, config.rlvr
@@ -69,6 +71,20 @@ def _check_discriminator(config: DiscriminatorConfig) -> None:
         raise ValueError(
             f"discriminator.top_k = {config.top_k} is more than the {num_usable} experts that a token "
             "may use: lower it, or raise discriminator.num_experts."
+        )
+
+
+def _check_warmup(config: WarmupConfig) -> None:
+    if config.pairs_per_step % config.group_size:
+        raise ValueError(
+            f"warmup.pairs_per_step = {config.pairs_per_step} is not a multiple of warmup.group_size = "
+            f"{config.group_size}, the students of one prompt: change the one or the other."
+        )
+    if config.mismatched_fraction + config.corrupted_fraction > 1:
+        raise ValueError(
+            f"warmup.mismatched_fraction = {config.mismatched_fraction:g} and "
+            f"warmup.corrupted_fraction = {config.corrupted_fraction:g} are shares of the same negatives "
+            "and add up to more than 1: lower one of them."
         )
 
 

@@ -15,6 +15,7 @@ from prism_lite import parts
 from prism_lite.config import REWARDS_THAT_READ_ANSWERS, DataConfig, Kind, RunConfig
 from prism_lite.data.checks.rules import DataStage
 from prism_lite.data.formats.base import Finding
+from prism_lite.data.split import picture_ids, split_by_picture
 from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, read_file, rows_for
 from prism_lite.digits import lessons, wording
 from prism_lite.digits import task as digits
@@ -192,16 +193,18 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
             )
         rlvr = with_teacher
     heldout = rows.of("heldout", "eval")
-    num_probe = min(config.warmup.num_probe, len(align) // 10)
-    num_align = len(align) - num_probe
+    kept, aside = split_by_picture(align, min(config.warmup.num_probe, len(align) // 10))
+    probe = _mismatched_probe([align[row] for row in aside])
+    probed_ids = picture_ids([pair.sample for pair in probe])
     return TaskData(
         sft=sft,
-        align=align[:num_align],
+        align=tuple(align[row] for row in kept),
         rlvr=rlvr,
         heldout=heldout,
-        probe=_mismatched_probe(align[num_align:]),
+        probe=probe,
         verify=None,
-        warmup=warmup,
+        # the discriminator is not trained on the probe's pictures
+        warmup=tuple(sample for sample in warmup if not picture_ids([sample]) & probed_ids),
         skipped=rows.skipped(),
     )
 
@@ -262,12 +265,14 @@ def _no_rows(stored: StoredFile, stage: DataStage, skipped: Sequence[Finding]) -
 
 
 def _mismatched_probe(samples: Sequence[Sample]) -> tuple[ProbePair, ...]:
-    """Pair a row's teacher parts with the next row's: wrong for its picture, of the same form."""
+    """Pair a row's teacher parts with the next ones of another picture: wrong, of the same form."""
     parsed = [(sample, parts.parse(sample.teacher or "")) for sample in samples]
     teachers = [(sample, teacher) for sample, teacher in parsed if isinstance(teacher, Parts)]
-    next_teachers = [teacher for _, teacher in teachers[1:] + teachers[:1]]
-    return tuple(
-        ProbePair(sample, clean=teacher, corrupted=other)
-        for (sample, teacher), other in zip(teachers, next_teachers, strict=True)
-        if other != teacher
-    )
+    pairs = []
+    for row, (sample, teacher) in enumerate(teachers):
+        ids = picture_ids([sample])
+        for other_sample, other in teachers[row + 1 :] + teachers[:row]:
+            if other != teacher and not ids & picture_ids([other_sample]):
+                pairs.append(ProbePair(sample, clean=teacher, corrupted=other))
+                break
+    return tuple(pairs)

@@ -39,8 +39,11 @@ def discriminator_reward(
     """Return a reward function `f(prompts, completions, *, images=None, image=None, **columns)`.
 
     A well-formed completion gets `alpha` x perception + (1 - alpha) x reasoning, the discriminator's
-    capped logits. Pictures are read from the columns `images` (a list per row) or `image`, or from the
-    image blocks of the messages.
+    capped logits. Likelihood features count relative to the teacher completion in the column `teacher`,
+    as in training; without one, to the first well-formed completion of the same prompt in the call. So
+    rewards compare completions of one prompt, as GRPO does, and a prompt's completions must come in one
+    call. Pictures are read from the columns `images` (a list per row) or `image`, or from the image
+    blocks of the messages.
 
     Args:
         folder: written by `prism-lite export --discriminator`.
@@ -69,24 +72,35 @@ def discriminator_reward(
         *,
         images: Sequence[Any] | None = None,
         image: Sequence[Any] | None = None,
+        teacher: Sequence[str | None] | None = None,
         **_columns: Any,
     ) -> list[float | None]:
         rewards: list[float | None] = [lowest] * len(completions)
         rows, judged = [], []
+        # rows and their parts, by prompt and by the parts that they are compared with
+        groups: dict[tuple[str, Parts | None], tuple[Sample, list[int], list[Parts]]] = {}
         for row, completion in enumerate(completions):
             parts = parse(completion_text(completion))
             if isinstance(parts, Parts):
                 pictures = images[row] if images is not None else image[row] if image else None
                 sample = _to_sample(prompts[row], pictures)
                 sample = sample.with_system_prompt(content["system_prompt"])
-                rows.append(row)
-                judged.append((backbone.prompt(sample), (parts,)))
+                reference = parse(teacher[row] or "") if teacher is not None else None
+                reference = reference if isinstance(reference, Parts) else None
+                _, own, students = groups.setdefault((sample.id, reference), (sample, [], []))
+                own.append(row)
+                students.append(parts)
+        for (_, reference), (sample, own, students) in groups.items():
+            rows += own if reference is None else [None, *own]
+            first = [] if reference is None else [reference]
+            judged.append((backbone.prompt(sample), [*first, *students]))
         if judged:
             with backbone.role("discriminator"):
                 scores = discriminator.score(backbone, judged)
             mixed_K = alpha * scores.perception_K + (1 - alpha) * scores.reasoning_K
             for row, value in zip(rows, mixed_K.tolist(), strict=True):
-                rewards[row] = value
+                if row is not None:  # the teacher's own score is no reward
+                    rewards[row] = value
         return rewards
 
     return discriminator_score

@@ -10,9 +10,19 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
-def bradley_terry_loss(teacher_score_K: Tensor, student_score_K: Tensor) -> Tensor:
-    """Return the mean of -log sigmoid(teacher - student) over pairs of parts of the same prompt."""
-    return F.softplus(student_score_K - teacher_score_K).mean()
+def bradley_terry_loss(
+    teacher_score_K: Tensor, student_score_K: Tensor, is_tie_K: Tensor | None = None
+) -> Tensor:
+    """Return the mean of -log sigmoid(teacher - student) over pairs of parts of the same prompt.
+
+    Args:
+        teacher_score_K, student_score_K: float32 [K].
+        is_tie_K: bool, pairs of equal texts, which are left out; 0 if all are.
+    """
+    loss_K = F.softplus(student_score_K - teacher_score_K)
+    if is_tie_K is None:
+        return loss_K.mean()
+    return (loss_K * ~is_tie_K).sum() / (~is_tie_K).sum().clamp(min=1)
 
 
 def rank_spread_penalty(score_G: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ prompt, and a step runs the parts' tokens only. A part is scored at the end toke
 for teacher and student. No activation is stored below the first adapted layer. METHOD section 2.
 
 The heads also see the mean and minimum token log-prob of the part under this language model with the
-picture in context: without them the discriminator learns the teacher's style and not what the picture
-shows (METHOD section 6).
+picture in context, minus those of the first completion of the same prompt (the teacher): without them the
+discriminator learns the teacher's style and not what the picture shows (METHOD section 6).
 
 Shape letters: R parts (branches), N part tokens, M those of their bodies, F tokens of a forward (prompts'
-last tokens, then part tokens), K completions, T tokens of one part, L adapted layers, D hidden, E experts.
+last tokens, then part tokens), K completions, T tokens of one part, L adapted layers, D hidden, E experts;
+in K22 the first 2 are channels (perception, reasoning).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from prism_lite.seeding import generator_for
 
 _MAX_CACHED_COMPLETIONS = 4096  # their tokens: about 8 KiB each at 1,000 tokens
 _LIKELIHOOD_HEAD_START = (3.0, 0.3)  # weights of a part's mean and minimum token log-prob
+_NUM_LIKELIHOOD_FEATURES = len(_LIKELIHOOD_HEAD_START)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,10 @@ class Scores:
     """Scores of K completions' parts, with their graph.
 
     Attributes:
-        perception_K, reasoning_K: float32 [K], smoothly capped.
+        perception_K, reasoning_K: float32 [K], smoothly capped. The likelihood features of a completion
+            count relative to the first completion of its prompt in the same call.
+        terms_K22: float32 [K, 2 channels, 2 terms], detached: what the hidden state and the likelihood
+            features add to the score before the cap, which is monotone.
         balance_loss: [], mean over the adapted layers; 1 when every expert gets its share.
         router_entropy: [], nats, mean over tokens and layers of the routing weights' entropy.
         load_E: [E], fraction of the assignments each expert received.
@@ -63,6 +68,7 @@ class Scores:
 
     perception_K: Tensor
     reasoning_K: Tensor
+    terms_K22: Tensor
     balance_loss: Tensor
     router_entropy: Tensor
     load_E: Tensor
@@ -123,28 +129,46 @@ class Discriminator(nn.Module):
         self._tokens: LRUCache[Parts, PartTokens] = LRUCache(_MAX_CACHED_COMPLETIONS)
         self.prompt_cache = PromptStateCache(int(config.prompt_cache_gib * 2**30))
 
+    def weaken_likelihood(self, factors: tuple[float, float]) -> None:
+        """Multiply the heads' weights of the likelihood features.
+
+        Args:
+            factors: of the perception and of the reasoning head.
+        """
+        heads = (self.perception_head, self.reasoning_head)
+        with torch.no_grad():
+            for head, factor in zip(heads, factors, strict=True):
+                head[-_NUM_LIKELIHOOD_FEATURES:] *= factor
+
     def score(self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[Parts]]]) -> Scores:
         """Score every completion of every prompt in one forward (or few, of `max_pack_tokens`).
 
         Args:
-            judged: prompts, each with the parts of its completions (teacher and students alike).
+            judged: prompts, each with the parts of its completions, the teacher's first: likelihood
+                features are relative to those of the first, also where the cap and the penalty on
+                squares act, which are not invariant to a shift. A single completion has features 0.
 
         Returns:
             Scores of all completions, prompt after prompt.
         """
-        trees = []
+        trees, first_K = [], []
         for prompt, completions in judged:
             tokens = [self.part_tokens(backbone, parts) for parts in completions]
             if tokens:
                 trees.append(Tree(prompt, tuple(ids_C for t in tokens for ids_C in t.branches)))
+                first_K += [len(first_K)] * len(tokens)
         packs = split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2)
-        scored = [self._score_pack(backbone, pack_trees(p, without_prompts=True)) for p in packs]
-        score_K2 = torch.cat([score_R for score_R, _, _ in scored]).view(-1, 2)
+        scored = [self._pack_features(backbone, pack_trees(p, without_prompts=True)) for p in packs]
+        terms_K22 = self._head_terms(
+            torch.cat([feature_RX for feature_RX, _, _ in scored]), first_K
+        )
+        score_K2 = cap_scores(terms_K22.sum(2), self.config.score_cap)
         routings = [routing for _, layers, _ in scored for routing in layers]
         entropies = [torch.special.entr(r.weights.detach()).sum(1).mean() for r in routings]
         return Scores(
             perception_K=score_K2[:, 0],
             reasoning_K=score_K2[:, 1],
+            terms_K22=terms_K22.detach(),
             balance_loss=torch.stack([r.balance_loss for r in routings]).mean(),
             router_entropy=torch.stack(entropies).mean(),
             load_E=torch.stack([r.load for r in routings]).mean(0),
@@ -164,25 +188,48 @@ class Discriminator(nn.Module):
         """Count the tokens of each part of some completions, before the cut."""
         return tuple(n for parts in completions for n in self.part_tokens(backbone, parts).lengths)
 
-    def _score_pack(
+    def _pack_features(
         self, backbone: Backbone, pack: Pack
     ) -> tuple[Tensor, list[tk.Routing], tuple[int, ...]]:
-        """Score the branches, which alternate between perception and reasoning.
+        """Compute what the heads read of the branches, which alternate between the channels.
 
         Returns:
-            scores [R], each layer's routing, tokens of each branch.
+            features float32 [R, D (+ 2)], each layer's routing, tokens of each branch.
         """
         states = self.prompt_cache.states(backbone, pack.prompts)
         with self._attached(backbone, pack) as routings:
             hidden_FD = forward_branches(backbone.core, pack, states, attention=backbone.attention)
-        feature_RD = hidden_FD[pack.last_R.to(hidden_FD.device)].float()
+        feature_RX = hidden_FD[pack.last_R.to(hidden_FD.device)].float()
         if self.config.likelihood_features:
             likelihood_R2 = self._likelihood_features(backbone, pack, hidden_FD)
-            feature_RD = torch.cat([feature_RD, likelihood_R2], 1)
-        head_2D = torch.stack([self.perception_head, self.reasoning_head])
-        channel_R = torch.arange(pack.num_branches, device=feature_RD.device) % 2
-        raw_R = (feature_RD * head_2D[channel_R]).sum(1)
-        return cap_scores(raw_R, self.config.score_cap), routings, pack.branch_lengths
+            feature_RX = torch.cat([feature_RX, likelihood_R2], 1)
+        return feature_RX, routings, pack.branch_lengths
+
+    def _head_terms(self, feature_RX: Tensor, first_K: Sequence[int]) -> Tensor:
+        """Apply the heads: float32 [K, 2 channels, 2 terms (hidden state, likelihood)].
+
+        Args:
+            feature_RX: of all parts, a perception and a reasoning part of each completion in turn.
+            first_K: number of the first completion of the same prompt.
+        """
+        feature_K2X = feature_RX.unflatten(0, (-1, 2))
+        head_2X = torch.stack([self.perception_head, self.reasoning_head])
+        if not self.config.likelihood_features:
+            hidden_K2 = (feature_K2X * head_2X).sum(2)
+            return torch.stack([hidden_K2, torch.zeros_like(hidden_K2)], 2)
+        sizes = (feature_RX.shape[1] - _NUM_LIKELIHOOD_FEATURES, _NUM_LIKELIHOOD_FEATURES)
+        hidden_K2D, likelihood_K22 = feature_K2X.split(sizes, 2)
+        hidden_head_2D, likelihood_head_22 = head_2X.split(sizes, 1)
+        relative_K22 = (
+            likelihood_K22 - likelihood_K22[torch.tensor(first_K, device=feature_RX.device)]
+        )
+        return torch.stack(
+            [
+                (hidden_K2D * hidden_head_2D).sum(2),
+                (relative_K22 * likelihood_head_22).sum(2),
+            ],
+            2,
+        )
 
     def _likelihood_features(self, backbone: Backbone, pack: Pack, hidden_FD: Tensor) -> Tensor:
         """Compute the mean and minimum token log-prob [R, 2] of each part's body.

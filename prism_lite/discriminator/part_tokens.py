@@ -84,12 +84,16 @@ class PartTokens:
         return self.num_tokens < sum(self.lengths)
 
 
+def part_texts(config: DiscriminatorConfig, parts: Parts) -> tuple[str, str]:
+    """Return the texts of the perception and of the reasoning part as the discriminator reads them."""
+    if config.reasoning_sees_caption:
+        return parts.perception, f"{parts.perception}\n{parts.reasoning}"
+    return parts.perception, parts.reasoning
+
+
 def part_tokens(backbone: Backbone, config: DiscriminatorConfig, parts: Parts) -> PartTokens:
     """Tokenise the parts of a completion as the discriminator reads them."""
-    reasoning = parts.reasoning
-    if config.reasoning_sees_caption:
-        reasoning = f"{parts.perception}\n{reasoning}"
-    uncut = [backbone.tokenize(text, end=False) for text in (parts.perception, reasoning)]
+    uncut = [backbone.tokenize(text, end=False) for text in part_texts(config, parts)]
     sentinel = torch.tensor([backbone.end_id])
     perception_C, reasoning_C = (
         torch.cat([ids_C[: config.max_part_tokens - 1], sentinel]) for ids_C in uncut

@@ -11,47 +11,105 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.step import CHANNELS, JudgedPrompt
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts
 from prism_lite.types import ProbePair
 
 ARTEFACT_WARNING = 0.6  # above this AUC the discriminator may win without looking at content
-GROUNDED = 0.6  # below this on either channel alignment warns that scores are not grounded
 _PROMPTS_PER_CALL = 32
+# The scores that are compared: the discriminator's, and those by one term of its heads alone.
+_VARIANTS = ("", "_without_likelihood", "_likelihood")
 
 
 @torch.no_grad()
-def pair_scores(
-    backbone: Backbone, discriminator: Discriminator, pairs: Sequence[tuple[Prompt, Parts, Parts]]
-) -> Tensor:
-    """Score two completions of each prompt.
+def completion_scores(
+    backbone: Backbone,
+    discriminator: Discriminator,
+    judged: Sequence[tuple[Prompt, Sequence[Parts]]],
+) -> tuple[Tensor, Tensor]:
+    """Score the completions of many prompts without a gradient, the teacher's first in each.
 
     Returns:
-        score_Q22: float32 [Q, 2 completions, 2 channels (perception, reasoning)].
+        float32 [K, 2 channels (perception, reasoning)], and the same by each term of the heads alone
+        [K, 2 channels, 2 terms (hidden state, likelihood)], before the cap.
     """
-    scores = []
+    scores, terms = [], []
     with backbone.role("discriminator"):
-        for start in range(0, len(pairs), _PROMPTS_PER_CALL):
-            batch = pairs[start : start + _PROMPTS_PER_CALL]
-            scored = discriminator.score(
-                backbone, [(prompt, completions) for prompt, *completions in batch]
-            )
-            scores.append(torch.stack([scored.perception_K, scored.reasoning_K], 1).view(-1, 2, 2))
-    return torch.cat(scores).cpu()
+        for start in range(0, len(judged), _PROMPTS_PER_CALL):
+            scored = discriminator.score(backbone, judged[start : start + _PROMPTS_PER_CALL])
+            scores.append(torch.stack([scored.perception_K, scored.reasoning_K], 1))
+            terms.append(scored.terms_K22)
+    return torch.cat(scores).cpu(), torch.cat(terms).cpu()
 
 
-def first_wins(score_Q22: Tensor) -> tuple[float, float]:
-    """Return per channel the share of pairs whose first completion scores higher; ties count half."""
-    margin_Q2 = score_Q22[:, 0] - score_Q22[:, 1]
-    wins_2 = ((margin_Q2 > 0).float() + 0.5 * (margin_Q2 == 0).float()).mean(0)
-    return float(wins_2[0]), float(wins_2[1])
+def share_won(margin_Q: Tensor) -> float:
+    """Return the share of pairs with a positive margin; equal scores count half."""
+    return float(((margin_Q > 0).float() + 0.5 * (margin_Q == 0).float()).mean())
+
+
+def wilson95(share: float, num: int) -> tuple[float, float]:
+    """Compute Wilson's 95 % interval of a share of `num` independent pairs."""
+    z = 1.96
+    centre = (share + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z / (1 + z**2 / num) * (share * (1 - share) / num + z**2 / (4 * num**2)) ** 0.5
+    return centre - half, centre + half
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """How the teacher fares against the students of other prompts than the trained ones, per channel.
+
+    Attributes:
+        accuracy: mean over prompts of the share of students below their teacher, without ties; None
+            where all are ties.
+        loss: Bradley-Terry, mean over the same pairs; None likewise.
+        num_prompts: prompts with a pair that is not a tie.
+    """
+
+    accuracy: tuple[float | None, float | None]
+    loss: tuple[float | None, float | None]
+    num_prompts: tuple[int, int]
+
+    def metrics(self) -> dict[str, float]:
+        """Return `disc/heldout_pair_accuracy_CHANNEL`, where there is one."""
+        named = zip(CHANNELS, self.accuracy, strict=True)
+        return {f"disc/heldout_pair_accuracy_{k}": v for k, v in named if v is not None}
+
+    def mean_loss(self) -> float | None:
+        """Return the mean loss of the channels that have one."""
+        losses = [loss for loss in self.loss if loss is not None]
+        return sum(losses) / len(losses) if losses else None
+
+
+def heldout_pairs(
+    backbone: Backbone, discriminator: Discriminator, judged: Sequence[JudgedPrompt]
+) -> PairResult:
+    """Compare teacher and students on prompts that the discriminator was not trained on."""
+    items = [(item.prompt, (item.teacher, *item.students)) for item in judged]
+    score_K2, _ = completion_scores(backbone, discriminator, items)
+    groups = score_K2.split([1 + len(item.students) for item in judged])
+    wins: tuple[list[float], list[float]] = ([], [])
+    margins: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for item, group_K2 in zip(judged, groups, strict=True):
+        margin_G2 = group_K2[:1] - group_K2[1:]
+        is_tie_G2 = torch.tensor(item.ties(discriminator.config))
+        for channel in (0, 1):
+            margin_G = margin_G2[~is_tie_G2[:, channel], channel]
+            if len(margin_G):
+                wins[channel].append(share_won(margin_G))
+                margins[channel].append(margin_G)
+    accuracy = [sum(shares) / len(shares) if shares else None for shares in wins]
+    loss = [float(F.softplus(-torch.cat(parts)).mean()) if parts else None for parts in margins]
+    return PairResult((accuracy[0], accuracy[1]), (loss[0], loss[1]), (len(wins[0]), len(wins[1])))
 
 
 def grounding_probe(
@@ -61,18 +119,29 @@ def grounding_probe(
 
     If the reasoning channel sees the caption, both sides of its pairs have the clean caption: it must
     find the slip in the reasoning. Without pairs nothing was measured: an empty mapping.
+
+    Returns:
+        `disc/grounding_CHANNEL`; and `..._likelihood` and `..._without_likelihood`, by the likelihood
+        features alone and by the hidden state alone, of the same forward.
     """
     if not probe:
         return {}
-    pairs = [(backbone.prompt(pair.sample), pair.clean, pair.corrupted) for pair in probe]
-    perception, reasoning = first_wins(pair_scores(backbone, discriminator, pairs))
-    if discriminator.config.reasoning_sees_caption:
-        slipped = [
-            (prompt, clean, dataclasses.replace(corrupted, caption=clean.caption))
-            for prompt, clean, corrupted in pairs
-        ]
-        _, reasoning = first_wins(pair_scores(backbone, discriminator, slipped))
-    return {"disc/grounding_perception": perception, "disc/grounding_reasoning": reasoning}
+    judged = []
+    for pair in probe:
+        completions = [pair.clean, pair.corrupted]
+        if discriminator.config.reasoning_sees_caption:
+            completions.append(dataclasses.replace(pair.corrupted, caption=pair.clean.caption))
+        judged.append((backbone.prompt(pair.sample), completions))
+    score_K2, terms_K22 = completion_scores(backbone, discriminator, judged)
+    # [pairs, completions, channels, variants of the score]
+    scores = torch.cat([score_K2[:, :, None], terms_K22], 2).unflatten(0, (len(probe), -1))
+    margins = scores[:, 0, 0] - scores[:, 1, 0], scores[:, 0, 1] - scores[:, -1, 1]
+    num_variants = len(_VARIANTS) if discriminator.config.likelihood_features else 1
+    return {
+        f"disc/grounding_{channel}{name}": share_won(margin[:, variant])
+        for channel, margin in zip(CHANNELS, margins, strict=True)
+        for variant, name in enumerate(_VARIANTS[:num_variants])
+    }
 
 
 def artefact_auc(teacher: Sequence[str], student: Sequence[str]) -> float:

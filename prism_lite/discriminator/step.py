@@ -1,5 +1,8 @@
 """The discriminator's side of the game: scores, its loss, and metrics of both sides.
 
+A tie is a student's part with the text of the teacher's, as the discriminator reads it: no order is to be
+learned from it, and it is not counted in pair accuracy.
+
 Shape letters: P prompts, G students of one prompt, K students of several prompts; 2 channels (perception,
 reasoning).
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +20,14 @@ from torch import Tensor
 from prism_lite.config import DiscriminatorConfig
 from prism_lite.discriminator.losses import bradley_terry_loss, rank_spread_penalty
 from prism_lite.discriminator.model import Discriminator, Scores
-from prism_lite.discriminator.part_tokens import cut_metrics
+from prism_lite.discriminator.part_tokens import cut_metrics, part_texts
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import Optimizer, optimizer_step
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts, num_bullets, num_steps
+
+CHANNELS = ("perception", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,12 @@ class JudgedPrompt:
     teacher: Parts
     students: tuple[Parts, ...]
 
+    def ties(self, config: DiscriminatorConfig) -> list[tuple[bool, bool]]:
+        """Return for each student whether its perception and its reasoning part are ties."""
+        perception, reasoning = part_texts(config, self.teacher)
+        texts = (part_texts(config, student) for student in self.students)
+        return [(own == perception, also == reasoning) for own, also in texts]
+
 
 @dataclass(frozen=True, eq=False)
 class GameScores:
@@ -41,6 +53,7 @@ class GameScores:
         teacher_P2: float32 [P, 2].
         students: per prompt, float32 [G, 2].
         teacher_lengths, student_lengths: tokens of each part, before the cut.
+        ties: per prompt, bool [G, 2]: the texts are the teacher's.
     """
 
     teacher_P2: Tensor
@@ -48,6 +61,7 @@ class GameScores:
     metrics: dict[str, float]
     teacher_lengths: tuple[int, ...] = ()
     student_lengths: tuple[int, ...] = ()
+    ties: tuple[Tensor, ...] = ()
 
     @staticmethod
     def empty() -> GameScores:
@@ -69,8 +83,8 @@ def discriminator_step(
     """Score teachers and students, and take one optimizer step on the discriminator's loss.
 
     One forward gives the policy's reward (detached) and the loss: Bradley-Terry of the teacher against
-    each student of the same prompt, both channels, plus the penalty on the mean square of the scores,
-    the load-balance loss and, if set, GRGC's penalty. METHOD sections 2 and 6.
+    each student of the same prompt, both channels without ties, plus the penalty on the mean square of
+    the scores, the load-balance loss and, if set, GRGC's penalty. METHOD sections 2 and 6.
 
     Args:
         optimizer: None: the scores alone, nothing is learned.
@@ -83,8 +97,7 @@ def discriminator_step(
     """
     if not judged:
         return GameScores.empty()
-    num_judged = _num_pairs(judged)
-    num_pairs = num_judged + _num_pairs(replayed)
+    num_judged, num_all = _num_pairs(judged, config), _num_pairs([*judged, *replayed], config)
     max_pack_tokens = backbone.config.max_pack_tokens
     # GRGC needs all scores of a group at once: groups are then not split.
     max_group_tokens = 2**62 if config.grgc_weight > 0 else max_pack_tokens
@@ -111,16 +124,19 @@ def discriminator_step(
                 backbone, [(item.prompt, (item.teacher, *item.students)) for item in batch]
             )
             teacher_P2, student_scores = _by_prompt(scores, batch)
-            loss, batch_metrics = _loss(scores, teacher_P2, student_scores, config)
+            losses = _losses(scores, teacher_P2, student_scores, batch, config)
+            num_batch = _num_pairs(batch, config)
             if optimizer is not None:
-                optimizer.backward(_num_pairs(batch) / num_pairs * loss)
+                optimizer.backward(_weighted(losses, num_batch, num_all))
             if not is_judged:
                 continue
             teachers.append(teacher_P2.detach())
             students += [student_G2.detach() for student_G2 in student_scores]
-            share = _num_pairs(batch) / num_judged
-            for name, value in batch_metrics.items():
+            share = num_batch.total / num_judged.total
+            for name, value in _expert_metrics(scores, losses).items():
                 metrics[name] = metrics.get(name, 0.0) + share * value
+            loss = float(_weighted(losses, num_batch, num_judged).detach())
+            metrics["disc/loss"] = metrics.get("disc/loss", 0.0) + loss
     if optimizer is not None:
         stepped = optimizer_step(
             optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
@@ -128,18 +144,16 @@ def discriminator_step(
         metrics |= {f"disc/{name}": value for name, value in stepped.items()}
     sides = [item.teacher for item in judged], [s for item in judged for s in item.students]
     teacher_lengths, student_lengths = (discriminator.part_lengths(backbone, s) for s in sides)
-    metrics |= _form_metrics(*sides)
-    metrics |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
     # A prompt's pieces are neighbours. Each has a row of the teacher, of which the first counts, and
     # one entry in `students`.
     stops = list(accumulate(map(len, pieces), initial=0))
-    return GameScores(
-        torch.cat(teachers)[stops[:-1]],
-        tuple(torch.cat(students[start:stop]) for start, stop in pairwise(stops)),
-        metrics,
-        teacher_lengths,
-        student_lengths,
-    )
+    teacher_P2 = torch.cat(teachers)[stops[:-1]]
+    students = tuple(torch.cat(students[start:stop]) for start, stop in pairwise(stops))
+    ties = tuple(torch.tensor(item.ties(config)) for item in judged)
+    metrics |= _pair_metrics(teacher_P2, students, ties, num_judged)
+    metrics |= _form_metrics(*sides)
+    metrics |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
+    return GameScores(teacher_P2, students, metrics, teacher_lengths, student_lengths, ties)
 
 
 def _split_group(
@@ -156,8 +170,17 @@ def _split_group(
     ]
 
 
-def _num_pairs(judged: Sequence[JudgedPrompt]) -> int:
-    return sum(len(item.students) for item in judged)
+class _NumPairs(NamedTuple):
+    """Number of pairs, and per channel of those that are not ties."""
+
+    total: int
+    perception: int
+    reasoning: int
+
+
+def _num_pairs(judged: Sequence[JudgedPrompt], config: DiscriminatorConfig) -> _NumPairs:
+    ties = [tie for item in judged for tie in item.ties(config)]
+    return _NumPairs(len(ties), *(sum(not tie[channel] for tie in ties) for channel in (0, 1)))
 
 
 def _by_prompt(scores: Scores, batch: Sequence[JudgedPrompt]) -> tuple[Tensor, list[Tensor]]:
@@ -177,42 +200,81 @@ def _by_prompt(scores: Scores, batch: Sequence[JudgedPrompt]) -> tuple[Tensor, l
     return torch.stack([group[0] for group in groups]), [group[1:] for group in groups]
 
 
-def _loss(
-    scores: Scores, teacher_P2: Tensor, students: Sequence[Tensor], config: DiscriminatorConfig
-) -> tuple[Tensor, dict[str, float]]:
+class _Losses(NamedTuple):
+    """The loss of a batch: Bradley-Terry of each channel, the other terms, and GRGC's penalty of these."""
+
+    perception: Tensor
+    reasoning: Tensor
+    others: Tensor
+    grgc: Tensor | None
+
+
+def _losses(
+    scores: Scores,
+    teacher_P2: Tensor,
+    students: Sequence[Tensor],
+    batch: Sequence[JudgedPrompt],
+    config: DiscriminatorConfig,
+) -> _Losses:
     student_K2 = torch.cat(list(students))
     counts = torch.tensor([len(student) for student in students], device=teacher_P2.device)
     opposite_K2 = teacher_P2.repeat_interleave(counts, 0)
-    bradley_terry = sum(
-        bradley_terry_loss(opposite_K2[:, channel], student_K2[:, channel]) for channel in (0, 1)
+    ties = [tie for item in batch for tie in item.ties(config)]
+    is_tie_K2 = torch.tensor(ties, device=teacher_P2.device)
+    perception, reasoning = (
+        bradley_terry_loss(opposite_K2[:, channel], student_K2[:, channel], is_tie_K2[:, channel])
+        for channel in (0, 1)
     )
     all_scores = torch.cat([teacher_P2, student_K2])
-    loss = (
-        bradley_terry
-        + config.score_penalty * all_scores.square().mean()
+    others = (
+        config.score_penalty * all_scores.square().mean()
         + config.balance_weight * scores.balance_loss
     )
     grgc = _mean_rank_penalty(students) if config.grgc_weight > 0 else None
     if grgc is not None:
-        loss = loss + config.grgc_weight * grgc
-    margin_K2 = (opposite_K2 - student_K2).detach()
-    metrics = {
-        "disc/loss": float(loss.detach()),
-        **({} if grgc is None else {"disc/grgc": float(grgc.detach())}),
+        others = others + config.grgc_weight * grgc
+    return _Losses(perception, reasoning, others, grgc)
+
+
+def _weighted(losses: _Losses, num_batch: _NumPairs, num_all: _NumPairs) -> Tensor:
+    """Weigh a batch's losses by its share of all pairs, so that those of all batches add up."""
+    return (
+        losses.perception * (num_batch.perception / max(1, num_all.perception))
+        + losses.reasoning * (num_batch.reasoning / max(1, num_all.reasoning))
+        + losses.others * (num_batch.total / num_all.total)
+    )
+
+
+def _expert_metrics(scores: Scores, losses: _Losses) -> dict[str, float]:
+    """Return what is known of a forward only: routing, and GRGC's penalty."""
+    return {
+        **({} if losses.grgc is None else {"disc/grgc": float(losses.grgc.detach())}),
         "disc/balance_loss": float(scores.balance_loss.detach()),
         "disc/router_entropy": float(scores.router_entropy),
+        **{f"disc/expert_load_{k}": load for k, load in enumerate(scores.load_E.tolist())},
     }
-    for channel, name in enumerate(("perception", "reasoning")):
-        margin_K = margin_K2[:, channel]
+
+
+def _pair_metrics(
+    teacher_P2: Tensor, students: Sequence[Tensor], ties: Sequence[Tensor], num_pairs: _NumPairs
+) -> dict[str, float]:
+    """Compute pair accuracy without ties, their share, and mean margins and scores of all pairs."""
+    student_K2, is_tie_K2 = torch.cat(list(students)), torch.cat(list(ties)).to(teacher_P2.device)
+    counts = torch.tensor([len(student) for student in students], device=teacher_P2.device)
+    margin_K2 = teacher_P2.repeat_interleave(counts, 0) - student_K2
+    metrics = {}
+    for channel, name in enumerate(CHANNELS):
+        margin_K, num_counted = margin_K2[:, channel], num_pairs[1 + channel]
+        if num_counted:
+            num_won = float(((margin_K > 0) & ~is_tie_K2[:, channel]).sum())
+            metrics[f"disc/pair_accuracy_{name}"] = num_won / num_counted
         metrics |= {
-            f"disc/pair_accuracy_{name}": float((margin_K > 0).float().mean()),
+            f"disc/ties_{name}": 1 - num_counted / num_pairs.total,
             f"disc/margin_{name}": float(margin_K.mean()),
-            f"disc/score_teacher_{name}": float(teacher_P2[:, channel].detach().mean()),
-            f"disc/score_student_{name}": float(student_K2[:, channel].detach().mean()),
+            f"disc/score_teacher_{name}": float(teacher_P2[:, channel].mean()),
+            f"disc/score_student_{name}": float(student_K2[:, channel].mean()),
         }
-    for expert, load in enumerate(scores.load_E.tolist()):
-        metrics[f"disc/expert_load_{expert}"] = load
-    return loss, metrics
+    return metrics
 
 
 def _mean_rank_penalty(students: Sequence[Tensor]) -> Tensor | None:

@@ -185,7 +185,7 @@ def _fill_caches(
     shape = (num_levels, int(prompt.is_picture_P.sum()), text.hidden_size)
     num_own = 0
     if phase.stage != "sft" and phase.work != "sample":
-        num_own = workload.pairs_per_pack if phase.stage == "warmup" else 1
+        num_own = workload.groups_per_pack if phase.stage == "warmup" else 1
     for own_prompt in workload.prompts(num_own):
         merged, *deepstack = levels = [torch.zeros(shape[1:], dtype=dtype) for _ in range(shape[0])]
         tracker.seed(levels, "pictures")

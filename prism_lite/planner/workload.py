@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from PIL import Image
 
-from prism_lite.config import AlignConfig, RlvrConfig, RunConfig
+from prism_lite.config import AlignConfig, RlvrConfig, RunConfig, WarmupConfig
 from prism_lite.digits.task import DIGIT_PIXELS
 from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.backbone import Backbone
@@ -77,16 +77,17 @@ class Workload:
         return [Group(self.samples(1)[0], (rollout,) * num_rollouts)]
 
     def judged(self, stage: Stage) -> list[JudgedPrompt]:
-        """Return what one forward of the discriminator takes: warm-up pairs, or a group.
+        """Return what one forward of the discriminator takes: groups of the warm-up, or one of alignment.
 
         The teacher's parts are as long as they may be. The students' parts are together as long as a
         completion.
         """
         is_warmup = stage == "warmup"
-        num_prompts = self.pairs_per_pack if is_warmup else 1
-        num_students = 1 if is_warmup else self._students_per_pack
+        num_prompts = self.groups_per_pack if is_warmup else 1
+        settings = self.config.warmup if is_warmup else self.config.align
+        num_students = self._students_per_pack(settings.group_size)
         longest = self.config.discriminator.max_part_tokens
-        num_caption, num_think = self._part_tokens
+        num_caption, num_think = self._caption_and_think_tokens
         teacher, caption, think = ("w " * num for num in (longest, num_caption, num_think))
         student = Parts(caption, think, "w")
         return [
@@ -97,11 +98,11 @@ class Workload:
     def sampling_batch(self, stage: Stage) -> tuple[int, int]:
         """Return how many rollouts of a prompt, and how many prompts, are decoded side by side."""
         max_rows = self.config.sampling.max_rows or MOST_ROWS
-        if stage == "warmup":
-            return 1, min(self.config.warmup.num_prompts, max_rows)
-        settings: AlignConfig | RlvrConfig = getattr(self.config, stage)
+        settings: WarmupConfig | AlignConfig | RlvrConfig = getattr(self.config, stage)
+        is_warmup = isinstance(settings, WarmupConfig)
+        num_prompts = settings.num_prompts if is_warmup else settings.prompts_per_step
         at_once = max(1, max_rows // settings.group_size)  # a larger group is split
-        return min(settings.group_size, max_rows), min(settings.prompts_per_step, at_once)
+        return min(settings.group_size, max_rows), min(num_prompts, at_once)
 
     def num_repeats(self, phase: Phase) -> int:
         """Return how often a step repeats what a phase runs once."""
@@ -111,7 +112,9 @@ class Workload:
         if stage == "warmup":
             if work == "sample":
                 return 0  # before the first step, not in every one
-            return ceil(config.warmup.pairs_per_step / self.pairs_per_pack)
+            group_size = config.warmup.group_size
+            forwards = ceil(config.warmup.pairs_per_step // group_size / self.groups_per_pack)
+            return forwards * ceil(group_size / self._students_per_pack(group_size))
         settings: AlignConfig | RlvrConfig = getattr(self.config, stage)
         if work == "sample":
             rows, at_once = self.sampling_batch(stage)
@@ -119,7 +122,8 @@ class Workload:
             return batches * ceil(settings.group_size / rows)
         group_size = settings.group_size
         is_judged = work == "judge"
-        at_once = self._students_per_pack if is_judged else self._rollouts_per_pack(group_size)
+        per_pack = self._students_per_pack if is_judged else self._rollouts_per_pack
+        at_once = per_pack(group_size)
         return settings.prompts_per_step * ceil(group_size / at_once)
 
     @property
@@ -131,10 +135,12 @@ class Workload:
         return min(limit, data.num_sft + data.num_align + data.num_rlvr + data.num_heldout)
 
     @property
-    def pairs_per_pack(self) -> int:
-        """Teacher-student pairs of different prompts that one pack of the warm-up takes."""
-        pair_tokens = self._teacher_tokens + sum(self._part_tokens)
-        return self._per_pack(self._prompt_tokens + pair_tokens, self.config.warmup.pairs_per_step)
+    def groups_per_pack(self) -> int:
+        """Prompts with their teachers and students that one pack of the warm-up takes."""
+        config = self.config.warmup
+        student_tokens = self._students_per_pack(config.group_size) * sum(self._part_tokens)
+        group_tokens = self._prompt_tokens + self._teacher_tokens + student_tokens
+        return self._per_pack(group_tokens, config.pairs_per_step // config.group_size)
 
     @property
     def _trees_per_pack(self) -> int:
@@ -146,10 +152,8 @@ class Workload:
         """Completions of one prompt that a pack takes."""
         return self._per_pack(self._completion_tokens, group_size, used=self._prompt_tokens)
 
-    @property
-    def _students_per_pack(self) -> int:
+    def _students_per_pack(self, group_size: int) -> int:
         """Students of one prompt that go through the discriminator together."""
-        group_size = self.config.align.group_size
         if self.config.discriminator.grgc_weight > 0:  # GRGC needs a group in one forward
             return group_size
         used = self._prompt_tokens + self._teacher_tokens
@@ -164,11 +168,19 @@ class Workload:
         return 2 * self.config.discriminator.max_part_tokens
 
     @property
-    def _part_tokens(self) -> tuple[int, int]:
+    def _caption_and_think_tokens(self) -> tuple[int, int]:
         """Tokens of a student's caption (a quarter of a completion) and of its think."""
         longest = self.config.discriminator.max_part_tokens
         num_caption = min(longest, self._completion_tokens // 4)
         return num_caption, min(longest, self._completion_tokens - num_caption)
+
+    @property
+    def _part_tokens(self) -> tuple[int, int]:
+        """Tokens that the discriminator reads of a student's two parts."""
+        num_caption, num_think = self._caption_and_think_tokens
+        if self.config.discriminator.reasoning_sees_caption:
+            num_think += num_caption
+        return num_caption, min(self.config.discriminator.max_part_tokens, num_think)
 
     @property
     def _prompt_tokens(self) -> int:

@@ -32,7 +32,7 @@ class Trained:
     Attributes:
         tensors: by name ("policy", "discriminator") and parameter.
         optimizers: by name.
-        values: further state by name, as JSON values (the replay buffer).
+        values: further state by name, as JSON values (the stage's buffer).
     """
 
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)

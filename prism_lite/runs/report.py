@@ -27,10 +27,12 @@ _PLOTS = {
     "warmup": [
         ("disc/loss",),
         ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
+        ("disc/heldout_pair_accuracy_perception", "disc/heldout_pair_accuracy_reasoning"),
         ("disc/router_entropy",),
     ],
     "align": [
         ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
+        ("disc/heldout_pair_accuracy_perception", "disc/heldout_pair_accuracy_reasoning"),
         ("disc/grounding_perception", "disc/grounding_reasoning"),
         ("disc/margin_perception", "disc/margin_reasoning"),
         ("malformed_rate",),

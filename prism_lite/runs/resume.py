@@ -17,11 +17,13 @@ import yaml
 from prism_lite.config import RunConfig
 from prism_lite.recipe import to_dict
 
-# They do not decide what is computed: a run that ran out of memory resumes with smaller ones.
+# They do not decide what is computed: a run that ran out of memory resumes with smaller ones, and one
+# that was stopped before alignment may begin it.
 _MAY_CHANGE = frozenset(
     {
         "save_every",
         "track",
+        "align.gate",
         "model.max_pack_tokens",
         "model.max_cached_pictures",
         "model.picture_cache_gib",

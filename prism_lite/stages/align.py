@@ -14,8 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.probes import GROUNDED, grounding_probe
 from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
@@ -25,7 +23,8 @@ from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
-from prism_lite.stages.game import RunningSpread, judge_rollouts, panel
+from prism_lite.stages.game import RunningSpread, judge_rollouts, lost_panels, panel
+from prism_lite.stages.gate import check_gate
 from prism_lite.stages.guards import Alarms, cut_parts, game_alarms
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.types import Group, Sample
@@ -52,7 +51,7 @@ def run_align(context: Context) -> None:
         buffers={"replay": replay, "spread": spread},
     ):
         if step == 0:
-            _check_grounding(context, discriminator)
+            check_gate(context, discriminator)
         # 1. sample G completions of each prompt from the current policy; split into parts
         started_s = time.perf_counter()
         groups = sample_groups(
@@ -115,10 +114,18 @@ def run_align(context: Context) -> None:
             *game_alarms(game, score_cap=disc_config.score_cap),
             cut_parts(game, max_part_tokens=disc_config.max_part_tokens),
         ]
-        metrics |= alarms.report(checked, step)
+        is_lost = False
         if step % config.panel_every == 0 or step + 1 == config.steps:
-            metrics |= panel(context, discriminator, "align", step)
+            figures = panel(context, discriminator, "align", step)
+            lost = lost_panels(context, "align", figures)
+            metrics |= figures
+            checked.append(lost)
+            is_lost = lost is not None
+        metrics |= alarms.report(checked, step)
         run.log("align", step, metrics)
+        if is_lost and config.early_stop:
+            run.console.print(f"alignment ends after {step + 1} of {config.steps} steps")
+            break
     tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
     run.save_final("align", tensors)
 
@@ -170,20 +177,3 @@ def _verified(context: Context, groups: Sequence[Group], rewards: dict[str, Tens
     """Return the weighted reward, and who is wrong whether or not accuracy is among the rewards."""
     is_wrong_R = accuracy_of(groups, rewards) < 0.5
     return Verified(weighted_sum(rewards, context.reward_weights), is_wrong_R)
-
-
-def _check_grounding(context: Context, discriminator: Discriminator) -> None:
-    """Print a warning for each channel on which the discriminator does not judge content."""
-    grounding = grounding_probe(context.backbone, discriminator, context.task.probe)
-    if not grounding:
-        context.run.console.print(
-            "[yellow]no held-out pairs: whether the discriminator judges content was not measured "
-            "(it needs at least 20 rows with a teacher completion)[/]"
-        )
-    for name, value in grounding.items():
-        if value < GROUNDED:
-            context.run.console.print(
-                f"[bold red]{name} is {value:.2f}, near chance: the discriminator does not judge "
-                "content on this channel, and alignment will follow style. Train the warm-up longer "
-                "(warmup.steps) or keep discriminator.likelihood_features on.[/]"
-            )

@@ -19,7 +19,7 @@ from prism_lite.runs.folder import RunFolder
 
 
 class Buffer(Protocol):
-    """What a stage remembers besides tensors, as JSON-able state: replay, running spread."""
+    """What a stage remembers besides tensors, as JSON-able state: replay, running spread, best loss."""
 
     def state(self) -> Any: ...
     def load(self, state: Any) -> None: ...

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.probes import first_wins, grounding_probe, pair_scores
-from prism_lite.discriminator.step import GameScores, JudgedPrompt, discriminator_step
+from prism_lite.discriminator.probes import grounding_probe, heldout_pairs
+from prism_lite.discriminator.step import CHANNELS, GameScores, JudgedPrompt, discriminator_step
 from prism_lite.models.optim import Optimizer
 from prism_lite.parts import Parts
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.stages.context import Context
+from prism_lite.stages.guards import Alarm, losing_discriminator
 from prism_lite.types import Group
 
 _MEMORY = 0.9  # share of its old value that a running spread keeps at each step
@@ -141,14 +142,21 @@ def panel(
         sampling=config.sampling,
         seed=(config.seed, stage, step, "panel"),
     )
-    held_out = judged_prompts(context, groups)
-    panel = grounding_probe(context.backbone, discriminator, task.probe)
-    if held_out:
-        pairs = [(item.prompt, item.teacher, item.students[0]) for item in held_out]
-        wins = first_wins(pair_scores(context.backbone, discriminator, pairs))
-        panel["disc/heldout_pair_accuracy_perception"] = wins[0]
-        panel["disc/heldout_pair_accuracy_reasoning"] = wins[1]
-    return panel
+    heldout = judged_prompts(context, groups)
+    figures = grounding_probe(context.backbone, discriminator, task.probe)
+    if heldout:
+        figures |= heldout_pairs(context.backbone, discriminator, heldout).metrics()
+    return figures
+
+
+def lost_panels(context: Context, stage: str, figures: dict[str, float]) -> Alarm | None:
+    """Check held-out pair accuracy in the panels of a stage so far and in this one.
+
+    A panel without it on both channels is left out.
+    """
+    names = [f"disc/heldout_pair_accuracy_{channel}" for channel in CHANNELS]
+    panels = [p for p in (*context.run.metrics(stage), figures) if all(n in p for n in names)]
+    return losing_discriminator([(p[names[0]], p[names[1]]) for p in panels])
 
 
 def _verdicts(context: Context, groups: Sequence[Group]) -> Tensor:

@@ -30,6 +30,8 @@ _MAX_CLAIMING_SHARE = 0.2  # of completions with an answer inside think
 _MAX_CAPPED_SHARE = 0.5  # of scores above _CAPPED * cap, where their slope is below a tenth
 _CAPPED = 0.95
 _MAX_PAIR_ACCURACY = 0.98  # of the discriminator on its own batch
+_MIN_HELDOUT_ACCURACY = 0.5  # of the discriminator on held-out pairs: below it, noise is reinforced
+_MAX_LOST_PANELS = 3  # in a row
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,27 @@ def discriminator_too_strong(
     )
 
 
+def losing_discriminator(accuracies: Sequence[tuple[float, float]]) -> Alarm | None:
+    """Check for a discriminator that no longer tells the teacher on held-out pairs, on either channel.
+
+    Args:
+        accuracies: held-out pair accuracy (perception, reasoning) of each panel so far.
+    """
+    recent = accuracies[-_MAX_LOST_PANELS:]
+    highest = max((max(pair) for pair in recent), default=1.0)
+    if len(recent) < _MAX_LOST_PANELS or highest >= _MIN_HELDOUT_ACCURACY:
+        return None
+    return Alarm(
+        "losing_discriminator",
+        highest,
+        _MIN_HELDOUT_ACCURACY,
+        f"the teacher wins at most {highest:.0%} of the held-out pairs on either channel, in "
+        f"{_MAX_LOST_PANELS} panels in a row (limit {_MIN_HELDOUT_ACCURACY:.0%}): its scores are noise "
+        "by now. Align for fewer steps (align.steps, align.early_stop=true) or raise "
+        "discriminator.optim.learning_rate.",
+    )
+
+
 class Alarms:
     """The alarms of one stage: logged at every step that raises them, printed the first time.
 
@@ -258,15 +281,20 @@ class Alarms:
 
 
 def game_alarms(game: GameScores, *, score_cap: float) -> list[Alarm | None]:
-    """Check for scores at their cap and for a discriminator that wins every pair."""
+    """Check for scores at their cap and for a discriminator that wins every pair that is not a tie."""
     teachers: list[float] = []
     students: list[float] = []
-    for teacher_2, student_K2 in zip(game.teacher_P2, game.students, strict=True):
+    is_tie: list[bool] = []
+    rows = zip(game.teacher_P2, game.students, game.ties, strict=True)
+    for teacher_2, student_K2, tie_K2 in rows:
         students += student_K2.flatten().tolist()
         teachers += teacher_2.expand_as(student_K2).flatten().tolist()
+        is_tie += tie_K2.flatten().tolist()
+    pairs = zip(teachers, students, is_tie, strict=True)
+    counted = [(teacher, student) for teacher, student, tie in pairs if not tie]
     return [
         discriminator_saturation([*teachers, *students], cap=score_cap),
-        discriminator_too_strong(teachers, students),
+        discriminator_too_strong([t for t, _ in counted], [s for _, s in counted]),
     ]
 
 

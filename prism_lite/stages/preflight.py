@@ -25,10 +25,12 @@ from prism_lite.parts import Parts
 from prism_lite.rewards.boxes import parse_boxes
 from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
+from prism_lite.stages.gate import NO_PROBE
 from prism_lite.types import Sample
 
 _PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
-_REWRITTEN_TOKENS = 8  # tags and line ends that the parts of a completion may add to it
+# Tags and line ends that the parts of a completion may add to it; other digits of a corrupted teacher.
+_REWRITTEN_TOKENS = 8
 
 
 def read_prompts(
@@ -135,6 +137,8 @@ def _discriminator_continuations(
         parsed = parts.parse(getattr(sample, side) or "")
         if isinstance(parsed, Parts):
             num_tokens = part_tokens(backbone, disc, parsed).num_tokens
+            if side == "teacher" and config.warmup.corrupted_fraction > 0:
+                num_tokens = min(num_tokens + _REWRITTEN_TOKENS, 2 * disc.max_part_tokens)
             yield f"the parts of its {side}", num_tokens, remedy
     longest = 2 * disc.max_part_tokens
     if config.warmup.mismatched_fraction == 0:  # otherwise the parts of any other row may follow
@@ -188,6 +192,8 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             _check_rows(stage, task)
         if stage == "align" and config.align.mode != "align":
             _check_answers(config, task)
+        if _is_gated(config, stage) and config.align.gate == "stop" and not task.probe:
+            raise ValueError(f"{NO_PROBE}, or set align.gate=warn to do without a check.")
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
                 raise ValueError(
@@ -213,6 +219,16 @@ def _check_rows(stage: str, task: TaskData) -> None:
             f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
             "the other stages by name (prism-lite sft, ...)."
         )
+
+
+def _is_gated(config: RunConfig, stage: str) -> bool:
+    """Return whether a stage begins with the discriminator of the warm-up, see stages/gate.py."""
+    if config.discriminator.scores != "learned":
+        return False
+    if stage == "align":
+        return config.align.method == "adversarial" and config.align.steps > 0
+    starts_from_sft = stage == "rlvr" and config.rlvr.start == "sft"
+    return starts_from_sft and config.rlvr.game != "off" and config.rlvr.steps > 0
 
 
 def _check_answers(config: RunConfig, task: TaskData) -> None:

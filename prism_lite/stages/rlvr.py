@@ -31,7 +31,8 @@ from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, lost_panels, panel
+from prism_lite.stages.gate import check_gate
 from prism_lite.stages.guards import (
     Alarm,
     Alarms,
@@ -78,6 +79,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     for step in context.steps(
         stage, config.steps, optimizers, discriminator=discriminator, buffers={"spread": spread}
     ):
+        if step == 0 and discriminator is not None and config.start == "sft":
+            check_gate(context, discriminator)  # otherwise it was checked before alignment
         # 1. sample and reward groups; with dynamic sampling replace those without spread
         started_s = time.perf_counter()
         batch = _sample_batch(context, step)
@@ -104,7 +107,9 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
             metrics |= judged.game.metrics
             checked += game_alarms(judged.game, score_cap=disc_config.score_cap)
             if step % context.config.align.panel_every == 0 or step + 1 == config.steps:
-                metrics |= panel(context, discriminator, stage, step)
+                figures = panel(context, discriminator, stage, step)
+                metrics |= figures
+                checked.append(lost_panels(context, stage, figures))
         # (written before the policy's step: if it fails, its rollouts can be inspected)
         records = rollout_records(batch.groups, advantage_R, scores, batch.rewards)
         run.write_rollouts(stage, step, records)

@@ -59,12 +59,13 @@ def test_alignment_takes_the_loss_and_the_minibatches_of_its_settings(play):
     assert lines[0]["clip_ratio/region_mean"] == 0
     _, _, lines = play(
         run_align,
-        align__steps=1,
+        align__steps=4,
         align__num_minibatches=2,
         align__loss={"name": "gspo", "clip_low": 1e-7, "clip_high": 1e-7, "clip_dual": None},
     )
-    assert lines[0]["num_optimizer_steps"] == 2
-    assert lines[0]["clip_ratio/region_mean"] > 0
+    assert all(line["num_optimizer_steps"] == 2 for line in lines)
+    # only where the first minibatch moved a ratio in the direction of its advantage
+    assert any(line["clip_ratio/region_mean"] > 0 for line in lines)
 
 
 def test_replay_is_checkpointed_and_resumes_to_the_same_bytes(play, micro_run, tmp_path, task):

@@ -210,6 +210,20 @@ def test_the_discriminator_as_a_reward_function(micro_run, task, tmp_path):
     assert rewards[2] == -config.discriminator.score_cap
     one_picture = reward(prompts[:1], completions[:1], image=[images[0][0]])
     assert one_picture == pytest.approx(expected[:1], abs=1e-4)
+    # likelihood counts relative to the teacher, or to the first completion of the same prompt
+    prompt = backbone.prompt(samples[0])
+    with torch.no_grad(), backbone.role("discriminator"):
+        pair = discriminator.score(backbone, [(prompt, [*map(parts.parse, completions[:2])])])
+    mixed = (0.25 * pair.perception_K + 0.75 * pair.reasoning_K).tolist()
+    assert abs(mixed[1] - expected[1]) > 3e-4, "alone it would have another score"
+    together = reward(
+        [prompts[0], prompts[1], prompts[0]],
+        [completions[0], "malformed", completions[1]],
+        images=[images[0], images[1], images[0]],
+    )
+    assert together[::2] == pytest.approx(mixed, abs=1e-4)
+    with_teacher = reward(prompts[:1], completions[1:2], images=images[:1], teacher=completions[:1])
+    assert with_teacher == pytest.approx(mixed[1:], abs=1e-4)
 
 
 def test_gguf_commands_name_the_folder_and_the_types(tmp_path):

@@ -77,7 +77,7 @@ def test_each_step_is_logged_once_with_the_agreed_names(micro_run):
     }
     game = {
         f"disc/{name}_{channel}"
-        for name in ("pair_accuracy", "margin", "score_teacher", "score_student")
+        for name in ("ties", "margin", "score_teacher", "score_student")
         for channel in ("perception", "reasoning")
     } | {"disc/router_entropy"}
     game |= {
@@ -100,6 +100,10 @@ def test_each_step_is_logged_once_with_the_agreed_names(micro_run):
         for line in steps:
             missing = names - set(line)
             assert not missing, (stage, line["step"], sorted(missing))
+            for channel in ("perception", "reasoning"):  # where all pairs are ties there is none
+                if f"disc/ties_{channel}" in line:
+                    has_pairs = line[f"disc/ties_{channel}"] < 1
+                    assert (f"disc/pair_accuracy_{channel}" in line) == has_pairs
             assert line["time_s"] >= 0
             numbers = [v for v in line.values() if isinstance(v, float)]
             assert all(abs(v) < 1e9 for v in numbers)  # finite

@@ -62,6 +62,7 @@ def main(backend_name: str, out: str) -> None:
     backbone_module.choose_backend = load_unsloth.choose_backend
     torch.set_num_threads(1)
     steps = {"sft__steps": 4, "warmup__steps": 3, "align__steps": 3, "rlvr__steps": 3}
+    steps["align__gate"] = "warn"
     config = micro_recipe(**steps)
     console = quiet_console()
     before = set(os.listdir("."))

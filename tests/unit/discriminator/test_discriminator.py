@@ -136,7 +136,7 @@ def test_the_sum_over_experts_equals_a_plain_loop(backbone, task):
 def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
     """METHOD.md section 5.2: every part ends in the same token, whoever wrote it, however long."""
     long = Parts("- digits: " + "3," * 300 + "7", "so " * 400 + "no", "no")
-    for config in (CONFIG, dataclasses.replace(CONFIG, reasoning_sees_caption=True)):
+    for config in (CONFIG, dataclasses.replace(CONFIG, reasoning_sees_caption=False)):
         discriminator = discriminator_for(backbone, config, seed=0)
         for parts in (TEACHER, *STUDENTS, long):
             for branch in discriminator.part_tokens(backbone, parts).branches:
@@ -147,11 +147,11 @@ def test_teacher_and_student_are_read_at_the_same_sentinel(backbone, task):
     assert set(pack.token_ids_F[pack.last_R].tolist()) == {backbone.end_id}
 
 
-def test_reasoning_is_scored_without_the_caption_unless_asked(backbone):
-    plain = discriminator_for(backbone, CONFIG, seed=0)
-    seeing = discriminator_for(
-        backbone, dataclasses.replace(CONFIG, reasoning_sees_caption=True), seed=0
+def test_reasoning_is_scored_with_its_caption_unless_told_otherwise(backbone):
+    plain = discriminator_for(
+        backbone, dataclasses.replace(CONFIG, reasoning_sees_caption=False), seed=0
     )
+    seeing = discriminator_for(backbone, CONFIG, seed=0)
     decode = backbone.tokenizer.decode
     perception, reasoning = plain.part_tokens(backbone, TEACHER).branches
     assert decode(perception[:-1]) == TEACHER.perception
@@ -163,6 +163,7 @@ def test_reasoning_is_scored_without_the_caption_unless_asked(backbone):
 
 @torch.no_grad()
 def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
+    """But for the first completion of the prompt, which likelihood features are relative to."""
     with_trunk(backbone)
     discriminator = woken(backbone)
     first, second, third = prompts_of(backbone, task, 3)
@@ -170,7 +171,7 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
     with backbone.role("discriminator"):
         together = discriminator.score(backbone, judged)
         alone = [
-            discriminator.score(backbone, [(prompt, (parts,))])
+            discriminator.score(backbone, [(prompt, (completions[0], parts))])
             for prompt, completions in judged
             for parts in completions
         ]
@@ -179,7 +180,7 @@ def test_scores_do_not_depend_on_the_other_parts_of_the_pack(backbone, task):
     for channel in ("perception_K", "reasoning_K"):
         together_K = getattr(together, channel)
         assert together_K.unique().numel() == together_K.numel()
-        separate_K = torch.cat([getattr(scores, channel) for scores in alone])
+        separate_K = torch.cat([getattr(scores, channel)[1:] for scores in alone])
         # likelihoods and hidden states in float32, other shapes: rounding of a score of up to 10
         torch.testing.assert_close(separate_K, together_K, rtol=0, atol=1e-4)
         torch.testing.assert_close(getattr(split, channel), together_K, rtol=0, atol=1e-4)
@@ -214,6 +215,51 @@ def test_likelihood_features_are_mean_and_minimum_of_the_body(backbone, task):
         own = logprob_N[pack.branch_N == branch][1:-1]  # neither the opening tag nor the sentinel
         expected = torch.stack([own.mean(), own.min()])
         torch.testing.assert_close(found_R2[branch], expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [8192, 150])
+def test_likelihood_features_count_relative_to_the_first_completion(backbone, task, limit):
+    """By hand from each part's own log-probs; also where a group is split over packs."""
+    with_trunk(backbone)
+    discriminator = woken(backbone)
+    heads = (discriminator.perception_head, discriminator.reasoning_head)
+    prompt, other = prompts_of(backbone, task, 2)
+    judged = [(prompt, (TEACHER, *STUDENTS)), (other, (STUDENTS[1],))]
+    backbone.config = dataclasses.replace(backbone.config, max_pack_tokens=limit)
+    expected = []
+    with backbone.role("discriminator"):
+        scores = discriminator.score(backbone, judged)
+        for owner, completions in judged:
+            features = []
+            for parts in completions:
+                branches = discriminator.part_tokens(backbone, parts).branches
+                pack = pack_trees([Tree(owner, branches)])
+                with discriminator._attached(backbone, pack):
+                    hidden_FD = backbone.hidden_states(pack)
+                logits_NV = hidden_FD[pack.predictor_N] @ backbone.head_weight.T
+                logprob_N = logits_NV.log_softmax(-1).gather(1, pack.target_N[:, None])[:, 0]
+                bodies = [logprob_N[pack.branch_N == channel][1:-1] for channel in (0, 1)]
+                features.append(torch.stack([torch.stack([b.mean(), b.min()]) for b in bodies]))
+            for feature_22 in features:
+                relative_22 = feature_22 - features[0]
+                expected.append(torch.stack([relative_22[c] @ heads[c][-2:] for c in (0, 1)]))
+    torch.testing.assert_close(scores.terms_K22[:, :, 1], torch.stack(expected), rtol=0, atol=1e-4)
+    assert not scores.terms_K22[[0, 3], :, 1].any()  # a first completion has features 0
+    total_K2 = scores.terms_K22.sum(2)
+    expected_K2 = 10 * torch.tanh(total_K2 / 10)
+    torch.testing.assert_close(
+        torch.stack([scores.perception_K, scores.reasoning_K], 1), expected_K2
+    )
+
+
+def test_the_likelihood_weights_of_each_head_can_be_weakened(backbone):
+    discriminator = discriminator_for(backbone, CONFIG, seed=0)
+    discriminator.weaken_likelihood((1.0, 0.1))
+    assert discriminator.perception_head[-2:].tolist() == pytest.approx([3.0, 0.3])
+    assert discriminator.reasoning_head[-2:].tolist() == pytest.approx([0.3, 0.03])
+    assert not discriminator.reasoning_head[:-2].any()
+    assert discriminator.reasoning_head.requires_grad
 
 
 @torch.no_grad()

@@ -17,10 +17,14 @@ JUDGED = ((TEACHER, *STUDENTS), (STUDENTS[1],))
 
 
 def scores_of_whole_sequences(backbone, discriminator, prompts):
-    """Every part by itself, its prompt in the forward, hooks on: [K, 2]."""
+    """Every part by itself, its prompt in the forward, hooks on: [K, 2].
+
+    Likelihood features are taken off by those of the prompt's first completion.
+    """
     heads = (discriminator.perception_head, discriminator.reasoning_head)
     raw = []
     for prompt, completions in zip(prompts, JUDGED, strict=True):
+        firsts = []
         for parts in completions:
             for channel, branch in enumerate(discriminator.part_tokens(backbone, parts).branches):
                 # the experts' group follows from the branch's number: the other part fills its place
@@ -33,7 +37,10 @@ def scores_of_whole_sequences(backbone, discriminator, prompts):
                 own = pack.branch_N == channel
                 logits = hidden_FD[pack.predictor_N[own]] @ backbone.head_weight.T
                 logprob_C = logits.log_softmax(-1).gather(-1, branch[:, None])[1:-1, 0]
-                feature_D = torch.cat([feature_D, logprob_C.mean()[None], logprob_C.min()[None]])
+                likelihood_2 = torch.stack([logprob_C.mean(), logprob_C.min()])
+                if len(firsts) < 2:
+                    firsts.append(likelihood_2)
+                feature_D = torch.cat([feature_D, likelihood_2 - firsts[channel]])
                 raw.append((feature_D * heads[channel]).sum())
     return cap_scores(torch.stack(raw), CONFIG.score_cap).view(-1, 2)
 

@@ -181,6 +181,14 @@ class TestJudge:
 
 
 class TestGuards:
+    def test_losing_discriminator(self):
+        lost = [(0.4, 0.3), (0.49, 0.1), (0.2, 0.45)]
+        for accuracies in ([], lost[:2], [*lost, (0.5, 0.1)], [(0.4, 0.4), (0.1, 0.6), (0.2, 0.2)]):
+            assert guards.losing_discriminator(accuracies) is None
+        for accuracies in (lost, [(0.9, 0.9), *lost]):
+            alarm = guards.losing_discriminator(accuracies)
+            assert alarm and (alarm.name, alarm.value) == ("losing_discriminator", 0.49)
+
     def test_length_collapse(self):
         assert guards.length_collapse([100, 100], usual_num_tokens=120) is None
         alarm = guards.length_collapse([10, 30], usual_num_tokens=100)

@@ -1,0 +1,75 @@
+"""The groups of the warm-up: the SFT policy's answers, or recorded ones; those kept out of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prism_lite.data.split import split_by_picture
+from prism_lite.discriminator.negatives import StudentGroup
+from prism_lite.sampling.rollouts import sample_in_pieces
+from prism_lite.seeding import epoch_order
+from prism_lite.stages.context import Context
+from prism_lite.types import Sample
+
+_MIN_HELDOUT, _MAX_HELDOUT = 16, 64  # prompts kept out of training; a tenth in between
+
+
+def student_groups(context: Context) -> list[StudentGroup]:
+    """Return the recorded students by prompt, or let the SFT policy answer prompts of alignment.
+
+    The prompts are the last ones of alignment's first epoch: in its first steps the discriminator then
+    judges prompts that it was not trained on, unless alignment uses all of them.
+
+    Raises:
+        ValueError: a completion of the data is malformed, or too few samples are well-formed.
+    """
+    config, task = context.config, context.task
+    if task.warmup:
+        groups = _recorded_groups(task.warmup, config.warmup.group_size)
+        context.run.console.print(
+            f"warm-up on {len(task.warmup)} recorded pairs of {len(groups)} groups"
+        )
+        return groups
+    order = epoch_order(len(task.align), 0, config.seed, "align")
+    samples = [task.align[row] for row in order[-config.warmup.num_prompts :]]
+    sampled = sample_in_pieces(
+        context.backbone,
+        samples,
+        with_progress=context.run.with_progress,
+        description="sampling the SFT policy",
+        group_size=config.warmup.group_size,
+        sampling=config.sampling,
+        seed=(config.seed, "warmup"),
+    )
+    groups = [StudentGroup(group.sample, group.students) for group in sampled if group.students]
+    if len(groups) < 4:
+        num_samples = len(samples) * config.warmup.group_size
+        raise ValueError(
+            f"only {num_students(groups)} of {num_samples} samples of the SFT policy are well-formed: "
+            "train SFT longer (sft.steps) before the warm-up."
+        )
+    return groups
+
+
+def _recorded_groups(samples: Sequence[Sample], group_size: int) -> list[StudentGroup]:
+    """Group recorded students of the same prompt and teacher, at most `group_size` each."""
+    rows: dict[object, list[Sample]] = {}
+    for sample in samples:
+        pictures = tuple(picture.id for picture in sample.pictures)
+        rows.setdefault((sample.turns, pictures, sample.teacher), []).append(sample)
+    return [
+        StudentGroup(same[0], tuple(s.student_parts for s in same[start : start + group_size]))
+        for same in rows.values()
+        for start in range(0, len(same), group_size)
+    ]
+
+
+def split_groups(groups: Sequence[StudentGroup]) -> tuple[list[StudentGroup], list[StudentGroup]]:
+    """Return the groups to train on and those kept out, a tenth or so, without a common picture."""
+    num_heldout = min(max(_MIN_HELDOUT, len(groups) // 10), _MAX_HELDOUT, len(groups) // 3)
+    kept, aside = split_by_picture([group.sample for group in groups], num_heldout)
+    return [groups[i] for i in kept], [groups[i] for i in aside]
+
+
+def num_students(groups: Sequence[StudentGroup]) -> int:
+    return sum(len(group.students) for group in groups)
