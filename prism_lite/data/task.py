@@ -130,7 +130,9 @@ def _digits(config: RunConfig) -> TaskData:
 
     def train(name: str, kinds: Sequence[Kind], num: int) -> tuple[Sample, ...]:
         seed = f"{name}-{config.seed}"
-        return tuple(digits.make_samples(data.digits, split="train", kinds=kinds, num=num, seed=seed))
+        return tuple(
+            digits.make_samples(data.digits, split="train", kinds=kinds, num=num, seed=seed)
+        )
 
     probe = digits.probe_pairs(data.digits, num=config.warmup.num_probe, rng=Random("probe"))
     return TaskData(
