@@ -92,7 +92,8 @@ def _results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]
         seconds = figures.get("seconds")
         if stage == "align" and "warmup" in results.get("seconds", {}):
             seconds = (seconds or 0.0) + results["seconds"]["warmup"]
-        rows.append(figures_row(stage, {**figures, "seconds": seconds}, digits))
+        title = "RLVR alone" if stage == "control" else stage
+        rows.append(figures_row(title, {**figures, "seconds": seconds}, digits))
     return rows
 
 
@@ -141,7 +142,8 @@ def write_plots(folder: RunFolder) -> None:
 
     (folder.path / "plots").mkdir(exist_ok=True)
     rewards = tuple(f"rewards/{_reward_name(key)}/mean" for key in folder.config.rlvr.rewards)
-    for stage, all_panels in (_PLOTS | {"rlvr": [rewards, *_PLOTS["rlvr"]]}).items():
+    rlvr = [rewards, *_PLOTS["rlvr"]]
+    for stage, all_panels in (_PLOTS | {"control": rlvr, "rlvr": rlvr}).items():
         lines = folder.metrics(stage)
         panels = [p for p in all_panels if any(name in line for name in p for line in lines)]
         if not panels:

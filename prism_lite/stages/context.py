@@ -18,7 +18,7 @@ from prism_lite.stages.in_stage import InStageEvaluation
 
 
 class Buffer(Protocol):
-    """What a stage remembers besides tensors, as JSON-able state (alignment's replay)."""
+    """What a stage remembers besides tensors, as JSON-able state: replay, running spread."""
 
     def state(self) -> Any: ...
     def load(self, state: Any) -> None: ...
@@ -77,7 +77,7 @@ class Context:
         optimizers: Mapping[str, Optimizer],
         *,
         discriminator: Discriminator | None = None,
-        replay: Buffer | None = None,
+        buffers: Mapping[str, Buffer] | None = None,
     ) -> Iterator[int]:
         """Load the newest good checkpoint of a stage and return an iterator of its remaining steps.
 
@@ -87,12 +87,11 @@ class Context:
 
         Args:
             optimizers: of "policy" and "discriminator": what the stage trains.
-            discriminator, replay: loaded from the checkpoint and saved in the next ones.
+            discriminator, buffers: loaded from the checkpoint and saved in the next ones.
 
         Raises:
             Stopped: see `RunFolder.steps`.
         """
-
         inside = None
         if "policy" in optimizers and self.config.eval.every:
             inside = InStageEvaluation(
@@ -105,8 +104,7 @@ class Context:
                 tensors["policy"] = self.backbone.adapter_state()
             if discriminator is not None:
                 tensors["discriminator"] = discriminator.state_dict()
-            if replay is not None:
-                values["replay"] = replay.state()
+            values |= {name: buffer.state() for name, buffer in (buffers or {}).items()}
             return Trained(tensors, optimizers, values)
 
         restored = self.run.restore(stage)
@@ -115,8 +113,8 @@ class Context:
                 self.backbone.load_adapter_state(restored.tensors["policy"])
             if discriminator is not None:
                 discriminator.load_state_dict(restored.tensors["discriminator"])
-            if replay is not None:
-                replay.load(restored.values["replay"])
+            for name, buffer in (buffers or {}).items():
+                buffer.load(restored.values[name])
             if inside is not None:
                 inside.restore(restored.tensors, restored.values)
             for name, optimizer in optimizers.items():
