@@ -228,7 +228,9 @@ def _evaluated_inside(folder: RunFolder, results: Mapping[str, Any]) -> str:
         f"{choice['value']:.3f}; after the last step {choice['last']:.3f}.\n"
         for stage, choice in results.get("kept", {}).items()
     )
-    num_prompts = min(folder.config.eval.num_inside, results.get("n", folder.config.eval.num_inside))
+    num_prompts = min(
+        folder.config.eval.num_inside, results.get("n", folder.config.eval.num_inside)
+    )
     return f"""
 Every {folder.config.eval.every} steps {num_prompts} of the held-out prompts were evaluated: eval/* in \
 plots/.
