@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 _STRICT: pydantic.ConfigDict = {
@@ -32,6 +39,11 @@ REWARDS_THAT_READ_ANSWERS = ("accuracy", "ocr", "boxes", "judge")
 # Figures of an evaluation inside a stage.
 InsideFigure = Literal[
     "accuracy", "transfer_accuracy", "caption_accuracy", "think_validity", "format_rate"
+]
+# YAML reads the words on and off as true and false.
+Game = Annotated[
+    Literal["off", "on", "blind"],
+    BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value)),
 ]
 EvaluatedStage = Literal["base", "sft", "control", "align", "rlvr"]
 Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
@@ -126,9 +138,9 @@ class TinyConfig:
     "Layers of the vision tower."
     vocab_size: PositiveInt = 512
     "Most tokens in the vocabulary, learned from the lessons."
-    vision_steps: NonNegativeInt = 400
+    vision_steps: NonNegativeInt = 600
     "Updates of the vision tower alone, as a digit classifier. 0 skips them."
-    steps: NonNegativeInt = 900
+    steps: NonNegativeInt = 1500
     "Updates of the language model on lessons. 0 skips them."
     batch_size: PositiveInt = 16
     "Lessons per update, each with two replies."
@@ -399,7 +411,7 @@ class RlvrConfig:
     __pydantic_config__: ClassVar = _STRICT
     start: Literal["align", "sft"] = "align"
     "Stage whose policy is trained further."
-    game: Literal["off", "on", "blind"] = "off"
+    game: Game = "off"
     """Keep the discriminator's advantage (align.weight, align.alpha) beside the rewards. on: for right
     rollouts. blind: only in groups whose rollouts are all right or all wrong."""
     control: bool = False
