@@ -158,10 +158,17 @@ class RunFolder:
                 raise Stopped(f"stopped while {description}")
             yield item
 
-    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line to metrics.jsonl; add the step's time and the peak memory so far."""
+    def log(
+        self, stage: str, step: int, metrics: Mapping[str, float], *, is_step: bool = True
+    ) -> None:
+        """Append a line to metrics.jsonl; add the step's time and the peak memory so far.
+
+        Args:
+            is_step: whether these are the step's own metrics; further lines of the same step (an
+                evaluation) have neither time nor memory.
+        """
         metrics = dict(metrics)
-        if self._step_started_s is not None:
+        if is_step and self._step_started_s is not None:
             metrics["step_time"] = time.perf_counter() - self._step_started_s
             metrics["mem/peak_gib"] = peak_gib(self.device)
         time_s = round(time.monotonic() - self._started_s, 3)
@@ -172,8 +179,11 @@ class RunFolder:
             named = {f"{stage}/{name}": value for name, value in metrics.items()}
             tracker.log(named, step=self._num_logged)
         self._num_logged += 1
-        texts = [f"{t} {metrics[name]:.2f}" for name, t in _BAR_METRICS.items() if name in metrics]
-        self._bar_text = ", ".join(texts[:2])
+        if is_step:
+            texts = [
+                f"{t} {metrics[name]:.2f}" for name, t in _BAR_METRICS.items() if name in metrics
+            ]
+            self._bar_text = ", ".join(texts[:2])
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, of one stage or all."""

@@ -210,7 +210,7 @@ def test_evaluation_uses_the_prompts_and_stages_of_the_settings(micro_run, tmp_p
     task = load_task(few)
     cut = {name: getattr(task, name)[:3] for name in ("heldout", "transfer", "familiar")}
     cut = dataclasses.replace(task, **cut)
-    expected = real(backbone, cut, config)
+    expected = real(backbone, cut, config).figures
     assert results["stages"]["sft"]["ci95"] == expected["ci95"]
 
 
