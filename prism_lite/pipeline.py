@@ -162,7 +162,12 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         return
     with _memory_advice(context, f"the evaluation of stage {stage}"):
         figures = evaluate(
-            context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
+            context.backbone,
+            context.task,
+            config,
+            with_progress=folder.with_progress,
+            stage=stage,
+            rates_file=folder.path / "evaluations" / f"{stage}.json",
         )
     if seconds is not None:
         figures["seconds"] = seconds

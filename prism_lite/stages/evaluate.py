@@ -6,12 +6,15 @@ Shape letters: P prompts, G sampled completions per prompt.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
+from prism_lite.files import write_text
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
 from prism_lite.rewards.group_rewards import group_accuracy
@@ -31,12 +34,14 @@ def evaluate(
     *,
     with_progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
     stage: str = "",
+    rates_file: Path | None = None,
 ) -> dict[str, Any]:
     """Sample the held-out prompts at temperature 1 and greedily, under the active role.
 
     Args:
         with_progress: yields the pieces of the work and shows them (`RunFolder.with_progress`).
         stage: of the policy, for the progress line.
+        rates_file: where each figure's rates, one per prompt, are written as JSON.
 
     Returns:
         accuracy, format_rate, caption_accuracy, think_validity (the last two if the task verifies
@@ -68,6 +73,10 @@ def evaluate(
     if task.familiar and task.verify is not None:
         familiar = _rates(sample(task.familiar, "writers of the training", greedy=True), task)
         rates["greedy_caption_accuracy_familiar"] = familiar["caption_accuracy"]
+    if rates_file is not None:
+        rates_file.parent.mkdir(exist_ok=True)
+        rounded = {name: [round(v, 4) for v in values] for name, values in rates.items()}
+        write_text(rates_file, json.dumps(rounded) + "\n")
     lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
     return {
         **{name: sum(values) / len(values) for name, values in rates.items()},
