@@ -80,7 +80,7 @@ def write_environment(
         "threads": torch.get_num_threads(),
         "compute_dtype": str(core.dtype).removeprefix("torch."),
         "seed": config.seed,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "data": _data_hashes(config.data),
         "rewards": {
             reward.name: {"file": str(reward.file), "sha256": reward.sha256}
@@ -121,7 +121,8 @@ def _data_hashes(data: DataConfig) -> dict[str, str]:
     return hashes
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """Return the commit of the checkout that this package is in; None for an installed one."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         return subprocess.check_output(
