@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from prism_lite.config import RunConfig
+from prism_lite.config.checks import plays_game
 from prism_lite.data.task import TaskData, load_task
 from prism_lite.digits.base_model import base_folder
 from prism_lite.discriminator.model import save_discriminator
@@ -33,10 +34,10 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
 from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
-from prism_lite.stages.rlvr import run_rlvr
+from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
-from prism_lite.types import POLICY_STAGES, STAGES, Stage
+from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, Stage
 
 _ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
@@ -48,6 +49,7 @@ RUN_STAGE: dict[Stage, Callable[[Context], None]] = {
     "warmup": run_warmup,
     "align": lambda context: _ALIGN_METHODS[context.config.align.method](context),
     "rlvr": run_rlvr,
+    "control": run_control,
 }
 
 
@@ -74,8 +76,13 @@ def run(
         Stopped: asked to stop; saved.
     """
     out, console = Path(out), console or Console()
-    if tuple(stages) == STAGES and config.align.method != "adversarial":
+    if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
+    if (
+        config.rlvr.control and "rlvr" in stages
+    ):  # after SFT, so that a run ends with its own policy
+        place = stages.index("sft") + 1 if "sft" in stages else 0
+        stages = [*stages[:place], "control", *stages[place:]]
     check_machine(config)
     check_trackers(config)
     check_folder(out, config)
@@ -112,7 +119,7 @@ def run(
                 with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
                     RUN_STAGE[stage](context)
             results = folder.results()
-            if stage in POLICY_STAGES and stage not in results.get("stages", {}):
+            if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
                 context.load_policy(stage)
                 _evaluate(context, stage, results.get("seconds", {}).get(stage))
         _write_exports(context)
@@ -204,8 +211,9 @@ def _write_exports(context: Context) -> None:
     if with_policy:
         context.load_policy(with_policy[-1])
         context.backbone.save_policy(str(folder.path / "policy"))
-    has_game = context.config.align.method == "adversarial"
-    with_discriminator = [s for s in finished if s == "warmup" or (s == "align" and has_game)]
-    if with_discriminator:
-        tensors = folder.load_final(with_discriminator[-1])["discriminator"]
-        save_discriminator(folder.path / "discriminator", tensors, context.config.discriminator)
+    for stage in reversed(finished):
+        tensors = folder.load_final(stage)
+        if "discriminator" in tensors:
+            config = context.config.discriminator
+            save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
+            return

@@ -23,12 +23,19 @@ if TYPE_CHECKING:  # `prism-lite --help` does not wait for them
 
 T = TypeVar("T")
 FinishReason = Literal["end", "length"]
-Stage = Literal["sft", "warmup", "align", "rlvr"]
+Stage = Literal["sft", "control", "warmup", "align", "rlvr"]
 
-# All stages in order; those that change the policy; those that are evaluated.
+# All stages in order; those that change the policy; those that are evaluated. "control" is RLVR alone,
+# which a run trains beside the others where `rlvr.control` is set.
 STAGES: tuple[Stage, ...] = ("sft", "warmup", "align", "rlvr")
 POLICY_STAGES: tuple[Literal["sft", "align", "rlvr"], ...] = ("sft", "align", "rlvr")
-EVALUATED_STAGES: tuple[Literal["base", "sft", "align", "rlvr"], ...] = ("base", *POLICY_STAGES)
+EVALUATED_STAGES: tuple[Literal["base", "sft", "control", "align", "rlvr"], ...] = (
+    "base",
+    "sft",
+    "control",
+    "align",
+    "rlvr",
+)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it

@@ -40,6 +40,7 @@ MICRO = {
     "data.num_align": 16,
     "data.num_rlvr": 16,
     "data.num_heldout": 8,
+    "data.num_transfer": 4,
     "lora.rank": 4,
     "sampling.temperature": 0.7,
     "sampling.max_completion_tokens": 48,

@@ -29,6 +29,7 @@ RlvrPreset = Literal["grpo", "dapo", "gspo"]
 KlKind = Literal["k1", "k2", "k3"]
 BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
 REWARDS_THAT_READ_ANSWERS = ("accuracy", "ocr", "boxes", "judge")
+EvaluatedStage = Literal["base", "sft", "control", "align", "rlvr"]
 Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
 
 
@@ -277,6 +278,9 @@ class DiscriminatorConfig:
     "Weight of the loss that balances the load of the experts. 0: off."
     grgc_weight: NonNegativeFloat = 0.0
     "Weight of the penalty that keeps the scores of a group apart; 0.01 in its paper. 0: off."
+    scores: Literal["learned", "frozen", "oracle"] = "learned"
+    """frozen: an untrained discriminator that never learns; oracle: the exact verdicts of the task, where
+    it has them. Both are controls of a study."""
     prompt_cache_gib: NonNegativeFloat = 0.5
     "Most GiB of prompt states of the frozen trunk kept on the device. 0: none."
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(2e-3))
@@ -344,6 +348,9 @@ class AlignConfig:
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     alpha: Share = 0.5
     "Weight of the perception advantage; reasoning has the rest."
+    spread_floor: NonNegativeFloat = 1.0
+    """Smallest deviation that a group's scores are divided by, as a multiple of the usual one, so that
+    groups that differ in wording only count little. 0: no floor."""
     malformed_penalty: NonNegativeFloat = 1.5
     "Advantage that a malformed rollout loses. 0: none."
     mode: AlignMode = "align"
@@ -388,6 +395,11 @@ class RlvrConfig:
     __pydantic_config__: ClassVar = _STRICT
     start: Literal["align", "sft"] = "align"
     "Stage whose policy is trained further."
+    game: Literal["off", "on", "blind"] = "off"
+    """Keep the discriminator's advantage (align.weight, align.alpha) beside the rewards. on: for right
+    rollouts. blind: only in groups whose rollouts are all right or all wrong."""
+    control: bool = False
+    "Also train RLVR alone, from SFT's policy with as many updates as alignment and RLVR: a baseline."
     steps: NonNegativeInt = 60
     "Optimizer steps, each on a new batch of rollouts. 0 skips the stage."
     prompts_per_step: PositiveInt = 8
@@ -435,7 +447,7 @@ class EvalConfig:
     "Completions per prompt at temperature 1, beside a greedy one."
     num_prompts: NonNegativeInt = 0
     "Use only the first held-out prompts. 0: all."
-    stages: tuple[Literal["base", "sft", "align", "rlvr"], ...] = ("base", "sft", "align", "rlvr")
+    stages: tuple[EvaluatedStage, ...] = ("base", "sft", "control", "align", "rlvr")
     "Stages whose policy is evaluated."
 
 

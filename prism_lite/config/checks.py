@@ -34,11 +34,26 @@ def check_across_fields(config: RunConfig) -> None:
             f"align.method = {align.method} has no discriminator: set align.mode=align, or "
             "align.method=adversarial."
         )
+    if rlvr.game != "off" and rlvr.dynamic_sampling:
+        raise ValueError(
+            "rlvr.dynamic_sampling drops the groups without spread in accuracy, in which rlvr.game = "
+            f"{rlvr.game} learns from the discriminator: set one of them only."
+        )
+    if config.discriminator.scores == "oracle" and config.data.task != "digits":
+        raise ValueError(
+            "discriminator.scores = oracle needs a task that verifies captions and thinks: data.task = "
+            "digits."
+        )
     if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
         raise ValueError(
             f"rlvr.scale = {rlvr.scale} has no effect with rlvr.combine = normalize_then_sum, which "
             "standardises each reward in its group: leave rlvr.scale at group."
         )
+
+
+def plays_game(config: RunConfig) -> bool:
+    """Return whether any stage has a discriminator, so that the warm-up is needed."""
+    return config.align.method == "adversarial" or config.rlvr.game != "off"
 
 
 def _check_discriminator(config: DiscriminatorConfig) -> None:

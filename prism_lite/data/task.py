@@ -83,7 +83,10 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
         ValueError: as `load_task`.
     """
     if config.data.task == "digits":
-        task = TaskData((), (), (), probe=(), verify=_verify_digits, **_digits_heldout(config))
+        heldout, transfer, familiar = _digits_heldout(config)
+        task = TaskData(
+            (), (), (), heldout, (), _verify_digits, transfer=transfer, familiar=familiar
+        )
     else:
         rows = _Rows(config.data, console)
         heldout = rows.of("heldout", "eval")
@@ -130,36 +133,39 @@ def _digits(config: RunConfig) -> TaskData:
 
     def train(name: str, kinds: Sequence[Kind], num: int) -> tuple[Sample, ...]:
         seed = f"{name}-{config.seed}"
-        return tuple(digits.make_samples(data.digits, split="train", kinds=kinds, num=num, seed=seed))
+        return tuple(
+            digits.make_samples(data.digits, split="train", kinds=kinds, num=num, seed=seed)
+        )
 
+    heldout, transfer, familiar = _digits_heldout(config)
     probe = digits.probe_pairs(data.digits, num=config.warmup.num_probe, rng=Random("probe"))
     return TaskData(
         sft=train("sft", data.digits.sft_kinds, data.num_sft),
         align=train("align", data.digits.kinds, data.num_align),
         rlvr=train("rlvr", data.digits.kinds, data.num_rlvr),
-        **_digits_heldout(config),
+        heldout=heldout,
+        transfer=transfer,
+        familiar=familiar,
         probe=tuple(probe),
         verify=_verify_digits,
         corrupt=digits.corrupt,
     )
 
 
-def _digits_heldout(config: RunConfig) -> dict[str, tuple[Sample, ...]]:
-    """Draw the evaluation rows, which are the same for every seed."""
-    data, kinds = config.data, config.data.digits.kinds
-    draws = {
-        "heldout": ("heldout", kinds, data.num_heldout, "evaluation"),
-        "transfer": ("heldout", data.digits.transfer_kinds, data.num_transfer, "transfer"),
-        "familiar": ("train", kinds, data.num_heldout // 2, "familiar"),
-    }
-    return {
-        name: tuple(
-            digits.make_samples(data.digits, split=split, kinds=kinds, num=num, seed=seed)
-            if kinds
-            else ()
-        )
-        for name, (split, kinds, num, seed) in draws.items()
-    }
+def _digits_heldout(config: RunConfig) -> tuple[tuple[Sample, ...], ...]:
+    """Draw the held-out, transfer and familiar rows, which are the same for every seed."""
+    data = config.data
+
+    def rows(split: digits.Split, kinds: Sequence[Kind], num: int, seed: str) -> tuple[Sample, ...]:
+        if not kinds:
+            return ()
+        return tuple(digits.make_samples(data.digits, split=split, kinds=kinds, num=num, seed=seed))
+
+    return (
+        rows("heldout", data.digits.kinds, data.num_heldout, "evaluation"),
+        rows("heldout", data.digits.transfer_kinds, data.num_transfer, "transfer"),
+        rows("train", data.digits.kinds, data.num_heldout // 2, "familiar"),
+    )
 
 
 def _verify_digits(sample: Sample, completion: Parts) -> PartVerdicts:
@@ -177,6 +183,14 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
     align = rows.of("align", "align")
     reads_answers = config.rlvr.rewards.keys() & set(REWARDS_THAT_READ_ANSWERS)
     rlvr = rows.of("rlvr", "rlvr", needed="answer" if reads_answers else "turns")
+    if config.rlvr.game != "off":
+        with_teacher = tuple(sample for sample in rlvr if sample.teacher)
+        if not with_teacher:
+            raise ValueError(
+                f"{data.rlvr or data.train}: rlvr.game = {config.rlvr.game} compares rollouts with the "
+                "teacher's text, and no row with an answer has one: set rlvr.game=off, or give such rows."
+            )
+        rlvr = with_teacher
     heldout = rows.of("heldout", "eval")
     num_probe = min(config.warmup.num_probe, len(align) // 10)
     num_align = len(align) - num_probe

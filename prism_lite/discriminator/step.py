@@ -49,11 +49,16 @@ class GameScores:
     teacher_lengths: tuple[int, ...] = ()
     student_lengths: tuple[int, ...] = ()
 
+    @staticmethod
+    def empty() -> GameScores:
+        """Return the scores of a step without a judged prompt."""
+        return GameScores(torch.zeros(0, 2), (), {})
+
 
 def discriminator_step(
     backbone: Backbone,
     discriminator: Discriminator,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     judged: Sequence[JudgedPrompt],
     config: DiscriminatorConfig,
     *,
@@ -68,6 +73,7 @@ def discriminator_step(
     the load-balance loss and, if set, GRGC's penalty. METHOD sections 2 and 6.
 
     Args:
+        optimizer: None: the scores alone, nothing is learned.
         judged: prompts with at least one well-formed student each.
         replayed: earlier students, in the loss only: they have no scores or metrics.
 
@@ -76,7 +82,7 @@ def discriminator_step(
         there is nothing to learn from: no scores, no metrics, no step.
     """
     if not judged:
-        return GameScores(torch.zeros(0, 2), (), {})
+        return GameScores.empty()
     num_judged = _num_pairs(judged)
     num_pairs = num_judged + _num_pairs(replayed)
     max_pack_tokens = backbone.config.max_pack_tokens
@@ -99,14 +105,15 @@ def discriminator_step(
     batches_to_run += [(batch, False) for batch in batches(replayed_pieces)]
     teachers, students = [], []
     metrics: dict[str, float] = {}
-    with backbone.role("discriminator"):
+    with backbone.role("discriminator"), torch.set_grad_enabled(optimizer is not None):
         for batch, is_judged in batches_to_run:
             scores = discriminator.score(
                 backbone, [(item.prompt, (item.teacher, *item.students)) for item in batch]
             )
             teacher_P2, student_scores = _by_prompt(scores, batch)
             loss, batch_metrics = _loss(scores, teacher_P2, student_scores, config)
-            optimizer.backward(_num_pairs(batch) / num_pairs * loss)
+            if optimizer is not None:
+                optimizer.backward(_num_pairs(batch) / num_pairs * loss)
             if not is_judged:
                 continue
             teachers.append(teacher_P2.detach())
@@ -114,14 +121,15 @@ def discriminator_step(
             share = _num_pairs(batch) / num_judged
             for name, value in batch_metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + share * value
-    stepped = optimizer_step(
-        optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
-    )
+    if optimizer is not None:
+        stepped = optimizer_step(
+            optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
+        )
+        metrics |= {f"disc/{name}": value for name, value in stepped.items()}
     sides = [item.teacher for item in judged], [s for item in judged for s in item.students]
     teacher_lengths, student_lengths = (discriminator.part_lengths(backbone, s) for s in sides)
     metrics |= _form_metrics(*sides)
     metrics |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
-    metrics |= {f"disc/{name}": value for name, value in stepped.items()}
     # A prompt's pieces are neighbours. Each has a row of the teacher, of which the first counts, and
     # one entry in `students`.
     stops = list(accumulate(map(len, pieces), initial=0))

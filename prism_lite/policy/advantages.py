@@ -24,7 +24,13 @@ class Verified:
     is_wrong_R: Tensor
 
 
-def group_zscore(value_R: Tensor, *, group_size: int, counted_R: Tensor | None = None) -> Tensor:
+def group_zscore(
+    value_R: Tensor,
+    *,
+    group_size: int,
+    counted_R: Tensor | None = None,
+    floor: float = SPREAD_FLOOR,
+) -> Tensor:
     """Standardise values within each group.
 
     Args:
@@ -32,6 +38,7 @@ def group_zscore(value_R: Tensor, *, group_size: int, counted_R: Tensor | None =
         group_size: G.
         counted_R: bool [R], True for the rollouts that form mean and deviation and get a z-score;
             the others get 0. Default: all.
+        floor: smallest deviation that is divided by.
 
     Returns:
         z_R: float32 [R]. A group without spread, or with fewer than two counted rollouts, gives
@@ -57,9 +64,46 @@ def group_zscore(value_R: Tensor, *, group_size: int, counted_R: Tensor | None =
     centred_PG = torch.where(counted_PG, value_PG - mean_P1, 0.0)
     deviation_P1 = (centred_PG.square().sum(1, keepdim=True) / count_P1).sqrt()
     z_PG = torch.where(
-        deviation_P1 > SPREAD_FLOOR, centred_PG / deviation_P1.clamp(min=SPREAD_FLOOR), 0.0
+        deviation_P1 > SPREAD_FLOOR,
+        centred_PG / deviation_P1.clamp(min=max(floor, SPREAD_FLOOR)),
+        0.0,
     )
     return z_PG.flatten()
+
+
+def aligned_advantages(
+    perception_R: Tensor,
+    reasoning_R: Tensor,
+    *,
+    group_size: int,
+    well_formed_R: Tensor,
+    alpha: float = 0.5,
+    floors: tuple[float, float] = (SPREAD_FLOOR, SPREAD_FLOOR),
+) -> Tensor:
+    """Compute A0 = alpha * z_perception + (1 - alpha) * z_reasoning of each rollout.
+
+    Each channel is standardised within the group over its well-formed rollouts only.
+
+    Args:
+        perception_R, reasoning_R: float32 [R]; the values of malformed rollouts are ignored.
+        group_size: G.
+        well_formed_R: bool [R].
+        alpha: weight of perception, 0 to 1.
+        floors: smallest deviation of each channel that is divided by.
+
+    Returns:
+        aligned_R: float32 [R], 0 for a malformed rollout.
+
+    Raises:
+        ValueError: see `group_zscore`; or alpha outside 0 to 1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha = {alpha}, expected a weight from 0 to 1.")
+    z_perception_R, z_reasoning_R = (
+        group_zscore(score_R, group_size=group_size, counted_R=well_formed_R, floor=floor)
+        for score_R, floor in zip((perception_R, reasoning_R), floors, strict=True)
+    )
+    return alpha * z_perception_R + (1 - alpha) * z_reasoning_R
 
 
 def alignment_advantages(
@@ -69,19 +113,18 @@ def alignment_advantages(
     group_size: int,
     well_formed_R: Tensor,
     alpha: float = 0.5,
+    floors: tuple[float, float] = (SPREAD_FLOOR, SPREAD_FLOOR),
     malformed_penalty: float = 1.5,
     mode: AlignMode = "align",
     verified: Verified | None = None,
     weight: float = 1.0,
     wrong_penalty: float = 1.0,
 ) -> Tensor:
-    """Compute the advantage of each rollout from the discriminator's two scores.
+    """Compute the advantage of each rollout from the discriminator's two scores, and verdicts.
 
-    Each channel is standardised within the group over its well-formed rollouts only, A = alpha *
-    z_perception + (1 - alpha) * z_reasoning, 0 for a malformed one. With F = 1 for a malformed
-    rollout, W = 1 for a wrong one, g = (1 - F)(1 - W), Z the z-score within the group, c =
-    `weight`, pF = `malformed_penalty`, pW = `wrong_penalty` and r the verifiable reward, the modes
-    (those of the official code, by name) are
+    With A = `aligned_advantages`, F = 1 for a malformed rollout, W = 1 for a wrong and well-formed
+    one, g = (1 - F)(1 - W), Z the z-score within the group, c = `weight`, pF = `malformed_penalty`, pW
+    = `wrong_penalty` and r the verifiable reward, the modes (those of the official code, by name) are
 
     - align: A - pF F (the paper's; a malformed rollout's penalty is in units of the deviation of
       the well-formed)
@@ -94,10 +137,7 @@ def alignment_advantages(
     and then the group is centred.
 
     Args:
-        perception_R, reasoning_R: float32 [R]; the values of malformed rollouts are ignored.
-        group_size: G.
-        well_formed_R: bool [R].
-        alpha: weight of perception, 0 to 1.
+        perception_R, reasoning_R, group_size, well_formed_R, alpha, floors: of `aligned_advantages`.
         verified: the verifier's verdicts; needed by every mode but "align".
 
     Returns:
@@ -105,21 +145,25 @@ def alignment_advantages(
         all malformed gives zeros: it does not show which rollout is better.
 
     Raises:
-        ValueError: see `group_zscore`; or alpha outside 0 to 1.
+        ValueError: see `aligned_advantages`.
 
     Source: METHOD section 3. The official code includes malformed rollouts in the statistics and
     does not centre.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha = {alpha}, expected a weight from 0 to 1.")
-    z_perception_R = group_zscore(perception_R, group_size=group_size, counted_R=well_formed_R)
-    z_reasoning_R = group_zscore(reasoning_R, group_size=group_size, counted_R=well_formed_R)
-    aligned_R = alpha * z_perception_R + (1 - alpha) * z_reasoning_R
+    aligned_R = aligned_advantages(
+        perception_R,
+        reasoning_R,
+        group_size=group_size,
+        well_formed_R=well_formed_R,
+        alpha=alpha,
+        floors=floors,
+    )
     if mode == "align":
         advantage_R = torch.where(well_formed_R, aligned_R, -malformed_penalty)
-        return _center_groups(advantage_R, group_size=group_size)
+        return center_groups(advantage_R, group_size=group_size)
     assert verified is not None, f"mode {mode} needs the verifier's verdicts"
-    wrong_R, malformed_R = verified.is_wrong_R.float(), (~well_formed_R).float()
+    malformed_R = (~well_formed_R).float()
+    wrong_R = (verified.is_wrong_R & well_formed_R).float()
     penalty_R = wrong_penalty * wrong_R + malformed_penalty * malformed_R
     aligned_R = weight * aligned_R
     gated_R = aligned_R * (1 - malformed_R) * (1 - wrong_R)
@@ -140,10 +184,10 @@ def alignment_advantages(
         reward_R = verified.reward_R - wrong_penalty * wrong_R
         advantage_R = zscore((1 - malformed_R) * reward_R - malformed_penalty * malformed_R)
         advantage_R = advantage_R + aligned_R * (1 - malformed_R) * (1 - 2 * wrong_R)
-    return _center_groups(advantage_R, group_size=group_size)
+    return center_groups(advantage_R, group_size=group_size)
 
 
-def _center_groups(advantage_R: Tensor, *, group_size: int) -> Tensor:
+def center_groups(advantage_R: Tensor, *, group_size: int) -> Tensor:
     """Subtract each group's mean."""
     advantage_PG = advantage_R.view(-1, group_size)
     return (advantage_PG - advantage_PG.mean(1, keepdim=True)).flatten()
@@ -192,9 +236,7 @@ def reward_advantages(
     zscore_R = group_zscore(reward_R, group_size=group_size, counted_R=is_scored_R)
     if scale == "group":
         return zscore_R
-    centred_R = _center_groups(
-        fill_unscored(reward_R, group_size=group_size), group_size=group_size
-    )
+    centred_R = center_groups(fill_unscored(reward_R, group_size=group_size), group_size=group_size)
     # a group without spread gets exact zeros, not rounding errors
     centred_R = torch.where(zscore_R == 0, 0.0, centred_R)
     return centred_R if scale == "none" else _divided_by_spread(centred_R, reward_R[is_scored_R])

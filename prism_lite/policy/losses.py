@@ -26,6 +26,7 @@ from torch import Tensor
 from prism_lite.config import KlKind, PolicyLoss, PolicyLossConfig
 
 Metrics = dict[str, float]
+_MAX_LOG_RATIO = 20.0  # exp(20) = 5e8, far outside every clip range
 # What a mean is over: the tokens of the batch or of the minibatch, the rollouts (each of them the
 # mean over its own tokens), or the maximum number of tokens the rollouts could have.
 Over = Literal["batch tokens", "minibatch tokens", "rollouts", "token limit"]
@@ -80,7 +81,9 @@ class LossInputs:
 
     @property
     def log_ratio_N(self) -> Tensor:
-        return self.policy_logprob_N - self.old_logprob_N
+        """Clamped: a token that has become unlikely cannot overflow the ratio."""
+        log_ratio_N = self.policy_logprob_N - self.old_logprob_N
+        return log_ratio_N.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
 
 
 LossFunction = Callable[[LossInputs, PolicyLossConfig], tuple[Tensor, Metrics]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,18 @@ def rewards_of(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, 
         value_R = torch.tensor([math.nan if value is None else value for value in numbers])
         values[reward.name] = value_R if reward.name == "overlong" else value_R * is_well_formed_R
     return values
+
+
+def accuracy_of(groups: Sequence[Group], rewards: Mapping[str, Tensor]) -> Tensor:
+    """Return the accuracy of each rollout, float32 [R], whether or not it is among the rewards.
+
+    Raises:
+        ValueError: as `group_accuracy`.
+    """
+    accuracy_R = rewards.get("accuracy")
+    if accuracy_R is not None:
+        return accuracy_R
+    return torch.tensor([value for group in groups for value in group_accuracy(group)])
 
 
 def group_accuracy(group: Group) -> list[float]:

@@ -85,7 +85,8 @@ def _results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]
         seconds = figures.get("seconds")
         if stage == "align" and "warmup" in results.get("seconds", {}):
             seconds = (seconds or 0.0) + results["seconds"]["warmup"]
-        rows.append(figures_row(stage, {**figures, "seconds": seconds}, digits))
+        title = "RLVR alone" if stage == "control" else stage
+        rows.append(figures_row(title, {**figures, "seconds": seconds}, digits))
     return rows
 
 

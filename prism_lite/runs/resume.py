@@ -47,6 +47,7 @@ _FIRST_READ_BY = {
 
 def fingerprint(config: RunConfig, stage: str) -> str:
     """Return a hash of the settings that decide what a stage and those before it compute."""
+    stage = "rlvr" if stage == "control" else stage  # it reads all sections
     later = [*_FIRST_READ_BY][[*_FIRST_READ_BY].index(stage) + 1 :]
     settings = _comparable(to_dict(config), _sections(later))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -73,6 +74,8 @@ def check_same_settings(path: Path, config: RunConfig) -> None:
 def _not_begun(path: Path) -> list[str]:
     """Return the last stages of a run: those without a folder yet."""
     waiting: list[str] = []
+    if (path / "stages" / "control").exists():
+        return waiting
     for stage in reversed(_FIRST_READ_BY):
         if (path / "stages" / stage).exists():
             break

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.probes import GROUNDED, first_wins, grounding_probe, pair_scores
-from prism_lite.discriminator.step import GameScores, JudgedPrompt, discriminator_step
+from prism_lite.discriminator.probes import GROUNDED, grounding_probe
+from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.policy.advantages import Verified, alignment_advantages, weighted_sum
 from prism_lite.policy.step import update_policy
-from prism_lite.rewards.group_rewards import group_accuracy, rewards_of
+from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
+from prism_lite.stages.game import RunningSpread, judge_rollouts, panel
 from prism_lite.stages.guards import Alarms, cut_parts, game_alarms
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.types import Group, Sample
@@ -42,10 +42,14 @@ def run_align(context: Context) -> None:
         "policy": context.optimizer(config.optim),
         "discriminator": context.optimizer(disc_config.optim, discriminator),
     }
-    replay = Replay(task.align, num_prompts=config.replay_prompts)
+    replay, spread = Replay(task.align, num_prompts=config.replay_prompts), RunningSpread()
     alarms = Alarms(run, "align")
     for step in context.steps(
-        "align", config.steps, optimizers, discriminator=discriminator, replay=replay
+        "align",
+        config.steps,
+        optimizers,
+        discriminator=discriminator,
+        buffers={"replay": replay, "spread": spread},
     ):
         if step == 0:
             _check_grounding(context, discriminator)
@@ -60,28 +64,28 @@ def run_align(context: Context) -> None:
         )
         generated_s = time.perf_counter() - started_s
         # 2. one discriminator forward: detached scores are the reward, attached ones its loss
-        game = discriminator_step(
-            backbone,
+        judged = judge_rollouts(
+            context,
             discriminator,
             optimizers["discriminator"],
-            _with_students(context, groups),
-            disc_config,
+            groups,
             learning_rate=learning_rate_at(disc_config.optim, step, config.steps),
-            max_grad_norm=disc_config.optim.max_grad_norm,
             replayed=_replayed(context, replay, step),
         )
+        game = judged.game
         if config.replay_fraction > 0:
             replay.add(groups)
         # 3. advantage: z-score per channel over the well-formed, penalty for the rest, centred
-        perception_R, reasoning_R, well_formed_R = _per_rollout(groups, game)
+        usual_2 = spread.update(judged, group_size=config.group_size)
         rewards = rewards_of(groups, context.rewards) if config.mode != "align" else {}
         verified = _verified(context, groups, rewards) if rewards else None
         advantage_R = alignment_advantages(
-            perception_R,
-            reasoning_R,
+            judged.perception_R,
+            judged.reasoning_R,
             group_size=config.group_size,
-            well_formed_R=well_formed_R,
+            well_formed_R=judged.well_formed_R,
             alpha=config.alpha,
+            floors=(config.spread_floor * usual_2[0], config.spread_floor * usual_2[1]),
             malformed_penalty=config.malformed_penalty,
             mode=config.mode,
             verified=verified,
@@ -89,8 +93,8 @@ def run_align(context: Context) -> None:
             wrong_penalty=config.wrong_penalty,
         )
         # (written before the policy's step: if it fails, its rollouts can be inspected)
-        scores = {"perception_score": perception_R, "reasoning_score": reasoning_R}
-        run.write_rollouts("align", step, rollout_records(groups, advantage_R, scores, rewards))
+        records = rollout_records(groups, advantage_R, judged.scores, rewards)
+        run.write_rollouts("align", step, records)
         # 4. policy-gradient step
         metrics = update_policy(
             backbone,
@@ -113,30 +117,10 @@ def run_align(context: Context) -> None:
         ]
         metrics |= alarms.report(checked, step)
         if step % config.panel_every == 0 or step + 1 == config.steps:
-            metrics |= _panel(context, discriminator, step)
+            metrics |= panel(context, discriminator, "align", step)
         run.log("align", step, metrics)
     tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
     run.save_final("align", tensors)
-
-
-def _with_students(context: Context, groups: Sequence[Group]) -> list[JudgedPrompt]:
-    """Return teacher and well-formed students of each prompt that has such students."""
-    return [
-        JudgedPrompt(
-            context.backbone.prompt(group.sample), group.sample.teacher_parts, group.students
-        )
-        for group in groups
-        if group.students
-    ]
-
-
-def _per_rollout(groups: Sequence[Group], game: GameScores) -> tuple[Tensor, Tensor, Tensor]:
-    """Return perception_R, reasoning_R (0 where malformed, not used) and well_formed_R."""
-    well_formed_R = torch.tensor([r.is_well_formed for group in groups for r in group.rollouts])
-    score_R2 = torch.zeros(len(well_formed_R), 2)
-    if game.students:
-        score_R2[well_formed_R] = torch.cat(game.students).float().cpu()
-    return score_R2[:, 0], score_R2[:, 1], well_formed_R
 
 
 def _replayed(context: Context, replay: Replay, step: int) -> list[JudgedPrompt]:
@@ -184,10 +168,8 @@ class Replay:
 
 def _verified(context: Context, groups: Sequence[Group], rewards: dict[str, Tensor]) -> Verified:
     """Return the weighted reward, and who is wrong whether or not accuracy is among the rewards."""
-    accuracy_R = rewards.get("accuracy")
-    if accuracy_R is None:
-        accuracy_R = torch.tensor([value for group in groups for value in group_accuracy(group)])
-    return Verified(weighted_sum(rewards, context.reward_weights), accuracy_R < 0.5)
+    is_wrong_R = accuracy_of(groups, rewards) < 0.5
+    return Verified(weighted_sum(rewards, context.reward_weights), is_wrong_R)
 
 
 def _check_grounding(context: Context, discriminator: Discriminator) -> None:
@@ -205,23 +187,3 @@ def _check_grounding(context: Context, discriminator: Discriminator) -> None:
                 "content on this channel, and alignment will follow style. Train the warm-up longer "
                 "(warmup.steps) or keep discriminator.likelihood_features on.[/]"
             )
-
-
-def _panel(context: Context, discriminator: Discriminator, step: int) -> dict[str, float]:
-    """Compute the convergence panel: held-out pair accuracy and the grounding probe, per channel."""
-    task, config = context.task, context.config
-    groups = sample_groups(
-        context.backbone,
-        [pair.sample for pair in task.probe],
-        group_size=1,
-        sampling=config.sampling,
-        seed=(config.seed, "align", step, "panel"),
-    )
-    held_out = _with_students(context, groups)
-    panel = grounding_probe(context.backbone, discriminator, task.probe)
-    if held_out:
-        pairs = [(item.prompt, item.teacher, item.students[0]) for item in held_out]
-        wins = first_wins(pair_scores(context.backbone, discriminator, pairs))
-        panel["disc/heldout_pair_accuracy_perception"] = wins[0]
-        panel["disc/heldout_pair_accuracy_reasoning"] = wins[1]
-    return panel

@@ -19,7 +19,7 @@ from prism_lite.runs.folder import RunFolder
 
 
 class Buffer(Protocol):
-    """What a stage remembers besides tensors, as JSON-able state (alignment's replay)."""
+    """What a stage remembers besides tensors, as JSON-able state: replay, running spread."""
 
     def state(self) -> Any: ...
     def load(self, state: Any) -> None: ...
@@ -78,13 +78,13 @@ class Context:
         optimizers: Mapping[str, Optimizer],
         *,
         discriminator: Discriminator | None = None,
-        replay: Buffer | None = None,
+        buffers: Mapping[str, Buffer] | None = None,
     ) -> Iterator[int]:
         """Load the newest good checkpoint of a stage and return an iterator of its remaining steps.
 
         Args:
             optimizers: of "policy" and "discriminator": what the stage trains.
-            discriminator, replay: loaded from the checkpoint and saved in the next ones.
+            discriminator, buffers: loaded from the checkpoint and saved in the next ones.
 
         Raises:
             Stopped: see `RunFolder.steps`.
@@ -96,9 +96,8 @@ class Context:
                 tensors["policy"] = self.backbone.adapter_state()
             if discriminator is not None:
                 tensors["discriminator"] = discriminator.state_dict()
-            return Trained(
-                tensors, optimizers, {} if replay is None else {"replay": replay.state()}
-            )
+            states = {name: buffer.state() for name, buffer in (buffers or {}).items()}
+            return Trained(tensors, optimizers, states)
 
         restored = self.run.restore(stage)
         if restored is not None:
@@ -106,8 +105,8 @@ class Context:
                 self.backbone.load_adapter_state(restored.tensors["policy"])
             if discriminator is not None:
                 discriminator.load_state_dict(restored.tensors["discriminator"])
-            if replay is not None:
-                replay.load(restored.values["replay"])
+            for name, buffer in (buffers or {}).items():
+                buffer.load(restored.values[name])
             for name, optimizer in optimizers.items():
                 optimizer.load_state_dict(restored.optimizers[name])
         start = 0 if restored is None else restored.step

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
+from prism_lite.config.checks import plays_game
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
@@ -84,12 +85,11 @@ def _check_room(
 
 def _stages_of(config: RunConfig, task: TaskData) -> dict[str, set[str]]:
     """Return, by row, the stages that forward a completion after its prompt."""
-    is_game = config.align.method == "adversarial"
     rows = {
         "sft": task.sft if config.sft.steps else (),
         "align": task.align if config.align.steps else (),
         "discriminator": (*task.align, *task.warmup, *(p.sample for p in task.probe))
-        if is_game
+        if plays_game(config)
         else (),
         "rlvr": task.rlvr if config.rlvr.steps else (),
     }

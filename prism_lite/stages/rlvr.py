@@ -5,27 +5,40 @@ Shape letters: P prompts, G rollouts per prompt, R = P * G rollouts.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from prism_lite.config import RlvrConfig
+from prism_lite.config import RlvrConfig, RunConfig
+from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.policy.advantages import (
+    aligned_advantages,
+    center_groups,
     fill_unscored,
     group_zscore,
     reward_advantages,
     weighted_sum,
 )
 from prism_lite.policy.step import rollout_kl, update_policy
-from prism_lite.rewards.group_rewards import rewards_of
+from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import Alarms, unscored_rollouts, zero_spread_groups
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel
+from prism_lite.stages.guards import (
+    Alarm,
+    Alarms,
+    game_alarms,
+    unscored_rollouts,
+    zero_spread_groups,
+)
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
 from prism_lite.types import Group, Sample
 
@@ -33,17 +46,38 @@ from prism_lite.types import Group, Sample
 _WIDEST_GSPO_CLIP = 0.01
 
 
-def run_rlvr(context: Context) -> None:
-    """Reinforce correct answers in the right format."""
+def control_config(config: RunConfig) -> RlvrConfig:
+    """Return the settings of RLVR alone, with as many rollouts as alignment and RLVR together."""
+    align, rlvr = config.align, config.rlvr
+    num_rollouts = align.steps * align.prompts_per_step * align.group_size
+    extra = math.ceil(num_rollouts / (rlvr.prompts_per_step * rlvr.group_size))
+    return dataclasses.replace(rlvr, start="sft", steps=rlvr.steps + extra, game="off")
+
+
+def run_control(context: Context) -> None:
+    """Train RLVR alone, from SFT's policy: what alignment is compared with."""
+    config = dataclasses.replace(context.config, rlvr=control_config(context.config))
+    run_rlvr(dataclasses.replace(context, config=config), "control")
+
+
+def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> None:
+    """Reinforce correct answers in the right format; with `rlvr.game` against the discriminator."""
     config, backbone, run = context.config.rlvr, context.backbone, context.run
+    disc_config = context.config.discriminator
+    discriminator = _load_discriminator(context) if config.game != "off" else None
     context.load_policy(config.start)
     backbone.drop_adapter(REFERENCE)
     if config.kl_weight > 0 and config.kl_reference == "start":
         backbone.freeze_copy(REFERENCE)
-    optimizer = context.optimizer(config.optim)
+    optimizers = {"policy": context.optimizer(config.optim)}
+    if discriminator is not None:
+        optimizers["discriminator"] = context.optimizer(disc_config.optim, discriminator)
+    spread = RunningSpread()
     _print_settings(context)
-    alarms, has_run_out = Alarms(run, "rlvr"), False
-    for step in context.steps("rlvr", config.steps, {"policy": optimizer}):
+    alarms, has_run_out = Alarms(run, stage), False
+    for step in context.steps(
+        stage, config.steps, optimizers, discriminator=discriminator, buffers={"spread": spread}
+    ):
         # 1. sample and reward groups; with dynamic sampling replace those without spread
         started_s = time.perf_counter()
         batch = _sample_batch(context, step)
@@ -54,13 +88,30 @@ def run_rlvr(context: Context) -> None:
         # 2. advantages of the groups that are kept
         reward_R = weighted_sum(batch.rewards, context.reward_weights)
         advantage_R, metrics = _advantages(context, batch)
+        scores: dict[str, Tensor] = {}
+        checked: list[Alarm | None] = []
+        if discriminator is not None:
+            judged = judge_rollouts(
+                context,
+                discriminator,
+                optimizers["discriminator"],
+                batch.groups,
+                learning_rate=learning_rate_at(disc_config.optim, step, config.steps),
+            )
+            usual_2 = spread.update(judged, group_size=config.group_size)
+            advantage_R = advantage_R + _game_advantages(context, batch, judged, usual_2)
+            scores = judged.scores
+            metrics |= judged.game.metrics
+            checked += game_alarms(judged.game, score_cap=disc_config.score_cap)
+            if step % context.config.align.panel_every == 0 or step + 1 == config.steps:
+                metrics |= panel(context, discriminator, stage, step)
         # (written before the policy's step: if it fails, its rollouts can be inspected)
-        records = rollout_records(batch.groups, advantage_R, {}, batch.rewards)
-        run.write_rollouts("rlvr", step, records)
+        records = rollout_records(batch.groups, advantage_R, scores, batch.rewards)
+        run.write_rollouts(stage, step, records)
         # 3. policy-gradient step
         metrics |= update_policy(
             backbone,
-            optimizer,
+            optimizers["policy"],
             batch.kept,
             advantage_R[batch.is_kept_R],
             sampling=context.config.sampling,
@@ -75,14 +126,49 @@ def run_rlvr(context: Context) -> None:
         metrics = rollout_metrics(batch.groups, generated_s=generated_s) | metrics | batch.metrics
         metrics |= reward_metrics(reward_R, batch.rewards, group_size=config.group_size)
         filled_R = fill_unscored(reward_R, group_size=config.group_size)
-        checked = [
+        checked += [
             *alarms.of_rollouts(batch.groups),
             zero_spread_groups(filled_R.tolist(), group_size=config.group_size),
             unscored_rollouts(reward_R.tolist()),
         ]
         metrics |= alarms.report(checked, step)
-        run.log("rlvr", step, metrics)
-    run.save_final("rlvr", {"policy": backbone.adapter_state()})
+        run.log(stage, step, metrics)
+    tensors = {"policy": backbone.adapter_state()}
+    if discriminator is not None:
+        tensors["discriminator"] = discriminator.state_dict()
+    run.save_final(stage, tensors)
+
+
+def _load_discriminator(context: Context) -> Discriminator:
+    """Load alignment's discriminator; the warm-up's where RLVR starts from SFT."""
+    return context.load_discriminator("warmup" if context.config.rlvr.start == "sft" else "align")
+
+
+def _game_advantages(
+    context: Context, batch: RolloutBatch, judged: JudgedRollouts, usual_2: tuple[float, float]
+) -> Tensor:
+    """Return the discriminator's share of the advantages [R], with zero mean in every group.
+
+    on: `align.weight` * A0 for rollouts that are right, as in mode rlvr of METHOD section 3. blind: the
+    same for all rollouts of the groups without spread in accuracy, where the rewards say nothing.
+    """
+    config, group_size = context.config.align, context.config.rlvr.group_size
+    aligned_R = aligned_advantages(
+        judged.perception_R,
+        judged.reasoning_R,
+        group_size=group_size,
+        well_formed_R=judged.well_formed_R,
+        alpha=config.alpha,
+        floors=(config.spread_floor * usual_2[0], config.spread_floor * usual_2[1]),
+    )
+    accuracy_R = accuracy_of(batch.groups, batch.rewards)
+    if context.config.rlvr.game == "on":
+        counts_R = accuracy_R >= 0.5
+    else:
+        is_decided_R = ~accuracy_R.isnan()
+        zscore_R = group_zscore(accuracy_R, group_size=group_size, counted_R=is_decided_R)
+        counts_R = ~zscore_R.view(-1, group_size).any(1).repeat_interleave(group_size)
+    return center_groups(config.weight * counts_R * aligned_R, group_size=group_size)
 
 
 @dataclass(frozen=True, eq=False)

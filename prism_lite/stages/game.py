@@ -1,0 +1,165 @@
+"""The discriminator's turn, shared by alignment and by RLVR with the game kept on.
+
+Shape letters: R rollouts of all groups, G of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.probes import first_wins, grounding_probe, pair_scores
+from prism_lite.discriminator.step import GameScores, JudgedPrompt, discriminator_step
+from prism_lite.models.optim import Optimizer
+from prism_lite.parts import Parts
+from prism_lite.sampling.rollouts import sample_groups
+from prism_lite.stages.context import Context
+from prism_lite.types import Group
+
+_MEMORY = 0.9  # share of its old value that a running spread keeps at each step
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedRollouts:
+    """What the discriminator says about the rollouts of a step.
+
+    Attributes:
+        perception_R, reasoning_R: scores, 0 where malformed (not used).
+        well_formed_R: bool.
+        game: the scores by prompt and the step's metrics.
+    """
+
+    perception_R: Tensor
+    reasoning_R: Tensor
+    well_formed_R: Tensor
+    game: GameScores
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """The scores by the names of rollout records."""
+        return {"perception_score": self.perception_R, "reasoning_score": self.reasoning_R}
+
+
+class RunningSpread:
+    """The usual deviation of the scores within a group, per channel; in the checkpoints.
+
+    Divided by its own small deviation, a group that differs in wording only would get advantages as large
+    as one in which a rollout is wrong (METHOD 8.5): this is the floor of what is divided by.
+    """
+
+    def __init__(self) -> None:
+        self._deviations: list[float] = []
+
+    def update(self, judged: JudgedRollouts, *, group_size: int) -> tuple[float, float]:
+        """Include a step's scores; return the deviation of perception and reasoning, 0 before any."""
+        score_R2 = torch.stack([judged.perception_R, judged.reasoning_R], 1)
+        counted_PG = judged.well_formed_R.view(-1, group_size)
+        deviations = [
+            score_G2[counted_G].std(0, correction=0)
+            for score_G2, counted_G in zip(
+                score_R2.view(-1, group_size, 2), counted_PG, strict=True
+            )
+            if counted_G.sum() > 1
+        ]
+        if deviations:
+            new = torch.stack(deviations).mean(0).tolist()
+            old = self._deviations or new
+            self._deviations = [
+                _MEMORY * o + (1 - _MEMORY) * n for o, n in zip(old, new, strict=True)
+            ]
+        perception, reasoning = self._deviations or (0.0, 0.0)
+        return perception, reasoning
+
+    def state(self) -> list[float]:
+        """Return JSON-able content."""
+        return self._deviations
+
+    def load(self, state: Sequence[float]) -> None:
+        """Restore what `state` returned."""
+        self._deviations = list(state)
+
+
+def judge_rollouts(
+    context: Context,
+    discriminator: Discriminator,
+    optimizer: Optimizer,
+    groups: Sequence[Group],
+    *,
+    learning_rate: float,
+    replayed: Sequence[JudgedPrompt] = (),
+) -> JudgedRollouts:
+    """Score the rollouts, and train the discriminator on them where it learns.
+
+    `discriminator.scores`: a frozen one only scores; the oracle's scores are the task's verdicts.
+    """
+    config = context.config.discriminator
+    judged = judged_prompts(context, groups)
+    well_formed_R = torch.tensor([r.is_well_formed for group in groups for r in group.rollouts])
+    score_R2 = torch.zeros(len(well_formed_R), 2)
+    if config.scores == "oracle":
+        score_R2 = _verdicts(context, groups)
+        return JudgedRollouts(score_R2[:, 0], score_R2[:, 1], well_formed_R, GameScores.empty())
+    game = discriminator_step(
+        context.backbone,
+        discriminator,
+        optimizer if config.scores == "learned" else None,
+        judged,
+        config,
+        learning_rate=learning_rate,
+        max_grad_norm=config.optim.max_grad_norm,
+        replayed=replayed,
+    )
+    if game.students:
+        score_R2[well_formed_R] = torch.cat(game.students).float().cpu()
+    return JudgedRollouts(score_R2[:, 0], score_R2[:, 1], well_formed_R, game)
+
+
+def judged_prompts(context: Context, groups: Sequence[Group]) -> list[JudgedPrompt]:
+    """Return teacher and well-formed students of each prompt that has such students."""
+    return [
+        JudgedPrompt(
+            context.backbone.prompt(group.sample), group.sample.teacher_parts, group.students
+        )
+        for group in groups
+        if group.students
+    ]
+
+
+def panel(
+    context: Context, discriminator: Discriminator, stage: str, step: int
+) -> dict[str, float]:
+    """Compute the convergence panel: held-out pair accuracy and the grounding probe, per channel."""
+    task, config = context.task, context.config
+    groups = sample_groups(
+        context.backbone,
+        [pair.sample for pair in task.probe],
+        group_size=1,
+        sampling=config.sampling,
+        seed=(config.seed, stage, step, "panel"),
+    )
+    held_out = judged_prompts(context, groups)
+    panel = grounding_probe(context.backbone, discriminator, task.probe)
+    if held_out:
+        pairs = [(item.prompt, item.teacher, item.students[0]) for item in held_out]
+        wins = first_wins(pair_scores(context.backbone, discriminator, pairs))
+        panel["disc/heldout_pair_accuracy_perception"] = wins[0]
+        panel["disc/heldout_pair_accuracy_reasoning"] = wins[1]
+    return panel
+
+
+def _verdicts(context: Context, groups: Sequence[Group]) -> Tensor:
+    """Return whether caption and think of each rollout are right, float32 [R, 2]."""
+    verify = context.task.verify
+    assert verify is not None, (
+        "config and task were checked: only a task that verifies has an oracle"
+    )
+    verdicts = [
+        verify(group.sample, rollout.parts) if isinstance(rollout.parts, Parts) else None
+        for group in groups
+        for rollout in group.rollouts
+    ]
+    return torch.tensor([[v.caption, v.think] if v else [False, False] for v in verdicts]).float()
