@@ -30,6 +30,7 @@ from prism_lite.runs.environment import check_same_data, check_same_rewards, wri
 from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
+from prism_lite.stages.best_of_n import run_best_of_n
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
@@ -43,6 +44,7 @@ _ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
     "dpo": run_dpo,
     "sft": run_teacher_sft,
+    "best_of_n": run_best_of_n,
 }
 RUN_STAGE: dict[Stage, Callable[[Context], None]] = {
     "sft": run_sft,

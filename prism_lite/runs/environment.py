@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from prism_lite.config import DataConfig, RunConfig
+from prism_lite.config.checks import alignment_verifies
 from prism_lite.files import read_json, write_json
 from prism_lite.rewards.load import Reward
 
@@ -48,7 +49,7 @@ def check_same_rewards(folder: Path, config: RunConfig, rewards: Sequence[Reward
         ValueError: the file of a function has changed; names it.
     """
     path = folder / "env.json"
-    readers = ("rlvr",) if config.align.mode == "align" else ("align", "rlvr")
+    readers = ("align", "rlvr") if alignment_verifies(config) else ("rlvr",)
     started = [stage for stage in readers if (folder / "stages" / stage).is_dir()]
     if not started or not path.exists():
         return

@@ -1,8 +1,8 @@
 """The run folder: all files of a run. Stages and the pipeline write it; reports and the demo read it.
 
 `config.yaml env.json metrics.jsonl rollouts/ stages/ evaluations/ policy/ discriminator/ results.json
-plots/ README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the demo)
-controls a run through control.json; Ctrl-C has the effect of the command "stop".
+plots/ README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the
+demo) controls a run through control.json; Ctrl-C has the effect of the command "stop".
 """
 
 from __future__ import annotations

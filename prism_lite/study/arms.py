@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from prism_lite.config import RunConfig
-from prism_lite.recipe import known_keys
 from prism_lite.types import STAGES, Stage
 
 START = "start"  # the SFT run that the arms of a seed share
@@ -113,8 +112,7 @@ ARMS: dict[str, Callable[[RunConfig], Settings]] = {
 
 def settings_of(arm: str, config: RunConfig) -> Settings:
     """Return the settings that an arm adds to the recipe's, by dotted key."""
-    off = {key: value for key, value in _OFF.items() if key in known_keys()}
-    return {"eval.stages": ["rlvr"]} | off | ARMS[arm](config)
+    return {"eval.stages": ["rlvr"]} | _OFF | ARMS[arm](config)
 
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
@@ -132,7 +130,7 @@ def recipe_arm(config: RunConfig) -> str:
         return "none"
     if config.align.method != "adversarial":
         return {"sft": "sft-30", "best_of_n": "best-of-n"}.get(config.align.method, "dpo")
-    if getattr(config.rlvr, "game", "off") == "off":
+    if config.rlvr.game == "off":
         return "adversarial"
     return "game-both" if config.align.steps else "game-on"
 
