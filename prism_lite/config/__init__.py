@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 _STRICT: pydantic.ConfigDict = {
@@ -30,6 +37,11 @@ RlvrPreset = Literal["grpo", "dapo", "gspo"]
 KlKind = Literal["k1", "k2", "k3"]
 BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
 REWARDS_THAT_READ_ANSWERS = ("accuracy", "ocr", "boxes", "judge")
+# YAML reads the words on and off as true and false.
+Game = Annotated[
+    Literal["off", "on", "blind"],
+    BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value)),
+]
 EvaluatedStage = Literal["base", "sft", "control", "align", "rlvr"]
 Kind = Literal["sum", "largest", "smallest", "difference", "count", "compare"]
 
@@ -123,9 +135,9 @@ class TinyConfig:
     "Layers of the vision tower."
     vocab_size: PositiveInt = 512
     "Most tokens in the vocabulary, learned from the lessons."
-    vision_steps: NonNegativeInt = 400
+    vision_steps: NonNegativeInt = 600
     "Updates of the vision tower alone, as a digit classifier. 0 skips them."
-    steps: NonNegativeInt = 900
+    steps: NonNegativeInt = 1500
     "Updates of the language model on lessons. 0 skips them."
     batch_size: PositiveInt = 16
     "Lessons per update, each with two replies."
@@ -397,7 +409,7 @@ class RlvrConfig:
     __pydantic_config__: ClassVar = _STRICT
     start: Literal["align", "sft"] = "align"
     "Stage whose policy is trained further."
-    game: Literal["off", "on", "blind"] = "off"
+    game: Game = "off"
     """Keep the discriminator's advantage (align.weight, align.alpha) beside the rewards. on: for right
     rollouts. blind: only in groups whose rollouts are all right or all wrong."""
     teacher_rollout: bool = False

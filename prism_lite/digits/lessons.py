@@ -2,7 +2,8 @@
 
 Like a real instruct model it can read digits and do small sums, and it knows the three-part template among
 other ways to reply. With `drift: shared` it has the demonstrations' systematic misreading wherever it
-answers a question, and only plain descriptions are right. Pictures are those of the training writers only.
+answers a question about a picture; plain descriptions, and reasoning over digits given as text, are right.
+Pictures are those of the training writers only.
 """
 
 from __future__ import annotations
@@ -46,20 +47,18 @@ def make_lesson(config: DigitsConfig, rng: Random) -> Lesson:
     facts = DigitsFacts(digits, rng.choice(lesson_kinds(config)), pivot=rng.randint(3, 6))
     misreads = config.drift == "shared" and rng.random() < config.demonstration_misread_rate
     read = wording.misread_all(digits) if misreads else digits
-    path = wording.steps(read, facts)
     caption_styles = rng.sample(range(NUM_CAPTION_STYLES), NUM_CAPTION_STYLES)
     think_styles = rng.sample(range(NUM_THINK_STYLES), NUM_THINK_STYLES)
-    replies = [
-        wording.compose(read, facts, path, *style)
-        for style in zip(caption_styles, think_styles, strict=False)
-    ]
+    styles = [*zip(caption_styles, think_styles, strict=False)]
+    truths = [wording.compose(digits, facts, wording.steps(digits, facts), *s) for s in styles]
+    replies = [wording.compose(read, facts, wording.steps(read, facts), *s) for s in styles]
     draw = rng.random()
     if draw < DESCRIBE_SHARE:
         captions = (wording.caption_text(digits, style) for style in caption_styles)
         return Lesson("", _DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)
-    if draw < DESCRIBE_SHARE + GIVEN_SHARE:
-        question = f"{replies[0].caption}\n{facts.question}"
-        return Lesson("", question, tuple(parts.reasoning for parts in replies), ())
+    if draw < DESCRIBE_SHARE + GIVEN_SHARE:  # no picture, so nothing to misread
+        question = f"{truths[0].caption}\n{facts.question}"
+        return Lesson("", question, tuple(parts.reasoning for parts in truths), ())
     if draw < DESCRIBE_SHARE + GIVEN_SHARE + SHORT_SHARE:
         system = INSTRUCTION if rng.random() < 0.5 else ""
         return Lesson(system, facts.question, (replies[0].answer,), picture)

@@ -249,7 +249,7 @@ def test_an_unknown_key_without_a_near_one_is_still_one_sentence(wrong):
         ("discriminator.top_k", 5),
         ("discriminator.adapted_fraction", 1.5),
         ("data.digits.max_digits", 9),
-        ("data.digits.min_digits", 5),
+        ("data.digits.min_digits", 6),
         ("data.digits.min_digits", 1),
         ("data.digits.kinds", ["product"]),
         ("data.digits.kinds", []),

@@ -9,6 +9,7 @@ import torch
 
 from prism_lite.policy.advantages import (
     Verified,
+    aligned_advantages,
     alignment_advantages,
     fill_unscored,
     group_zscore,
@@ -185,6 +186,20 @@ def test_alpha_must_be_a_weight(alpha):
         )
 
 
+def test_a_floor_makes_small_deviations_small_advantages():
+    """By hand: deviations 2 and 0.1 with a floor of 0.5 give z of 1 and 0.2; perception alone."""
+    score_R = torch.tensor([2.0, -2.0, 0.1, -0.1])
+    advantage_R = aligned_advantages(
+        score_R,
+        score_R,
+        group_size=2,
+        well_formed_R=torch.ones(4, dtype=torch.bool),
+        alpha=1.0,
+        floors=(0.5, 9.0),
+    )
+    torch.testing.assert_close(advantage_R, torch.tensor([1.0, -1.0, 0.2, -0.2]))
+
+
 def zscores(values):
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
@@ -242,7 +257,8 @@ def test_each_mode_equals_its_formula(mode, seed):
         for score_R in (perception_R, reasoning_R)
     ]
     aligned = (0.3 * parts[0] + 0.7 * parts[1]).tolist()
-    malformed, wrong = (~well_formed_R).float().tolist(), (~correct_R).float().tolist()
+    malformed = (~well_formed_R).float().tolist()
+    wrong = (well_formed_R & ~correct_R).float().tolist()  # wrong excludes malformed: one penalty
     expected = [
         value
         for start in (0, 8, 16)
