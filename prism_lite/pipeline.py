@@ -107,7 +107,7 @@ def run(
         console.print(f"loading {config.model.name} (a hub id is downloaded the first time)")
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
-    task = read_prompts(config, backbone, task, console)
+    task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
     check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
     with open_run(out, config, console, backbone.device) as folder:
         _write_skipped(folder, task)
@@ -128,6 +128,19 @@ def run(
         report.write_plots(folder)
         report.write_model_card(folder)
         return folder.results()
+
+
+def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskData:
+    """Return the task without the rows of stages that are finished or not asked for."""
+    waiting = {stage for stage in stages if not (out / "stages" / stage / "final").is_dir()}
+    readers = {
+        "sft": {"sft"},
+        "warmup": {"warmup"},
+        "align": {"warmup", "align"},
+        "rlvr": {"rlvr", "control"},
+    }
+    unread = {name: () for name, needed_by in readers.items() if not needed_by & waiting}
+    return dataclasses.replace(task, **unread)
 
 
 @contextmanager

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prism_lite.config import RunConfig
+from prism_lite.recipe import to_dict
 from prism_lite.types import STAGES, Stage
 
 START = "start"  # the SFT run that the arms of a seed share
 DEFAULT_ARMS = ("none", "sft-10", "sft-30", "dpo", "frozen", "adversarial", "game-on")
-# What an arm does not have unless it says so.
-_OFF = {"rlvr.game": "off", "rlvr.control": False, "rlvr.teacher_rollout": False}
+# Settings of every arm that does not say otherwise: only the last policy is evaluated.
+_COMMON = {
+    "rlvr.game": "off",
+    "rlvr.control": False,
+    "rlvr.teacher_rollout": False,
+    "eval.stages": ["rlvr"],
+}
 
 Settings = dict[str, Any]
 
@@ -111,8 +117,16 @@ ARMS: dict[str, Callable[[RunConfig], Settings]] = {
 
 
 def settings_of(arm: str, config: RunConfig) -> Settings:
-    """Return the settings that an arm adds to the recipe's, by dotted key."""
-    return {"eval.stages": ["rlvr"]} | _OFF | ARMS[arm](config)
+    """Return the settings by which an arm differs from the recipe, by dotted key."""
+    recipe = to_dict(config)
+    settings = _COMMON | ARMS[arm](config)
+    return {key: value for key, value in settings.items() if _value_at(recipe, key) != value}
+
+
+def _value_at(settings: Mapping[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        settings = settings[name]
+    return settings
 
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
@@ -135,15 +149,20 @@ def recipe_arm(config: RunConfig) -> str:
     return "game-both" if config.align.steps else "game-on"
 
 
+def completions_per_step(config: RunConfig) -> dict[str, int]:
+    """Return how many completions a step of alignment and of RLVR learns from."""
+    align = config.align
+    per_row = {"adversarial": align.group_size, "dpo": 2, "sft": 1, "best_of_n": 1}[align.method]
+    return {"align": align.prompts_per_step * per_row, "rlvr": _batch_size(config)}
+
+
 def budget(config: RunConfig) -> dict[str, int]:
     """Count the policy updates after SFT, and the completions that the policy learns from in them."""
-    align, rlvr = config.align, config.rlvr
+    align, rlvr, per_step = config.align, config.rlvr, completions_per_step(config)
     steps = align.steps if rlvr.start == "align" else 0
-    is_game = align.method == "adversarial"
-    per_row = {"adversarial": align.group_size, "dpo": 2, "sft": 1, "best_of_n": 1}[align.method]
-    aligned = steps * (align.num_minibatches if is_game else 1)
+    aligned = steps * (align.num_minibatches if align.method == "adversarial" else 1)
     return {
         "alignment_updates": aligned,
         "policy_updates": aligned + rlvr.steps * rlvr.num_minibatches,
-        "completions": steps * align.prompts_per_step * per_row + rlvr.steps * _batch_size(config),
+        "completions": steps * per_step["align"] + rlvr.steps * per_step["rlvr"],
     }

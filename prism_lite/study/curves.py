@@ -5,45 +5,68 @@ A curve's points are the evaluations inside the stages (`eval.every`); without t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from prism_lite.files import read_jsonl
+from prism_lite.files import read_json, read_jsonl
+from prism_lite.study.arms import completions_per_step
 from prism_lite.study.plan import PlannedRun
 
 _PREFIX = "eval/"
 AXES = ("completions", "seconds")
 
 
-def curve_of(run: PlannedRun, warmup_seconds: float) -> list[dict[str, float]]:
+def curve_of(run: PlannedRun, start: PlannedRun, warmup_seconds: float) -> list[dict[str, float]]:
     """Return the points of a finished run: completions and seconds so far, and the figures.
 
     Args:
+        start: the SFT run, whose last evaluation inside is the first point if the run began with it.
         warmup_seconds: spent before the first update of the policy.
     """
-    config, points = run.config, []
-    per_step = {
-        "align": config.align.prompts_per_step
-        * {"adversarial": config.align.group_size, "dpo": 2}.get(config.align.method, 1),
-        "rlvr": config.rlvr.prompts_per_step * config.rlvr.group_size,
-    }
     completions, seconds = 0, warmup_seconds
-    lines = read_jsonl(run.folder / "metrics.jsonl")
+    points = []
+    if run.config.sft == start.config.sft:
+        last = [figures for line in _lines(start, "sft") if (figures := _figures(line))][-1:]
+        points = [{"completions": 0, "seconds": 0.0} | figures for figures in last]
     for stage in ("align", "rlvr"):
-        before = completions
-        for line in (line for line in lines if line["stage"] == stage):
+        before, lines = completions, _lines(run, stage)
+        # what a stage does before its first step (samples of DPO) comes first
+        steps_s = sum(line.get("step_time", 0.0) for line in lines)
+        seconds += max(0.0, training_seconds(run, stage) - steps_s)
+        for line in lines:
             seconds += line.get("step_time", 0.0)
-            completions = before + (line["step"] + 1) * per_step[stage]
-            figures = {
-                key.removeprefix(_PREFIX): round(value, 4)
-                for key, value in line.items()
-                if key.startswith(_PREFIX)
-            }
-            if figures:
+            completions = before + (line["step"] + 1) * completions_per_step(run.config)[stage]
+            if figures := _figures(line):
                 points.append({"completions": completions, "seconds": round(seconds, 1)} | figures)
     return points
+
+
+def training_seconds(run: PlannedRun, stage: str) -> float:
+    """Return the seconds of a stage of a finished run, without the evaluations inside it."""
+    lines = _lines(run, stage)
+    spent = read_json(run.folder / "results.json").get("seconds", {}).get(stage, 0.0)
+    evaluated = sum(
+        max(0.0, line["time_s"] - before["time_s"])
+        for before, line in itertools.pairwise(lines)
+        if _figures(line)
+    )
+    return spent - evaluated
+
+
+def _lines(run: PlannedRun, stage: str) -> list[dict[str, Any]]:
+    return [line for line in read_jsonl(run.folder / "metrics.jsonl") if line["stage"] == stage]
+
+
+def _figures(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of an evaluation inside a stage; none of a line with a step's metrics."""
+    return {
+        key.removeprefix(_PREFIX): round(value, 4)
+        for key, value in line.items()
+        if key.startswith(_PREFIX)
+    }
 
 
 def add_areas(arms: Mapping[str, dict[str, Any]]) -> None:

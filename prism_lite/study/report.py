@@ -65,6 +65,8 @@ def markdown(study: Mapping[str, Any], curves: Sequence[Path] = ()) -> str:
         "## What the arms learned from",
         about_budgets(study),
         markdown_rows(_budget_rows(study)),
+        "Settings of the arms over the recipe's:",
+        _settings_list(study),
         *_difference_blocks(study),
         *_curve_blocks(study, curves),
         *_tuning_blocks(study),
@@ -172,13 +174,20 @@ def _student_block(rows: list[list[str]], study: Mapping[str, Any]) -> Iterator[
 
 
 def _budget_rows(study: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["arm", "alignment updates", "updates", "completions", "seconds after SFT", "settings"]]
+    rows = [["arm", "alignment updates", "updates", "completions", "seconds after SFT"]]
     for name, arm in study["arms"].items():
         seconds = fmean(run["seconds"] for run in arm["seeds"].values())
         counts = (arm[key] for key in ("alignment_updates", "policy_updates", "completions"))
-        settings = ", ".join(f"`{text}`" for text in arm["overrides"])
-        rows.append([name, *map(str, counts), f"{seconds:.0f}", settings])
+        rows.append([name, *map(str, counts), f"{seconds:.0f}"])
     return rows
+
+
+def _settings_list(study: Mapping[str, Any]) -> str:
+    """List by which settings each arm differs from the recipe."""
+    return "\n".join(
+        f"- {name}: {' '.join(f'`{text}`' for text in arm['overrides']) or 'the recipe itself'}"
+        for name, arm in study["arms"].items()
+    )
 
 
 def _difference_rows(study: Mapping[str, Any], interval: str | None) -> list[list[str]]:

@@ -14,7 +14,7 @@ import numpy as np
 from prism_lite.files import read_json
 from prism_lite.runs.environment import git_commit, installed_version
 from prism_lite.study.arms import START, budget
-from prism_lite.study.curves import add_areas, curve_of
+from prism_lite.study.curves import add_areas, curve_of, training_seconds
 from prism_lite.study.plan import PlannedRun
 from prism_lite.study.statistics import mean_of_seeds, paired_differences
 from prism_lite.types import Stage
@@ -72,7 +72,8 @@ def summary(
             },
             "means": {name: mean_of_seeds(rate_SP) for name, rate_SP in rates[arm].items()},
             "curves": {
-                str(run.seed): curve_of(run, _warmup_seconds(run, sources)) for run in of_arm
+                str(run.seed): curve_of(run, start, _warmup_seconds(run, sources))
+                for run, start in zip(of_arm, starts, strict=True)
             },
         }
     add_areas(arms)
@@ -137,6 +138,5 @@ def _warmup_seconds(run: PlannedRun, sources: Mapping[tuple[Path, Stage], Planne
 
 def _seconds_of(run: PlannedRun, sources: Mapping[tuple[Path, Stage], PlannedRun]) -> float:
     """Return the seconds of training after SFT, with those of a warm-up that another run did."""
-    seconds = read_json(run.folder / "results.json")["seconds"]
-    own = sum(seconds.get(stage, 0.0) for stage in ("align", "rlvr"))
+    own = sum(training_seconds(run, stage) for stage in ("align", "rlvr"))
     return round(own + _warmup_seconds(run, sources), 1)

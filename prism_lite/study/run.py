@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from prism_lite import pipeline
-from prism_lite.files import read_json, write_json, write_text
+from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from prism_lite.recipe import load_recipe, to_dict
 from prism_lite.runs.folder import check_folder
 from prism_lite.study import report
@@ -190,14 +190,17 @@ def _run_all(runs: Sequence[PlannedRun], title: str, console: Console) -> None:
 
 
 def _copy_stage(source: Path, run: PlannedRun, stage: Stage) -> None:
-    """Give a run the finished stage of another run with the same settings up to there."""
+    """Give a run the finished stage of another run that computed the same, with its metrics."""
     final = Path("stages", stage, "final")
     if (run.folder / final).is_dir():
         return
-    config = run.folder / "config.yaml"
+    config, metrics = run.folder / "config.yaml", run.folder / "metrics.jsonl"
+    run.folder.mkdir(parents=True, exist_ok=True)
     if not config.exists():
-        run.folder.mkdir(parents=True, exist_ok=True)
         write_text(config, yaml.safe_dump(to_dict(run.config), sort_keys=False))
+    before = [line for line in read_jsonl(metrics) if line["stage"] != stage]
+    copied = [line for line in read_jsonl(source / "metrics.jsonl") if line["stage"] == stage]
+    write_jsonl(metrics, [*before, *copied])
     unfinished = (run.folder / final).with_name(".copied")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(source / final, unfinished)
