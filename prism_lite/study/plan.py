@@ -26,7 +26,7 @@ _SET_BY_STUDY = (
 # Sections that do not decide what a stage and those before it compute.
 _UNREAD = {
     "sft": ("recipe", "save_every", "track", "warmup", "discriminator", "align", "rlvr", "eval"),
-    "warmup": ("recipe", "save_every", "track", "rlvr", "eval"),
+    "warmup": ("recipe", "save_every", "track", "align", "rlvr", "eval"),
 }
 
 
@@ -119,7 +119,7 @@ def plan_study(
             raise ValueError("a study compares held-out figures: set data.heldout.")
         home = out / f"seed-{seed}"
         if seed not in starts:
-            of_start = (*of_seed, "eval.stages=[base, sft]")
+            of_start = (*of_seed, *_of_start(config))
             start = load_recipe(recipe, of_start)
             starts[seed] = PlannedRun(START, seed, home / START, ("sft",), of_start, start)
         planned.append(starts[seed])
@@ -131,6 +131,12 @@ def plan_study(
             stages = stages_of(arm_config)
             planned.append(PlannedRun(arm, seed, home / arm, stages, of_arm, arm_config))
     return planned
+
+
+def _of_start(config: RunConfig) -> list[str]:
+    """Return the overrides of the SFT run: inside the stage only its last step is evaluated."""
+    every = config.sft.steps if config.eval.every else 0
+    return ["eval.stages=[base, sft]", f"eval.every={every}", "eval.keep=last"]
 
 
 def sources_of(runs: Sequence[PlannedRun]) -> dict[tuple[Path, Stage], PlannedRun]:
@@ -152,8 +158,6 @@ def _key_of(config: RunConfig, stage: str) -> str:
     if stage == "sft":
         for name in ("teacher_misread_rate", "teacher_slip_rate"):
             del settings["data"]["digits"][name]
-    else:  # which prompts alignment visits first
-        settings["align"] = [config.align.method, config.align.steps, config.align.prompts_per_step]
     return hashlib.sha256(json.dumps([stage, settings], sort_keys=True).encode()).hexdigest()
 
 
