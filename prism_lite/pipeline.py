@@ -26,6 +26,7 @@ from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import report
+from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
 from prism_lite.runs.trackers import check_trackers
@@ -33,6 +34,7 @@ from prism_lite.stages.align import run_align
 from prism_lite.stages.best_of_n import run_best_of_n
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
+from prism_lite.stages.drift import measure_drift
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
 from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
@@ -183,14 +185,14 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
         return
     with _memory_advice(context, f"the evaluation of stage {stage}"):
-        figures = evaluate(
-            context.backbone,
-            context.task,
-            config,
-            with_progress=folder.with_progress,
-            stage=stage,
-            rates_file=folder.path / "evaluations" / f"{stage}.json",
+        started_s = time.monotonic()
+        evaluation = evaluate(
+            context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
         )
+        evaluated_s = time.monotonic()
+        drift = measure_drift(context, stage, evaluation.groups) if config.eval.drift else None
+        drift_share = (time.monotonic() - evaluated_s) / (time.monotonic() - started_s)
+    figures = evaluation.figures
     if seconds is not None:
         figures["seconds"] = seconds
     results = {
@@ -201,8 +203,17 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         **folder.results(),
     }
     results["stages"][stage] = figures
+    if drift is not None:
+        results.setdefault("drift", {})[stage] = drift
+    folder.write_rates(stage, evaluation.rates)
     folder.write_results(results)
     folder.console.print(report.stage_line(stage, figures))
+    if drift is not None:
+        base = results["drift"].get("base", {})
+        line = drift_line(drift, base if stage != "base" else {})
+        folder.console.print(
+            f"{line} ({drift_share:.0%} of the evaluation's time)", highlight=False
+        )
 
 
 @contextmanager

@@ -37,6 +37,10 @@ RlvrPreset = Literal["grpo", "dapo", "gspo"]
 KlKind = Literal["k1", "k2", "k3"]
 BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
 REWARDS_THAT_READ_ANSWERS = ("accuracy", "ocr", "boxes", "judge")
+# Figures of an evaluation inside a stage.
+InsideFigure = Literal[
+    "accuracy", "transfer_accuracy", "caption_accuracy", "think_validity", "format_rate"
+]
 # YAML reads the words on and off as true and false.
 Game = Annotated[
     Literal["off", "on", "blind"],
@@ -457,7 +461,7 @@ class RlvrConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Held-out figures after each stage."""
+    """Held-out figures after each stage, and inside it."""
 
     __pydantic_config__: ClassVar = _STRICT
     num_samples: PositiveInt = 4
@@ -466,6 +470,18 @@ class EvalConfig:
     "Use only the first held-out prompts. 0: all."
     stages: tuple[EvaluatedStage, ...] = ("base", "sft", "control", "align", "rlvr")
     "Stages whose policy is evaluated."
+    every: NonNegativeInt = 0
+    """Steps between evaluations inside SFT, alignment and RLVR; the last step is evaluated too.
+    Curves eval/accuracy and so on. 0: off."""
+    num_inside: PositiveInt = 48
+    "Prompts of an evaluation inside a stage: evenly spaced held-out rows, the same every time."
+    keep: Literal["last", "best"] = "last"
+    """Policy that a stage hands on: after its last step, or after the step whose evaluation inside the
+    stage was best (of equal ones the earliest). best needs eval.every."""
+    best_by: InsideFigure = "accuracy"
+    "Figure that eval.keep = best compares."
+    drift: bool = True
+    "Measure each evaluated policy's distance to the teacher and to its stage's start."
 
 
 @dataclass(frozen=True)

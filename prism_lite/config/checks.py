@@ -23,6 +23,10 @@ def check_across_fields(config: RunConfig) -> None:
     _check_discriminator(config.discriminator)
     _check_memory(config.model, config.sampling.max_completion_tokens)
     _check_rewards(config.rlvr)
+    if config.eval.keep == "best" and config.eval.every == 0:
+        raise ValueError(
+            "eval.keep = best needs evaluations to choose from: set eval.every to a number of steps."
+        )
     digits, align, rlvr = config.data.digits, config.align, config.rlvr
     if digits.min_digits > digits.max_digits:
         raise ValueError(

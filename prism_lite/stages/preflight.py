@@ -25,6 +25,7 @@ from prism_lite.parts import Parts
 from prism_lite.rewards.boxes import parse_boxes
 from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
+from prism_lite.stages.evaluate import subset_inside
 from prism_lite.types import Sample
 
 _PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
@@ -184,6 +185,8 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             f"data.heldout = {config.data.heldout}: every row was skipped, one of them: "
             f"{task.skipped[-1].message}"
         )
+    if config.eval.every:
+        _check_evaluation_inside(config, task)
     for number, stage in enumerate(stages):
         if (out / "stages" / stage / "final").is_dir():
             continue
@@ -200,6 +203,29 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
                     f"stage {stage} continues from stage {earlier}, which is not finished in {out}: "
                     f"run `prism-lite {earlier}` there first, or `prism-lite run` for all stages."
                 )
+
+
+def _check_evaluation_inside(config: RunConfig, task: TaskData) -> None:
+    if not task.heldout:
+        raise ValueError(
+            f"eval.every = {config.eval.every} evaluates held-out rows inside the stages, and there are "
+            "none: set data.heldout, or eval.every=0."
+        )
+    if config.eval.keep == "last":
+        return
+    name, rows = config.eval.best_by, subset_inside(task.heldout, config)
+    is_measured = {
+        "accuracy": any(sample.answer is not None for sample in rows),
+        "transfer_accuracy": bool(task.transfer),
+        "caption_accuracy": task.verify is not None,
+        "think_validity": task.verify is not None,
+        "format_rate": True,
+    }
+    if not is_measured[name]:
+        measured = ", ".join(figure for figure, is_there in is_measured.items() if is_there)
+        raise ValueError(
+            f"eval.best_by = {name} is not measured on these held-out rows: choose one of {measured}."
+        )
 
 
 def _check_rows(stage: str, task: TaskData) -> None:

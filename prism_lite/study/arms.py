@@ -24,6 +24,7 @@ _COMMON = {
     "rlvr.control": False,
     "rlvr.teacher_rollout": False,
     "eval.stages": ["rlvr"],
+    "eval.drift": False,
 }
 
 Settings = dict[str, Any]

@@ -136,7 +136,7 @@ def plan_study(
 def _of_start(config: RunConfig) -> list[str]:
     """Return the overrides of the SFT run: inside the stage only its last step is evaluated."""
     every = config.sft.steps if config.eval.every else 0
-    return ["eval.stages=[base, sft]", f"eval.every={every}", "eval.keep=last"]
+    return ["eval.stages=[base, sft]", f"eval.every={every}", "eval.keep=last", "eval.drift=false"]
 
 
 def sources_of(runs: Sequence[PlannedRun]) -> dict[tuple[Path, Stage], PlannedRun]:

@@ -209,7 +209,7 @@ def test_evaluation_uses_the_prompts_and_stages_of_the_settings(micro_run, tmp_p
     backbone = load_stage(tmp_path / "few", few, "sft")
     task = load_task(few)
     cut = dataclasses.replace(task, heldout=task.heldout[:3])
-    expected = real(backbone, cut, config)
+    expected = real(backbone, cut, config).figures
     assert results["stages"]["sft"]["ci95"] == expected["ci95"]
 
 
