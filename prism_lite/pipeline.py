@@ -31,6 +31,7 @@ from prism_lite.runs.environment import check_same_data, check_same_rewards, wri
 from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
+from prism_lite.stages.best_of_n import run_best_of_n
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.drift import measure_drift
@@ -45,6 +46,7 @@ _ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
     "dpo": run_dpo,
     "sft": run_teacher_sft,
+    "best_of_n": run_best_of_n,
 }
 RUN_STAGE: dict[Stage, Callable[[Context], None]] = {
     "sft": run_sft,
@@ -107,7 +109,7 @@ def run(
         console.print(f"loading {config.model.name} (a hub id is downloaded the first time)")
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
-    task = read_prompts(config, backbone, task, console)
+    task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
     check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
     with open_run(out, config, console, backbone.device) as folder:
         _write_skipped(folder, task)
@@ -128,6 +130,19 @@ def run(
         report.write_plots(folder)
         report.write_model_card(folder)
         return folder.results()
+
+
+def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskData:
+    """Return the task without the rows of stages that are finished or not asked for."""
+    waiting = {stage for stage in stages if not (out / "stages" / stage / "final").is_dir()}
+    readers = {
+        "sft": {"sft"},
+        "warmup": {"warmup"},
+        "align": {"warmup", "align"},
+        "rlvr": {"rlvr", "control"},
+    }
+    unread = {name: () for name, needed_by in readers.items() if not needed_by & waiting}
+    return dataclasses.replace(task, **unread)
 
 
 @contextmanager
@@ -190,6 +205,7 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
     results["stages"][stage] = figures
     if drift is not None:
         results.setdefault("drift", {})[stage] = drift
+    folder.write_rates(stage, evaluation.rates)
     folder.write_results(results)
     folder.console.print(report.stage_line(stage, figures))
     if drift is not None:

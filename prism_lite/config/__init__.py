@@ -28,6 +28,7 @@ _STRICT: pydantic.ConfigDict = {
 
 # Policy losses, by TRL's names (METHOD.md section 11); "dapo" is a mean over the batch's tokens.
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
+LOSSES_BY_TOKEN = ("grpo", "bnpo", "dr_grpo", "dapo")  # one clipped ratio per token
 # PRISM's six ways to combine alignment with verifiable rewards: policy/advantages.py.
 AlignMode = Literal["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]
 RewardScale = Literal["group", "batch", "none"]
@@ -361,9 +362,10 @@ class AlignConfig:
     """Stage 3: adversarial alignment, or one of its baselines. METHOD section 3."""
 
     __pydantic_config__: ClassVar = _STRICT
-    method: Literal["adversarial", "dpo", "sft"] = "adversarial"
-    """dpo: prefer the teacher to one frozen sample of the SFT policy. sft: imitate the teacher. Both
-    have no discriminator and no warm-up, and use prompts_per_step rows per step."""
+    method: Literal["adversarial", "dpo", "sft", "best_of_n"] = "adversarial"
+    """dpo: prefer the teacher to one frozen sample of the SFT policy. sft: imitate the teacher. best_of_n:
+    imitate the best accepted one of group_size samples of the SFT policy. These three have no
+    discriminator and no warm-up, and use prompts_per_step rows per step."""
     steps: NonNegativeInt = 30
     "Optimizer updates. 0 skips the stage."
     prompts_per_step: PositiveInt = 8
@@ -430,6 +432,9 @@ class RlvrConfig:
     game: Game = "off"
     """Keep the discriminator's advantage (align.weight, align.alpha) beside the rewards. on: for right
     rollouts. blind: only in groups whose rollouts are all right or all wrong."""
+    teacher_rollout: bool = False
+    """Make the teacher's completion one of the group_size rollouts, its ratio shaped as in LUFFY
+    (arXiv 2504.14945). Every row of data.rlvr needs a teacher completion."""
     control: bool = False
     "Also train RLVR alone, from SFT's policy with as many updates as alignment and RLVR: a baseline."
     steps: NonNegativeInt = 60

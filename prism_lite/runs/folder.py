@@ -1,8 +1,8 @@
 """The run folder: all files of a run. Stages and the pipeline write it; reports and the demo read it.
 
-`config.yaml env.json metrics.jsonl rollouts/ stages/ policy/ discriminator/ results.json plots/
-README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the demo)
-controls a run through control.json; Ctrl-C has the effect of the command "stop".
+`config.yaml env.json metrics.jsonl rollouts/ stages/ evaluations/ policy/ discriminator/ results.json
+plots/ README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the
+demo) controls a run through control.json; Ctrl-C has the effect of the command "stop".
 """
 
 from __future__ import annotations
@@ -192,6 +192,13 @@ class RunFolder:
     def write_rollouts(self, stage: str, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Write rollouts/<stage>-<step>.jsonl."""
         write_jsonl(self.path / "rollouts" / f"{stage}-{step}.jsonl", records)
+
+    def write_rates(self, stage: str, rates: Mapping[str, Sequence[float]]) -> None:
+        """Write evaluations/<stage>.json: the rates of each held-out prompt, by figure."""
+        path = self.path / "evaluations" / f"{stage}.json"
+        path.parent.mkdir(exist_ok=True)
+        rounded = {name: [round(value, 4) for value in values] for name, values in rates.items()}
+        write_text(path, json.dumps(rounded) + "\n")
 
     def results(self) -> dict[str, Any]:
         """Return the content of results.json, or an empty mapping."""

@@ -32,10 +32,12 @@ class Evaluation:
             the same prefixed with `greedy_`, greedy_caption_accuracy_familiar, mean_tokens, and `ci95`
             with [low, high] for each rate. The unit of the intervals is the prompt.
         groups: the completions of the held-out prompts, sampled at temperature 1.
+        rates: each rate of `figures`, prompt by prompt.
     """
 
     figures: dict[str, Any]
     groups: list[Group]
+    rates: dict[str, list[float]]
 
 
 def evaluated_samples(task: TaskData, config: RunConfig) -> Sequence[Sample]:
@@ -87,7 +89,7 @@ def evaluate(
         "mean_tokens": sum(lengths) / len(lengths),
         "ci95": {name: interval95(values) for name, values in rates.items()},
     }
-    return Evaluation(figures, groups)
+    return Evaluation(figures, groups, rates)
 
 
 def subset_inside(samples: Sequence[Sample], config: RunConfig) -> list[Sample]:
