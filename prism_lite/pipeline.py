@@ -26,12 +26,15 @@ from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import report
+from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
+from prism_lite.stages.best_of_n import run_best_of_n
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
+from prism_lite.stages.drift import measure_drift
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
 from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
@@ -43,6 +46,7 @@ _ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
     "dpo": run_dpo,
     "sft": run_teacher_sft,
+    "best_of_n": run_best_of_n,
 }
 RUN_STAGE: dict[Stage, Callable[[Context], None]] = {
     "sft": run_sft,
@@ -105,7 +109,7 @@ def run(
         console.print(f"loading {config.model.name} (a hub id is downloaded the first time)")
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
     console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
-    task = read_prompts(config, backbone, task, console)
+    task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
     check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
     with open_run(out, config, console, backbone.device) as folder:
         _write_skipped(folder, task)
@@ -126,6 +130,19 @@ def run(
         report.write_plots(folder)
         report.write_model_card(folder)
         return folder.results()
+
+
+def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskData:
+    """Return the task without the rows of stages that are finished or not asked for."""
+    waiting = {stage for stage in stages if not (out / "stages" / stage / "final").is_dir()}
+    readers = {
+        "sft": {"sft"},
+        "warmup": {"warmup"},
+        "align": {"warmup", "align"},
+        "rlvr": {"rlvr", "control"},
+    }
+    unread = {name: () for name, needed_by in readers.items() if not needed_by & waiting}
+    return dataclasses.replace(task, **unread)
 
 
 @contextmanager
@@ -168,9 +185,14 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
         return
     with _memory_advice(context, f"the evaluation of stage {stage}"):
-        figures = evaluate(
+        started_s = time.monotonic()
+        evaluation = evaluate(
             context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
         )
+        evaluated_s = time.monotonic()
+        drift = measure_drift(context, stage, evaluation.groups) if config.eval.drift else None
+        drift_share = (time.monotonic() - evaluated_s) / (time.monotonic() - started_s)
+    figures = evaluation.figures
     if seconds is not None:
         figures["seconds"] = seconds
     results = {
@@ -181,8 +203,17 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         **folder.results(),
     }
     results["stages"][stage] = figures
+    if drift is not None:
+        results.setdefault("drift", {})[stage] = drift
+    folder.write_rates(stage, evaluation.rates)
     folder.write_results(results)
     folder.console.print(report.stage_line(stage, figures))
+    if drift is not None:
+        base = results["drift"].get("base", {})
+        line = drift_line(drift, base if stage != "base" else {})
+        folder.console.print(
+            f"{line} ({drift_share:.0%} of the evaluation's time)", highlight=False
+        )
 
 
 @contextmanager

@@ -195,6 +195,7 @@ class Rollout:
         sampling_logprob_C: float32 [C], natural log, of the sampled tokens under the distribution
             that they were sampled from.
         sampling_entropy_C: float32 [C], nats, of those distributions.
+        is_teacher: the teacher's completion in the place of a rollout (`rlvr.teacher_rollout`).
     """
 
     token_ids: tuple[int, ...]
@@ -203,6 +204,7 @@ class Rollout:
     finish: FinishReason
     sampling_logprob_C: Tensor = field(repr=False)
     sampling_entropy_C: Tensor = field(repr=False)
+    is_teacher: bool = False
 
     @property
     def is_well_formed(self) -> bool:

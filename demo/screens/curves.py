@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from demo.runs.folder import STAGE_TITLES
-from prism_lite.types import STAGES
+from prism_lite.types import POLICY_STAGES, STAGES
 
 MAX_POINTS = 500
 # The palette of Okabe and Ito: distinguishable with every kind of color vision, and by lightness.
@@ -86,6 +86,17 @@ PANELS = (
     Panel(
         "length", "Mean completion length (tokens)", ("align", "rlvr"), "completions/mean_length",
         "A sudden drop or rise is the first sign that the policy is gaming a reward.",
+    ),
+    Panel(
+        "evaluation", "Held-out figures during training", POLICY_STAGES,
+        {
+            "accuracy": ("eval/accuracy", GREEN),
+            "transfer accuracy": ("eval/transfer_accuracy", PURPLE),
+            "caption accuracy": ("eval/caption_accuracy", BLUE),
+            "think validity": ("eval/think_validity", ORANGE),
+            "format rate": ("eval/format_rate", SKY),
+        },
+        "Rates on a few held-out prompts, the same every time; the setting eval.every switches them on.",
     ),
     Panel(
         "peak", "Peak memory (GiB)", STAGES, "mem/peak_gib",

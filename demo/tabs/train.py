@@ -243,7 +243,10 @@ def _is_stale(path: Path) -> bool:
 def _figures(metrics: Sequence[Mapping[str, Any]]) -> str:
     if not metrics:
         return html.note("No step yet: the numbers appear with the first one.")
-    last = metrics[-1]
+    last = dict(metrics[-1])
+    for line in metrics[-2:]:  # an evaluation after a step is a line of its own
+        if (line["stage"], line["step"]) == (last["stage"], last["step"]):
+            last |= line
     step = f"{STAGE_TITLES[last['stage']]} {last['step'] + 1}"
     items = [
         (name, pattern.format(last[key]), text)

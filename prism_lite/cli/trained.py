@@ -205,7 +205,7 @@ def evaluate_run(
         num_shown: number of greedy completions to print with their questions.
 
     Returns:
-        The figures of `evaluate`, and n, the number of prompts.
+        The figures of an `Evaluation`, and n, the number of prompts.
 
     Raises:
         ValueError: the run, stage, checkpoint or file does not exist.
@@ -232,7 +232,8 @@ def evaluate_run(
         raise ValueError(f"no row is left to evaluate: {task.skipped[0].message}")
     if data is not None:  # the user named the rows: evaluate all of them
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, num_prompts=0))
-    figures = evaluate(backbone, task, config) | {"n": len(evaluated_samples(task, config))}
+    figures = evaluate(backbone, task, config).figures
+    figures["n"] = len(evaluated_samples(task, config))
     line = stage_line(stage or "model", figures)
     console.print(f"{line}, {figures['n']} prompts", highlight=False)
     groups = sample_groups(

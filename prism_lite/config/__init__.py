@@ -28,6 +28,7 @@ _STRICT: pydantic.ConfigDict = {
 
 # Policy losses, by TRL's names (METHOD.md section 11); "dapo" is a mean over the batch's tokens.
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
+LOSSES_BY_TOKEN = ("grpo", "bnpo", "dr_grpo", "dapo")  # one clipped ratio per token
 # PRISM's six ways to combine alignment with verifiable rewards: policy/advantages.py.
 AlignMode = Literal["align", "acc_gate", "gated", "rlvr", "rlvr_v2", "sign_align"]
 RewardScale = Literal["group", "batch", "none"]
@@ -36,6 +37,10 @@ RlvrPreset = Literal["grpo", "dapo", "gspo"]
 KlKind = Literal["k1", "k2", "k3"]
 BUILT_IN_REWARDS = ("accuracy", "format", "ocr", "boxes", "judge", "overlong")
 REWARDS_THAT_READ_ANSWERS = ("accuracy", "ocr", "boxes", "judge")
+# Figures of an evaluation inside a stage.
+InsideFigure = Literal[
+    "accuracy", "transfer_accuracy", "caption_accuracy", "think_validity", "format_rate"
+]
 # YAML reads the words on and off as true and false.
 Game = Annotated[
     Literal["off", "on", "blind"],
@@ -357,9 +362,10 @@ class AlignConfig:
     """Stage 3: adversarial alignment, or one of its baselines. METHOD section 3."""
 
     __pydantic_config__: ClassVar = _STRICT
-    method: Literal["adversarial", "dpo", "sft"] = "adversarial"
-    """dpo: prefer the teacher to one frozen sample of the SFT policy. sft: imitate the teacher. Both
-    have no discriminator and no warm-up, and use prompts_per_step rows per step."""
+    method: Literal["adversarial", "dpo", "sft", "best_of_n"] = "adversarial"
+    """dpo: prefer the teacher to one frozen sample of the SFT policy. sft: imitate the teacher. best_of_n:
+    imitate the best accepted one of group_size samples of the SFT policy. These three have no
+    discriminator and no warm-up, and use prompts_per_step rows per step."""
     steps: NonNegativeInt = 30
     "Optimizer updates. 0 skips the stage."
     prompts_per_step: PositiveInt = 8
@@ -426,6 +432,9 @@ class RlvrConfig:
     game: Game = "off"
     """Keep the discriminator's advantage (align.weight, align.alpha) beside the rewards. on: for right
     rollouts. blind: only in groups whose rollouts are all right or all wrong."""
+    teacher_rollout: bool = False
+    """Make the teacher's completion one of the group_size rollouts, its ratio shaped as in LUFFY
+    (arXiv 2504.14945). Every row of data.rlvr needs a teacher completion."""
     control: bool = False
     "Also train RLVR alone, from SFT's policy with as many updates as alignment and RLVR: a baseline."
     steps: NonNegativeInt = 60
@@ -468,7 +477,7 @@ class RlvrConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Held-out figures after each stage."""
+    """Held-out figures after each stage, and inside it."""
 
     __pydantic_config__: ClassVar = _STRICT
     num_samples: PositiveInt = 4
@@ -477,6 +486,18 @@ class EvalConfig:
     "Use only the first held-out prompts. 0: all."
     stages: tuple[EvaluatedStage, ...] = ("base", "sft", "control", "align", "rlvr")
     "Stages whose policy is evaluated."
+    every: NonNegativeInt = 0
+    """Steps between evaluations inside SFT, alignment and RLVR; the last step is evaluated too.
+    Curves eval/accuracy and so on. 0: off."""
+    num_inside: PositiveInt = 48
+    "Prompts of an evaluation inside a stage: evenly spaced held-out rows, the same every time."
+    keep: Literal["last", "best"] = "last"
+    """Policy that a stage hands on: after its last step, or after the step whose evaluation inside the
+    stage was best (of equal ones the earliest). best needs eval.every."""
+    best_by: InsideFigure = "accuracy"
+    "Figure that eval.keep = best compares."
+    drift: bool = True
+    "Measure each evaluated policy's distance to the teacher and to its stage's start."
 
 
 @dataclass(frozen=True)

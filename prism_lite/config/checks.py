@@ -6,6 +6,7 @@ import difflib
 
 from prism_lite.config import (
     BUILT_IN_REWARDS,
+    LOSSES_BY_TOKEN,
     DiscriminatorConfig,
     ModelConfig,
     RlvrConfig,
@@ -24,6 +25,10 @@ def check_across_fields(config: RunConfig) -> None:
     _check_warmup(config.warmup)
     _check_memory(config.model, config.sampling.max_completion_tokens)
     _check_rewards(config.rlvr)
+    if config.eval.keep == "best" and config.eval.every == 0:
+        raise ValueError(
+            "eval.keep = best needs evaluations to choose from: set eval.every to a number of steps."
+        )
     digits, align, rlvr = config.data.digits, config.align, config.rlvr
     if digits.min_digits > digits.max_digits:
         raise ValueError(
@@ -41,6 +46,8 @@ def check_across_fields(config: RunConfig) -> None:
             "rlvr.dynamic_sampling drops the groups without spread in accuracy, in which rlvr.game = "
             f"{rlvr.game} learns from the discriminator: set one of them only."
         )
+    if rlvr.teacher_rollout:
+        _check_teacher_rollout(rlvr)
     if config.discriminator.scores == "oracle" and config.data.task != "digits":
         raise ValueError(
             "discriminator.scores = oracle needs a task that verifies captions and thinks: data.task = "
@@ -51,6 +58,24 @@ def check_across_fields(config: RunConfig) -> None:
             f"rlvr.scale = {rlvr.scale} has no effect with rlvr.combine = normalize_then_sum, which "
             "standardises each reward in its group: leave rlvr.scale at group."
         )
+
+
+def _check_teacher_rollout(config: RlvrConfig) -> None:
+    if config.loss.name not in LOSSES_BY_TOKEN:
+        raise ValueError(
+            f"rlvr.teacher_rollout shapes the ratio of each token, and rlvr.loss.name = "
+            f"{config.loss.name} has no such ratio: set {', '.join(LOSSES_BY_TOKEN)}."
+        )
+    if config.game != "off":
+        raise ValueError(
+            f"rlvr.teacher_rollout and rlvr.game = {config.game}: the discriminator would compare the "
+            "teacher with itself. Set one of them only."
+        )
+
+
+def alignment_verifies(config: RunConfig) -> bool:
+    """Return whether alignment uses the rewards of its rollouts."""
+    return config.align.mode != "align" or config.align.method == "best_of_n"
 
 
 def plays_game(config: RunConfig) -> bool:

@@ -37,7 +37,7 @@ from prism_lite.digits import tiny_qwen
 from prism_lite.digits.lessons import Lesson, lesson_kinds, make_lesson
 from prism_lite.digits.muon import Muon
 from prism_lite.digits.task import DIGIT_PIXELS, HELDOUT_FROM, digit_images
-from prism_lite.files import cache_folder, read_json, write_json
+from prism_lite.files import cache_folder, read_json, write_json, write_text
 from prism_lite.models import processor, prompts
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
@@ -116,7 +116,10 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
         torch.manual_seed(config.seed)  # initialises the place head
         _train_vision(model, tokenizer, config, task, generator, progress)
         _train_lessons(model, tokenizer, config, task, generator, progress)
+    # Stored in 16 bit, half the size, but loaded in float32 by those who leave the type to the folder.
     model.half().save_pretrained(folder)
+    settings = (folder / "config.json").read_text(encoding="utf-8")
+    write_text(folder / "config.json", settings.replace('"float16"', '"float32"'))
     tiny_qwen.build_processor(tokenizer).save_pretrained(folder)
 
 

@@ -67,6 +67,9 @@ def make_samples(
     pool = range(HELDOUT_FROM) if split == "train" else range(HELDOUT_FROM, len(labels))
     misread_public = wording.misread if config.drift == "random" else _misread_all
     rng = Random(f"digits {seed}")
+    # Generators of their own: the prompts, and what the other source writes, do not depend on rates.
+    demonstration_rng = Random(f"digits {seed} demonstrations")
+    teacher_rng = Random(f"digits {seed} teacher")
     samples = []
     for row in range(num):
         num_digits = rng.randint(config.min_digits, config.max_digits)
@@ -79,11 +82,15 @@ def make_samples(
             config.demonstration_misread_rate,
             config.demonstration_slip_rate,
             _DEMONSTRATION_WORDINGS,
-            rng,
+            demonstration_rng,
             misread=misread_public,
         )
         teacher = _write(
-            facts, config.teacher_misread_rate, config.teacher_slip_rate, _TEACHER_WORDINGS, rng
+            facts,
+            config.teacher_misread_rate,
+            config.teacher_slip_rate,
+            _TEACHER_WORDINGS,
+            teacher_rng,
         )
         samples.append(
             Sample(

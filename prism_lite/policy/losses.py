@@ -14,6 +14,7 @@ and student.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +85,18 @@ class LossInputs:
         """Clamped: a token that has become unlikely cannot overflow the ratio."""
         log_ratio_N = self.policy_logprob_N - self.old_logprob_N
         return log_ratio_N.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+
+
+_SHAPING = 0.1  # gamma of LUFFY
+
+
+def shaped_teacher_logprob(logprob_N: Tensor) -> Tensor:
+    """Return log(p / (p + 0.1)) for tokens that the teacher wrote, float32 [N].
+
+    As the log-ratio of these tokens (the teacher's own probability counts as 1) it gives LUFFY's shaped
+    weight (arXiv 2504.14945), which does not vanish where the policy finds a token unlikely.
+    """
+    return -F.softplus(math.log(_SHAPING) - logprob_N)
 
 
 LossFunction = Callable[[LossInputs, PolicyLossConfig], tuple[Tensor, Metrics]]

@@ -21,7 +21,13 @@ from prism_lite.policy.logprobs import (
     predicted_logprobs,
     predicted_logprobs_and_entropies,
 )
-from prism_lite.policy.losses import BatchSize, LossInputs, policy_loss, token_kl
+from prism_lite.policy.losses import (
+    BatchSize,
+    LossInputs,
+    policy_loss,
+    shaped_teacher_logprob,
+    token_kl,
+)
 from prism_lite.types import Group
 
 
@@ -66,7 +72,15 @@ def update_policy(
     batch = []
     for group, advantage_G in zip(groups, advantages, strict=True):
         is_counted = [not mask_truncated or r.finish == "end" for r in group.rollouts]
-        batch.append(_Group(_tree(backbone, group), advantage_G, torch.tensor(is_counted)))
+        is_teacher = [rollout.is_teacher for rollout in group.rollouts]
+        batch.append(
+            _Group(
+                _tree(backbone, group),
+                advantage_G,
+                torch.tensor(is_counted),
+                torch.tensor(is_teacher),
+            )
+        )
     needs_all = kl_weight > 0 or loss.entropy_weight > 0
     forwarded = [group for group in batch if needs_all or bool(group.advantage_G.any())]
     num_minibatches = min(num_minibatches, max(1, len(forwarded)))
@@ -114,11 +128,12 @@ def rollout_kl(
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """A group laid out as a tree, its advantages, and which rollouts take part in the loss."""
+    """A group laid out as a tree, its advantages, which rollouts count, which the teacher wrote."""
 
     tree: Tree
     advantage_G: Tensor
     is_counted_G: Tensor
+    is_teacher_G: Tensor
 
 
 @dataclass(eq=False)
@@ -128,6 +143,7 @@ class _Piece:
     pack: Pack
     advantage_R: Tensor
     is_counted_R: Tensor
+    is_teacher_R: Tensor
     size: BatchSize
     old_logprob_N: Tensor | None = None
     reference_logprob_N: Tensor | None = None
@@ -177,8 +193,13 @@ def _pieces(backbone: Backbone, groups: Sequence[_Group], size: BatchSize) -> li
     num_rollouts = [pack.num_branches for pack in packs]
     advantage_R = torch.cat([group.advantage_G for group in groups]).to(backbone.device)
     is_counted_R = torch.cat([group.is_counted_G for group in groups]).to(backbone.device)
+    is_teacher_R = torch.cat([group.is_teacher_G for group in groups]).to(backbone.device)
     rows = zip(
-        packs, advantage_R.split(num_rollouts), is_counted_R.split(num_rollouts), strict=True
+        packs,
+        advantage_R.split(num_rollouts),
+        is_counted_R.split(num_rollouts),
+        is_teacher_R.split(num_rollouts),
+        strict=True,
     )
     return [_Piece(*row, size) for row in rows]
 
@@ -223,11 +244,17 @@ def _backward(
         logprob_N = predicted_logprobs(backbone, pack, temperature=temperature)
     if piece.reference_logprob_N is not None:
         kl_N = token_kl(logprob_N, piece.reference_logprob_N, kl_kind)
+    old_logprob_N = logprob_N.detach() if piece.old_logprob_N is None else piece.old_logprob_N
+    rollout_N = pack.branch_N.to(logprob_N.device)
+    if piece.is_teacher_R.any():
+        is_teacher_N = piece.is_teacher_R[rollout_N]
+        logprob_N = torch.where(is_teacher_N, shaped_teacher_logprob(logprob_N), logprob_N)
+        old_logprob_N = torch.where(is_teacher_N, 0.0, old_logprob_N)
     inputs = LossInputs(
         policy_logprob_N=logprob_N,
-        old_logprob_N=logprob_N.detach() if piece.old_logprob_N is None else piece.old_logprob_N,
+        old_logprob_N=old_logprob_N,
         advantage_R=piece.advantage_R,
-        rollout_N=pack.branch_N.to(logprob_N.device),
+        rollout_N=rollout_N,
         is_counted_R=piece.is_counted_R,
         size=piece.size,
         kl_N=kl_N,

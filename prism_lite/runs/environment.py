@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from prism_lite.config import DataConfig, RunConfig
+from prism_lite.config.checks import alignment_verifies
 from prism_lite.files import read_json, write_json
 from prism_lite.rewards.load import Reward
 
@@ -48,7 +49,7 @@ def check_same_rewards(folder: Path, config: RunConfig, rewards: Sequence[Reward
         ValueError: the file of a function has changed; names it.
     """
     path = folder / "env.json"
-    readers = ("rlvr",) if config.align.mode == "align" else ("align", "rlvr")
+    readers = ("align", "rlvr") if alignment_verifies(config) else ("rlvr",)
     started = [stage for stage in readers if (folder / "stages" / stage).is_dir()]
     if not started or not path.exists():
         return
@@ -80,7 +81,7 @@ def write_environment(
         "threads": torch.get_num_threads(),
         "compute_dtype": str(core.dtype).removeprefix("torch."),
         "seed": config.seed,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "data": _data_hashes(config.data),
         "rewards": {
             reward.name: {"file": str(reward.file), "sha256": reward.sha256}
@@ -121,7 +122,8 @@ def _data_hashes(data: DataConfig) -> dict[str, str]:
     return hashes
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """Return the commit of the checkout that this package is in; None for an installed one."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         return subprocess.check_output(

@@ -1,8 +1,8 @@
 """The run folder: all files of a run. Stages and the pipeline write it; reports and the demo read it.
 
-`config.yaml env.json metrics.jsonl rollouts/ stages/ policy/ discriminator/ results.json plots/
-README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the demo)
-controls a run through control.json; Ctrl-C has the effect of the command "stop".
+`config.yaml env.json metrics.jsonl rollouts/ stages/ evaluations/ policy/ discriminator/ results.json
+plots/ README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the
+demo) controls a run through control.json; Ctrl-C has the effect of the command "stop".
 """
 
 from __future__ import annotations
@@ -158,10 +158,17 @@ class RunFolder:
                 raise Stopped(f"stopped while {description}")
             yield item
 
-    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line to metrics.jsonl; add the step's time and the peak memory so far."""
+    def log(
+        self, stage: str, step: int, metrics: Mapping[str, float], *, is_step: bool = True
+    ) -> None:
+        """Append a line to metrics.jsonl; add the step's time and the peak memory so far.
+
+        Args:
+            is_step: whether these are the step's own metrics; further lines of the same step (an
+                evaluation) have neither time nor memory.
+        """
         metrics = dict(metrics)
-        if self._step_started_s is not None:
+        if is_step and self._step_started_s is not None:
             metrics["step_time"] = time.perf_counter() - self._step_started_s
             metrics["mem/peak_gib"] = peak_gib(self.device)
         time_s = round(time.monotonic() - self._started_s, 3)
@@ -172,8 +179,11 @@ class RunFolder:
             named = {f"{stage}/{name}": value for name, value in metrics.items()}
             tracker.log(named, step=self._num_logged)
         self._num_logged += 1
-        texts = [f"{t} {metrics[name]:.2f}" for name, t in _BAR_METRICS.items() if name in metrics]
-        self._bar_text = ", ".join(texts[:2])
+        if is_step:
+            texts = [
+                f"{t} {metrics[name]:.2f}" for name, t in _BAR_METRICS.items() if name in metrics
+            ]
+            self._bar_text = ", ".join(texts[:2])
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, of one stage or all."""
@@ -182,6 +192,13 @@ class RunFolder:
     def write_rollouts(self, stage: str, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Write rollouts/<stage>-<step>.jsonl."""
         write_jsonl(self.path / "rollouts" / f"{stage}-{step}.jsonl", records)
+
+    def write_rates(self, stage: str, rates: Mapping[str, Sequence[float]]) -> None:
+        """Write evaluations/<stage>.json: the rates of each held-out prompt, by figure."""
+        path = self.path / "evaluations" / f"{stage}.json"
+        path.parent.mkdir(exist_ok=True)
+        rounded = {name: [round(value, 4) for value in values] for name, values in rates.items()}
+        write_text(path, json.dumps(rounded) + "\n")
 
     def results(self) -> dict[str, Any]:
         """Return the content of results.json, or an empty mapping."""

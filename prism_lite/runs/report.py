@@ -10,6 +10,7 @@ from rich.table import Table
 
 from prism_lite.files import read_json, write_text
 from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
+from prism_lite.runs.drift_report import drift_section
 from prism_lite.runs.folder import RunFolder
 from prism_lite.types import EVALUATED_STAGES
 
@@ -22,8 +23,12 @@ RATE_COLUMNS = {
     "format_rate": "format rate",
 }
 # Metrics of each stage's plot; those in one tuple share axes.
+_INSIDE = (
+    "eval/accuracy", "eval/transfer_accuracy", "eval/caption_accuracy", "eval/think_validity",
+    "eval/format_rate",
+)  # fmt: skip
 _PLOTS = {
-    "sft": [("loss",)],
+    "sft": [("loss",), _INSIDE],
     "warmup": [
         ("disc/loss",),
         ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
@@ -36,11 +41,13 @@ _PLOTS = {
         ("disc/grounding_perception", "disc/grounding_reasoning"),
         ("disc/margin_perception", "disc/margin_reasoning"),
         ("malformed_rate",),
+        _INSIDE,
     ],
     "rlvr": [
         ("entropy",),
         ("completions/mean_length",),
         ("frac_reward_zero_std",),
+        _INSIDE,
     ],
 }
 
@@ -137,7 +144,8 @@ def write_plots(folder: RunFolder) -> None:
 
     (folder.path / "plots").mkdir(exist_ok=True)
     rewards = tuple(f"rewards/{_reward_name(key)}/mean" for key in folder.config.rlvr.rewards)
-    for stage, all_panels in (_PLOTS | {"rlvr": [rewards, *_PLOTS["rlvr"]]}).items():
+    rlvr = [rewards, *_PLOTS["rlvr"]]
+    for stage, all_panels in (_PLOTS | {"control": rlvr, "rlvr": rlvr}).items():
         lines = folder.metrics(stage)
         panels = [p for p in all_panels if any(name in line for name in p for line in lines)]
         if not panels:
@@ -145,6 +153,8 @@ def write_plots(folder: RunFolder) -> None:
         figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False)
         for axis, names in zip(axes[0], panels, strict=True):
             for name in names:
+                if not any(name in line for line in lines):
+                    continue
                 steps = [line["step"] for line in lines if name in line]
                 values = [line[name] for line in lines if name in line]
                 axis.plot(steps, values, marker="." if len(steps) < 20 else None, label=name)
@@ -196,7 +206,7 @@ Trained with prism_lite: SFT, discriminator warm-up, adversarial alignment (PRIS
 RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 
 {markdown_table(results)}
-
+{_evaluated_inside(folder, results)}{drift_section(results)}
 | | |
 |---|---|
 | device | {environment["device"]} |
@@ -209,6 +219,24 @@ RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 
 {_usage(folder, environment["compute_dtype"])}"""
     write_text(folder.path / "README.md", text)
+
+
+def _evaluated_inside(folder: RunFolder, results: Mapping[str, Any]) -> str:
+    """Say which policies the stages handed on, and where the curves are; "" without evaluations."""
+    if not any(name in line for line in folder.metrics() for name in _INSIDE):
+        return ""
+    kept = "".join(
+        f"- {stage}: the policy after step {choice['step'] + 1}, the best by {choice['by']}: "
+        f"{choice['value']:.3f}; after the last step {choice['last']:.3f}.\n"
+        for stage, choice in results.get("kept", {}).items()
+    )
+    num_prompts = min(
+        folder.config.eval.num_inside, results.get("n", folder.config.eval.num_inside)
+    )
+    return f"""
+Every {folder.config.eval.every} steps {num_prompts} of the held-out prompts were evaluated: eval/* in \
+plots/.
+{kept}"""
 
 
 def _reward_name(key: str) -> str:

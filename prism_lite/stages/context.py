@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from prism_lite.config import OptimConfig, RunConfig
 from prism_lite.data.task import TaskData
 from prism_lite.discriminator.model import Discriminator, discriminator_for
@@ -16,6 +14,7 @@ from prism_lite.models.optim import Optimizer, make_optimizer
 from prism_lite.rewards.load import Reward
 from prism_lite.runs.checkpoint import Trained
 from prism_lite.runs.folder import RunFolder
+from prism_lite.stages.in_stage import InStageEvaluation
 
 
 class Buffer(Protocol):
@@ -82,6 +81,10 @@ class Context:
     ) -> Iterator[int]:
         """Load the newest good checkpoint of a stage and return an iterator of its remaining steps.
 
+        If the stage trains the policy, the iterator evaluates it inside the stage (`eval.every`), after
+        a step and before its checkpoint. When the iterator ends, the backbone has the policy that the
+        stage hands on (`eval.keep`).
+
         Args:
             optimizers: of "policy" and "discriminator": what the stage trains.
             discriminator, buffers: loaded from the checkpoint and saved in the next ones.
@@ -89,15 +92,20 @@ class Context:
         Raises:
             Stopped: see `RunFolder.steps`.
         """
+        inside = None
+        if "policy" in optimizers and self.config.eval.every:
+            inside = InStageEvaluation(
+                self.config, self.run, self.backbone, self.task, stage=stage, num_steps=num_steps
+            )
 
         def trained() -> Trained:
-            tensors: dict[str, Mapping[str, Tensor]] = {}
+            tensors, values = ({}, {}) if inside is None else inside.saved()
             if "policy" in optimizers:
                 tensors["policy"] = self.backbone.adapter_state()
             if discriminator is not None:
                 tensors["discriminator"] = discriminator.state_dict()
-            states = {name: buffer.state() for name, buffer in (buffers or {}).items()}
-            return Trained(tensors, optimizers, states)
+            values |= {name: buffer.state() for name, buffer in (buffers or {}).items()}
+            return Trained(tensors, optimizers, values)
 
         restored = self.run.restore(stage)
         if restored is not None:
@@ -107,7 +115,18 @@ class Context:
                 discriminator.load_state_dict(restored.tensors["discriminator"])
             for name, buffer in (buffers or {}).items():
                 buffer.load(restored.values[name])
+            if inside is not None:
+                inside.restore(restored.tensors, restored.values)
             for name, optimizer in optimizers.items():
                 optimizer.load_state_dict(restored.optimizers[name])
         start = 0 if restored is None else restored.step
-        return self.run.steps(stage, start, num_steps, trained)
+        steps = self.run.steps(stage, start, num_steps, trained)
+        return steps if inside is None else _evaluated(steps, inside)
+
+
+def _evaluated(steps: Iterator[int], inside: InStageEvaluation) -> Iterator[int]:
+    """Yield the steps; evaluate after each before `steps`, which then saves a checkpoint, continues."""
+    for step in steps:
+        yield step
+        inside.after_step(step)
+    inside.finish()

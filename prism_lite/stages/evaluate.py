@@ -7,16 +7,37 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
 from prism_lite.rewards.group_rewards import group_accuracy
-from prism_lite.sampling.rollouts import sample_in_pieces
+from prism_lite.sampling.rollouts import sample_groups, sample_in_pieces
 from prism_lite.types import Group, Sample
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured, and the sampled held-out completions that it measured it on.
+
+    Attributes:
+        figures: accuracy, format_rate, caption_accuracy, think_validity (the last two if the task
+            verifies them) and transfer_accuracy (if it has a transfer set) of the sampled completions,
+            the same prefixed with `greedy_`, greedy_caption_accuracy_familiar, mean_tokens, and `ci95`
+            with [low, high] for each rate. The unit of the intervals is the prompt.
+        groups: the completions of the held-out prompts, sampled at temperature 1.
+        rates: each rate of `figures`, prompt by prompt.
+    """
+
+    figures: dict[str, Any]
+    groups: list[Group]
+    rates: dict[str, list[float]]
 
 
 def evaluated_samples(task: TaskData, config: RunConfig) -> Sequence[Sample]:
@@ -31,18 +52,12 @@ def evaluate(
     *,
     with_progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda pieces, _: pieces,
     stage: str = "",
-) -> dict[str, Any]:
+) -> Evaluation:
     """Sample the held-out prompts at temperature 1 and greedily, under the active role.
 
     Args:
         with_progress: yields the pieces of the work and shows them (`RunFolder.with_progress`).
         stage: of the policy, for the progress line.
-
-    Returns:
-        accuracy, format_rate, caption_accuracy, think_validity (the last two if the task verifies
-        them) and transfer_accuracy (if it has a transfer set) of the sampled completions, the same
-        prefixed with `greedy_`, greedy_caption_accuracy_familiar, mean_tokens, and `ci95` with [low,
-        high] for each rate. The unit of the intervals is the prompt.
     """
 
     def sample(samples: Sequence[Sample], name: str, *, greedy: bool) -> list[Group]:
@@ -69,11 +84,50 @@ def evaluate(
         familiar = _rates(sample(task.familiar, "writers of the training", greedy=True), task)
         rates["greedy_caption_accuracy_familiar"] = familiar["caption_accuracy"]
     lengths = [len(r.token_ids) for group in groups for r in group.rollouts]
-    return {
-        **{name: sum(values) / len(values) for name, values in rates.items()},
+    figures = {
+        **_means(rates),
         "mean_tokens": sum(lengths) / len(lengths),
         "ci95": {name: interval95(values) for name, values in rates.items()},
     }
+    return Evaluation(figures, groups, rates)
+
+
+def subset_inside(samples: Sequence[Sample], config: RunConfig) -> list[Sample]:
+    """Return `eval.num_inside` evenly spaced rows of those that are evaluated, or all if fewer."""
+    return spaced(samples[: config.eval.num_prompts or None], config.eval.num_inside)
+
+
+def evaluate_inside(backbone: Backbone, task: TaskData, config: RunConfig) -> dict[str, float]:
+    """Sample the subset of the held-out prompts at temperature 1, with the same numbers every time.
+
+    Returns:
+        The rates of `Evaluation.figures` that are not greedy, over `subset_inside`.
+    """
+
+    def rates_on(samples: Sequence[Sample]) -> dict[str, list[float]]:
+        groups = sample_groups(
+            backbone,
+            subset_inside(samples, config),
+            group_size=config.eval.num_samples,
+            sampling=dataclasses.replace(config.sampling, temperature=1.0),
+            seed=(config.seed, "evaluate", "inside"),
+        )
+        return _rates(groups, task)
+
+    rates = rates_on(task.heldout)
+    if task.transfer:
+        rates["transfer_accuracy"] = rates_on(task.transfer)["accuracy"]
+    return _means(rates)
+
+
+def spaced(items: Sequence[T], num: int) -> list[T]:
+    """Return `num` evenly spaced items, or all if there are fewer."""
+    num = min(num, len(items))
+    return [items[i * len(items) // num] for i in range(num)]
+
+
+def _means(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in rates.items()}
 
 
 def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:

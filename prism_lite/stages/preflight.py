@@ -15,7 +15,7 @@ from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
-from prism_lite.config.checks import plays_game
+from prism_lite.config.checks import alignment_verifies, plays_game
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
@@ -25,6 +25,7 @@ from prism_lite.parts import Parts
 from prism_lite.rewards.boxes import parse_boxes
 from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
+from prism_lite.stages.evaluate import subset_inside
 from prism_lite.stages.gate import NO_PROBE
 from prism_lite.types import Sample
 
@@ -115,17 +116,20 @@ def _continuations(
     if "sft" in stages:
         num_tokens = len(backbone.tokenize(sample.demonstration or ""))
         yield "its demonstration", num_tokens, "shorten the demonstration"
-    if "rlvr" in stages or ("align" in stages and config.align.method == "adversarial"):
+    samples = config.align.method in ("adversarial", "best_of_n")
+    if "rlvr" in stages or ("align" in stages and samples):
         yield sampled, limit, shorten_sampled
+    teacher = parts.parse(sample.teacher or "")
+    num_teacher = len(backbone.tokenize(teacher.render())) if isinstance(teacher, Parts) else 0
+    if "rlvr" in stages and config.rlvr.teacher_rollout:
+        yield "its teacher completion", num_teacher, "shorten that completion"
     if "discriminator" in stages:
         yield from _discriminator_continuations(config, backbone, sample)
     elif "align" in stages:
-        teacher = parts.parse(sample.teacher or "")
-        num_tokens = len(backbone.tokenize(teacher.render())) if isinstance(teacher, Parts) else 0
         if config.align.method == "dpo":
-            yield f"its teacher completion and {sampled}", num_tokens + limit, shorten_sampled
-        else:
-            yield "its teacher completion", num_tokens, "shorten that completion"
+            yield f"its teacher completion and {sampled}", num_teacher + limit, shorten_sampled
+        elif config.align.method == "sft":
+            yield "its teacher completion", num_teacher, "shorten that completion"
 
 
 def _discriminator_continuations(
@@ -158,7 +162,7 @@ def check_rewards(
             holds no box, where boxes are rewarded.
     """
     samples = [*task.rlvr] if "rlvr" in stages else []
-    if "align" in stages and config.align.mode != "align":
+    if "align" in stages and alignment_verifies(config):
         samples += task.align
     for reward in rewards if samples else ():
         if reward.file is not None:
@@ -185,21 +189,49 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             f"data.heldout = {config.data.heldout}: every row was skipped, one of them: "
             f"{task.skipped[-1].message}"
         )
+    if config.eval.every:
+        _check_evaluation_inside(config, task)
     for number, stage in enumerate(stages):
         if (out / "stages" / stage / "final").is_dir():
             continue
         if stage != "sft" or config.sft.steps:
             _check_rows(stage, task)
-        if stage == "align" and config.align.mode != "align":
+        if stage == "align" and alignment_verifies(config):
             _check_answers(config, task)
         if _is_gated(config, stage) and config.align.gate == "stop" and not task.probe:
             raise ValueError(f"{NO_PROBE}, or set align.gate=warn to do without a check.")
+        if stage == "rlvr" and config.rlvr.teacher_rollout:
+            for sample in task.rlvr:
+                _ = sample.teacher_parts  # raises if it is missing or malformed
         for earlier in needs[stage]:
             if earlier not in stages[:number] and not (out / "stages" / earlier / "final").is_dir():
                 raise ValueError(
                     f"stage {stage} continues from stage {earlier}, which is not finished in {out}: "
                     f"run `prism-lite {earlier}` there first, or `prism-lite run` for all stages."
                 )
+
+
+def _check_evaluation_inside(config: RunConfig, task: TaskData) -> None:
+    if not task.heldout:
+        raise ValueError(
+            f"eval.every = {config.eval.every} evaluates held-out rows inside the stages, and there are "
+            "none: set data.heldout, or eval.every=0."
+        )
+    if config.eval.keep == "last":
+        return
+    name, rows = config.eval.best_by, subset_inside(task.heldout, config)
+    is_measured = {
+        "accuracy": any(sample.answer is not None for sample in rows),
+        "transfer_accuracy": bool(task.transfer),
+        "caption_accuracy": task.verify is not None,
+        "think_validity": task.verify is not None,
+        "format_rate": True,
+    }
+    if not is_measured[name]:
+        measured = ", ".join(figure for figure, is_there in is_measured.items() if is_there)
+        raise ValueError(
+            f"eval.best_by = {name} is not measured on these held-out rows: choose one of {measured}."
+        )
 
 
 def _check_rows(stage: str, task: TaskData) -> None:
@@ -236,6 +268,6 @@ def _check_answers(config: RunConfig, task: TaskData) -> None:
         if not (sample.answer or "").strip():
             raise ValueError(
                 f"{sample.source or sample.id}: no answer to verify, and align.mode = "
-                f"{config.align.mode} verifies each rollout. Give every row of data.align an answer, "
-                "or set align.mode=align."
+                f"{config.align.mode} with align.method = {config.align.method} verifies each rollout. "
+                "Give every row of data.align an answer, or set align.mode=align and another method."
             )

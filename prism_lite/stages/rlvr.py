@@ -9,6 +9,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
+from math import nan
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from prism_lite.config import RlvrConfig, RunConfig
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.models.optim import learning_rate_at
+from prism_lite.parts import parse
 from prism_lite.policy.advantages import (
     aligned_advantages,
     center_groups,
@@ -41,7 +43,7 @@ from prism_lite.stages.guards import (
     zero_spread_groups,
 )
 from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
-from prism_lite.types import Group, Sample
+from prism_lite.types import Group, Rollout, Sample
 
 # A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
 _WIDEST_GSPO_CLIP = 0.01
@@ -128,11 +130,11 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
             kl_weight=config.kl_weight if config.kl_in == "loss" else 0.0,
             kl_kind=config.kl_kind,
         )
-        metrics = rollout_metrics(batch.groups, generated_s=generated_s) | metrics | batch.metrics
-        metrics |= reward_metrics(reward_R, batch.rewards, group_size=config.group_size)
+        metrics = rollout_metrics(batch.sampled, generated_s=generated_s) | metrics | batch.metrics
+        metrics |= _reward_metrics(batch, reward_R, config.group_size)
         filled_R = fill_unscored(reward_R, group_size=config.group_size)
         checked += [
-            *alarms.of_rollouts(batch.groups),
+            *alarms.of_rollouts(batch.sampled),
             zero_spread_groups(filled_R.tolist(), group_size=config.group_size),
             unscored_rollouts(reward_R.tolist()),
         ]
@@ -181,7 +183,7 @@ class RolloutBatch:
     """The rollouts of one step.
 
     Attributes:
-        groups: all that were sampled.
+        groups: all that were sampled, with the teacher's completion where it is a rollout.
         rewards: by name, float32 [R], of all of them; NaN where a reward returned None.
         is_kept_P: bool, which groups are trained on.
         metrics: of dynamic sampling; empty without it.
@@ -193,6 +195,13 @@ class RolloutBatch:
     is_kept_P: Tensor
     metrics: dict[str, float] = field(default_factory=dict)
     ran_out: bool = False
+
+    @property
+    def sampled(self) -> list[Group]:
+        """The groups with the policy's own rollouts only."""
+        return [
+            Group(g.sample, tuple(r for r in g.rollouts if not r.is_teacher)) for g in self.groups
+        ]
 
     @property
     def kept(self) -> list[Group]:
@@ -227,10 +236,12 @@ def _sample_batch(context: Context, step: int) -> RolloutBatch:
             sampled = sample_groups(
                 context.backbone,
                 samples,
-                group_size=config.group_size,
+                group_size=config.group_size - config.teacher_rollout,
                 sampling=context.config.sampling,
                 seed=(seed, "rlvr", step, *name),
             )
+            if config.teacher_rollout:
+                sampled = [_with_teacher(context, group) for group in sampled]
             rewards = rewards_of(sampled, context.rewards)
             groups += sampled
             batch_rewards.append(rewards)
@@ -252,6 +263,24 @@ def _sample_batch(context: Context, step: int) -> RolloutBatch:
         "dynamic_sampling/num_filtered": int((~may_keep_P).sum()),
     }
     return RolloutBatch(groups, rewards, is_kept_P, metrics, num_kept < config.prompts_per_step)
+
+
+def _reward_metrics(batch: RolloutBatch, reward_R: Tensor, group_size: int) -> dict[str, float]:
+    """Compute the metrics of the rewards of the policy's own rollouts."""
+    is_teacher_R = torch.tensor([r.is_teacher for group in batch.groups for r in group.rollouts])
+    own = {name: value_R.masked_fill(is_teacher_R, nan) for name, value_R in batch.rewards.items()}
+    return reward_metrics(reward_R.masked_fill(is_teacher_R, nan), own, group_size=group_size)
+
+
+def _with_teacher(context: Context, group: Group) -> Group:
+    """Add the teacher's completion to the rollouts of a group."""
+    text = group.sample.teacher_parts.render()
+    token_ids = context.backbone.tokenize(text)
+    zero_C = torch.zeros(len(token_ids))  # no distribution is known that it was drawn from
+    teacher = Rollout(
+        tuple(token_ids.tolist()), text, parse(text), "end", zero_C, zero_C, is_teacher=True
+    )
+    return Group(group.sample, (*group.rollouts, teacher))
 
 
 def _has_spread(context: Context, rewards: dict[str, Tensor]) -> list[bool]:

@@ -103,6 +103,8 @@ def rollout_records(
                     if not value_R[row].isnan()
                 },
             }
+            if rollout.is_teacher:
+                record["is_teacher"] = True
             if isinstance(rollout.parts, Parts):
                 record["parts"] = dataclasses.asdict(rollout.parts)
             else:

@@ -25,7 +25,7 @@ def run_sft(context: Context) -> None:
     if config.start_from is not None:
         adapter = read_adapter(config.start_from, context.config.lora)
         context.backbone.load_adapter_state(adapter)
-    _imitate(
+    imitate(
         context,
         "sft",
         context.task.sft,
@@ -40,7 +40,7 @@ def run_teacher_sft(context: Context) -> None:
     """Train the SFT policy on `task.align`'s teacher completions (`align.method: sft`)."""
     config = context.config.align
     context.load_policy("sft")
-    _imitate(
+    imitate(
         context,
         "align",
         context.task.align,
@@ -51,7 +51,7 @@ def run_teacher_sft(context: Context) -> None:
     )
 
 
-def _imitate(
+def imitate(
     context: Context,
     stage: str,
     rows: Sequence[Sample],
@@ -61,7 +61,7 @@ def _imitate(
     batch_size: int,
     optim: OptimConfig,
 ) -> None:
-    """Train the current policy on completions."""
+    """Train the current policy on the rows' completions, and save it as a stage."""
     backbone, run = context.backbone, context.run
     optimizer = context.optimizer(optim)
     for step in context.steps(stage, num_steps, {"policy": optimizer}):

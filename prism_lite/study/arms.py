@@ -1,173 +1,169 @@
-"""The arms of a study: named sets of overrides, and the runs that make up a study.
+"""The arms of a study: what each one does between the SFT policy and the last evaluation.
 
-All arms of a seed start from the same SFT policy, make the same number of policy updates and learn
-from the same number of completions in each; they differ in what is done between SFT and RLVR.
+With N = align.steps + rlvr.steps of the recipe, every arm makes N updates after SFT, each of the same
+number of completions: those of an RLVR batch. Arms with an alignment stage give it `align.steps` of
+them, or half of N where the recipe has none.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml
-
 from prism_lite.config import RunConfig
-from prism_lite.recipe import load_recipe
+from prism_lite.recipe import to_dict
 from prism_lite.types import STAGES, Stage
 
 START = "start"  # the SFT run that the arms of a seed share
-REFERENCE_ARM = "adversarial"  # the arm that the others are compared with
-DEFAULT_ARMS = ("none", "sft", "dpo", REFERENCE_ARM)
-_SET_BY_STUDY = ("seed", "align.method", "rlvr.start")
+DEFAULT_ARMS = ("none", "sft-10", "sft-30", "dpo", "frozen", "adversarial", "game-on")
+# Settings of every arm that does not say otherwise: only the last policy is evaluated.
+_COMMON = {
+    "rlvr.game": "off",
+    "rlvr.control": False,
+    "rlvr.teacher_rollout": False,
+    "eval.stages": ["rlvr"],
+    "eval.drift": False,
+}
+
+Settings = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run folder of a study.
-
-    Attributes:
-        arm: its name, or "start" for the SFT run that a seed's arms share.
-        seed: of all random numbers of this run.
-        folder: the run folder.
-        stages: the stages to run.
-        overrides: "key=value" over the recipe: the user's, then the arm's.
-        config: the resolved settings.
-    """
-
-    arm: str
-    seed: int
-    folder: Path
-    stages: tuple[Stage, ...]
-    overrides: tuple[str, ...]
-    config: RunConfig
+def num_updates(config: RunConfig) -> int:
+    """Return N, the steps after SFT."""
+    return config.align.steps + config.rlvr.steps
 
 
-def _none(config: RunConfig) -> dict[str, Any]:
-    """Skip alignment, and extend RLVR by as many rollouts as alignment would sample."""
-    align, rlvr = config.align, config.rlvr
-    num_rollouts = align.steps * align.prompts_per_step * align.group_size
-    extra = math.ceil(num_rollouts / (rlvr.prompts_per_step * rlvr.group_size))
-    return {"rlvr.start": "sft", "rlvr.steps": rlvr.steps + extra}
+def _num_aligned(config: RunConfig) -> int:
+    """Return how many of the N steps are alignment, in arms that have it."""
+    return config.align.steps or num_updates(config) // 2
 
 
-def _sft(config: RunConfig) -> dict[str, Any]:
-    """Continue SFT on the teacher's completions, with the optimizer settings of the SFT stage.
+def _rlvr_alone(config: RunConfig) -> Settings:
+    return {"rlvr.start": "sft", "rlvr.steps": num_updates(config)}
 
-    Each update has as many completions as an update of alignment has rollouts.
-    """
+
+def _aligned(config: RunConfig, method: str, num_steps: int) -> Settings:
+    """Align for `num_steps`, then RLVR for the rest."""
+    return {
+        "align.method": method,
+        "align.steps": num_steps,
+        "rlvr.start": "align",
+        "rlvr.steps": num_updates(config) - num_steps,
+    }
+
+
+def _imitation(config: RunConfig, method: str, num_steps: int) -> Settings:
+    """Imitate completions with the optimizer settings of SFT; each update has a batch of RLVR."""
     optim = dataclasses.asdict(config.sft.optim)
     return {
-        **_aligned_by("sft"),
+        **_aligned(config, method, num_steps),
         "align.mode": "align",
-        "align.prompts_per_step": config.align.prompts_per_step * config.align.group_size,
+        "align.prompts_per_step": _batch_size(config),
         **{f"align.optim.{key}": value for key, value in optim.items()},
     }
 
 
-def _dpo(config: RunConfig) -> dict[str, Any]:
-    """Use DPO on pairs of a teacher completion and one frozen sample of the SFT policy, as SODA does.
-
-    Each update has as many completions, two in a pair, as an update of alignment has rollouts.
-    """
-    pairs = math.ceil(config.align.prompts_per_step * config.align.group_size / 2)
-    return {**_aligned_by("dpo"), "align.mode": "align", "align.prompts_per_step": pairs}
+def _teacher_sft(num_steps: int) -> Callable[[RunConfig], Settings]:
+    return lambda config: _imitation(config, "sft", min(num_steps, num_updates(config)))
 
 
-def _aligned_by(method: str) -> dict[str, Any]:
-    return {"align.method": method, "rlvr.start": "align"}
+def _dpo(config: RunConfig) -> Settings:
+    """Use pairs of a teacher completion and one sample of the SFT policy, as SODA does."""
+    return {
+        **_aligned(config, "dpo", _num_aligned(config)),
+        "align.mode": "align",
+        "align.prompts_per_step": math.ceil(_batch_size(config) / 2),
+    }
 
 
-# Overrides of each arm, from the settings of the recipe.
-ARMS: dict[str, Callable[[RunConfig], dict[str, Any]]] = {
-    "none": _none,
-    "sft": _sft,
+def _game_on(config: RunConfig, **changes: Any) -> Settings:
+    """Keep the game on during RLVR, in all N updates; `routing="free"` sets discriminator.routing."""
+    return {
+        **_aligned(config, "adversarial", 0),
+        "rlvr.game": _game_mode(config),
+        **{f"discriminator.{key}": value for key, value in changes.items()},
+    }
+
+
+def _game_mode(config: RunConfig) -> str:
+    return "on" if config.rlvr.game == "off" else config.rlvr.game
+
+
+def _batch_size(config: RunConfig) -> int:
+    return config.rlvr.prompts_per_step * config.rlvr.group_size
+
+
+# Settings of each arm, from those of the recipe. One that learns nothing has no warm-up.
+ARMS: dict[str, Callable[[RunConfig], Settings]] = {
+    "none": _rlvr_alone,
+    "base": lambda config: {**_rlvr_alone(config), "sft.start_from": None, "sft.steps": 0},
+    "sft-10": _teacher_sft(10),
+    "sft-30": _teacher_sft(30),
+    "best-of-n": lambda config: _imitation(config, "best_of_n", _num_aligned(config)),
     "dpo": _dpo,
-    "adversarial": lambda _: _aligned_by("adversarial"),
-    # One dense LoRA in the discriminator instead of the mixture of experts.
-    "one-expert": lambda _: {**_aligned_by("adversarial"), "discriminator.routing": "dense"},
+    "mixed": lambda config: {**_rlvr_alone(config), "rlvr.teacher_rollout": True},
+    "adversarial": lambda config: _aligned(config, "adversarial", _num_aligned(config)),
+    "game-on": _game_on,
+    "game-both": lambda config: {
+        **_aligned(config, "adversarial", _num_aligned(config)),
+        "rlvr.game": _game_mode(config),
+    },
+    "frozen": lambda config: {**_game_on(config, scores="frozen"), "warmup.steps": 0},
+    "oracle": lambda config: {**_game_on(config, scores="oracle"), "warmup.steps": 0},
+    "one-expert": lambda config: _game_on(config, routing="dense"),
+    "free": lambda config: _game_on(config, routing="free"),
 }
 
 
-def plan_study(
-    recipe: str,
-    overrides: Sequence[str],
-    *,
-    arms: Sequence[str] = DEFAULT_ARMS,
-    seeds: Sequence[int],
-    out: Path,
-) -> list[PlannedRun]:
-    """List the runs of a study in the order of their execution: seed by seed, SFT first.
+def settings_of(arm: str, config: RunConfig) -> Settings:
+    """Return the settings by which an arm differs from the recipe, by dotted key."""
+    recipe = to_dict(config)
+    settings = _COMMON | ARMS[arm](config)
+    return {key: value for key, value in settings.items() if _value_at(recipe, key) != value}
 
-    Args:
-        recipe: as for `load_recipe`.
-        overrides: "key=value" for all runs.
-        arms: names from `ARMS`.
-        out: the study's folder; runs are stored in `seed-N/ARM`.
 
-    Raises:
-        ValueError: an unknown arm, an arm or seed given twice, a setting that the study itself makes,
-            no held-out rows, or what `load_recipe` refuses.
-    """
-    _check(arms, seeds, overrides)
-    planned = []
-    for seed in seeds:
-        of_seed = (*overrides, f"seed={seed}")
-        config = load_recipe(recipe, of_seed)
-        if config.data.task == "files" and config.data.heldout is None:
-            raise ValueError("a study compares held-out figures: set data.heldout.")
-        home = out / f"seed-{seed}"
-        planned.append(PlannedRun(START, seed, home / START, ("sft",), of_seed, config))
-        shared = {"sft.start_from": str(home / START / "policy"), "sft.steps": 0}
-        for arm in arms:
-            settings = shared | ARMS[arm](config)
-            of_arm = (*of_seed, *(_override(key, value) for key, value in settings.items()))
-            arm_config = load_recipe(recipe, of_arm)
-            stages = ("sft", "rlvr") if arm_config.rlvr.start == "sft" else STAGES
-            planned.append(PlannedRun(arm, seed, home / arm, stages, of_arm, arm_config))
-    return planned
+def _value_at(settings: Mapping[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        settings = settings[name]
+    return settings
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """Return the stages of an arm with these settings."""
+    if config.rlvr.start == "sft":
+        return ("sft", "rlvr")
+    if config.align.method != "adversarial":
+        return ("sft", "align", "rlvr")
+    return STAGES
+
+
+def recipe_arm(config: RunConfig) -> str:
+    """Return the arm that equals the recipe, as far as the names of the arms go."""
+    if config.rlvr.start == "sft":
+        return "none"
+    if config.align.method != "adversarial":
+        return {"sft": "sft-30", "best_of_n": "best-of-n"}.get(config.align.method, "dpo")
+    if config.rlvr.game == "off":
+        return "adversarial"
+    return "game-both" if config.align.steps else "game-on"
+
+
+def completions_per_step(config: RunConfig) -> dict[str, int]:
+    """Return how many completions a step of alignment and of RLVR learns from."""
+    align = config.align
+    per_row = {"adversarial": align.group_size, "dpo": 2, "sft": 1, "best_of_n": 1}[align.method]
+    return {"align": align.prompts_per_step * per_row, "rlvr": _batch_size(config)}
 
 
 def budget(config: RunConfig) -> dict[str, int]:
     """Count the policy updates after SFT, and the completions that the policy learns from in them."""
-    align, rlvr = config.align, config.rlvr
+    align, rlvr, per_step = config.align, config.rlvr, completions_per_step(config)
     steps = align.steps if rlvr.start == "align" else 0
-    per_row = {"adversarial": align.group_size, "dpo": 2, "sft": 1}[align.method]
-    per_step = align.num_minibatches if align.method == "adversarial" else 1
+    aligned = steps * (align.num_minibatches if align.method == "adversarial" else 1)
     return {
-        "policy_updates": steps * per_step + rlvr.steps * rlvr.num_minibatches,
-        "completions": steps * align.prompts_per_step * per_row
-        + rlvr.steps * rlvr.prompts_per_step * rlvr.group_size,
+        "alignment_updates": aligned,
+        "policy_updates": aligned + rlvr.steps * rlvr.num_minibatches,
+        "completions": steps * per_step["align"] + rlvr.steps * per_step["rlvr"],
     }
-
-
-def commands_of(planned: PlannedRun, recipe: str) -> list[str]:
-    """Return the `prism-lite` commands that are equivalent to this run of the study."""
-    names = ("run",) if planned.stages == STAGES else planned.stages
-    rest = ["--recipe", recipe, "--out", str(planned.folder), *planned.overrides]
-    return [shlex.join(["prism-lite", name, *rest]) for name in names]
-
-
-def _check(arms: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    for arm in arms:
-        if arm not in ARMS:
-            raise ValueError(f"unknown arm {arm!r}: expected one or more of {', '.join(ARMS)}.")
-    for option, values in (("--arms", arms), ("--seeds", seeds)):
-        if not values:
-            raise ValueError(f"{option} is empty: a study needs at least one.")
-        if len(set(values)) < len(values):
-            raise ValueError(f"{option} {' '.join(map(str, values))}: give each one once.")
-    for text in overrides:
-        key = text.partition("=")[0].strip()
-        if key in _SET_BY_STUDY:
-            raise ValueError(f"the study itself sets {key}: use --arms and --seeds instead.")
-
-
-def _override(key: str, value: Any) -> str:
-    """Write a setting as key=value, the value as one line of YAML."""
-    text = yaml.safe_dump(value, width=math.inf).removesuffix("\n").removesuffix("\n...")
-    return f"{key}={text}"

@@ -1,171 +1,324 @@
-"""Tables, sentences and a plot of a study, from the content of study.json."""
+"""Tables, sentences and plots of a study, from the content of study.json alone.
+
+`python -m prism_lite.study.report DIR` writes study.md and the plots of DIR/study.json again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
-from prism_lite.runs.report import (
-    RATE_COLUMNS,
-    figures_header,
-    figures_row,
-    markdown_rows,
-    rows_table,
-)
-from prism_lite.study.arms import REFERENCE_ARM, START
+from prism_lite.files import read_json, write_text
+from prism_lite.runs.report import markdown_rows, rows_table
+from prism_lite.study.curves import AXES
+from prism_lite.study.plots import plot_curves, plot_means
+from prism_lite.study.results import FIGURES
 
-# Figures without an interval: seconds depend on the load of the machine.
-_NO_INTERVAL = ("seconds",)
-_NO_INTERVAL_ON_CONSOLE = ("seconds", "mean_tokens")  # the table must fit into 80 columns
+_START_TITLES = {"base": "(base)", "sft": "(SFT)"}
 
 
-def _mean_rows(
-    study: Mapping[str, Any], digits: int = 3, *, no_interval: Collection[str] = _NO_INTERVAL
-) -> list[list[str]]:
-    """Return a header, the shared SFT policy and one row per arm: means and half their intervals."""
-    rows = [figures_header("arm")]
-    for title, arm in (("(SFT)", START), *((arm, arm) for arm in study["arms"])):
-        means = study["means"][arm]
-        ci95 = {name: ends for name, ends in means["ci95"].items() if name not in no_interval}
-        rows.append(figures_row(title, {**means, "ci95": ci95}, digits))
-    return rows
+def write_report(study: Mapping[str, Any], folder: Path) -> None:
+    """Write study.md and the plots of a study, or of one with cells, to its folder."""
+    if "cells" in study:
+        write_text(folder / "study.md", _cells_markdown(study))
+        return
+    plot_means(study, folder / "study.png")
+    curves = plot_curves(study, folder)
+    write_text(folder / "study.md", markdown(study, curves))
 
 
-def _difference_rows(study: Mapping[str, Any], digits: int = 3) -> list[list[str]]:
-    """Return a header and one row per compared arm; no rows without differences."""
-    items = {(item["other"], item["figure"]): item for item in study["differences"]}
-    names = [name for name in RATE_COLUMNS if any(figure == name for _, figure in items)]
-    if not names:
-        return []
-    rows = [[f"{REFERENCE_ARM} minus", *(RATE_COLUMNS[name] for name in names)]]
-    for other in dict.fromkeys(other for other, _ in items):
-        cells = [_difference_text(items.get((other, name)), digits) for name in names]
-        rows.append([other, *cells])
-    return rows
+def rebuild_reports(folder: Path) -> None:
+    """Write the reports of a folder's study.json again, and those of its cells.
+
+    Raises:
+        ValueError: the folder has no study.json.
+    """
+    file = folder / "study.json"
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: name the folder of a finished study.")
+    study = read_json(file)
+    write_report(study, folder)
+    for name, cell in study.get("cells", {}).items():
+        (folder / name).mkdir(exist_ok=True)
+        write_report(cell, folder / name)
 
 
-def _difference_text(item: Mapping[str, Any] | None, digits: int) -> str:
-    """Write +0.030±0.112, with * where the interval excludes zero; "-" where it was not measured."""
-    if item is None:
-        return "-"
-    text = f"{item['mean']:+.{digits}f}"
-    if item["ci95"] is None:
-        return text
-    low, high = item["ci95"]
-    return f"{text}±{(high - low) / 2:.{digits}f}{'' if low <= 0 <= high else ' *'}"
+def markdown(study: Mapping[str, Any], curves: Sequence[Path] = ()) -> str:
+    """Write study.md of a study without axes.
 
-
-def _about_means(study: Mapping[str, Any]) -> str:
-    """Write which prompts, seeds and intervals the means are of, and what each arm learned from."""
-    seeds = ", ".join(map(str, study["seeds"]))
-    intervals = (
-        "95 % intervals (Student's t) over the seeds"
-        if len(study["seeds"]) > 1
-        else "one seed, so no intervals"
-    )
-    return (
-        f"Means over seeds {seeds} on the same {study['n']} held-out prompts; {intervals}. Accuracy is "
-        f"sampled at temperature 1, {study['num_samples']} completions a prompt. Seconds are those of "
-        f"training after the SFT that the arms of a seed share. {about_budgets(study)}"
-    )
-
-
-def about_budgets(study: Mapping[str, Any]) -> str:
-    """Write whether the arms had the same updates and completions; name the numbers that differ."""
-    budgets = study["budgets"]
-    first = next(iter(budgets.values()))
-    if all(budget == first for budget in budgets.values()):
-        return (
-            f"Every arm makes {first['policy_updates']} policy updates after SFT and learns from "
-            f"{first['completions']} completions in them."
-        )
-    texts = (
-        f"{arm} {budget['policy_updates']} updates, {budget['completions']} completions"
-        for arm, budget in budgets.items()
-    )
-    return f"The arms differ in policy updates or completions learned from: {'; '.join(texts)}."
-
-
-def _about_differences(study: Mapping[str, Any]) -> str:
-    """Write how to read the table of differences; "" without intervals."""
-    num = len(study["differences"])
-    if not num or len(study["seeds"]) == 1:
-        return ""
-    return (
-        "Paired by seed. * the interval excludes zero; without it there is no evidence of a difference. "
-        f"Of {num} such intervals {num / 20:.1f} exclude zero by chance alone, on average."
-    )
-
-
-def _conclusions(study: Mapping[str, Any]) -> list[str]:
-    """Write one sentence about accuracy for each compared arm."""
-    sentences = []
-    for item in study["differences"]:
-        if item["figure"] == "accuracy":
-            interval = "" if item["ci95"] is None else " [{:+.3f}, {:+.3f}]".format(*item["ci95"])
-            sentences.append(
-                f"accuracy of {REFERENCE_ARM} minus {item['other']}: {item['mean']:+.3f}{interval}: "
-                f"{item['conclusion']}"
-            )
-    return sentences
-
-
-def markdown(study: Mapping[str, Any]) -> str:
-    """Write study.md: both tables and how to read them."""
+    Args:
+        curves: plots of curves, in the report's folder.
+    """
     blocks = [
         f"# Study: recipe {study['recipe']}, {study['task']}",
-        markdown_rows(_mean_rows(study)),
+        _origin(study),
+        "## Means",
         _about_means(study),
+        markdown_rows(_mean_rows(study, "bootstrap95")),
+        "![means](study.png)",
+        *_student_block(_mean_rows(study, "student95"), study),
+        "## What the arms learned from",
+        about_budgets(study),
+        markdown_rows(_budget_rows(study)),
+        "Settings of the arms over the recipe's:",
+        _settings_list(study),
+        *_difference_blocks(study),
+        *_curve_blocks(study, curves),
+        *_tuning_blocks(study),
     ]
-    if differences := _difference_rows(study):
-        conclusions = "\n".join(f"- {sentence}" for sentence in _conclusions(study))
-        blocks += [markdown_rows(differences), _about_differences(study), conclusions]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def print_study(study: Mapping[str, Any], console: Console) -> None:
-    """Print both tables, and the sentences about accuracy."""
-    rows = _mean_rows(study, digits=2, no_interval=_NO_INTERVAL_ON_CONSOLE)
+    """Print the tables of means and differences, and the conclusions, in 80 columns."""
+    if "cells" in study:
+        for figure, title in FIGURES.items():
+            if rows := _cell_rows(study, figure, digits=2):
+                console.print(rows_table(rows, title, is_tight=True))
+        return
+    rows = _mean_rows(study, None)
     console.print(rows_table(rows, f"recipe {study['recipe']}", is_tight=True))
-    console.print(_about_means(study), highlight=False)
-    if differences := _difference_rows(study, digits=2):
-        console.print(rows_table(differences, "paired differences"))
-    for sentence in filter(None, (_about_differences(study), *_conclusions(study))):
+    console.print(f"{_about_means(study)} {about_budgets(study)}", highlight=False)
+    if rows := _difference_rows(study, None):
+        console.print(rows_table(rows, "paired differences", is_tight=True))
+        console.print(_about_differences(study), highlight=False)
+    for sentence in _conclusions(study):
         console.print(sentence, highlight=False, markup=False)
 
 
-def write_plot(study: Mapping[str, Any], path: Path) -> None:
-    """Plot each arm's mean, interval and seeds for each figure, and the shared SFT policy as a line."""
-    import matplotlib
+def about_budgets(study: Mapping[str, Any]) -> str:
+    """Write whether the arms had the same updates and completions; name the numbers that differ."""
+    counts = {
+        name: (arm["policy_updates"], arm["completions"]) for name, arm in study["arms"].items()
+    }
+    if len(set(counts.values())) == 1:
+        updates, completions = next(iter(counts.values()))
+        return (
+            f"Every arm makes {updates} policy updates after SFT and learns from {completions} "
+            "completions in them."
+        )
+    texts = (f"{name} {u} updates, {c} completions" for name, (u, c) in counts.items())
+    return f"The arms differ in policy updates or completions learned from: {'; '.join(texts)}."
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    arms, means = study["arms"], study["means"]
-    columns = {name: title for name, title in RATE_COLUMNS.items() if name in means[arms[0]]}
-    size = (2.6 * len(columns) + 1, 0.5 * len(arms) + 1.4)
-    figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
-    for axis, (name, title) in zip(axes[0], columns.items(), strict=True):
-        for row, arm in enumerate(arms):
-            values = [run[name] for run in study["runs"][arm].values()]
-            axis.plot(values, [row] * len(values), "o", color="0.75", markersize=4, zorder=1)
-            mean, ci95 = means[arm][name], means[arm]["ci95"].get(name)
-            half = None if ci95 is None else (ci95[1] - ci95[0]) / 2
-            colour = "C1" if arm == REFERENCE_ARM else "C0"
-            axis.errorbar(mean, row, xerr=half, fmt="o", color=colour, capsize=3, zorder=2)
-        axis.axvline(means[START][name], color="0.5", linestyle=":", zorder=0)
-        axis.set_title(title, fontsize=10)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0][0].set_yticks(range(len(arms)), arms)
-    axes[0][0].set_ylim(len(arms) - 0.5, -0.5)
-    seeds = ", ".join(map(str, study["seeds"]))
-    intervals = "bars: 95 % intervals over seeds, " if len(study["seeds"]) > 1 else ""
-    figure.supxlabel(
-        f"seeds {seeds} (grey) and their mean; {intervals}dotted: the shared SFT policy", fontsize=8
+def _origin(study: Mapping[str, Any]) -> str:
+    """Write the command, the version, and what varies between seeds."""
+    bases = study["base_seeds"]
+    base = (
+        f"one base for all seeds (tiny.seed = {bases[0]})"
+        if len(bases) == 1
+        else "a base of its own for each seed"
     )
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return (
+        f"`{study['command']}`, prism_lite {study['version']}, commit {study['commit']}.\n\n"
+        f"Seeds vary the drawn rows, their order and all sampling, with {base}; the held-out prompts "
+        "are the same."
+    )
+
+
+def _about_means(study: Mapping[str, Any]) -> str:
+    """Write which prompts, seeds and intervals the means are of."""
+    seeds = ", ".join(map(str, study["seeds"]))
+    intervals = (
+        "95 % intervals of a crossed bootstrap over seeds and prompts"
+        if len(study["seeds"]) > 1
+        else "one seed, so no intervals"
+    )
+    counts = study["num_prompts"]
+    prompts = f"{counts['accuracy']} held-out prompts"
+    if "transfer_accuracy" in counts:
+        prompts += f" ({counts['transfer_accuracy']} of the transfer set)"
+    return (
+        f"Means over n = {len(study['seeds'])} seeds ({seeds}) on the same {prompts}, "
+        f"{study['num_samples']} completions each at temperature 1; {intervals}."
+    )
+
+
+def _figures_in(study: Mapping[str, Any]) -> list[str]:
+    first = next(iter(study["arms"].values()))
+    return [name for name in FIGURES if name in first["means"]]
+
+
+def _mean_rows(study: Mapping[str, Any], interval: str | None) -> list[list[str]]:
+    """Return a header, base, SFT and one row per arm; without `interval` the console's short form."""
+    names = _figures_in(study)
+    rows = [["arm", *(FIGURES[name] for name in names)]]
+    for stage, title in _START_TITLES.items():
+        runs = [*study["start"][stage].values()]
+        digits = 3 if interval else 2
+        rows.append([title, *(f"{fmean(r[name] for r in runs):.{digits}f}" for name in names)])
+    for name, arm in study["arms"].items():
+        rows.append([name, *(_cell(arm["means"][figure], interval) for figure in names)])
+    return rows
+
+
+def _cell(item: Mapping[str, Any], interval: str | None, sign: str = "") -> str:
+    """Write 0.61±0.02, or with `interval` 0.610 [0.588, 0.632]."""
+    if interval is None:
+        ends = item["bootstrap95"]
+        text = f"{item['mean']:{sign}.2f}"
+        return text if ends is None else f"{text}±{(ends[1] - ends[0]) / 2:.2f}"
+    text, ends = f"{item['mean']:{sign}.3f}", item[interval]
+    return text if ends is None else f"{text} [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]"
+
+
+def _student_block(rows: list[list[str]], study: Mapping[str, Any]) -> Iterator[str]:
+    if len(study["seeds"]) > 1:
+        yield "The same with Student's intervals over the seeds:"
+        yield markdown_rows(rows)
+
+
+def _budget_rows(study: Mapping[str, Any]) -> list[list[str]]:
+    rows = [["arm", "alignment updates", "updates", "completions", "seconds after SFT"]]
+    for name, arm in study["arms"].items():
+        seconds = fmean(run["seconds"] for run in arm["seeds"].values())
+        counts = (arm[key] for key in ("alignment_updates", "policy_updates", "completions"))
+        rows.append([name, *map(str, counts), f"{seconds:.0f}"])
+    return rows
+
+
+def _settings_list(study: Mapping[str, Any]) -> str:
+    """List by which settings each arm differs from the recipe."""
+    return "\n".join(
+        f"- {name}: {' '.join(f'`{text}`' for text in arm['overrides']) or 'the recipe itself'}"
+        for name, arm in study["arms"].items()
+    )
+
+
+def _difference_rows(study: Mapping[str, Any], interval: str | None) -> list[list[str]]:
+    """Return a header and one row per compared arm; no rows without differences."""
+    items = {(item["other"], item["figure"]): item for item in study["differences"]}
+    if not items:
+        return []
+    names = [name for name in FIGURES if any(figure == name for _, figure in items)]
+    rows = [[f"{study['reference']} minus", *(FIGURES[name] for name in names)]]
+    for other in dict.fromkeys(other for other, _ in items):
+        cells = []
+        for name in names:
+            item = items.get((other, name))
+            mark = " *" if item and item["conclusion"] in ("higher", "lower") else ""
+            cells.append("-" if item is None else _cell(item, interval, sign="+") + mark)
+        rows.append([other, *cells])
+    return rows
+
+
+def _difference_blocks(study: Mapping[str, Any]) -> Iterator[str]:
+    if rows := _difference_rows(study, "bootstrap95"):
+        yield "## Paired differences"
+        yield _about_differences(study)
+        yield markdown_rows(rows)
+        yield from _student_block(_difference_rows(study, "student95"), study)
+        yield "\n".join(f"- {sentence}" for sentence in _conclusions(study))
+
+
+def _about_differences(study: Mapping[str, Any]) -> str:
+    """Write how to read the table of differences, and how many there are."""
+    num = len(study["differences"])
+    if len(study["seeds"]) == 1:
+        return "One seed, so no intervals and no conclusions."
+    return (
+        "Paired by seed and prompt. * both intervals, the bootstrap's and Student's, exclude zero; "
+        f"without it there is no evidence of a difference. These are {num} comparisons: of as many "
+        f"95 % intervals {num / 20:.1f} exclude zero by chance alone, on average."
+    )
+
+
+def _conclusions(study: Mapping[str, Any]) -> list[str]:
+    """Write one sentence for each difference whose intervals exclude zero."""
+    return [
+        f"{FIGURES[item['figure']]} of {study['reference']} is {item['conclusion']} than that of "
+        f"{item['other']}: {item['mean']:+.3f} [{item['bootstrap95'][0]:+.3f}, "
+        f"{item['bootstrap95'][1]:+.3f}]"
+        for item in study["differences"]
+        if item["conclusion"] in ("higher", "lower")
+    ]
+
+
+def _curve_blocks(study: Mapping[str, Any], plots: Sequence[Path]) -> Iterator[str]:
+    with_areas = {name: arm["areas"] for name, arm in study["arms"].items() if arm.get("areas")}
+    if not with_areas:
+        return
+    yield "## Curves"
+    yield (
+        "Areas under the curves of the evaluations inside the stages, divided by the length of the "
+        "axis. Seconds include the discriminator's warm-up; a run that ends earlier than the slowest "
+        "one keeps its last value."
+    )
+    names = [name for name in FIGURES if name in next(iter(with_areas.values()))[AXES[0]]]
+    header = [f"{FIGURES[name]}, over {axis}" for name in names for axis in AXES]
+    rows = [
+        [arm, *(f"{areas[axis][name]:.3f}" for name in names for axis in AXES)]
+        for arm, areas in with_areas.items()
+    ]
+    yield markdown_rows([["arm", *header], *rows])
+    for path in plots:
+        yield f"![{path.stem}]({path.name})"
+
+
+def _tuning_blocks(study: Mapping[str, Any]) -> Iterator[str]:
+    tuned = {name: arm for name, arm in study["arms"].items() if "tuning" in arm}
+    if not tuned:
+        return
+    seeds = ", ".join(map(str, study["tuning"]["seeds"]))
+    yield "## Tuning"
+    yield (
+        f"Every arm had the same number of tries, on seeds {seeds}, which are not reported; the best by "
+        f"{study['tuning']['best_by']} is used above."
+    )
+    names = _figures_in(study)
+    rows = [["arm", "seed", "setting", *(FIGURES[name] for name in names), "used"]]
+    for arm, values in tuned.items():
+        for item in values["tuning"]:
+            figures = [f"{item['figures'][name]:.3f}" for name in names]
+            used = "yes" if item["overrides"] == values["tuned"] else ""
+            settings = ", ".join(f"`{text}`" for text in item["overrides"])
+            rows.append([arm, str(item["seed"]), settings, *figures, used])
+    yield markdown_rows(rows)
+
+
+def _cell_rows(study: Mapping[str, Any], figure: str, digits: int = 3) -> list[list[str]]:
+    """Return one row per arm and one column per cell with the means of a figure."""
+    cells = study["cells"]
+    arms = next(iter(cells.values()))["arms"]
+    if figure not in next(iter(arms.values()))["means"]:
+        return []
+    interval = "bootstrap95" if digits == 3 else None
+    return [
+        ["arm", *cells],
+        *(
+            [arm, *(_cell(cell["arms"][arm]["means"][figure], interval) for cell in cells.values())]
+            for arm in arms
+        ),
+    ]
+
+
+def _cells_markdown(study: Mapping[str, Any]) -> str:
+    """Write study.md of a study with axes: a table of all cells for each figure."""
+    cells = study["cells"]
+    first = next(iter(cells.values()))
+    links = ", ".join(f"[{name}]({name}/study.md)" for name in cells)
+    blocks = [
+        f"# Study: recipe {first['recipe']}, {len(cells)} cells",
+        _origin(first),
+        f"{_about_means(first)} Differences and curves of each cell: {links}.",
+    ]
+    for figure, title in FIGURES.items():
+        if rows := _cell_rows(study, figure):
+            blocks += [f"## {title.capitalize()}", markdown_rows(rows)]
+    blocks.append("## Differences that exclude zero")
+    blocks += [
+        "\n".join(
+            f"- {name}: {sentence}" for name in cells for sentence in _conclusions(cells[name])
+        )
+        or "None."
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+if __name__ == "__main__":
+    rebuild_reports(Path(sys.argv[1]))

@@ -1,94 +1,104 @@
-"""Figures of several seeds: means and paired differences, each with a 95 % interval over the seeds.
+"""Figures of several seeds: means and paired differences, each with two 95 % intervals.
 
-The interval is Student's: with two or three seeds it is wide, and it should be.
+The crossed bootstrap resamples seeds and prompts and takes percentiles; Student's interval is over the
+seeds' means. With two or three seeds Student's is wide, and it should be; the bootstrap cannot see
+seeds that were not run. A conclusion needs both.
+
+Shape letters: S seeds, P prompts, B resamples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
-
-@dataclass(frozen=True)
-class Difference:
-    """One figure of the reference arm minus the same figure of another arm, seed by seed.
-
-    Attributes:
-        other: the arm that is subtracted.
-        figure: "accuracy", ...
-        by_seed: the difference of each seed, in the seeds' order.
-        ci95: [low, high] of the mean; None with a single seed.
-    """
-
-    other: str
-    figure: str
-    by_seed: tuple[float, ...]
-    ci95: tuple[float, float] | None
-
-    @property
-    def mean(self) -> float:
-        return fmean(self.by_seed)
-
-    @property
-    def conclusion(self) -> str:
-        """What follows: "higher", "lower", "no evidence of a difference", or why nothing does."""
-        if self.ci95 is None:
-            return "one seed, no interval: no conclusion"
-        low, high = self.ci95
-        if low <= 0 <= high:
-            return "no evidence of a difference"
-        return "higher" if low > 0 else "lower"
+_NUM_RESAMPLES = 4000
 
 
-def t_interval95(values: Sequence[float]) -> tuple[float, float] | None:
+def student95(values: Sequence[float]) -> list[float] | None:
     """Compute the 95 % interval of the mean of independent values by Student's t; None for one value."""
     if len(values) < 2:
         return None
     mean = fmean(values)
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return mean - half, mean + half
+    return [mean - half, mean + half]
 
 
-def over_seeds(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Compute means over the runs of one arm, in the form of a stage's figures in results.json.
+def bootstrap95(rate_SP: np.ndarray) -> list[float] | None:
+    """Compute the 95 % percentile interval of the mean, seeds and prompts resampled independently.
 
     Args:
-        runs: figures by name, one mapping per seed. The `ci95` of a run is over its prompts and is
-            ignored.
+        rate_SP: the rate, or the difference of two rates, of each prompt in each seed.
 
     Returns:
-        The mean of each figure that every run has, and `ci95` with [low, high] over the seeds for
-        each; `ci95` is empty for a single seed.
+        [low, high]; None for one seed.
     """
-    names = [name for name in runs[0] if name != "ci95" and all(name in run for run in runs)]
-    values = {name: [run[name] for run in runs] for name in names}
-    intervals = {name: t_interval95(values[name]) for name in names}
+    num_seeds, num_prompts = rate_SP.shape
+    if num_seeds < 2:
+        return None
+    weight_BS, weight_BP = _weights(num_seeds, 0), _weights(num_prompts, 1)
+    mean_B = ((weight_BS @ rate_SP) * weight_BP).sum(1)
+    low, high = np.quantile(mean_B, [0.025, 0.975])
+    return [float(low), float(high)]
+
+
+@lru_cache(maxsize=8)
+def _weights(size: int, axis: int) -> np.ndarray:
+    """Draw how often each of `size` units occurs in each resample, as shares: float64 [B, size]."""
+    rng = np.random.default_rng([axis, size])
+    return rng.multinomial(size, np.full(size, 1 / size), size=_NUM_RESAMPLES) / size
+
+
+def mean_of_seeds(rate_SP: np.ndarray) -> dict[str, Any]:
+    """Return mean, bootstrap95 and student95 of one figure of one arm."""
     return {
-        **{name: fmean(values[name]) for name in names},
-        "ci95": {name: list(interval) for name, interval in intervals.items() if interval},
+        "mean": float(rate_SP.mean()),
+        "bootstrap95": bootstrap95(rate_SP),
+        "student95": student95(rate_SP.mean(1).tolist()),
     }
 
 
 def paired_differences(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], reference: str, figures: Sequence[str]
-) -> list[Difference]:
-    """Compute the reference arm minus each other arm, paired by seed.
+    rates: Mapping[str, Mapping[str, np.ndarray]], reference: str, figures: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Compute the reference arm minus each other arm, paired by seed and prompt.
 
     Args:
-        runs: figures of the runs of each arm, in the same order of seeds.
+        rates: rate_SP of each figure of each arm, all in the same order of seeds and prompts.
         figures: their names; one that was not measured in both arms is left out.
+
+    Returns:
+        other, figure, by_seed, mean, bootstrap95, student95 and conclusion of each.
     """
     differences = []
-    for other in runs:
+    for other in rates:
         if other == reference:
             continue
         for figure in figures:
-            pairs = list(zip(runs[reference], runs[other], strict=True))
-            if all(figure in ours and figure in theirs for ours, theirs in pairs):
-                by_seed = tuple(ours[figure] - theirs[figure] for ours, theirs in pairs)
-                differences.append(Difference(other, figure, by_seed, t_interval95(by_seed)))
+            if figure in rates[reference] and figure in rates[other]:
+                difference_SP = rates[reference][figure] - rates[other][figure]
+                item = mean_of_seeds(difference_SP)
+                by_seed = difference_SP.mean(1).tolist()
+                differences.append(
+                    {"other": other, "figure": figure, "by_seed": by_seed}
+                    | item
+                    | {"conclusion": conclusion(item)}
+                )
     return differences
+
+
+def conclusion(item: Mapping[str, Any]) -> str:
+    """Return what follows from two intervals: "higher", "lower", or why nothing does."""
+    intervals = [item["bootstrap95"], item["student95"]]
+    if None in intervals:
+        return "one seed, no interval: no conclusion"
+    if all(low > 0 for low, _ in intervals):
+        return "higher"
+    if all(high < 0 for _, high in intervals):
+        return "lower"
+    return "no evidence of a difference"

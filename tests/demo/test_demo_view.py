@@ -15,6 +15,7 @@ from demo.runs.folder import StageProgress
 from demo.screens import curves
 from demo.screens import html as view
 from demo.screens.marks import mark, marks_line
+from demo.tabs import train
 from demo.tabs.rewards import reward_weights, weighted_rewards
 from prism_lite.digits import wording
 from prism_lite.digits.wording import DigitsFacts
@@ -157,6 +158,24 @@ def test_stages_are_laid_end_to_end() -> None:
     frame = frame_of("entropy", metrics)
     assert frame is not None
     assert frame.values.tolist() == [[0, 1.0, "Aligned"], [1, 0.9, "Aligned"], [2, 0.8, "RLVR"]]
+
+
+def test_evaluations_inside_the_stages_are_curves_beside_the_steps() -> None:
+    metrics = [
+        {"stage": "sft", "step": 0, "loss": 1.0},
+        {"stage": "sft", "step": 1, "loss": 0.9, "step_time": 2.0},
+        {"stage": "sft", "step": 1, "eval/accuracy": 0.4, "eval/caption_accuracy": 0.2},
+        {"stage": "rlvr", "step": 1, "eval/accuracy": 0.6},
+    ]
+    frame = frame_of("evaluation", metrics)
+    assert frame is not None
+    assert frame.values.tolist() == [
+        [1, 0.4, "accuracy"],
+        [1, 0.2, "caption accuracy"],
+        [3, 0.6, "accuracy"],
+    ]
+    text = train._figures(metrics[:3])  # the newest step, whose evaluation is a line of its own
+    assert "SFT 2" in text and "0.900" in text and "2.0 s" in text
 
 
 def test_pair_accuracy_has_its_chance_line() -> None:

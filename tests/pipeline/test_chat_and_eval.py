@@ -208,8 +208,9 @@ def test_evaluation_uses_the_prompts_and_stages_of_the_settings(micro_run, tmp_p
     assert results["n"] == 3
     backbone = load_stage(tmp_path / "few", few, "sft")
     task = load_task(few)
-    cut = dataclasses.replace(task, heldout=task.heldout[:3])
-    expected = real(backbone, cut, config)
+    cut = {name: getattr(task, name)[:3] for name in ("heldout", "transfer", "familiar")}
+    cut = dataclasses.replace(task, **cut)
+    expected = real(backbone, cut, config).figures
     assert results["stages"]["sft"]["ci95"] == expected["ci95"]
 
 

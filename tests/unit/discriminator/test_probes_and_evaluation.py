@@ -202,7 +202,7 @@ def test_evaluation_counts_what_was_sampled(backbone, task):
     from prism_lite.sampling.rollouts import sample_groups
 
     config = micro_recipe(sampling__temperature=0.3)
-    figures = evaluate(backbone, task, config)
+    figures = evaluate(backbone, task, config).figures
     groups = sample_groups(
         backbone,
         task.heldout,

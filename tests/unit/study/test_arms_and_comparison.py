@@ -1,33 +1,27 @@
-"""Arms have the settings that they describe; means and paired differences against SciPy and by hand."""
+"""Arms have the settings that they describe, equal budgets, shared stages; seeds of tuning are apart."""
 
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from scipy import stats
 
 from prism_lite.cli import study
 from prism_lite.config import RunConfig
 from prism_lite.recipe import load_recipe, to_dict
-from prism_lite.study import report
-from prism_lite.study.arms import ARMS, DEFAULT_ARMS, budget, commands_of, plan_study
-from prism_lite.study.statistics import (
-    Difference,
-    over_seeds,
-    paired_differences,
-    t_interval95,
-)
+from prism_lite.study.arms import ARMS, DEFAULT_ARMS, START, budget, recipe_arm
+from prism_lite.study.plan import cells_of, commands_of, plan_study, sources_of
+from prism_lite.study.run import StudyOptions, plan_cells, reference_of
+from prism_lite.study.tuning import check_tuning, parse_tries, plan_tuning, tuning_results
 
 OUT = Path("runs/s")
+SIZES = ("align.steps=30", "rlvr.steps=60", "rlvr.game=off")  # whatever the recipe ships with
 
 
 def planned(*overrides: str, arms=tuple(ARMS), seeds=(0,)) -> dict[str, RunConfig]:
     """Settings of each run, by "SEED/NAME"."""
-    runs = plan_study("tiny", overrides, arms=arms, seeds=seeds, out=OUT)
+    runs = plan_study("tiny", [*SIZES, *overrides], arms=arms, seeds=seeds, out=OUT)
     return {f"{run.seed}/{run.arm}": run.config for run in runs}
 
 
@@ -45,106 +39,93 @@ def changed(before: RunConfig, after: RunConfig) -> dict[str, object]:
     return {key: value for key, value in flat(to_dict(after)) if old[key] != value}
 
 
-def test_the_interval_by_hand_and_by_scipy():
-    low, high = t_interval95([0.5, 0.6, 0.7])  # deviation 0.1, t 4.302653 with two degrees
-    assert (low, high) == pytest.approx((0.6 - 0.2484138, 0.6 + 0.2484138), abs=1e-6)
-    values = [0.41, 0.44, 0.37, 0.52, 0.40]
-    expected = stats.t.interval(0.95, 4, loc=sum(values) / 5, scale=stats.sem(values))
-    assert t_interval95(values) == pytest.approx(expected)
-    assert t_interval95([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert t_interval95([0.5]) is None
-
-
-def test_means_over_seeds_have_intervals_over_seeds_and_not_over_prompts():
-    runs = [
-        {"accuracy": 0.5, "seconds": 10.0, "ci95": {"accuracy": [0.4, 0.6]}, "odd": 1.0},
-        {"accuracy": 0.7, "seconds": 14.0, "ci95": {"accuracy": [0.6, 0.8]}},
-    ]
-    means = over_seeds(runs)
-    assert means["accuracy"] == pytest.approx(0.6) and means["seconds"] == 12.0
-    # deviation of 0.5 and 0.7 is 0.1414, over sqrt(2) it is 0.1; t with one degree is 12.7062
-    assert means["ci95"]["accuracy"] == pytest.approx([0.6 - 1.27062, 0.6 + 1.27062], abs=1e-5)
-    assert "odd" not in means, "not measured in every seed"
-    assert over_seeds(runs[:1])["ci95"] == {}
-
-
-def test_differences_are_paired_by_seed():
-    ours, theirs = [0.50, 0.60, 0.40, 0.55], [0.45, 0.57, 0.36, 0.49]
-    runs = {
-        "none": [{"accuracy": value} for value in theirs],
-        "adversarial": [{"accuracy": value, "caption_accuracy": 1.0} for value in ours],
-    }
-    (item,) = paired_differences(runs, "adversarial", ["accuracy", "caption_accuracy"])
-    expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert item.other == "none" and item.mean == pytest.approx(0.045)
-    assert item.ci95 == pytest.approx((expected.low, expected.high))
-    assert item.conclusion == "higher"
-    # Unpaired, the spread between seeds would hide it.
-    unpaired = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
-    assert unpaired.low < 0 < unpaired.high
-
-
-@pytest.mark.parametrize(
-    ("ci95", "conclusion"),
-    [
-        ((0.01, 0.03), "higher"),
-        ((-0.03, -0.01), "lower"),
-        ((-0.01, 0.03), "no evidence of a difference"),
-        ((0.0, 0.03), "no evidence of a difference"),
-        (None, "one seed, no interval: no conclusion"),
-    ],
-)
-def test_conclusions(ci95, conclusion):
-    assert Difference("none", "accuracy", (0.01,), ci95).conclusion == conclusion
-
-
 def test_arms_differ_in_their_own_settings_only():
-    recipe = load_recipe("tiny")
-    configs = planned()
-    shared = {"sft.start_from": "runs/s/seed-0/start/policy", "sft.steps": 0}
-    assert changed(recipe, configs["0/start"]) == {}
-    assert changed(recipe, configs["0/adversarial"]) == shared
-    assert changed(recipe, configs["0/one-expert"]) == shared | {"discriminator.routing": "dense"}
-    assert changed(recipe, configs["0/none"]) == shared | {"rlvr.start": "sft", "rlvr.steps": 90}
-    assert changed(recipe, configs["0/dpo"]) == shared | {
-        "align.method": "dpo",
-        "align.prompts_per_step": 32,  # pairs: 64 completions, as 8 prompts of 8 rollouts
+    recipe, configs = load_recipe("tiny", SIZES), planned()
+    alone = {"rlvr.start": "sft", "rlvr.steps": 90}
+    on = {"rlvr.game": "on", "align.steps": 0, "rlvr.steps": 90}
+    rows = {"align.prompts_per_step": 64}
+    expected = {
+        "none": alone,
+        "base": alone | {"sft.steps": 0},
+        "mixed": alone | {"rlvr.teacher_rollout": True},
+        "dpo": {"align.method": "dpo", "align.prompts_per_step": 32},  # pairs: 64 completions
+        "sft-10": {"align.method": "sft", "align.steps": 10, "rlvr.steps": 80} | rows,
+        "sft-30": {"align.method": "sft"} | rows,
+        "best-of-n": {"align.method": "best_of_n"} | rows,
+        "adversarial": {},
+        "game-both": {"rlvr.game": "on"},
+        "game-on": on,
+        "frozen": on | {"discriminator.scores": "frozen", "warmup.steps": 0},
+        "oracle": on | {"discriminator.scores": "oracle", "warmup.steps": 0},
+        "one-expert": on | {"discriminator.routing": "dense"},
+        "free": on | {"discriminator.routing": "free"},
     }
-    more_sft = configs["0/sft"]
-    assert more_sft.align.optim == recipe.sft.optim
-    assert {k: v for k, v in changed(recipe, more_sft).items() if "optim" not in k} == shared | {
-        "align.method": "sft",
-        "align.prompts_per_step": 64,
-    }
+    assert set(expected) == set(ARMS)
+    for arm, settings in expected.items():
+        own = changed(recipe, configs[f"0/{arm}"])
+        assert own.pop("eval.stages") == ["rlvr"]
+        own = {
+            key: value for key, value in own.items() if not key.startswith(("align.optim", "eval"))
+        }
+        off = {"rlvr.control": False} if recipe.rlvr.control else {}
+        assert own == settings | off, arm
+    for arm in ("sft-10", "sft-30", "best-of-n"):
+        assert configs[f"0/{arm}"].align.optim == recipe.sft.optim
 
 
 def test_every_arm_has_the_same_updates_and_completions():
-    budgets = {name: budget(c) for name, c in planned().items() if name != "0/start"}
-    assert set(map(str, budgets.values())) == {
-        str({"policy_updates": 90, "completions": 90 * 8 * 8})
-    }
+    for sizes in ((), ("align.steps=0",), ("rlvr.group_size=16",)):
+        runs = planned(*sizes)
+        counts = {
+            name: (budget(config)["policy_updates"], budget(config)["completions"])
+            for name, config in runs.items()
+            if name != "0/start"
+        }
+        recipe = runs["0/start"]
+        num = recipe.align.steps + recipe.rlvr.steps
+        size = recipe.rlvr.prompts_per_step * recipe.rlvr.group_size
+        if size != 64:  # alignment's rollouts are the recipe's own
+            counts = {k: v for k, v in counts.items() if k not in ("0/adversarial", "0/game-both")}
+        assert set(counts.values()) == {(num, num * size)}
 
 
-def test_budgets_that_cannot_be_equal_are_printed():
-    """RLVR batches of another size: no rollout is missing, and the numbers are named."""
-    configs = planned("rlvr.group_size=16", "align.steps=5", arms=DEFAULT_ARMS)
-    assert configs["0/none"].rlvr.steps == 60 + 3  # 5 * 64 rollouts in batches of 128
-    budgets = {arm: budget(configs[f"0/{arm}"]) for arm in DEFAULT_ARMS}
-    assert budgets["none"]["completions"] >= budgets["adversarial"]["completions"]
-    text = report.about_budgets({"budgets": budgets})
-    assert "none 63 updates, 8064 completions" in text
-    assert "adversarial 65 updates, 8000 completions" in text
-    assert budget(planned("align.num_minibatches=2")["0/adversarial"])["policy_updates"] == 120
+def test_a_recipe_without_alignment_gives_it_half_of_the_updates():
+    configs = planned("align.steps=0", "rlvr.game=on")
+    assert budget(configs["0/adversarial"])["alignment_updates"] == 30
+    assert budget(configs["0/dpo"])["alignment_updates"] == 30
+    assert budget(configs["0/sft-10"])["alignment_updates"] == 10
+    assert configs["0/none"].rlvr.game == configs["0/adversarial"].rlvr.game == "off"
 
 
-def test_the_rivals_go_without_the_modes_of_the_game():
-    configs = planned("align.mode=gated")
-    assert configs["0/adversarial"].align.mode == "gated"
-    assert configs["0/dpo"].align.mode == configs["0/sft"].align.mode == "align"
+def test_few_updates_are_all_of_a_teacher_arm():
+    config = planned("align.steps=1", "rlvr.steps=2", arms=("sft-10",))["0/sft-10"]
+    assert (config.align.steps, config.rlvr.steps) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arm"),
+    [
+        ([], "adversarial"),
+        (["rlvr.game=on"], "game-both"),
+        (["rlvr.game=blind", "align.steps=0"], "game-on"),
+        (["rlvr.start=sft"], "none"),
+        (["align.method=dpo"], "dpo"),
+    ],
+)
+def test_the_reference_is_the_recipe(overrides, arm):
+    assert recipe_arm(load_recipe("tiny", [*SIZES, *overrides])) == arm
+
+
+def test_a_missing_reference_is_the_last_arm():
+    options = StudyOptions("tiny", SIZES, ("none", "adversarial", "frozen"), (0,), OUT)
+    assert reference_of(options) == "adversarial"
+    options = StudyOptions("tiny", SIZES, ("none", "frozen", "game-on"), (0,), OUT)
+    assert reference_of(options) == "game-on"
+    assert reference_of(StudyOptions("tiny", SIZES, ("none",), (0,), OUT, reference="x")) == "x"
 
 
 def test_seeds_have_their_own_start_and_the_commands_do_the_same():
-    runs = plan_study("tiny", ["lora.rank=8"], arms=["none", "dpo"], seeds=[4, 7], out=OUT)
+    runs = plan_study("tiny", ["lora.rank=8", *SIZES], arms=["none", "dpo"], seeds=[4, 7], out=OUT)
     assert [str(run.folder) for run in runs] == [
         f"runs/s/seed-{seed}/{name}" for seed in (4, 7) for name in ("start", "none", "dpo")
     ]
@@ -158,16 +139,125 @@ def test_seeds_have_their_own_start_and_the_commands_do_the_same():
         assert load_recipe("tiny", run.overrides) == run.config
 
 
+def test_what_stages_are_shared():
+    arms = ["none", "base", "adversarial", "game-on", "game-both", "frozen", "one-expert"]
+    runs = plan_study("tiny", SIZES, arms=arms, seeds=[0, 1], out=OUT)
+    shared = {
+        (str(folder.relative_to(OUT)), stage): str(source.folder.relative_to(OUT))
+        for (folder, stage), source in sources_of(runs).items()
+    }
+    for seed in (0, 1):
+        for arm in arms:
+            start = None if arm == "base" else f"seed-{seed}/start"
+            assert shared.get((f"seed-{seed}/{arm}", "sft")) == start
+        for arm in ("game-on", "game-both"):
+            assert shared[f"seed-{seed}/{arm}", "warmup"] == f"seed-{seed}/adversarial"
+        for arm in ("adversarial", "frozen", "one-expert"):
+            assert (f"seed-{seed}/{arm}", "warmup") not in shared
+
+
+def test_cells_share_the_sft_that_does_not_read_the_teacher():
+    options = StudyOptions(
+        "tiny", SIZES, ("none", "adversarial"), (0,), OUT, None, ("shared", "random"), (0.01, 0.25)
+    )
+    plan = plan_cells(options)
+    assert [*plan] == [f"drift-{d}-teacher-{r}" for d in ("shared", "random") for r in (0.01, 0.25)]
+    for name, runs in plan.items():
+        start, *others = runs
+        drift = name.split("-")[1]
+        assert start.folder == OUT / f"drift-{drift}-teacher-0.01" / "seed-0" / START
+        assert all(run.folder.parent.parent.name == name for run in others)
+        for run in others:
+            digits = run.config.data.digits
+            assert digits.drift == drift and name.endswith(f"{digits.teacher_slip_rate:g}")
+            assert digits.teacher_misread_rate == digits.teacher_slip_rate
+    everything = [run for runs in plan.values() for run in runs]
+    sources = sources_of(everything)
+    erring = OUT / "drift-shared-teacher-0.25/seed-0/adversarial"
+    assert sources[erring, "sft"].folder == OUT / "drift-shared-teacher-0.01/seed-0/start"
+    assert (erring, "warmup") not in sources, "the warm-up reads the teacher"
+
+
+def test_no_axes_are_one_cell_without_a_folder():
+    (cell,) = cells_of([], [])
+    assert (cell.name, cell.overrides) == ("", ())
+    (cell,) = cells_of([], [0.25])
+    assert cell.name == "teacher-0.25"
+
+
+def test_base_seeds_train_a_base_per_seed():
+    runs = plan_study("tiny", [], arms=["none"], seeds=[3, 4], out=OUT, base_per_seed=True)
+    assert [run.config.tiny.seed for run in runs] == [3, 3, 4, 4]
+
+
+def test_tries_are_equal_in_number():
+    arms = ["none", "dpo"]
+    assert parse_tries([], arms) == {}
+    common = "rlvr.optim.learning_rate=3e-4,5e-4"
+    tries = parse_tries([common, "dpo:align.dpo_beta=0.1,0.3"], arms)
+    assert tries == {
+        "none": ["rlvr.optim.learning_rate=3e-4", "rlvr.optim.learning_rate=5e-4"],
+        "dpo": ["align.dpo_beta=0.1", "align.dpo_beta=0.3"],
+    }
+    for texts, word in (
+        (["dpo:align.dpo_beta=0.1"], "none 0, dpo 1"),
+        ([common, "dpo:align.dpo_beta=0.1"], "none 2, dpo 1"),
+        (["free:align.dpo_beta=0.1"], "free"),
+        (["align.dpo_beta"], "KEY=V1,V2"),
+        (["align.dpo_beta=1,,2"], "KEY=V1,V2"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            parse_tries(texts, arms)
+
+
+def test_tuning_and_reported_seeds_do_not_overlap():
+    tries = {"none": ["lora.rank=8"]}
+    check_tuning(tries, [10, 11], [1, 2])
+    check_tuning({}, [], [1, 2])
+    with pytest.raises(ValueError, match="share 2"):
+        check_tuning(tries, [10, 2], [1, 2])
+    with pytest.raises(ValueError, match="belong together"):
+        check_tuning(tries, [], [1])
+    with pytest.raises(ValueError, match="belong together"):
+        check_tuning({}, [10], [1])
+
+
+def test_the_best_try_is_chosen_by_the_named_figure():
+    tries = {
+        "none": ["lora.rank=4", "lora.rank=8"],
+        "dpo": ["align.dpo_beta=1", "align.dpo_beta=2"],
+    }
+    plan = plan_tuning(tries, "tiny", SIZES, [10, 11], OUT / "tuning")
+    assert str(plan["dpo", 1][1].folder) == "runs/s/tuning/try-1/seed-10/dpo"
+    assert plan["dpo", 1][1].config.align.dpo_beta == 2
+    assert plan["none", 1][0].folder == plan["none", 0][0].folder, "one SFT run for all tries"
+
+    def figures(run, _stage):
+        rank, beta = run.config.lora.rank, run.config.align.dpo_beta
+        return {
+            "accuracy": 0.5,
+            "caption_accuracy": rank / 10 if run.arm == "none" else 0.5,
+            "transfer_accuracy": 1 - beta / 10,
+            "format_rate": beta / 2,
+        }
+
+    listed, best = tuning_results(tries, plan, "mean", figures)
+    assert best == {"none": ["lora.rank=8"], "dpo": ["align.dpo_beta=1"]}
+    assert tuning_results(tries, plan, "format_rate", figures)[1]["dpo"] == ["align.dpo_beta=2"]
+    assert [(item["seed"], item["overrides"]) for item in listed["none"]] == [
+        (seed, [text]) for text in tries["none"] for seed in (10, 11)
+    ]
+
+
 def test_a_path_that_yaml_would_read_otherwise(tmp_path):
-    out = tmp_path / "a: b, #1"
-    run = plan_study("tiny", [], arms=["none"], seeds=[0], out=out)[1]
-    assert run.config.sft.start_from == str(out / "seed-0" / "start" / "policy")
+    run = plan_study("tiny", SIZES, arms=["game-both"], seeds=[0], out=tmp_path)[1]
+    assert run.config.rlvr.game == "on", "on is text, not true"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"arms": ["none", "prism"]}, ("'prism'", "none, sft, dpo, adversarial, one-expert")),
+        ({"arms": ["none", "prism"]}, ("'prism'", "none, base, sft-10, sft-30")),
         ({"arms": ["none", "none"]}, ("--arms none none",)),
         ({"seeds": [1, 2, 1]}, ("--seeds 1 2 1",)),
         ({"arms": []}, ("--arms",)),
@@ -184,76 +274,11 @@ def test_wrong_arguments_are_refused(arguments, words):
         assert word in str(refused.value)
 
 
-def a_study(num_seeds: int) -> dict:
-    """Content of a study.json made by hand: adversarial 0.1 above none in each seed but for noise."""
-    noise = (0.0, 0.02, 0.01)[:num_seeds]
-    others = {"greedy_accuracy": 0.7, "caption_accuracy": 0.8, "think_validity": 0.6}
-    runs = {
-        name: [
-            others | {"accuracy": value, "mean_tokens": 30.0, "seconds": 90.0} for value in values
-        ]
-        for name, values in {
-            "start": [0.4 for _ in noise],
-            "none": [0.5 for _ in noise],
-            "adversarial": [0.6 + x for x in noise],
-        }.items()
-    }
-    arms = {name: figures for name, figures in runs.items() if name != "start"}
-    differences = paired_differences(arms, "adversarial", ["accuracy", *others])
-    return {
-        "recipe": "tiny",
-        "task": "digits",
-        "n": 256,
-        "num_samples": 4,
-        "seeds": list(range(num_seeds)),
-        "arms": list(arms),
-        "budgets": {name: {"policy_updates": 90, "completions": 5760} for name in arms},
-        "runs": {name: dict(enumerate(figures)) for name, figures in runs.items()},
-        "means": {name: over_seeds(figures) for name, figures in runs.items()},
-        "differences": [
-            {
-                "other": item.other,
-                "figure": item.figure,
-                "mean": item.mean,
-                "ci95": item.ci95,
-                "conclusion": item.conclusion,
-            }
-            for item in differences
-        ],
-    }
-
-
-def test_tables_print_the_figures_and_mark_what_excludes_zero():
-    text = report.markdown(a_study(3))
-    # 0, 0.02, 0.01: deviation 0.01, half an interval 4.302653 * 0.01 / sqrt(3) = 0.0248
-    assert (
-        "| adversarial | 0.610±0.025 | 0.700±0.000 | 0.800±0.000 | 0.600±0.000 | - | 30.0±0.0 | 90 |"
-        in text
-    )
-    assert "| none | +0.110±0.025 * | +0.000±0.000 |" in text
-    assert "accuracy of adversarial minus none: +0.110 [+0.085, +0.135]: higher" in text
-    assert "90 policy updates after SFT and learns from 5760 completions" in text
-
-
-def test_eighty_columns_hold_the_tables():
-    console = Console(file=io.StringIO(), width=80)
-    report.print_study(a_study(3), console)
-    text = console.file.getvalue()
-    assert "…" not in text
-    assert "adversarial 0.61±0.02" in text, text and "+0.11±0.02 *" in text
-
-
-def test_one_seed_has_no_intervals():
-    text = report.markdown(a_study(1))
-    assert "| adversarial | 0.600 | 0.700 | 0.800 | 0.600 | - | 30.0 | 90 |" in text
-    assert "one seed" in text and "±" not in text and "*" not in text
-    assert "no conclusion" in text
-
-
 def test_help_names_the_arms():
     parser = argparse.ArgumentParser()
     study.add_command(parser.add_subparsers())
     (command,) = parser._subparsers._group_actions[0].choices.values()
-    text = " ".join(command.format_help().split())
-    assert f"default: {' '.join(DEFAULT_ARMS)}; also: one-expert" in text
-    assert set(DEFAULT_ARMS) | {"one-expert"} == set(ARMS)
+    text = " ".join(command.format_help().replace("-\n", "-").split())
+    listed = text.split("default: none")[1].split("--reference")[0].replace("also:", "").split()
+    assert {"none", *(word.strip(";") for word in listed)} >= set(ARMS)
+    assert f"default: {' '.join(DEFAULT_ARMS)}; also:" in text
