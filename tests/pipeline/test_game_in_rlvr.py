@@ -19,7 +19,7 @@ from prism_lite.recipe import load_recipe
 from prism_lite.runs.checkpoint import load_final
 from prism_lite.stages import rlvr
 from prism_lite.stages.context import Context
-from prism_lite.stages.game import JudgedRollouts, RunningSpread
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, auc_within_groups
 from prism_lite.types import Group, Rollout, Sample, Turn
 from tests.micro import micro_recipe, quiet_console
 
@@ -184,3 +184,14 @@ def test_settings_that_contradict_each_other_are_refused(changes, word):
 )
 def test_the_words_on_and_off_are_no_booleans(written, expected):
     assert load_recipe("tiny", [f"rlvr.game={written}"]).rlvr.game == expected
+
+
+def test_auc_within_groups_by_hand():
+    """Group 1: right 3 and 1 against wrong 2: 1 of 2 pairs. Group 2: 0.5 for a tie. Group 3: no pair."""
+    score_R = torch.tensor([3.0, 1.0, 2.0, 5.0, 5.0, 9.0, 1.0, 2.0, 3.0])
+    right = [True, True, False, True, False, True, True, True, True]
+    counted = [True, True, True, True, True, False, True, True, True]
+    auc = auc_within_groups(score_R, torch.tensor(right), torch.tensor(counted), 3)
+    assert auc == pytest.approx((0.5 + 0.5) / 2)
+    nothing = torch.zeros(3, dtype=torch.bool)
+    assert auc_within_groups(score_R[:3], nothing, ~nothing, 1) is None
