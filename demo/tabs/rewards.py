@@ -15,6 +15,10 @@ from demo.site import Header, Site, connect
 from prism_lite.stages import guards
 
 MAX_CELL = 60
+_GAME_NOTE = (
+    "The discriminator was kept on: the advantage is the sum of the rewards' share and the "
+    "discriminator's, whose scores are in the Discriminator tab."
+)
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -91,7 +95,7 @@ def _screen(path: Path, step: int, records: Records) -> tuple[Any, ...]:
     return (
         _figures(path, step, sums),
         gr.BarPlot(value=points.dropna().reset_index(), color_map=curves.reward_colors(names)),
-        _alarms(sums, records),
+        _alarms(sums, records) + html.note(_GAME_NOTE if folder.keeps_game(path) else ""),
         gr.Dataframe(value=rows, headers=headers),
         gr.Dropdown(choices=[(name, index) for index, name in enumerate(rollouts)], value=0),
         html.part_spans(records[0]["completion"]),
