@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from prism_lite.cli.imports import prepare_imports
@@ -58,7 +59,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
     from prism_lite import pipeline
-    from prism_lite.runs.report import results_table
+    from prism_lite.runs.report import changes_table, results_table
     from prism_lite.types import STAGES
 
     console = Console()
@@ -66,5 +67,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     results = pipeline.run(config, out, stages=arguments.stages or STAGES, console=console)
     if results.get("stages"):
         console.print(results_table(results))
+    changes = changes_table(Path(out), config)
+    if changes is not None:
+        console.print(changes)
     console.print(f"run folder: {out} (plots/, README.md, policy/, metrics.jsonl)")
     return 0

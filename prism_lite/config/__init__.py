@@ -402,7 +402,7 @@ class AlignConfig:
     "Inverse temperature of DPO: a lower one lets the policy move further (method dpo)."
     panel_every: PositiveInt = 10
     "Steps between convergence panels on held-out pairs."
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(5e-4))
 
 
 @dataclass(frozen=True)
@@ -437,7 +437,7 @@ class RlvrConfig:
     (arXiv 2504.14945). Every row of data.rlvr needs a teacher completion."""
     control: bool = False
     "Also train RLVR alone, from SFT's policy with as many updates as alignment and RLVR: a baseline."
-    steps: NonNegativeInt = 60
+    steps: NonNegativeInt = 30
     "Optimizer steps, each on a new batch of rollouts. 0 skips the stage."
     prompts_per_step: PositiveInt = 8
     "Prompts per step, each with a group of rollouts."

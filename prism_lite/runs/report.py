@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from prism_lite.config import RunConfig
 from prism_lite.files import read_json, write_text
 from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
+from prism_lite.runs.changes import FIGURES, TITLES, change_rows
 from prism_lite.runs.drift_report import drift_section
 from prism_lite.runs.folder import RunFolder
 from prism_lite.types import EVALUATED_STAGES
@@ -58,6 +61,15 @@ def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
     return f"[bold]{stage:5}[/] " + ", ".join(cells)
 
 
+def console_rows(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return rows of figures for 80 columns: those of `FIGURES` under their short titles, and seconds."""
+    header = rows[0]
+    titles = {RATE_COLUMNS[name]: title for name, title in FIGURES.items()} | {"seconds": "seconds"}
+    kept = [0, *(i for i, title in enumerate(header) if title in titles)]
+    short = [titles.get(header[i], header[i]) for i in kept]
+    return [short, *([row[i] for i in kept] for row in rows[1:])]
+
+
 def figures_header(first: str) -> list[str]:
     """Return the titles of the columns of `figures_row`."""
     return [first, *RATE_COLUMNS.values(), "mean tokens", "seconds"]
@@ -94,7 +106,7 @@ def _results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]
         seconds = figures.get("seconds")
         if stage == "align" and "warmup" in results.get("seconds", {}):
             seconds = (seconds or 0.0) + results["seconds"]["warmup"]
-        title = "RLVR alone" if stage == "control" else stage
+        title = TITLES.get(stage, stage)
         rows.append(figures_row(title, {**figures, "seconds": seconds}, digits))
     return rows
 
@@ -102,7 +114,15 @@ def _results_rows(results: Mapping[str, Any], digits: int = 3) -> list[list[str]
 def results_table(results: Mapping[str, Any]) -> Table:
     """Build the table that `prism-lite run` ends with."""
     title = f"{results['n']} held-out prompts, 95 % intervals; align includes warm-up"
-    return rows_table(_results_rows(results, digits=2), title)
+    return rows_table(console_rows(_results_rows(results, digits=2)), title)
+
+
+def changes_table(folder: Path, config: RunConfig) -> Table | None:
+    """Build the table of what each stage changed; None if fewer than two stages were evaluated."""
+    rows = change_rows(folder, rlvr_start=config.rlvr.start)
+    if not rows:
+        return None
+    return rows_table(rows, "paired by prompt, 95 % intervals; * excludes zero")
 
 
 def rows_table(rows: Sequence[Sequence[str]], title: str, *, is_tight: bool = False) -> Table:
@@ -206,6 +226,8 @@ Trained with prism_lite: SFT, discriminator warm-up, adversarial alignment (PRIS
 RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 
 {markdown_table(results)}
+
+{_changes_section(folder)}
 {_evaluated_inside(folder, results)}{drift_section(results)}
 | | |
 |---|---|
@@ -219,6 +241,15 @@ RLVR. QLoRA adapters on a frozen {config.model.quantization} backbone.
 
 {_usage(folder, environment["compute_dtype"])}"""
     write_text(folder.path / "README.md", text)
+
+
+def _changes_section(folder: RunFolder) -> str:
+    """Return what each stage changed, as Markdown; "" if fewer than two were evaluated."""
+    rows = change_rows(folder.path, rlvr_start=folder.config.rlvr.start)
+    if not rows:
+        return ""
+    how = "Differences paired by prompt, with 95 % intervals over the prompts; * excludes zero."
+    return f"{markdown_rows(rows)}\n\n{how}"
 
 
 def _evaluated_inside(folder: RunFolder, results: Mapping[str, Any]) -> str:

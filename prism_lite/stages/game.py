@@ -49,7 +49,7 @@ class RunningSpread:
     """The usual deviation of the scores within a group, per channel; in the checkpoints.
 
     Divided by its own small deviation, a group that differs in wording only would get advantages as large
-    as one in which a rollout is wrong (METHOD 8.5): this is the floor of what is divided by.
+    as one in which a rollout is wrong (METHOD section 8): this is the floor of what is divided by.
     """
 
     def __init__(self) -> None:
