@@ -183,6 +183,7 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
         "warmup": ("sft",),
         "align": ("sft", "warmup") if config.align.method == "adversarial" else ("sft",),
         "rlvr": (config.rlvr.start,),
+        "control": ("sft",),
     }
     if task.skipped and config.data.heldout and not task.heldout:
         raise ValueError(
@@ -240,6 +241,7 @@ def _check_rows(stage: str, task: TaskData) -> None:
         "warmup": (task.align, "teacher completion", "data.align"),
         "align": (task.align, "teacher completion", "data.align"),
         "rlvr": (task.rlvr, "answer", "data.rlvr"),
+        "control": (task.rlvr, "answer", "data.rlvr"),
     }[stage]
     if not rows:
         left_out = (
