@@ -119,6 +119,7 @@ def _write(run: Path, out: Path, model: Model, examples: Sequence[Sample]) -> No
     (out / "demo").mkdir()
     for name in _COPIED:
         shutil.copy(run / name, out / name)
+    shutil.copytree(run / "evaluations", out / "evaluations")
     kept: dict[str, list[int]] = {}
     for stage in ("align", "rlvr"):
         steps = folder.rollout_steps(run, stage)
@@ -133,7 +134,7 @@ def _write(run: Path, out: Path, model: Model, examples: Sequence[Sample]) -> No
         "how": "python -m demo.record RUN, after `prism-lite run` with the settings in config.yaml",
         "when": time.strftime("%Y-%m-%d"),
         "device": model.device,
-        "kept": f"{', '.join(_COPIED)} unchanged; the rollouts of these steps",
+        "kept": f"{', '.join(_COPIED)} and evaluations/ unchanged; the rollouts of these steps",
         "rollout_steps": kept,
         "left_out": "all weights and checkpoints, plots, the model card, the other rollouts",
         "demo/compare.jsonl": "completions of held-out prompts by every stage, with marks; chosen by how "

@@ -17,6 +17,7 @@ from demo.screens import answers, html, widgets
 from demo.screens.answers import GREEDY, NUM_EXAMPLES, SAMPLED
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
+from prism_lite.runs.changes import change_rows
 from prism_lite.types import EVALUATED_STAGES
 
 EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
@@ -74,6 +75,7 @@ def build(site: Site, header: Header) -> None:
     screen = [model_input, note, *answer_cells]
     with gr.Accordion("Held-out results of this run"):
         results = [widgets.table("held-out", wrap=True), gr.HTML()]
+        results.append(widgets.table("changes", wrap=True))
     run_outputs = [picture.gallery, picture.example, form.question, picture.pad_hint, *results]
     run_outputs += [control_column, *heads]
     _connect_run(site, header, [*run_outputs, *screen])
@@ -162,9 +164,13 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
                 f"Shares of {results.get('n')} held-out prompts ± half of the 95 % interval, sampled at "
                 "temperature 1 except for greedy accuracy."
             )
+        config = folder.read_config(path)
+        changes = change_rows(path, rlvr_start=config.get("rlvr", {}).get("start", "align"))
+        if changes:
+            text += " Below: what each stage changed, paired by prompt; * excludes zero."
         numbers = list(range(1, len(samples) + 1))
         files = [picture_file(sample.pictures[0].open()) for sample in samples]
-        data = folder.read_config(path)["data"]
+        data = config["data"]
         # a model trained on files answers any question
         choices = questions.questions_of(data)
         return (
@@ -176,6 +182,11 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
             html.note(questions.pad_hint(data)),
             gr.Dataframe(value=rows or None, headers=headers),
             html.note(text),
+            gr.Dataframe(
+                value=changes[1:] or None,
+                headers=changes[0] if changes else [],
+                visible=bool(changes),
+            ),
             gr.Column(visible="control" in folder.shown_stages(path)),
             *(_head(path, stage) for stage in EVALUATED_STAGES),
             *answers.recorded_screen(path, samples[0] if samples else None, GREEDY, 0),
