@@ -61,6 +61,8 @@ MICRO = {
     "align.prompts_per_step": 2,
     "align.group_size": 3,
     "align.gate": "warn",
+    "rlvr.game": "off",
+    "rlvr.control": False,
     "rlvr.steps": 5,
     "rlvr.prompts_per_step": 2,
     "rlvr.group_size": 4,
