@@ -26,9 +26,9 @@ _MAX_SEED = 2**31
 _STAGE_HELP = {
     "base": "before any training",
     "sft": "after imitating demonstrations",
-    "control": "from SFT: verifiable rewards without alignment, for as many updates",
-    "align": "from SFT: after adversarial alignment",
-    "rlvr": "from the aligned policy: after verifiable rewards",
+    "control": "from SFT: verifiable rewards only, for as many updates",
+    "align": "from SFT: adversarial alignment",
+    "rlvr": "from the aligned policy: verifiable rewards",
 }
 _LEGEND = (
     '<div class="legend"><span class="c">C caption: what it sees</span>'
@@ -75,7 +75,8 @@ def build(site: Site, header: Header) -> None:
     screen = [model_input, note, *answer_cells]
     with gr.Accordion("Held-out results of this run"):
         results = [widgets.table("held-out", wrap=True), gr.HTML()]
-        results.append(widgets.table("changes", wrap=True))
+        with gr.Column() as changes_box:
+            results += [widgets.table("changes", wrap=True), changes_box]
     run_outputs = [picture.gallery, picture.example, form.question, picture.pad_hint, *results]
     run_outputs += [control_column, *heads]
     _connect_run(site, header, [*run_outputs, *screen])
@@ -144,9 +145,9 @@ def _head(path: Path, stage: str) -> str:
     text = _STAGE_HELP[stage]
     if stage == "rlvr":
         if folder.read_config(path).get("rlvr", {}).get("start") == "sft":
-            text = "from SFT: after verifiable rewards"
+            text = "from SFT: verifiable rewards"
         if folder.keeps_game(path):
-            text += ", with the discriminator kept on"
+            text += " and discriminator"
     return f'<h3>{STAGE_TITLES[stage]}</h3><p class="stage-help">{text}</p>'
 
 
@@ -182,17 +183,19 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
             html.note(questions.pad_hint(data)),
             gr.Dataframe(value=rows or None, headers=headers),
             html.note(text),
-            gr.Dataframe(
-                value=changes[1:] or None,
-                headers=changes[0] if changes else [],
-                visible=bool(changes),
-            ),
+            *_changes_table(changes),
             gr.Column(visible="control" in folder.shown_stages(path)),
             *(_head(path, stage) for stage in EVALUATED_STAGES),
             *answers.recorded_screen(path, samples[0] if samples else None, GREEDY, 0),
         )
 
     header.on_run(show_run, outputs)
+
+
+def _changes_table(rows: list[list[str]]) -> tuple[Any, gr.Column]:
+    """Return the table of what each stage changed, hidden where fewer than two were evaluated."""
+    table = gr.Dataframe(value=rows[1:], headers=rows[0]) if rows else gr.skip()
+    return table, gr.Column(visible=bool(rows))
 
 
 def _connect_picture(picture: PictureForm, form: QuestionForm) -> None:
