@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Literal
 
 from prism_lite.config import (
     BUILT_IN_REWARDS,
@@ -86,6 +87,12 @@ def alignment_verifies(config: RunConfig) -> bool:
 def plays_game(config: RunConfig) -> bool:
     """Return whether any stage has a discriminator, so that the warm-up is needed."""
     return config.align.method == "adversarial" or config.rlvr.game != "off"
+
+
+def discriminator_before_rlvr(config: RunConfig) -> Literal["warmup", "align"]:
+    """Return the stage whose discriminator RLVR continues, where the game is kept on."""
+    is_aligned = config.rlvr.start == "align" and config.align.method == "adversarial"
+    return "align" if is_aligned else "warmup"
 
 
 def _check_discriminator(config: DiscriminatorConfig) -> None:

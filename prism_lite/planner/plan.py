@@ -14,7 +14,7 @@ from prism_lite.config import RunConfig
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import Card, card_of
 from prism_lite.planner.simulate_phase import Simulated, simulate_phase
-from prism_lite.planner.workload import PHASES, Phase
+from prism_lite.planner.workload import Phase, phases_of
 from prism_lite.types import STAGES, Stage
 
 _SPARE = 0.1  # of the card, for CUDA's own context and the gaps between blocks of memory
@@ -102,7 +102,7 @@ def plan(
             prompt with one completion does not fit a pack).
     """
     architecture, card = architecture_of(config), card_for(config, card_gib)
-    phases = [phase for phase in PHASES if phase.stage in stages]
+    phases = [phase for phase in phases_of(config) if phase.stage in stages]
     simulated = {
         phase: simulate_phase(config, architecture, card, phase)
         for phase in show_progress(phases, f"simulating {config.recipe}")

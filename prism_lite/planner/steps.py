@@ -99,7 +99,7 @@ def _build_memory(
     config, backbone = workload.config, workload.backbone
     discriminator = discriminator_optimizer = policy_optimizer = None
     with building:
-        if stage in ("warmup", "align"):
+        if stage in ("warmup", "align") or (stage == "rlvr" and config.rlvr.game != "off"):
             if config.discriminator.trunk == "sft":
                 backbone.freeze_copy(TRUNK)
             text = backbone.core.config.text_config

@@ -36,8 +36,14 @@ PHASES = (
     Phase("sft", "train"),
     Phase("warmup", "sample"), Phase("warmup", "judge"),
     Phase("align", "sample"), Phase("align", "judge"), Phase("align", "train"),
-    Phase("rlvr", "sample"), Phase("rlvr", "train"),
+    Phase("rlvr", "sample"), Phase("rlvr", "judge"), Phase("rlvr", "train"),
 )  # fmt: skip
+
+
+def phases_of(config: RunConfig) -> tuple[Phase, ...]:
+    """Return the phases of a run: RLVR has a discriminator only where the game is kept on."""
+    left_out = Phase("rlvr", "judge") if config.rlvr.game == "off" else None
+    return tuple(phase for phase in PHASES if phase != left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +83,16 @@ class Workload:
         return [Group(self.samples(1)[0], (rollout,) * num_rollouts)]
 
     def judged(self, stage: Stage) -> list[JudgedPrompt]:
-        """Return what one forward of the discriminator takes: groups of the warm-up, or one of alignment.
+        """Return what one forward of the discriminator takes: the warm-up's groups, or one later group.
 
         The teacher's parts are as long as they may be. The students' parts are together as long as a
         completion.
         """
         is_warmup = stage == "warmup"
         num_prompts = self.groups_per_pack if is_warmup else 1
-        settings = self.config.warmup if is_warmup else self.config.align
+        settings = {"warmup": self.config.warmup, "align": self.config.align}.get(
+            stage, self.config.rlvr
+        )
         num_students = self._students_per_pack(settings.group_size)
         longest = self.config.discriminator.max_part_tokens
         num_caption, num_think = self._caption_and_think_tokens

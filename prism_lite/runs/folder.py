@@ -59,6 +59,7 @@ class RunFolder:
         config: the resolved settings.
         console: where progress and warnings are printed.
         device: whose peak memory is logged.
+        ends_stage: whether the running stage ends with the current step, before its last one.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RunFolder:
         self.config = config
         self.console = console
         self.device = device or torch.device("cpu")
+        self.ends_stage = False
         self._stop_requested = False
         self._started_s = time.monotonic()
         self._step_started_s: float | None = None
@@ -110,8 +112,8 @@ class RunFolder:
     ) -> Iterator[int]:
         """Yield the remaining step numbers, with a progress bar.
 
-        After each step: save a checkpoint when it is due, and obey control.json and Ctrl-C. A stage that
-        has finished early leaves the loop and closes the iterator.
+        After each step: save a checkpoint when it is due, and obey control.json and Ctrl-C. A stage sets
+        `ends_stage` in its last step if that comes before `num_steps`.
 
         Args:
             start: number of steps that are already done.
@@ -131,21 +133,22 @@ class RunFolder:
             console=self.console,
         ) as progress:
             task = progress.add_task(stage, total=num_steps, completed=start, metrics="")
-            try:
-                for step in range(start, num_steps):
-                    self._step_started_s = time.perf_counter()
-                    yield step
-                    progress.update(task, advance=1, metrics=self._bar_text)
-                    done, stop = step + 1, self._asked_to_stop()
-                    if stop or (done < num_steps and done % self.config.save_every == 0):
-                        settings = fingerprint(self.config, stage)
-                        checkpoint.save_checkpoint(
-                            self.stage(stage), done, trained(), fingerprint=settings
-                        )
-                    if stop:
-                        raise Stopped(f"stopped in stage {stage} after step {done} of {num_steps}")
-            finally:  # also where the stage leaves the loop early
-                self._step_started_s = None
+            self.ends_stage = False
+            for step in range(start, num_steps):
+                self._step_started_s = time.perf_counter()
+                yield step
+                progress.update(task, advance=1, metrics=self._bar_text)
+                if self.ends_stage:  # without a checkpoint: a resumed run comes to the same end
+                    break
+                done, stop = step + 1, self._asked_to_stop()
+                if stop or (done < num_steps and done % self.config.save_every == 0):
+                    settings = fingerprint(self.config, stage)
+                    checkpoint.save_checkpoint(
+                        self.stage(stage), done, trained(), fingerprint=settings
+                    )
+                if stop:
+                    raise Stopped(f"stopped in stage {stage} after step {done} of {num_steps}")
+        self._step_started_s = None
 
     def with_progress(self, items: Sequence[T], description: str) -> Iterator[T]:
         """Yield items with a progress bar; requests to stop or pause are obeyed in between.

@@ -125,7 +125,7 @@ def run_align(context: Context) -> None:
         run.log("align", step, metrics)
         if is_lost and config.early_stop:
             run.console.print(f"alignment ends after {step + 1} of {config.steps} steps")
-            break
+            run.ends_stage = True
     tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
     run.save_final("align", tensors)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.discriminator.probes import grounding_probe, heldout_pairs
+from prism_lite.discriminator.probes import area_under_roc, grounding_probe, heldout_pairs
 from prism_lite.discriminator.step import CHANNELS, GameScores, JudgedPrompt, discriminator_step
 from prism_lite.models.optim import Optimizer
 from prism_lite.parts import Parts
@@ -116,7 +116,36 @@ def judge_rollouts(
     )
     if game.students:
         score_R2[well_formed_R] = torch.cat(game.students).float().cpu()
+    if context.task.verify is not None:
+        verdict_R2 = _verdicts(context, groups).bool()
+        for channel, name in enumerate(CHANNELS):
+            auc = auc_within_groups(
+                score_R2[:, channel], verdict_R2[:, channel], well_formed_R, len(groups)
+            )
+            if auc is not None:
+                game.metrics[f"disc/auc_{name}"] = auc
     return JudgedRollouts(score_R2[:, 0], score_R2[:, 1], well_formed_R, game)
+
+
+def auc_within_groups(
+    score_R: Tensor, is_right_R: Tensor, counted_R: Tensor, num_groups: int
+) -> float | None:
+    """Return the mean over groups of the probability that a right part outscores a wrong one.
+
+    Args:
+        score_R: float32 [R], rows of one group adjacent.
+        is_right_R, counted_R: bool [R]: the verifier's verdict; which rollouts take part.
+
+    Returns:
+        None where no group has both right and wrong parts.
+    """
+    rows = (value.view(num_groups, -1) for value in (score_R, is_right_R, counted_R))
+    aucs = [
+        area_under_roc(score_G[counted_G], is_right_G[counted_G])
+        for score_G, is_right_G, counted_G in zip(*rows, strict=True)
+        if (is_right_G & counted_G).any() and (~is_right_G & counted_G).any()
+    ]
+    return sum(aucs) / len(aucs) if aucs else None
 
 
 def judged_prompts(context: Context, groups: Sequence[Group]) -> list[JudgedPrompt]:

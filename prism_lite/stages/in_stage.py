@@ -42,7 +42,8 @@ class InStageEvaluation:
         """
         eval_config = self._config.eval
         done = step + 1
-        if done % eval_config.every and done < self._num_steps:
+        is_last = done == self._num_steps or self._run.ends_stage
+        if done % eval_config.every and not is_last:
             return
         figures = evaluate_inside(self._backbone, self._task, self._config)
         metrics = {f"eval/{name}": value for name, value in figures.items()}

@@ -15,7 +15,11 @@ from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
-from prism_lite.config.checks import alignment_verifies, plays_game
+from prism_lite.config.checks import (
+    alignment_verifies,
+    discriminator_before_rlvr,
+    plays_game,
+)
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
@@ -182,9 +186,12 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
         "sft": (),
         "warmup": ("sft",),
         "align": ("sft", "warmup") if config.align.method == "adversarial" else ("sft",),
+        "control": ("sft",),
         "rlvr": (config.rlvr.start,),
         "control": ("sft",),
     }
+    if config.rlvr.game != "off" and discriminator_before_rlvr(config) == "warmup":
+        needs["rlvr"] = (config.rlvr.start, "warmup")
     if task.skipped and config.data.heldout and not task.heldout:
         raise ValueError(
             f"data.heldout = {config.data.heldout}: every row was skipped, one of them: "
@@ -240,6 +247,7 @@ def _check_rows(stage: str, task: TaskData) -> None:
         "sft": (task.sft, "demonstration", "data.train"),
         "warmup": (task.align, "teacher completion", "data.align"),
         "align": (task.align, "teacher completion", "data.align"),
+        "control": (task.rlvr, "answer", "data.rlvr"),
         "rlvr": (task.rlvr, "answer", "data.rlvr"),
         "control": (task.rlvr, "answer", "data.rlvr"),
     }[stage]

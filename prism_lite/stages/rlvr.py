@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prism_lite.config import RlvrConfig, RunConfig
+from prism_lite.config.checks import discriminator_before_rlvr
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.models.optim import learning_rate_at
@@ -147,8 +148,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
 
 
 def _load_discriminator(context: Context) -> Discriminator:
-    """Load alignment's discriminator; the warm-up's where RLVR starts from SFT."""
-    return context.load_discriminator("warmup" if context.config.rlvr.start == "sft" else "align")
+    """Load the discriminator that the stage before this one trained."""
+    return context.load_discriminator(discriminator_before_rlvr(context.config))
 
 
 def _game_advantages(

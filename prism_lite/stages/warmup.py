@@ -107,7 +107,7 @@ def run_warmup(context: Context) -> None:
                 f"warm-up ends after {num_steps} of {config.steps} steps: the loss on {len(heldout)} "
                 f"held-out prompts has not improved for {config.patience} checks"
             )
-            break
+            run.ends_stage = True
     trained = grounding_probe(backbone, discriminator, context.task.probe)
     run.log("warmup", num_steps, figures | trained)
     if trained:

@@ -45,8 +45,9 @@ def _rlvr_alone(config: RunConfig) -> Settings:
 
 
 def _aligned(config: RunConfig, method: str, num_steps: int) -> Settings:
-    """Align for `num_steps`, then RLVR for the rest."""
+    """Align for `num_steps`, then RLVR for the rest; a gate that stays shut is a result of a study."""
     return {
+        **({"align.gate": "warn"} if method == "adversarial" else {}),
         "align.method": method,
         "align.steps": num_steps,
         "rlvr.start": "align",

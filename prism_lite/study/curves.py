@@ -30,7 +30,9 @@ def curve_of(run: PlannedRun, start: PlannedRun, warmup_seconds: float) -> list[
     points = []
     if run.config.sft == start.config.sft:
         last = [figures for line in _lines(start, "sft") if (figures := _figures(line))][-1:]
-        points = [{"completions": 0, "seconds": 0.0} | figures for figures in last]
+        # the policy does not change during the warm-up
+        times = [0.0, round(warmup_seconds, 1)] if warmup_seconds else [0.0]
+        points = [{"completions": 0, "seconds": time} | f for f in last for time in times]
     for stage in ("align", "rlvr"):
         before, lines = completions, _lines(run, stage)
         # what a stage does before its first step (samples of DPO) comes first

@@ -65,7 +65,7 @@ def markdown(study: Mapping[str, Any], curves: Sequence[Path] = ()) -> str:
         "## What the arms learned from",
         about_budgets(study),
         markdown_rows(_budget_rows(study)),
-        "Settings of the arms over the recipe's:",
+        "Settings by which the arms differ from the command's:",
         _settings_list(study),
         *_difference_blocks(study),
         *_curve_blocks(study, curves),
@@ -247,7 +247,8 @@ def _curve_blocks(study: Mapping[str, Any], plots: Sequence[Path]) -> Iterator[s
     yield (
         "Areas under the curves of the evaluations inside the stages, divided by the length of the "
         "axis. Seconds include the discriminator's warm-up; a run that ends earlier than the slowest "
-        "one keeps its last value."
+        "one keeps its last value. Curves begin at the SFT policy, that of arm base at its first "
+        "evaluation."
     )
     names = [name for name in FIGURES if name in next(iter(with_areas.values()))[AXES[0]]]
     header = [f"{FIGURES[name]}, over {axis}" for name in names for axis in AXES]

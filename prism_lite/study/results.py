@@ -64,7 +64,7 @@ def summary(
     arms = {}
     for arm, of_arm in runs.items():
         arms[arm] = {
-            "overrides": _own_overrides(of_arm[0]),
+            "overrides": [t for t in of_arm[0].overrides if t not in starts[0].overrides],
             **budget(of_arm[0].config),
             "seeds": {
                 str(run.seed): figures_of(run, "rlvr") | {"seconds": _seconds_of(run, sources)}
@@ -122,11 +122,6 @@ def _rates_of(runs: Sequence[PlannedRun]) -> dict[str, np.ndarray]:
     files = [read_json(run.folder / "evaluations" / "rlvr.json") for run in runs]
     names = [name for name in FIGURES if all(name in file for file in files)]
     return {name: np.array([file[name] for file in files]) for name in names}
-
-
-def _own_overrides(run: PlannedRun) -> list[str]:
-    """Return the overrides of a run that are the same for all seeds."""
-    return [text for text in run.overrides if not text.startswith(("seed=", "tiny.seed="))]
 
 
 def _warmup_seconds(run: PlannedRun, sources: Mapping[tuple[Path, Stage], PlannedRun]) -> float:

@@ -164,7 +164,7 @@ def test_a_study_tunes_on_other_seeds_and_has_cells(recipe, tmp_path):
         assert (out / name / "seed-3/dpo").is_dir()
     assert (out / "teacher-0.01/seed-3/start").is_dir()
     assert not (out / "teacher-0.5/seed-3/start").exists()
-    check_refused(in_process(*arguments[:8], 8, *arguments[9:]), "--tuning-seeds", "share 8")
+    check_refused(in_process(*arguments[:9], 8, *arguments[10:]), "--tuning-seeds", "share 8")
 
 
 def test_a_finished_study_is_read_and_not_repeated(finished, recipe, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -261,3 +262,19 @@ def test_alignment_names_a_discriminator_that_loses_and_ends_if_asked(
     assert steps_of(lines) == list(range(3 if early_stop else 6))
     assert "alarm losing_discriminator in align step 2" in play.text
     assert load_file(folder / "stages/align/final/policy.safetensors")
+
+
+def test_an_alignment_that_ends_early_is_evaluated_at_its_end(play, monkeypatch):
+    result = PairResult((0.4, 0.3), (1.0, 1.0), (6, 6))
+    monkeypatch.setattr("prism_lite.stages.game.heldout_pairs", lambda *_: result)
+    _, folder, lines = play(
+        run_align,
+        align__steps=6,
+        align__panel_every=1,
+        align__early_stop=True,
+        eval__every=2,
+        eval__keep="best",
+    )
+    assert [m["step"] for m in lines if "eval/accuracy" in m] == [1, 2]
+    (choice,) = json.loads((folder / "results.json").read_text())["kept"].values()
+    assert [step for step, _ in choice["evaluations"]] == [1, 2]

@@ -44,7 +44,7 @@ def check_same(simulated, real):
 @pytest.mark.parametrize("phase", PHASES)
 def test_simulation_agrees_with_the_real_step_to_the_byte(micro_cache, phase):
     """Every region's peak: each layer forward and backward, head, optimizer, each drawn token."""
-    config = small_recipe(discriminator__trunk="sft")
+    config = small_recipe(discriminator__trunk="sft", rlvr__game="on")
     real = real_regions(config, phase)
     check_same(simulated_regions(config, phase), real)
     highest = max(real.values(), key=lambda peak: peak.total)

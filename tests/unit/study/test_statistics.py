@@ -44,7 +44,7 @@ def test_the_bootstrap_without_spread_between_seeds_is_that_of_the_prompts():
 def test_the_bootstrap_without_spread_between_prompts_is_that_of_the_seeds():
     """Two seeds of 0 and 1: a resample has mean 0, 0.5 or 1, the ends with probability 1/4 each."""
     assert bootstrap95(np.array([[0.0] * 30, [1.0] * 30])) == pytest.approx([0.0, 1.0])
-    rate_S = np.array([0.2, 0.4, 0.5, 0.6, 0.9])
+    rate_S = np.random.default_rng(5).random(15)
     expected = stats.bootstrap(
         (rate_S,), np.mean, method="percentile", n_resamples=20_000, random_state=2
     ).confidence_interval
