@@ -8,8 +8,8 @@ rollouts of a few steps, and in `demo/` completions and scored groups sampled fr
 Weights are left out. `demo/recorded.json` describes the contents.
 
 The examples are held-out prompts on which the stages differ most, at most two of a kind of question. In the
-first one SFT and RLVR alone state a misread digit and the last policy states the right ones; without such
-an example nothing is recorded.
+first one SFT and RLVR alone state a misread digit and the last policy states the right ones, if possible
+with a wrong answer before and nothing wrong at the end; without a corrected caption nothing is recorded.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SEEDS = (0, 1)
 NUM_STEPS = 5  # whose rollouts are kept, of each stage that has them
 _COPIED = ("config.yaml", "env.json", "metrics.jsonl", "results.json")
 
+_PARTS = ("caption", "think", "answer")
 Stages = Mapping[str, Marks]
 
 
@@ -82,14 +83,15 @@ def choose_examples(model: Model) -> list[Sample]:
             marks_of[sample.id][stage] = mark(rollout.text, rollout.finish, sample)
     # stable: the first of equals stays first
     ordered = sorted(candidates, key=lambda sample: -num_differences(marks_of[sample.id]))
-    first = next((s for s in ordered if is_caption_corrected(marks_of[s.id])), None)
-    if first is None:
+    corrected = [sample for sample in ordered if is_caption_corrected(marks_of[sample.id])]
+    if not corrected:
         misreading = [stage for stage in ("sft", "control") if stage in model.stages]
         raise ValueError(
             f"on none of {len(candidates)} held-out prompts do "
             f"{' and '.join(STAGE_TITLES[stage] for stage in misreading)} misread a digit and the last "
             f"policy ({STAGE_TITLES[model.stages[-1]]}) read all of them: record another run."
         )
+    first = max(corrected, key=lambda sample: _clarity(marks_of[sample.id]))
     examples, num_of_kind = [first], Counter([first.facts.kind])
     for sample in ordered:
         if sample is not first and num_of_kind[sample.facts.kind] < _MAX_OF_KIND:
@@ -100,9 +102,21 @@ def choose_examples(model: Model) -> list[Sample]:
 
 def is_caption_corrected(marks_of: Stages) -> bool:
     """Return whether SFT and RLVR alone misread a digit and the last policy states the right ones."""
-    *_, last = marks_of.values()
-    earlier = [marks_of[stage] for stage in ("sft", "control") if stage in marks_of]
+    earlier, last = _compared(marks_of)
     return bool(last.caption) and all(bool(marks.misread) for marks in earlier)
+
+
+def _clarity(marks_of: Stages) -> tuple[int, int]:
+    """Count what is right at the end, and the answers that were wrong before."""
+    earlier, last = _compared(marks_of)
+    num_right = sum(bool(getattr(last, part)) for part in _PARTS)
+    return num_right, sum(marks.answer is False for marks in earlier)
+
+
+def _compared(marks_of: Stages) -> tuple[list[Marks], Marks]:
+    """Return the marks of SFT and RLVR alone, and those of the last policy."""
+    *_, last = marks_of.values()
+    return [marks_of[stage] for stage in ("sft", "control") if stage in marks_of], last
 
 
 def num_differences(marks_of: Stages) -> int:
@@ -110,7 +124,7 @@ def num_differences(marks_of: Stages) -> int:
     return sum(
         bool(getattr(one, part)) != bool(getattr(other, part))
         for one, other in itertools.combinations(marks_of.values(), 2)
-        for part in ("caption", "think", "answer")
+        for part in _PARTS
     )
 
 

@@ -188,7 +188,6 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
         "align": ("sft", "warmup") if config.align.method == "adversarial" else ("sft",),
         "control": ("sft",),
         "rlvr": (config.rlvr.start,),
-        "control": ("sft",),
     }
     if config.rlvr.game != "off" and discriminator_before_rlvr(config) == "warmup":
         needs["rlvr"] = (config.rlvr.start, "warmup")
@@ -249,7 +248,6 @@ def _check_rows(stage: str, task: TaskData) -> None:
         "align": (task.align, "teacher completion", "data.align"),
         "control": (task.rlvr, "answer", "data.rlvr"),
         "rlvr": (task.rlvr, "answer", "data.rlvr"),
-        "control": (task.rlvr, "answer", "data.rlvr"),
     }[stage]
     if not rows:
         left_out = (

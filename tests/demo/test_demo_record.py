@@ -66,6 +66,12 @@ def test_the_first_example_is_corrected_and_the_others_are_ordered_by_their_diff
     assert examples == ["corrected", "lost", "same"]
 
 
+def test_the_first_example_has_a_wrong_answer_before_if_there_is_one() -> None:
+    """The misreading changes no count above 5, so those answers are right all along."""
+    corrected = {name: {"align": TRUTH, "rlvr": TRUTH} for name in "ab"}
+    assert chosen(corrected | {"c": {"rlvr": TRUTH}}, a="count", b="count") == ["c", "a", "b"]
+
+
 def test_at_most_two_examples_ask_the_same_question() -> None:
     corrected = {name: {"rlvr": TRUTH} for name in "abcd"}
     assert chosen(corrected, a="sum", b="sum", c="sum", d="count") == ["a", "b", "d"]
