@@ -126,7 +126,9 @@ def _figures(path: Path, step: int, sums: pd.Series) -> str:
             "All rollouts of such a group earned the same: it has no advantage and teaches nothing.",
         ),
     ]
-    logged = [m["reward"] for m in folder.read_metrics(path, "rlvr") if m["step"] == step]
+    lines = (m for m in folder.read_metrics(path, "rlvr") if m["step"] == step)
+    # an evaluation after the step is a line of its own
+    logged = [line["reward"] for line in lines if "reward" in line]
     if logged:
         text = "The reward in metrics.jsonl for this step; the mean of the bars must equal it."
         items.insert(1, ("logged reward", f"{logged[0]:.4f}", text))

@@ -220,7 +220,7 @@ def test_rlvr_alone_is_a_stage_where_the_run_trains_it(tmp_path: Path) -> None:
     ):
         settings = ["rlvr.control=false", "rlvr.game=off", "rlvr.group_size=6", *changes]
         config = load_recipe("tiny", settings)
-        path = tmp_path / str(len(changes) + len(trained))
+        path = tmp_path / "-".join(trained)
         path.mkdir()
         (path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
         stages = {stage.stage: stage.num_steps for stage in folder.progress(path)}
