@@ -100,25 +100,25 @@ PANELS = (
         control=_control_curve("completions/mean_length"),
     ),
     Panel(
-        "evaluation", "Held-out figures during training", POLICY_STAGES,
-        {
-            "accuracy": ("eval/accuracy", GREEN),
-            "transfer accuracy": ("eval/transfer_accuracy", PURPLE),
-            "caption accuracy": ("eval/caption_accuracy", BLUE),
-            "think validity": ("eval/think_validity", ORANGE),
-            "format rate": ("eval/format_rate", SKY),
-        },
-        "Rates on a few held-out prompts, the same every time; the setting eval.every switches them on.",
-        control={
-            "transfer accuracy, RLVR alone": ("eval/transfer_accuracy", PINK),
-            "caption accuracy, RLVR alone": ("eval/caption_accuracy", YELLOW),
-        },
-    ),
-    Panel(
         "peak", "Peak memory (GiB)", STAGES, "mem/peak_gib",
         "On a GPU, the most memory the allocator held in this stage; on a CPU, the most the process has "
         "held so far.",
         control=_control_curve("mem/peak_gib"),
+    ),
+    Panel(
+        "evaluation", "Held-out figures during training", POLICY_STAGES,
+        {
+            "accuracy": ("eval/accuracy", GREEN),
+            "transfer": ("eval/transfer_accuracy", PURPLE),
+            "captions": ("eval/caption_accuracy", BLUE),
+            "thinks": ("eval/think_validity", ORANGE),
+            "format": ("eval/format_rate", SKY),
+        },
+        "Rates on a few held-out prompts, the same every time; the setting eval.every switches them on.",
+        control={
+            "transfer, RLVR alone": ("eval/transfer_accuracy", PINK),
+            "captions, RLVR alone": ("eval/caption_accuracy", YELLOW),
+        },
     ),
 )  # fmt: skip
 

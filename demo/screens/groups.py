@@ -27,8 +27,8 @@ NUM_STEPS = 6  # listed of each stage, besides the last one
 _STEP_TITLES = {"align": "alignment", "rlvr": "RLVR"}
 MAX_CELL = 80
 _GROUPED = (
-    " Routing is grouped: the first half of the experts sees only captions, the second half only think and "
-    "answer."
+    " Routing is grouped: the first half of the experts serves the perception part, the second half the "
+    "reasoning part."
 )
 
 Group = Mapping[str, Any]

@@ -28,7 +28,7 @@ _STAGE_HELP = {
     "sft": "after imitating demonstrations",
     "control": "from SFT: verifiable rewards only, for as many updates",
     "align": "from SFT: adversarial alignment",
-    "rlvr": "from the aligned policy: verifiable rewards",
+    "rlvr": "from Aligned: verifiable rewards",
 }
 _LEGEND = (
     '<div class="legend"><span class="c">C caption: what it sees</span>'
@@ -194,8 +194,14 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
 
 def _changes_table(rows: list[list[str]]) -> tuple[Any, gr.Column]:
     """Return the table of what each stage changed, hidden where fewer than two were evaluated."""
-    table = gr.Dataframe(value=rows[1:], headers=rows[0]) if rows else gr.skip()
-    return table, gr.Column(visible=bool(rows))
+    if not rows:
+        return gr.skip(), gr.Column(visible=False)
+    header, *changes = rows
+    titled = [
+        [" - ".join(STAGE_TITLES.get(stage, stage) for stage in names.split(" - ")), *cells]
+        for names, *cells in changes
+    ]
+    return gr.Dataframe(value=titled, headers=header), gr.Column(visible=True)
 
 
 def _connect_picture(picture: PictureForm, form: QuestionForm) -> None:

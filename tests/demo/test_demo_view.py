@@ -187,7 +187,7 @@ def test_evaluations_inside_the_stages_are_curves_beside_the_steps() -> None:
     assert frame is not None
     assert frame.values.tolist() == [
         [1, 0.4, "accuracy"],
-        [1, 0.2, "caption accuracy"],
+        [1, 0.2, "captions"],
         [3, 0.6, "accuracy"],
     ]
     text = train._figures(metrics[:3])  # the newest step, whose evaluation is a line of its own
@@ -210,8 +210,8 @@ def test_rlvr_alone_begins_beside_alignment() -> None:
     frame = frame_of("evaluation", metrics)  # it has SFT too
     assert frame is not None
     assert frame.values.tolist() == [
-        [3, 0.9, "caption accuracy"],
-        [2, 0.1, "caption accuracy, RLVR alone"],
+        [3, 0.9, "captions"],
+        [2, 0.1, "captions, RLVR alone"],
     ]
 
 
