@@ -35,7 +35,9 @@ def test_every_tab_of_the_sample_shows_something(
     assert "<caption>" in text_of(page, "#answer-base")
     assert "✗ caption: read" in text_of(page, "#marks-control")
     assert "✓ caption: right" in text_of(page, "#marks-rlvr")
-    page.wait_for_selector("#changes td")
+    page.wait_for_function(
+        "document.querySelector('#changes').innerText.includes('RLVR - RLVR alone')"
+    )
     open_tab(page, "Discriminator")
     page.wait_for_selector("#heat-perception .token")
     page.locator("#advantage-bars canvas, #advantage-bars svg").first.wait_for()
