@@ -17,6 +17,7 @@ FIGURES = {
     "think_validity": "thinks",
     "format_rate": "format",
 }
+_COMPARED = ("accuracy", "transfer_accuracy", "caption_accuracy", "think_validity")
 TITLES = {"control": "RLVR alone"}
 
 
@@ -40,7 +41,7 @@ def change_rows(folder: Path, *, rlvr_start: str) -> list[list[str]]:
         pairs.append(("rlvr", "control"))
     if not pairs:
         return []
-    names = [name for name in FIGURES if all(name in of_stage for of_stage in rates.values())]
+    names = [name for name in _COMPARED if all(name in of_stage for of_stage in rates.values())]
     rows = [["change", *(FIGURES[name] for name in names)]]
     for stage, start in pairs:
         cells = (_difference(rates[stage][name], rates[start][name]) for name in names)

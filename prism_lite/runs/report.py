@@ -122,7 +122,7 @@ def changes_table(folder: Path, config: RunConfig) -> Table | None:
     rows = change_rows(folder, rlvr_start=config.rlvr.start)
     if not rows:
         return None
-    return rows_table(rows, "paired by prompt, 95 % intervals; * excludes zero")
+    return rows_table(rows, "paired by prompt, 95 % intervals; * excludes zero", is_tight=True)
 
 
 def rows_table(rows: Sequence[Sequence[str]], title: str, *, is_tight: bool = False) -> Table:

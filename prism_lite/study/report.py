@@ -67,11 +67,42 @@ def markdown(study: Mapping[str, Any], curves: Sequence[Path] = ()) -> str:
         markdown_rows(_budget_rows(study)),
         "Settings by which the arms differ from the command's:",
         _settings_list(study),
+        *_judge_blocks(study),
         *_difference_blocks(study),
         *_curve_blocks(study, curves),
         *_tuning_blocks(study),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _judge_blocks(study: Mapping[str, Any]) -> list[str]:
+    """Write what each arm's discriminator knew, means over the seeds; no blocks without one."""
+    columns = {
+        "auc_perception_first": "captions, first steps",
+        "auc_perception": "captions, all steps",
+        "auc_reasoning_first": "thinks, first steps",
+        "auc_reasoning": "thinks, all steps",
+        "grounding_perception_untrained": "caption probe, untrained",
+        "grounding_perception": "caption probe, trained",
+        "grounding_reasoning_untrained": "think probe, untrained",
+        "grounding_reasoning": "think probe, trained",
+    }
+    rows = []
+    for name, arm in study["arms"].items():
+        judges = [judge for judge in arm.get("judge", {}).values() if judge]
+        if judges:
+            values = [[j[column] for j in judges if column in j] for column in columns]
+            rows.append([name, *(f"{fmean(v):.2f}" if v else "-" for v in values)])
+    if not rows:
+        return []
+    return [
+        "## What the discriminator knows",
+        "AUC within groups: the probability that a part which the verifier finds right outscores a wrong "
+        "one of the same group, over the first five steps and all of them; 0.5 is chance. The frozen arm "
+        "is the untrained baseline. Probes: the share of held-out pairs whose clean part outscores its "
+        "corrupted copy, before and after the warm-up.",
+        markdown_rows([["arm", *columns.values()], *rows]),
+    ]
 
 
 def print_study(study: Mapping[str, Any], console: Console) -> None:

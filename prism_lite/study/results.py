@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from prism_lite.files import read_json
+from prism_lite.discriminator.step import CHANNELS
+from prism_lite.files import read_json, read_jsonl
 from prism_lite.runs.environment import git_commit, installed_version
 from prism_lite.study.arms import START, budget
 from prism_lite.study.curves import add_areas, curve_of, training_seconds
@@ -70,6 +72,7 @@ def summary(
                 str(run.seed): figures_of(run, "rlvr") | {"seconds": _seconds_of(run, sources)}
                 for run in of_arm
             },
+            "judge": {str(run.seed): judge_of(run) for run in of_arm},
             "means": {name: mean_of_seeds(rate_SP) for name, rate_SP in rates[arm].items()},
             "curves": {
                 str(run.seed): curve_of(run, start, _warmup_seconds(run, sources))
@@ -107,6 +110,32 @@ def figures_of(run: PlannedRun, stage: str) -> dict[str, float]:
         for name, value in figures.items()
         if isinstance(value, float) and name != "seconds"
     }
+
+
+def judge_of(run: PlannedRun) -> dict[str, float]:
+    """Return what a run's discriminator knew; empty without one.
+
+    `auc_CHANNEL`: the probability that a right part outscores a wrong one of the same group, by the
+    verifier: mean over the steps of alignment and RLVR; `auc_CHANNEL_first`: over the first five.
+    `grounding_CHANNEL` and `..._untrained`: the grounding probe after and before the warm-up, each also
+    by likelihood alone and without it.
+    """
+    lines = read_jsonl(run.folder / "metrics.jsonl")
+    figures = {}
+    for channel in CHANNELS:
+        name = f"disc/auc_{channel}"
+        aucs = [line[name] for line in lines if name in line]
+        if aucs:
+            figures[f"auc_{channel}"] = round(fmean(aucs), 4)
+            figures[f"auc_{channel}_first"] = round(fmean(aucs[:5]), 4)
+    for line in lines:
+        if line["stage"] == "warmup":
+            figures |= {
+                name.removeprefix("disc/"): value
+                for name, value in line.items()
+                if name.startswith("disc/grounding")
+            }
+    return figures
 
 
 def score_of(figures: Mapping[str, float], name: str) -> float:
