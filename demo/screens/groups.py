@@ -42,7 +42,8 @@ def known_groups(path: Path) -> dict[str, Callable[[], Group]]:
         groups[title] = functools.partial(dict, record)
     for stage in ("rlvr", "align") if folder.keeps_game(path) else ("align",):
         steps = folder.rollout_steps(path, stage)
-        for step in reversed(steps[-1:] + steps[:-1][:: max(1, len(steps) // NUM_STEPS)]):
+        listed = steps[:-1][:: max(1, len(steps) // NUM_STEPS)] + steps[-1:]
+        for step in reversed(listed):
             prompts = dict.fromkeys(r["prompt_id"] for r in folder.read_rollouts(path, stage, step))
             for i, prompt_id in enumerate(prompts, 1):
                 title = f"as scored at {_STEP_TITLES[stage]} step {step} · prompt {i}"
