@@ -1,4 +1,8 @@
-"""The study of the tiny recipe that is stored with the package: `tiny.json`, as study.json."""
+"""The studies of the tiny recipe that are stored with the package, as study.json.
+
+`tiny.json`: the recipe and its rivals. `tiny-more-arms.json`: other forms of the game, on fewer seeds.
+`tiny-erring-teacher.json`: a teacher that errs in a quarter of its captions and thinks.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from prism_lite.files import read_json
 from prism_lite.recipe import load_recipe, to_dict
 from prism_lite.study.results import FIGURES
 
-MEASURED = Path(__file__).with_name("tiny.json")
+MEASURED = Path(__file__).with_name("tiny-more-arms.json")
 # Settings that leave the figures of the last policy what they are, but for chance.
 _FREE = ("seed", "save_every", "track", "eval", "model", "tiny")
 
@@ -34,7 +38,7 @@ def room_of(config: RunConfig) -> str | None:
     )
     return (
         f"The room: an exact judge in the discriminator's place would reach {figures} (arm oracle of "
-        f"the study, {len(oracle['seeds'])} seeds: prism_lite/study/tiny.json)."
+        f"the study, {len(oracle['seeds'])} seeds: prism_lite/study/tiny-more-arms.json)."
     )
 
 
