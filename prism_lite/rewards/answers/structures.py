@@ -1,7 +1,8 @@
 r"""Answers of several entries: coordinates, intervals, sets, lists.
 
 "(1, 2)" keeps its order and its brackets, "{1, 2}" has no order, a bare "1, 2" or "x = 1 or x = 2"
-has no order either (solutions, names), "a -> b -> c" keeps it. "12" is none of these.
+has no order either (solutions, names), "a -> b -> c" keeps it, and "[[1, 2], [3, 4]]" are the rows
+of a matrix. "12" is none of these.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def parse_structure(text: str) -> Structure | None:
         brackets, entries = "->", [entry.strip() for entry in _ARROW.split(text)]
     else:
         brackets, entries = "", _split(text, is_bare=True)
-    if not 1 < len(entries) <= _MAX_ENTRIES or not all(entries):
+    min_entries = 1 if text.startswith("[[") else 2  # a matrix of one row is not its row
+    if not min_entries <= len(entries) <= _MAX_ENTRIES or not all(entries):
         return None
     return brackets, tuple(entries)
 
@@ -47,7 +49,7 @@ def parse_structure(text: str) -> Structure | None:
 def strip_brackets(text: str) -> str:
     """Return the inside of brackets around one value: "(5)", "{5}" and "[5]" are "5"."""
     for _ in range(8):
-        if not _is_enclosed(text) or len(_split(text[1:-1], is_bare=False)) != 1:
+        if not _is_enclosed(text) or text.startswith("[[") or len(_split(text[1:-1], is_bare=False)) != 1:
             break
         text = text[1:-1].strip()
     return text
