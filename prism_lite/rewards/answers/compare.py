@@ -149,6 +149,8 @@ def _compare(
         matches = structures.compare_structures(structure, gold_structure, same)
         return matches, "same entries" if matches else "entries differ"
     if word_form(predicted) == word_form(gold):
+        if (quantity and quantity.unit) or (gold_quantity and gold_quantity.unit):
+            return False, "units conflict"  # "5 A" and "5 a": only one of them is a unit
         return True, "same words"
     if (structure and gold_quantity) or (gold_structure and quantity):
         return False, "one value against several"

@@ -74,11 +74,11 @@ _PREFIX = re.compile(
 def clean(text: str) -> str:
     """Return an answer without wrappers and with one spelling per character; may be empty."""
     if not text.isascii():
-        text = replace_all(_CIRCLED.sub(r"\1, ", text), _CHINESE_REWRITES)
-        text = _SUPERSCRIPTS.sub(r"^{\g<0>}", _INVISIBLE.sub("", text))
+        text = _CIRCLED.sub(r"\1, ", _INVISIBLE.sub("", text))
+        text = _SUPERSCRIPTS.sub(r"^{\g<0>}", text)
         text = _VULGAR_FRACTION.sub(r" \g<0>", text).translate(_LOOK_ALIKES)
         text = unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKES)
-        text = _PICTOGRAPHS.sub("", text.strip())
+        text = _PICTOGRAPHS.sub("", replace_all(text, _CHINESE_REWRITES).strip())
     if "####" in text:  # GSM8K writes the answer after its explanation
         text = text.rpartition("####")[2]
     if r"\boxed" in text:
@@ -88,14 +88,17 @@ def clean(text: str) -> str:
     return " ".join(_unwrap(replace_all(_unwrap(text), _LATEX_REWRITES)).split())
 
 
+_MAX_BOXES = 16
 _BOX = re.compile(r"\\boxed\s*\{")
 _TAKES_BACK = re.compile(r"\b(?:not|never|wrong|incorrect|or)\b|n't\b", re.IGNORECASE)
 
 
 def boxed_contents(text: str) -> list[str]:
-    r"""Return the inside of every closed `\boxed{..}`; none where one is not closed."""
+    r"""Return the inside of every `\boxed{..}`; none where one is not closed or there are too many."""
     contents = []
     for match in _BOX.finditer(text):
+        if len(contents) == _MAX_BOXES:
+            return []
         end = closing_bracket(text, match.end() - 1)
         if end < 0:
             return []
