@@ -120,7 +120,9 @@ def gold_columns(
         ValueError: see `accuracy_reward`.
     """
     if answer is None and solution is None:
-        raise ValueError("there is neither a column answer nor solution: give one with gold answers.")
+        raise ValueError(
+            "there is neither a column answer nor solution: give one with gold answers."
+        )
     for name, column in (("answer", answer), ("solution", solution)):
         if column is not None and len(column) != num_rows:
             raise ValueError(

@@ -126,8 +126,8 @@ def judge_reward(
     """Return 1.0 where the verifier or, failing that, the judge accepts the answer part; else 0.0.
 
     The judge is asked about what the verifier refuses or leaves undecided. What it accepts costs no
-    request, nor does a malformed completion, which gets 0.0; no
-    gold answer gives None. Bind `settings` with functools.partial for TRL.
+    request, nor does a malformed completion, which gets 0.0; no gold answer gives None.
+    Bind `settings` with functools.partial for TRL.
 
     Args:
         answer, solution: as for `accuracy_reward`, which also reads further columns; of several

@@ -124,7 +124,9 @@ def _names(text: str, option: str, expected: str) -> bool:
     return other in words and other not in right
 
 
-_TRUTH: dict[str, bool] = dict.fromkeys(("yes", "true", "yeah", "yep", "是", "是的", "对", "对的", "正确"), True)
+_TRUTH: dict[str, bool] = dict.fromkeys(
+    ("yes", "true", "yeah", "yep", "是", "是的", "对", "对的", "正确"), True
+)
 _TRUTH |= dict.fromkeys(("no", "false", "nope", "否", "不是", "不对", "错误", "错"), False)
 _SAID_TRUTH = re.compile(
     r"(yes|no|true|false|yeah|yep|nope|是的?|对的?|正确|否|不[是对]|错误?)(?:\s*[,.;:!?-]\s*|$"

@@ -100,7 +100,7 @@ def _verdict(predicted: str, gold: str, choices: Sequence[str], budget: _Budget)
             if all(both):
                 return Verdict(True, "same answer, twice")
         return Verdict(*_compare(predicted, gold, options, budget, depth=0))
-    except symbolic.Undecided as error:
+    except symbolic.UndecidedError as error:
         return Verdict(False, str(error), undecided=True)
 
 
@@ -202,7 +202,7 @@ def _compare_expressions(predicted: str, gold: str, budget: _Budget) -> tuple[bo
             return False, "units conflict"
         latex = rf"({latex})\cdot{_fraction_latex(unit.factor / gold_unit.factor)}"
     if budget.remaining_s <= 0:
-        raise symbolic.Undecided("no verdict within the time limit")
+        raise symbolic.UndecidedError("no verdict within the time limit")
     reply = symbolic.ask(latex, gold_latex)
     budget.remaining_s -= reply["cpu_s"]
     if "values" not in reply:

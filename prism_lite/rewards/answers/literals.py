@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 - the multiplication sign is meant
+# ruff: noqa: RUF001, SIM905 - the multiplication sign is meant; word lists read better as text
 r"""Answers that are read as written and not computed: clock times, scores, dates, ranges, sizes.
 
 A gold answer of "10-3", "2020-01-02", "1920x1080" or "555-1234" takes no number, 4:20 is not 8:40,
@@ -71,19 +71,20 @@ def _are_same_times(left: tuple[tuple[int, ...], str], right: tuple[tuple[int, .
     return left[0] == right[0] and (left[1] == right[1] or not (left[1] and right[1]))
 
 
+_MONTH_NAMES = (
+    "january february march april may june july august september october november december"
+).split()
 _MONTHS = {
     name[:length]: number
-    for number, name in enumerate(
-        "january february march april may june july august september october november "
-        "december".split(),  # noqa: SIM905 - reads better as text
-        start=1,
-    )
+    for number, name in enumerate(_MONTH_NAMES, start=1)
     for length in (3, 4 if name == "september" else 3, len(name))
 }
 _MONTH = rf"(?P<month>{'|'.join(sorted(_MONTHS, key=len, reverse=True))})\.?"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
 _YEAR = r"(?P<year>\d{4})"
-_WEEKDAY = re.compile(r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?[.,]*\s+", re.I)
+_WEEKDAY = re.compile(
+    r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?[.,]*\s+", re.I
+)
 _NAMED_DATES = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (

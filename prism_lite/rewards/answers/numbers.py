@@ -44,13 +44,14 @@ _ONES = (
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _WORD_VALUES = dict(zip((*_ONES, *_TENS), (*range(20), *range(20, 100, 10)), strict=True))
-_SCALES = {
+_SCALES: dict[str, int] = {
     "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "mn": 10**6, "bn": 10**9, "tn": 10**12, "dozen": 12, "万": 10**4, "亿": 10**8,
+    "mn": 10**6, "bn": 10**9, "tn": 10**12, "dozen": 12,
 }  # fmt: skip
+_CHINESE_SCALES: dict[str, int] = {"万": 10**4, "亿": 10**8}
 _ATTACHED = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}  # "5K"; "5 K" is in kelvin
 _PARTS = "half third quarter fourth fifth sixth seventh eighth ninth tenth".split()
-_PART_VALUES = dict(zip(_PARTS, (2, 3, 4, 4, 5, 6, 7, 8, 9, 10), strict=True))
+_PART_VALUES: dict[str, int] = dict(zip(_PARTS, (2, 3, 4, 4, 5, 6, 7, 8, 9, 10), strict=True))
 
 _EUROPEAN = r"\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d)"  # both separators leave one reading
 _DECIMAL = rf"(?:{_EUROPEAN}|(?:\d{{1,3}}(?:[, ]\d{{3}})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)"
@@ -68,7 +69,8 @@ _NUMBER = re.compile(
           (?: \s+(?P<part> (?<=one\s)(?:{"|".join(_PARTS)})
                         | (?:halve|{"|".join(_PARTS[1:])})s )\b )? )
     (?P<hundred> \s*hundred\b )?
-    (?: (?-i:(?P<attached>[kKMB])) (?![\w/^]) | \s*(?P<scale>(?:{"|".join(list(_SCALES)[:-2])})\b|[万亿]) )?""",
+    (?: (?-i:(?P<attached>[kKMB])) (?![\w/^])
+      | \s*(?P<scale> (?:{"|".join(_SCALES)})\b | [{"".join(_CHINESE_SCALES)}] ) )?""",
     re.VERBOSE | re.IGNORECASE,
 )
 
@@ -89,9 +91,13 @@ def match_number(text: str, *, scale_letters: str = "KMB") -> tuple[Number, int]
     has_decimals = number.step is not None
     if letter and letter not in scale_letters and not has_decimals:
         return number.times(factor), match.start("attached")
-    if scale in ("mn", "bn", "tn") and not has_decimals and text[match.start("scale") - 1].isdigit():
+    if (
+        scale in ("mn", "bn", "tn")
+        and not has_decimals
+        and text[match.start("scale") - 1].isdigit()
+    ):
         return number.times(factor), match.start("scale")
-    factor *= _ATTACHED.get(letter) or _SCALES.get(scale, 1)
+    factor *= _ATTACHED.get(letter) or (_SCALES | _CHINESE_SCALES).get(scale, 1)
     return number.times(factor), match.end()
 
 

@@ -10,7 +10,9 @@ _EMPTY = frozenset(
     (r"\emptyset", r"\varnothing", "∅", "{}", "no solution", "no solutions", "empty set",
      "no real solution", "no real solutions", "无解", "空集")
 )  # fmt: skip
-_BUILDER = re.compile(r"\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R)\s*)?(?:\||\\mid|:)(.*)\}")
+_BUILDER = re.compile(
+    r"\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*R\s*\}?|R)\s*)?(?:\||\\mid|:)(.*)\}"
+)
 _SIGN = r"(<=|>=|<|>|\\le(?![a-z])|\\ge(?![a-z]))"
 _ONE_SIDED = re.compile(rf"([a-z])\s*{_SIGN}\s*([^<>=]+)")
 _TWO_SIDED = re.compile(rf"([^<>=]+?)\s*{_SIGN}\s*([a-z])\s*{_SIGN}\s*([^<>=]+)")

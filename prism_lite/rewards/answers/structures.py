@@ -49,7 +49,11 @@ def parse_structure(text: str) -> Structure | None:
 def strip_brackets(text: str) -> str:
     """Return the inside of brackets around one value: "(5)", "{5}" and "[5]" are "5"."""
     for _ in range(8):
-        if not _is_enclosed(text) or text.startswith("[[") or len(_split(text[1:-1], is_bare=False)) != 1:
+        if (
+            not _is_enclosed(text)
+            or text.startswith("[[")
+            or len(_split(text[1:-1], is_bare=False)) != 1
+        ):
             break
         text = text[1:-1].strip()
     return text

@@ -65,7 +65,7 @@ def to_latex(text: str) -> str | None:
     return text if are_variables and _EXPRESSION.fullmatch(text) else None
 
 
-class Undecided(Exception):
+class UndecidedError(Exception):
     """A comparison that takes more processor time or memory than it may have, or that fails."""
 
 
@@ -148,7 +148,7 @@ def ask(predicted: str, gold: str) -> dict:
         of 30 digits; with "cpu_s", the processor time that the first reply took.
 
     Raises:
-        Undecided: no reply within `TIME_LIMIT_S` seconds of processor time, or none at all.
+        UndecidedError: no reply within `TIME_LIMIT_S` seconds of processor time, or none at all.
         RuntimeError: the worker does not start, or ended twice.
     """
     key = (predicted, gold)
@@ -166,5 +166,5 @@ def ask(predicted: str, gold: str) -> dict:
                 del _replies[next(iter(_replies))]
             _replies[key] = reply
     if "undecided" in reply:
-        raise Undecided(reply["undecided"])
+        raise UndecidedError(reply["undecided"])
     return reply

@@ -185,7 +185,9 @@ _WORD_FORM_REWRITES = (
 
 _FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\d*\)?\d*)+")  # CO2, from \text{CO}_2
 # After a name: "George III". A single letter may be an initial.
-_ROMAN_NUMERALS = "II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII".split()  # noqa: SIM905
+_ROMAN_NUMERALS: list[str] = (
+    "II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII".split()
+)  # noqa: SIM905
 _ROMAN_NUMERAL = re.compile(
     rf"(?<=[A-Za-z][a-z]{{2}}\s)(?:{'|'.join(n for n in _ROMAN_NUMERALS if len(n) > 1)})$"
 )
