@@ -33,11 +33,18 @@ def rewards_of(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, 
         if reward.file is not None:
             values[reward.name] = torch.tensor(call_user_function(reward, groups))
             continue
-        numbers = reward.function(**trl_arguments(groups))
+        columns = {"sizes": _picture_sizes(groups)} if reward.name == "boxes" else {}
+        numbers = reward.function(**trl_arguments(groups), **columns)
         value_R = torch.tensor([math.nan if value is None else value for value in numbers])
         values[reward.name] = value_R if reward.name == "overlong" else value_R * is_well_formed_R
     is_undecided_R = undecided_rollouts(groups, values)
     return {name: value_R.masked_fill(is_undecided_R, math.nan) for name, value_R in values.items()}
+
+
+def _picture_sizes(groups: Sequence[Group]) -> list[tuple[int, int] | None]:
+    """Return width and height of the picture of each rollout, None where there is not exactly one."""
+    sizes = [g.sample.pictures[0].size if len(g.sample.pictures) == 1 else None for g in groups]
+    return [size for group, size in zip(groups, sizes, strict=True) for _ in group.rollouts]
 
 
 def undecided_rollouts(groups: Sequence[Group], rewards: Mapping[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-# ruff: noqa: RUF001 - look-alike characters are what this file is about
+# ruff: noqa: RUF001, SIM905 - look-alike characters are what this file is about
 r"""Text of an answer: remove its wrappers and give equal characters one spelling.
 
 `clean` comes first in every comparison. It keeps the meaning: it only removes wrappers (`$..$`,
@@ -185,9 +185,9 @@ _WORD_FORM_REWRITES = (
 
 _FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?\d*\)?\d*)+")  # CO2, from \text{CO}_2
 # After a name: "George III". A single letter may be an initial.
-_ROMAN_NUMERALS: list[str] = (
-    "II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII".split()
-)  # noqa: SIM905
+_ROMAN_NUMERALS: tuple[str, ...] = (
+    *"II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII".split(),
+)
 _ROMAN_NUMERAL = re.compile(
     rf"(?<=[A-Za-z][a-z]{{2}}\s)(?:{'|'.join(n for n in _ROMAN_NUMERALS if len(n) > 1)})$"
 )
