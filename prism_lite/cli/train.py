@@ -60,6 +60,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     from prism_lite import pipeline
     from prism_lite.runs.report import changes_table, results_table
+    from prism_lite.study.measured import room_of
     from prism_lite.types import STAGES
 
     console = Console()
@@ -70,5 +71,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     changes = changes_table(Path(out), config)
     if changes is not None:
         console.print(changes)
+    room = room_of(config)
+    if room is not None and changes is not None:
+        console.print(room, highlight=False)
     console.print(f"run folder: {out} (plots/, README.md, policy/, metrics.jsonl)")
     return 0
