@@ -83,7 +83,7 @@ class _Worker:
             text=True,
         )
         self.owner = os.getpid()
-        if self.ask("1", "1", hung_s=_START_LIMIT_S) is None:
+        if "values" not in (self.ask("1", "1", hung_s=_START_LIMIT_S) or {}):
             raise RuntimeError(
                 f"the math-verify worker did not start: run `{' '.join(command)}` to see why (it "
                 "should wait for input)."

@@ -42,6 +42,8 @@ def compare(predicted: str, gold: str) -> dict[str, Any]:
         predicted_expr, gold_expr = (
             latex2sympy(latex, normalization_config=_NORMALIZATION) for latex in (predicted, gold)
         )
+    except MemoryError:
+        raise  # undecided, unlike what cannot be read
     # latex2sympy raises bare Exception for text it does not understand, so nothing narrower catches
     # it; an expression that cannot be read equals no other.
     except Exception:  # noqa: BLE001

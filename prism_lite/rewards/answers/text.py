@@ -57,15 +57,15 @@ _WRAPPER = re.compile(
 _COMMAND_WRAPPER = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|mathrm|mathbf|mathit|rm)\s*\{")
 # "3!" and "k!" are factorials, "\!" a LaTeX space and "..." more entries; after a word of three
 # letters or with a vowel, or after a Chinese character, an exclamation mark ends a sentence.
-_AFTER_WORD = (
-    r"(?:(?<=[^\W\d_]{3})|(?<=[^\W\d_][aeiouAEIOU])|(?<=[aeiouAEIOU][^\W\d_])|(?<=[\u3400-\u9fff]))"
+_EXCLAMATION = (
+    r"(?<![\\A-Za-z])(?:[^\W\d_]{3,}|[^\W\d_][eiouEIOU]|[eiouEIOU][^\W\d_]|[\u3400-\u9fff])!"
 )
-_SENTENCE_END = re.compile(rf"[;,]$|(?<!\.\.)\.$|{_AFTER_WORD}!$")
+_SENTENCE_END = re.compile(rf"[;,]$|(?<!\.\.)\.$|{_EXCLAMATION}$")
 _PREFIX = re.compile(
     r"(?:(?:so|thus|hence|therefore)[,\s]+)?(?:the\s+)?(?:(?:final|correct|right)\s+)?"
     r"(?:answer|result|option|choice)"
     r"(?:\s+is\s*:?|\s*:|\s+(?=\(?[A-J](?:[.:)]|\s*$)))\s*(?=\S)"
-    r"|(?:所以|因此|故)?,?(?:(?:正确|最终|最后)的?)?(?:答案|选项|结果)(?:应?[是为选]:?|:)\s*(?=\S)"
+    r"|(?:所以|因此|故)?,?(?:(?:正确|最终|最后)的?)?(?:答案?|选项|结果)(?:应?[是为选]:?|:)\s*(?=\S)"
     r"|(?:所以|因此|故)?,?应?选:?\s*(?=[A-J](?![A-Za-z]))",
     re.IGNORECASE,
 )
@@ -130,11 +130,9 @@ _MATRIX = re.compile(
 
 
 def _write_matrix(match: re.Match[str]) -> str:
-    """Write a LaTeX matrix as rows, "[[1, 2], [3, 4]]", and one of a single column as "(1, 2)"."""
+    """Write a LaTeX matrix as rows, "[[1, 2], [3, 4]]"."""
     lines = re.split(r"\\\\(?:\s*\[[^\]]*\])?", match[2].strip())
     rows = [[cell.strip() for cell in line.split("&")] for line in lines if line.strip()]
-    if len(rows) > 1 and all(len(row) == 1 for row in rows):
-        return "(" + ", ".join(row[0] for row in rows) + ")"
     return "[" + ", ".join("[" + ", ".join(row) + "]" for row in rows) + "]"
 
 
@@ -142,7 +140,7 @@ def _unwrap(text: str) -> str:
     """Remove what encloses an answer; wrappers nest: **$\boxed{3}$**."""
     for _ in range(8):
         text = inner = text.strip()
-        while _SENTENCE_END.search(inner[-3:]):
+        while _SENTENCE_END.search(inner[-40:]):
             inner = inner[:-1].rstrip()
         command = _COMMAND_WRAPPER.match(inner)
         if prefix := _PREFIX.match(inner):
@@ -178,7 +176,8 @@ _WORD_FORM_REWRITES = (
     (r"(?<=\d)\s*:\s*(?=\d)", ":"),
     (r"(?<=[^\W\d_]{2})-(?=\w)|(?<=[^\W\d_])-(?=[^\W\d_]{2})", " "),
     # After a digit "!" and "." may mean something; after a word they only end it.
-    (rf"[,;:?\"](?=\s|$)|(?<![\d)}}])\.(?=\s|$)|{_AFTER_WORD}!(?=\s|$)", " "),
+    (r"[,;:?\"](?=\s|$)|(?<![\d)}])\.(?=\s|$)", " "),
+    (rf"({_EXCLAMATION[:-1]})!(?=\s|$)", r"\1 "),
     (r"(?<=\d)\s+(?=[A-Za-z°%])|(?<=\.)\s+(?=\d)", ""),
 )
 
