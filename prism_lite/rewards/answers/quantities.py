@@ -150,7 +150,9 @@ _NOUN = re.compile(
     r"|only|per|at|am|pm|st|nd|rd|th)\b)[^\W\d_]+(?:[ -][^\W\d_]+){0,2}",
     re.IGNORECASE,
 )
-_OF = re.compile(r"(.+?) of (?!the\b)[a-z]+(?: [a-z]+){0,2}", re.IGNORECASE)  # "grams of sugar"
+_OF = re.compile(
+    r"(?!out\b)(.+?) of (?!the\b)[a-z]+(?: [a-z]+){0,2}", re.IGNORECASE
+)  # "grams of sugar"
 _ATTACHED_SYMBOLS = frozenset("mgsLNJWVΩ")  # in "2m" a unit by habit; 3a, 7h and 10A are products
 _DECADE = re.compile(r"\d{3}0s")
 _IRREGULAR_PLURALS = {
@@ -176,7 +178,8 @@ def parse_quantity(text: str, *, is_gold: bool = False) -> Quantity | None:
     rest = text[end:].strip()
     unit = parse_unit(rest) if _may_be_unit(text[end:]) else None
     if unit is None and (product := _OF.fullmatch(rest)):
-        unit = parse_unit(product[1])
+        rest = product[1]  # a cup of flour is a cup
+        unit = parse_unit(rest)
     if currency:
         expected = _UNITS[currency[2]]
         return Quantity(number, expected) if not rest or unit == expected else None
