@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from prism_lite.config import DataConfig
+from prism_lite.data.checks.boxes import ask_for_boxes
 from prism_lite.data.checks.check import check_row
 from prism_lite.data.checks.rules import NEEDED_FIELDS, CheckRules, DataStage, picture_defects
 from prism_lite.data.formats.base import Finding, RowError
@@ -115,7 +116,13 @@ def rows_for(
     Raises:
         ValueError: the first bad row, where data.on_bad_row is "error".
     """
-    rules = CheckRules(stage=stage, rows_of_other_stages=True, check_pictures=False)
+    has_boxes = data.boxes.unit is not None or ask_for_boxes(stored.rows)
+    rules = CheckRules(
+        stage=stage,
+        rows_of_other_stages=True,
+        check_pictures=False,
+        boxes=data.boxes if has_boxes else None,
+    )
     samples, skipped = [], []
     first_places: dict[bytes | str, str] = {}
     for row in stored.rows:

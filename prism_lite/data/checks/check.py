@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from prism_lite.config import BoxesConfig
+from prism_lite.data.checks.boxes import System, ask_for_boxes, fitting_systems
 from prism_lite.data.checks.rules import CheckRules, find_defects, prompt_key, row_key
 from prism_lite.data.formats.base import FileError, Finding
-from prism_lite.data.formats.load import load_samples, render_sample
+from prism_lite.data.formats.load import SampleFile, load_samples, render_sample
 from prism_lite.types import Sample
 
 MAX_KEPT_PER_KIND = 200  # findings with text; the counts are exact
@@ -58,7 +60,8 @@ def check(
 
     Args:
         path: as for `load_samples`.
-        rules: limits and the stage whose fields are demanded.
+        rules: limits and the stage whose fields are demanded. Where they do not say how boxes are
+            written and the file asks for boxes, they must be corners in pixels.
         columns, image_root, limit: as for `load_samples`.
         eval_path: rows that ask the same of the same pictures as one of this file are reported.
 
@@ -74,10 +77,18 @@ def check(
     try:
         opened = load_samples(path, columns=columns, image_root=image_root, limit=limit)
         convention = opened.convention
+        rules = with_boxes(rules, opened)
+        systems: frozenset[System] | None = None  # unit and form that all boxes so far fit
         for _, sample in opened.rows():
             if isinstance(sample, Sample) and not first_sample:
                 first_sample = render_sample(sample)
             findings = check_row(sample, rules, first_places, overlap=overlap)
+            if rules.boxes is not None and isinstance(sample, Sample):
+                fitting = fitting_systems(sample)
+                common = fitting if systems is None else systems & fitting
+                if fitting and not common:  # said of the first such row
+                    findings.append(_mixed_boxes(sample, fitting))
+                systems = common or systems
             num_rows += 1
             num_clean += not findings
             for finding in findings:
@@ -88,6 +99,27 @@ def check(
         counts[error.kind] += 1
         kept.append(Finding("", 0, error.kind, str(error)))
     return Report(str(path), convention, num_rows, num_clean, counts, tuple(kept), first_sample)
+
+
+def with_boxes(rules: CheckRules, opened: SampleFile) -> CheckRules:
+    """Return rules under which boxes are corners in pixels, where the file asks for boxes.
+
+    Rules that say how boxes are written are returned as they are.
+    """
+    if rules.boxes is None and ask_for_boxes(sample for _, sample in opened.rows()):
+        return replace(rules, boxes=BoxesConfig(unit="pixels"))
+    return rules
+
+
+def _mixed_boxes(sample: Sample, fitting: frozenset[System]) -> Finding:
+    systems = " or ".join(f"{unit}, {form}" for unit, form in sorted(fitting))
+    return Finding(
+        sample.file,
+        sample.row,
+        "mixed_boxes",
+        f"{sample.source}: its boxes are {systems}, and those of the rows before it are not: write "
+        "all boxes of a file in one unit and form.",
+    )
 
 
 def check_row(

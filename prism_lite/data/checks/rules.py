@@ -14,9 +14,12 @@ from typing import Literal
 from PIL import Image
 
 from prism_lite import parts
+from prism_lite.config import BoxesConfig
+from prism_lite.data.checks.boxes import box_defects
 from prism_lite.rewards.answers.choices import parse_choice
 from prism_lite.rewards.answers.compare import compare_answers
 from prism_lite.rewards.answers.text import clean, word_form
+from prism_lite.rewards.boxes import says_no_box
 from prism_lite.types import Picture, Sample, Stage
 
 DataStage = Stage | Literal["eval"]
@@ -52,6 +55,8 @@ class CheckRules:
         max_answer_characters: a longer gold answer cannot be verified by comparison.
         check_pictures: look at the pictures; off where that was done before.
         decode_pictures: read all pixels, which finds truncated files; else only their headers.
+        boxes: unit and form of the gold boxes, in rows that have boxes as answers; "none" is an
+            answer there. None: answers are not boxes.
     """
 
     stage: DataStage | None = None
@@ -64,6 +69,7 @@ class CheckRules:
     max_answer_characters: int = 400
     check_pictures: bool = True
     decode_pictures: bool = True
+    boxes: BoxesConfig | None = None
 
 
 def find_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
@@ -112,7 +118,10 @@ def _answer_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
     if not answer:
         yield "empty_answer", "the answer is empty; write it or drop the row."
         return
-    if answer.casefold() in _NO_ANSWER and not sample.choices:
+    if rules.boxes is not None:
+        yield from box_defects(sample, rules.boxes)
+    is_missing = answer.casefold() in _NO_ANSWER and not sample.choices
+    if is_missing and not (rules.boxes is not None and says_no_box(answer)):
         yield "unverifiable_answer", f"the answer {answer!r} says that there is none; drop the row."
     elif len(answer) > rules.max_answer_characters:
         yield (
