@@ -101,9 +101,9 @@ def _scaled(image: Image.Image) -> Image.Image:
     pixels_HW = np.asarray(image).astype(np.float64)
     finite = pixels_HW[np.isfinite(pixels_HW)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    if image.mode == "F" and 0 <= low and high <= 1:
+    if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    elif 0 <= low and high <= 255:
+    elif low >= 0 and high <= 255:
         low, high = 0.0, 255.0
     pixels_HW = np.nan_to_num(pixels_HW, nan=low, posinf=high, neginf=low)
     scaled_HW = (pixels_HW - low) * (255 / (high - low)) if high > low else pixels_HW * 0

@@ -90,8 +90,9 @@ class Sample:
     """One row of data: a prompt and what is known about its completion.
 
     Attributes:
-        id: unique within its file; the prompt id of rollout records and of sampling's seeds (two rows
-            with the same id in different files are sampled with the same random numbers).
+        id: unique within its file (an id that repeats there gets the row's number); the prompt id of
+            rollout records and of sampling's seeds (two rows with the same id in different files are
+            sampled with the same random numbers).
         turns: the conversation up to the completion; usually one user turn.
         pictures: in the order of their `<image>` marks; without marks they precede the first user
             turn's text.

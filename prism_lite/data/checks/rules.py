@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from prism_lite.pixels import MAX_PIXELS
 from prism_lite.rewards.answers.choices import parse_choice
 from prism_lite.rewards.answers.compare import compare_answers
 from prism_lite.rewards.answers.text import clean, word_form
-from prism_lite.types import Picture, Sample, Stage
+from prism_lite.types import STAGES, Picture, Sample, Stage
 
 DataStage = Stage | Literal["eval"]
 Defect = tuple[str, str]  # kind and message; the caller adds file and row
@@ -30,11 +30,21 @@ NEEDED_FIELDS: dict[DataStage, str] = {
     "eval": "answer",
 }
 _COMPLETIONS = ("demonstration", "teacher", "student")
+# What each stage reads beside the prompt: nothing else of a row is checked for it.
+_READ_FIELDS: dict[DataStage, tuple[str, ...]] = {
+    "sft": ("demonstration",),
+    "control": ("answer",),
+    "warmup": ("teacher", "student"),
+    "align": ("teacher",),
+    "rlvr": ("answer",),
+    "eval": ("answer",),
+}
 _NO_ANSWER = frozenset(
     {"n/a", "na", "nan", "none", "null", "unknown", "?", "-", "--", "tbd", "todo", "undefined"}
 )
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 _TAG = re.compile(r"</?(?:caption|think|answer)>")
+_ANSWER_PART = re.compile(r"<answer>.*?</answer>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class CheckRules:
 
     Attributes:
         stage: what the rows are for; it decides which field they need. None demands none.
+        also_read: fields that the run's settings make the stage read beside its own.
         rows_of_other_stages: rows without the stage's field are for other stages, not defects.
         max_pixels: larger pictures are refused (they cost memory long before the processor scales).
         min_side: of a picture, in pixels.
@@ -55,6 +66,7 @@ class CheckRules:
     """
 
     stage: DataStage | None = None
+    also_read: tuple[str, ...] = ()
     rows_of_other_stages: bool = False
     max_pixels: int = MAX_PIXELS
     min_side: int = 8
@@ -67,13 +79,25 @@ class CheckRules:
 
 
 def find_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
-    """Yield every defect of a sample."""
+    """Yield every defect of a sample that the stage would meet; without a stage, that some stage would."""
     needed = NEEDED_FIELDS[rules.stage] if rules.stage and not rules.rows_of_other_stages else None
     if needed and getattr(sample, needed) is None:
         yield f"missing_{needed}", f"the {rules.stage} stage needs a {needed}; the row has none."
-    yield from _text_defects(sample)
-    yield from _answer_defects(sample, rules)
-    yield from _completion_defects(sample, rules.stage)
+    read = (
+        (*_READ_FIELDS[rules.stage], *rules.also_read) if rules.stage else (*_COMPLETIONS, "answer")
+    )
+    yield from _text_defects(sample, read)
+    if "answer" in read:
+        yield from _answer_defects(sample, rules)
+    names = [name for name in _COMPLETIONS if name in read]
+    defects = [defect for name in names for defect in _completion_defects(sample, name, rules)]
+    yield from defects
+    if not rules.stage and not defects and sample.answer is None and not stages_of(sample):
+        yield (
+            "missing_answer",
+            "the row has no answer, demonstration or teacher completion that a stage can use: name the "
+            "column with data.columns.",
+        )
     for picture in sample.pictures if rules.check_pictures else ():
         yield from picture_defects(picture, rules)
     if rules.max_prompt_tokens is not None and rules.num_tokens is not None:
@@ -87,9 +111,32 @@ def find_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
             )
 
 
-def _text_defects(sample: Sample) -> Iterator[Defect]:
+def is_read_by(sample: Sample, stage: DataStage, needed: str) -> bool:
+    """Return whether a stage of a run reads a row: it has the field, more than the bare answer for SFT."""
+    value = getattr(sample, needed)
+    if stage == "sft" and value and sample.answer is not None:
+        return bool(_ANSWER_PART.sub("", value).strip()) and value.strip() != sample.answer
+    return value is not None
+
+
+def stages_of(sample: Sample) -> tuple[Stage, ...]:
+    """Return the stages that can train on a row."""
+
+    def has(name: str) -> bool:
+        return isinstance(parts.parse(getattr(sample, name) or ""), parts.Parts)
+
+    usable = {
+        "sft": has("demonstration"),
+        "warmup": has("teacher") and has("student"),
+        "align": has("teacher"),
+        "rlvr": bool(sample.answer),
+    }
+    return tuple(stage for stage in STAGES if usable[stage])
+
+
+def _text_defects(sample: Sample, read: Collection[str]) -> Iterator[Defect]:
     texts = {f"turn {i}": turn.text for i, turn in enumerate(sample.turns, start=1)}
-    texts |= {name: getattr(sample, name) or "" for name in (*_COMPLETIONS, "answer")}
+    texts |= {name: getattr(sample, name) or "" for name in read}
     for name, text in texts.items():
         if "\ufffd" in text:
             message = f"{name} holds replacement characters; decode the source again."
@@ -130,34 +177,43 @@ def _answer_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
             yield "answer_not_in_choices", message
 
 
-def _completion_defects(sample: Sample, stage: DataStage | None) -> Iterator[Defect]:
-    for name in _COMPLETIONS:
-        text = getattr(sample, name)
-        if text is None:
-            continue
-        if not text.strip():
-            yield f"empty_{name}", f"the {name} is empty; write it or drop the row."
-            continue
-        parsed = parts.parse(text)
-        if isinstance(parsed, parts.Malformed):
-            # Without a stage, plain demonstrations are fine; half a triple never is.
-            is_used = stage in ("warmup", "align") or (name == "demonstration" and stage == "sft")
-            if is_used or _TAG.search(text):
-                yield (
-                    f"malformed_{name}",
-                    f"the {name} is not caption, think, answer once each: {parsed.reason}.",
-                )
-        elif name != "student" and sample.answer is not None and clean(sample.answer):
-            golds = (sample.answer, *sample.accepted)
-            verdict = compare_answers(parsed.answer, golds, choices=sample.choices)
-            if not verdict.matches:
-                yield (
-                    f"wrong_{name}",
-                    f"the {name} answers {parsed.answer[:60]!r}, the gold answer is "
-                    f"{sample.answer[:60]!r} ({verdict.why}).",
-                )
-    if sample.teacher and sample.teacher == sample.student:
+def _completion_defects(sample: Sample, name: str, rules: CheckRules) -> Iterator[Defect]:
+    text = getattr(sample, name)
+    if text is None:
+        return
+    if not text.strip():
+        yield f"empty_{name}", f"the {name} is empty; write it or drop the row."
+        return
+    parsed = parts.parse(text)
+    if isinstance(parsed, parts.Malformed):
+        # Without a stage, a row with an answer may have a response of another form, but never half a
+        # triple.
+        if rules.stage or "caption>" in text or not stages_of(sample):
+            yield (
+                f"malformed_{name}",
+                f"the {name} is not caption, think, answer once each: {parsed.reason}."
+                f"{_way_on(sample, name)}",
+            )
+    elif name != "student" and sample.answer is not None and clean(sample.answer):
+        golds = (sample.answer, *sample.accepted)
+        verdict = compare_answers(parsed.answer, golds, choices=sample.choices)
+        if not verdict.matches:
+            yield (
+                f"wrong_{name}",
+                f"the {name} answers {parsed.answer[:60]!r}, the gold answer is "
+                f"{sample.answer[:60]!r} ({verdict.why}).",
+            )
+    if name == "teacher" and sample.teacher == sample.student:
         yield "same_pair", "teacher and student are the same text; the pair teaches nothing."
+
+
+def _way_on(sample: Sample, name: str) -> str:
+    """Return how to train without a completion that cannot be used."""
+    if name == "demonstration":
+        if sample.answer:
+            return " Train without SFT (sft.steps=0): RLVR needs the answer alone; or add what is missing."
+        return " Add what is missing, or skip such rows with data.on_bad_row=skip."
+    return " Leave such rows out with data.on_bad_row=skip, or skip the stage (align.steps=0)."
 
 
 def picture_defects(picture: Picture, rules: CheckRules) -> Iterator[Defect]:
