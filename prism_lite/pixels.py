@@ -80,7 +80,8 @@ def read_size(source: PictureSource, name: str) -> tuple[int, int]:
     """Return width and height of the upright picture from its header; raise as `read_rgb`."""
 
     def size(image: Image.Image) -> tuple[int, int]:
-        return image.size[::-1] if _orientation(image) >= 5 else image.size
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
 
     return _use(source, name, size)
 

@@ -74,7 +74,7 @@ def read_row(
         raise RowError("empty_prompt", "the prompt has no text; write the question.")
     pictures = tuple(to_picture(reference, folders) for reference in references)
     choices = read_choices(stored)
-    answer = stored_answer(stored) if fields.answer is None else fields.answer
+    answer = stored_answer(stored, choices) if fields.answer is None else fields.answer
     gold, accepted = read_gold(stored, answer, choices)
     if demonstration is None and isinstance(answer, str) and "<caption>" in answer:
         demonstration = answer

@@ -14,14 +14,15 @@ from prism_lite.data.formats.turns import strip_answer
 from prism_lite.rewards.answers.choices import option_texts
 
 
-def stored_answer(row: FieldsOfRow) -> Any:
+def stored_answer(row: FieldsOfRow, choices: Sequence[str]) -> Any:
     """Return the gold answer as stored, or None.
 
     `ground_truth` of verl's reward_model comes first. Of solution, answer and ground_truth one with an
-    answer tag counts, else the shortest: the others explain it.
+    answer tag counts, else the shortest: the others explain it. An index of the options (such as
+    correct_choice_idx) comes before a number, and before answers under less common names.
 
     Raises:
-        RowError: reward_model is not an object.
+        RowError: reward_model is not an object, or an index is not one of the options'.
     """
     for name in row:
         value = parse_cell(row.peek(name))
@@ -31,6 +32,11 @@ def stored_answer(row: FieldsOfRow) -> Any:
         message = "reward_model is not an object; expected {style, ground_truth}."
         raise RowError("answer_type", message)
     names = [name for name in MAIN_ANSWER_NAMES if not is_empty(row.peek(name))]
+    numbered = next((n for n in row if is_index_name(n) and not is_empty(row.peek(n))), None)
+    is_number = all(_index(row.peek(name)) is not None for name in names)
+    if choices and numbered and is_number:
+        index = row[numbered]
+        return index if _index(index) is None else _option(index, choices, is_certain=True)
     if names:
         return row[min(names, key=lambda name: _rank(row.peek(name)))]
     for name in OTHER_ANSWER_NAMES:
@@ -63,11 +69,6 @@ def read_gold(
     value = parse_cell(value)
     if isinstance(value, Mapping) and is_empty(value.get("value")):  # SQuAD, VQAv2
         value = value.get("answer", value.get("text", value))
-    if choices and (value is None or _index(value) is not None):
-        numbered = next((name for name in row if is_index_name(name)), None)
-        if numbered and not is_empty(row.peek(numbered)):
-            stored = row[numbered]
-            value = stored if _index(stored) is None else _option(stored, choices, is_certain=True)
     further = as_list(parse_cell(row.get("equivalent_answers", row.get("accepted"))))
     if isinstance(value, list) and value and _is_numeric(value):
         value = json.dumps(value)  # numbers: one box or interval, not several accepted answers

@@ -18,7 +18,7 @@ from prism_lite.data.formats.build import read_row
 from prism_lite.data.formats.detect import detect, fits
 from prism_lite.data.formats.files import find_source, iter_rows
 from prism_lite.data.formats.llama_factory import Entry, find_entry
-from prism_lite.data.formats.names import plain_name, split_of
+from prism_lite.data.formats.names import plain_name, split_kind, split_of
 from prism_lite.data.formats.pictures import picture_folders
 from prism_lite.data.formats.propose import propose_columns
 from prism_lite.types import Picture, Sample
@@ -38,17 +38,21 @@ class Notes:
 
     Attributes:
         source: what was chosen of a folder, or "".
+        split: the column that names the split of all rows and the split, or None.
         num_unread: rows in which a column holds something that is not read, by column.
         num_repeated_ids: rows whose id an earlier row has; the row's number was added to it.
     """
 
     source: str = ""
+    split: tuple[str, str] | None = None
     num_unread: Counter[str] = field(default_factory=Counter)
     num_repeated_ids: int = 0
 
     def lines(self) -> list[str]:
         """Return a sentence for each."""
         lines = [self.source] if self.source else []
+        if self.split and split_kind(self.split[1]) != "train":
+            lines.append(f"all rows are of split {self.split[1]} (column {self.split[0]})")
         if self.num_unread:
             lines.append(f"not used: {', '.join(self.num_unread)}")
         if self.num_repeated_ids:
@@ -90,7 +94,8 @@ class SampleFile:
         Raises:
             FileError: the file is broken from here on, or holds rows of several splits.
         """
-        notes, first_split = self.notes, ""
+        notes = self.notes
+        notes.split = None
         notes.num_unread.clear()
         notes.num_repeated_ids = 0
         ids: set[str] = set()
@@ -100,7 +105,8 @@ class SampleFile:
                 if split is None or split[1] != self.source.split:
                     continue
             elif split:
-                first_split = _check_split(split, first_split, row.place, self.source.name)
+                _check_split(split, notes.split, row.place, self.source.name)
+                notes.split = split
             try:
                 sample, unread = read_row(self._fields(row), self.convention, row, self.folders)
             except RowError as error:
@@ -137,20 +143,22 @@ class SampleFile:
         return fields
 
 
-def _check_split(split: tuple[str, str], first: str, place: str, source: str) -> str:
-    """Return the split of the rows so far.
+def _check_split(
+    split: tuple[str, str], before: tuple[str, str] | None, place: str, source: str
+) -> None:
+    """Compare the split that a column of a row names with that of the rows before it.
 
     Raises:
-        FileError: this row is of another one.
+        FileError: they differ.
     """
     column, value = split
-    if first and value != first:
+    first = before[1] if before else value
+    if value != first:
         raise FileError(
             "mixed_splits",
             f"{place}: column {column} says {value}, rows before it {first}: splits are never mixed. Read "
             f"one of them as {source}@{first} or {source}@{value}, or drop the column.",
         )
-    return value
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ WEAK_RESPONSE_NAMES = ("target", "text", "content")
 # Where a row has several, `gold.read_gold` says which counts.
 MAIN_ANSWER_NAMES = ("solution", "answer", "ground_truth")
 OTHER_ANSWER_NAMES = (
-    "gold", "gold_answer", "gold_label", "gt", "gt_answer", "final_answer", "short_answer", "correct_answer",
-    "correct_answers", "correct_option", "correct_choice", "correct", "reference_answer", "expected_answer",
+    "gold", "gold_answer", "gold_label", "gt", "gt_answer", "final_answer", "short_answer",
+    "correct_answer", "correct_answers", "correct_option", "correct_choice", "correct", "reference_answer", "expected_answer",
     "answer_text", "answer_key", "answer_label", "answer_letter", "multiple_choice_answer", "answers",
     "direct_answer", "direct_answers", "label", "labels",
 )  # fmt: skip
