@@ -28,8 +28,8 @@ _QUERY_NAMES = {
 def detect(row: Mapping[str, Any]) -> str | None:
     """Return the name of the row's convention, or None where its fields fit none."""
     keys = {name for name, value in row.items() if value is not None}
-    if keys & set(QUESTION_NAMES) and keys & set(COMPLETION_NAMES):
-        return "columns"
+    if keys & set(QUESTION_NAMES) and keys & set(COMPLETION_NAMES):  # our own names
+        return "query"
     if {"teacher_caption", "student_caption"} <= keys:
         return "prism_warmup"
     if "teacher_response" in keys:
@@ -59,6 +59,8 @@ def detect(row: Mapping[str, Any]) -> str | None:
 def fits(row: Mapping[str, Any], convention: str) -> bool:
     """Return whether a row can be read by a convention: its own, or that of its missing values."""
     detected = detect(row)
+    if {detected, convention} <= {"prompt", "query"}:  # read alike
+        return True
     if detected == convention or detect(dict.fromkeys(row, "")) == convention:
         return True
     has_prompt = any(row.get(name) is not None for name in _PROMPT_NAMES)

@@ -176,19 +176,11 @@ def iter_rows(source: Source) -> Iterator[RawRow]:
 
 
 def _file_rows(path: Path) -> Iterator[RawRow]:
-    suffix, number = _suffix(path), 0
-    if suffix in (".csv", ".tsv"):
-        unit, values = "row", csv_values(path, "\t" if suffix == ".tsv" else ",")
-    elif suffix not in _TEXT_SUFFIXES:
-        unit, values = "row", table_values(path)
-    elif is_json_lines(path):
-        unit, values = "line", jsonl_values(path)
-    else:
-        unit, values = "row", json_values(path)
-    place = f"{path.name}, {unit}"
+    number = 0
     try:
+        unit, values = _values(path)
         for number, value in values:
-            yield _raw_row(str(path), place, number, value)
+            yield _raw_row(str(path), f"{path.name}, {unit}", number, value)
     except UnicodeDecodeError as error:
         message = f"{path}: not UTF-8 ({error.reason}); save it as UTF-8."
         raise FileError("broken_text", message) from error
@@ -206,6 +198,16 @@ def _file_rows(path: Path) -> Iterator[RawRow]:
     except csv.Error as error:
         message = f"{path}, after row {number}: {error}; check the quotes there."
         raise FileError("broken_csv", message) from error
+
+
+def _values(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
+    """Return what a row of the file is called, and its numbered values."""
+    suffix = _suffix(path)
+    if suffix in (".csv", ".tsv"):
+        return "row", csv_values(path, "\t" if suffix == ".tsv" else ",")
+    if suffix not in _TEXT_SUFFIXES:
+        return "row", table_values(path)
+    return ("line", jsonl_values(path)) if is_json_lines(path) else ("row", json_values(path))
 
 
 def _raw_row(file: str, place: str, number: int, value: Any) -> RawRow:

@@ -112,6 +112,7 @@ class SampleFile:
             except RowError as error:
                 yield row, Finding(row.file, row.number, error.kind, f"{row.place}: {error}")
                 continue
+            assert isinstance(row.value, dict)  # else there is no sample
             names = {plain_name(name): name for name in row.value}
             notes.num_unread.update(names.get(name, name) for name in unread)
             if sample.id != str(row.number):

@@ -16,9 +16,10 @@ WEAK_RESPONSE_NAMES = ("target", "text", "content")
 MAIN_ANSWER_NAMES = ("solution", "answer", "ground_truth")
 OTHER_ANSWER_NAMES = (
     "gold", "gold_answer", "gold_label", "gt", "gt_answer", "final_answer", "short_answer",
-    "correct_answer", "correct_answers", "correct_option", "correct_choice", "correct", "reference_answer", "expected_answer",
-    "answer_text", "answer_key", "answer_label", "answer_letter", "multiple_choice_answer", "answers",
-    "direct_answer", "direct_answers", "label", "labels",
+    "correct_answer", "correct_answers", "correct_option", "correct_choice", "correct",
+    "reference_answer", "expected_answer", "answer_text", "answer_key", "answer_label",
+    "answer_letter", "multiple_choice_answer", "answers", "direct_answer", "direct_answers",
+    "label", "labels",
 )  # fmt: skip
 ANSWER_NAMES = (*MAIN_ANSWER_NAMES, *OTHER_ANSWER_NAMES)
 _INDEX_NAME = re.compile(

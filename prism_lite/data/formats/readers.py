@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prism_lite.data.formats.base import (
@@ -125,9 +125,11 @@ def _query(row: FieldsOfRow) -> Fields:
     question = first_value(row, QUESTION_NAMES)
     has_answer = any(not is_empty(row.peek(name)) for name in ANSWER_NAMES)
     response = first_value(row, RESPONSE_NAMES if has_answer else _ANY_RESPONSE)
+    own = {name: row.get(name) for name in COMPLETION_NAMES}
+    if own["demonstration"] is None and response is not None:
+        own["demonstration"] = _text(response, "the response")
     return Fields(
-        _text(question, "the question"),
-        None if response is None else _text(response, "the response"),
+        question if isinstance(question, list) else _text(question, "the question"), **own
     )
 
 
@@ -156,8 +158,7 @@ def _join_parts(caption: Any, think: Any, answer: str | None) -> str:
 
 
 def _columns(row: FieldsOfRow) -> Fields:
-    names = (*COMPLETION_NAMES, "answer")
-    return Fields(first_value(row, QUESTION_NAMES), **{name: row.get(name) for name in names})
+    return replace(_query(row), answer=row.get("answer"))
 
 
 READERS: dict[str, Callable[[FieldsOfRow], Fields]] = {
@@ -169,7 +170,7 @@ READERS: dict[str, Callable[[FieldsOfRow], Fields]] = {
     "verl": _prompt,
     "messages": _conversation,
     "prompt_completion": _prompt_completion,
-    "prompt": _prompt,
+    "prompt": _query,
     "alpaca": _alpaca,
     "query": _query,
     "columns": _columns,

@@ -464,11 +464,12 @@ def _copy_snapshot(folder: Path, names: list[str]) -> Path:
     (target / "config.json").write_text("{}")
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        split = next(
-            s for s in ("train", "test", "validation", "train") if s in name or s == "train"
-        )
+        split = next((s for s in ("test", "validation") if s in name), "train")
         shutil.copy(source / f"{split}-00000-of-00001.parquet", target / name)
     return target
+
+
+SPLIT_NAMES = [("train", "test"), ("training", "val"), ("train2014", "val2014")]
 
 
 class TestSplits:
@@ -582,18 +583,16 @@ class TestReport:
             {"prompt": "And?", "teacher": TRIPLE, "student": STUDENT},
         ]
         path = write_jsonl(folder / "x.jsonl", rows)
-        assert main(["data", "check", str(path)]) == 2, "the first two rows have another format"
-        rows[0]["teacher"] = TRIPLE.replace(">3<", ">dog<")
-        assert main(["data", "check", str(write_jsonl(path, rows))]) == 0
+        assert main(["data", "check", str(path)]) == 0
         printed = capsys.readouterr().out
         for text in (
-            "first row of align, rlvr (x.jsonl, line 1)",
+            "first row of rlvr (x.jsonl, line 1)",
             "[user] <image>Which [bold]one[/bold]?\nA. cat\nB. dog",
             "40 x 30 pixels",
             "[answer] B",
             "first row of sft (x.jsonl, line 2)",
             "[demonstration] <caption>",
             "[also accepted] three",
-            "first row of warmup (x.jsonl, line 3)",
+            "first row of warmup, align (x.jsonl, line 3)",
         ):
             assert text in printed
