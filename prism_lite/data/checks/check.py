@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prism_lite.data.checks.rules import CheckRules, find_defects, prompt_key, row_key, stages_of
+from prism_lite.data.checks.rules import (
+    CheckRules,
+    find_defects,
+    has_unknown_letter,
+    prompt_key,
+    row_key,
+    stages_of,
+)
 from prism_lite.data.formats.base import FileError, Finding
 from prism_lite.data.formats.load import load_samples, render_sample
 from prism_lite.types import Sample
@@ -73,7 +80,7 @@ def check(
     num_rows = num_clean = 0
     convention = ""
     notes: list[str] = []
-    num_unusable = 0
+    num_unusable = num_letters = 0
     first_of: dict[str, Sample] = {}
     first_places: dict[bytes, str] = {}
     try:
@@ -83,6 +90,7 @@ def check(
             if isinstance(sample, Sample):
                 stages = stages_of(sample)
                 num_unusable += sample.demonstration is not None and "sft" not in stages
+                num_letters += bool(sample.pictures) and has_unknown_letter(sample)
                 for stage in stages or ("no stage",):
                     first_of.setdefault(stage, sample)
             findings = check_row(sample, rules, first_places, overlap=overlap)
@@ -96,6 +104,11 @@ def check(
     except FileError as error:  # not readable, or broken after some rows
         counts[error.kind] += 1
         kept.append(Finding("", 0, error.kind, str(error)))
+    if num_letters:
+        notes.append(
+            f"{num_letters} answers are letters of options that no text lists: right only if the pictures "
+            "show them"
+        )
     if num_unusable:
         notes.append(
             f"the responses of {num_unusable} rows are not caption, think, answer: SFT cannot use them "

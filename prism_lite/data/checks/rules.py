@@ -14,7 +14,7 @@ from PIL import Image
 
 from prism_lite import parts
 from prism_lite.pixels import MAX_PIXELS
-from prism_lite.rewards.answers.choices import parse_choice
+from prism_lite.rewards.answers.choices import options_in, parse_choice
 from prism_lite.rewards.answers.compare import compare_answers
 from prism_lite.rewards.answers.text import clean, word_form
 from prism_lite.types import STAGES, Picture, Sample, Stage
@@ -167,6 +167,12 @@ def _answer_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
             f"the answer has {len(answer)} characters (limit {rules.max_answer_characters}); no "
             "comparison can verify it: shorten it or use it for SFT only.",
         )
+    if not sample.pictures and has_unknown_letter(sample):
+        yield (
+            "missing_choices",
+            f"the answer {answer!r} is the letter of an option and the prompt has no options: give them in "
+            "the column choices.",
+        )
     if sample.choices:
         choice = parse_choice(answer)
         is_letter = choice is not None and ord(choice.letter) - ord("A") < len(sample.choices)
@@ -175,6 +181,18 @@ def _answer_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
         ):
             message = f"the answer {answer[:60]!r} is none of the {len(sample.choices)} options."
             yield "answer_not_in_choices", message
+
+
+def has_unknown_letter(sample: Sample) -> bool:
+    """Return whether the answer is an option's letter and the prompt's text lists no options."""
+    if (
+        sample.choices
+        or sample.answer is None
+        or not re.fullmatch(r"\(?[A-E]\)?\.?", sample.answer.strip())
+    ):
+        return False
+    names_letters = re.search(r"\bA\b.*\bB\b", sample.question, re.DOTALL)
+    return not names_letters and not options_in(sample.question)
 
 
 def _completion_defects(sample: Sample, name: str, rules: CheckRules) -> Iterator[Defect]:

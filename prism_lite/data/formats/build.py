@@ -101,7 +101,7 @@ def read_row(
     )
     check_unread(stored, pictures, folders)
     if not choices and not options_in(sample.question):
-        _check_options(stored, gold if answer is None else answer)
+        _check_options(stored, answer if isinstance(answer, int) else gold)
     return sample, stored.unread()
 
 

@@ -10,8 +10,8 @@ QUESTION_NAMES = (
     "question", "query", "problem", "prompt", "instruction", "input", "question_text",
 )  # fmt: skip
 RESPONSE_NAMES = ("response", "output", "completion")
-# Responses where the row has no answer column; beside one they are other text (an OCR transcript).
-WEAK_RESPONSE_NAMES = ("target", "text", "content")
+# Responses where their text has an answer tag; else they are other text (an OCR transcript).
+WEAK_RESPONSE_NAMES = ("text", "content")
 # Where a row has several, `gold.read_gold` says which counts.
 MAIN_ANSWER_NAMES = ("solution", "answer", "ground_truth")
 OTHER_ANSWER_NAMES = (
@@ -19,7 +19,7 @@ OTHER_ANSWER_NAMES = (
     "correct_answer", "correct_answers", "correct_option", "correct_choice", "correct",
     "reference_answer", "expected_answer", "answer_text", "answer_key", "answer_label",
     "answer_letter", "multiple_choice_answer", "answers", "direct_answer", "direct_answers",
-    "label", "labels",
+    "label", "labels", "target",
 )  # fmt: skip
 ANSWER_NAMES = (*MAIN_ANSWER_NAMES, *OTHER_ANSWER_NAMES)
 _INDEX_NAME = re.compile(

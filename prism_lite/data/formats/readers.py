@@ -11,19 +11,15 @@ from prism_lite.data.formats.base import (
     RowError,
     as_list,
     first_value,
-    is_empty,
     parse_cell,
 )
 from prism_lite.data.formats.detect import COMPLETION_NAMES
 from prism_lite.data.formats.names import (
-    ANSWER_NAMES,
     QUESTION_NAMES,
     RESPONSE_NAMES,
     WEAK_RESPONSE_NAMES,
 )
 from prism_lite.data.formats.turns import strip_answer, to_turns
-
-_ANY_RESPONSE = (*RESPONSE_NAMES, *WEAK_RESPONSE_NAMES)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def _preference(row: FieldsOfRow) -> Fields:
         prompt, answer = _split_last(prompt, "the kto_tag row has no question with an answer")
         completion = _completion_text(answer, "the conversation")
         return Fields(prompt, **{"teacher" if row["kto_tag"] else "student": completion})
-    chosen = first_value(row, ("chosen", *_ANY_RESPONSE))
+    chosen = first_value(row, ("chosen", *RESPONSE_NAMES, *WEAK_RESPONSE_NAMES))
     if chosen is None:
         prompt, chosen = _split_last(prompt, "the row has a rejected answer but no chosen one")
     elif prompt is None:  # TRL: both conversations start with the prompt
@@ -123,8 +119,8 @@ def _alpaca(row: FieldsOfRow) -> Fields:
 
 def _query(row: FieldsOfRow) -> Fields:
     question = first_value(row, QUESTION_NAMES)
-    has_answer = any(not is_empty(row.peek(name)) for name in ANSWER_NAMES)
-    response = first_value(row, RESPONSE_NAMES if has_answer else _ANY_RESPONSE)
+    weak = [name for name in WEAK_RESPONSE_NAMES if "<answer>" in str(row.peek(name))]
+    response = first_value(row, (*RESPONSE_NAMES, *weak))
     own = {name: row.get(name) for name in COMPLETION_NAMES}
     if own["demonstration"] is None and response is not None:
         own["demonstration"] = _text(response, "the response")
