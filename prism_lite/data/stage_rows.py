@@ -26,7 +26,7 @@ from prism_lite.data.checks.rules import (
     picture_defects,
 )
 from prism_lite.data.formats.base import Finding, RowError
-from prism_lite.data.formats.load import load_samples
+from prism_lite.data.formats.load import load_samples, plural_rows
 from prism_lite.types import Picture, Sample
 
 _NUM_SHOWN = 3  # messages of left-out rows on the console; skipped.jsonl has them all
@@ -162,4 +162,4 @@ def describe_skipped(skipped: Sequence[Finding]) -> str:
     lines = [f"  {row.message}" for row in skipped[:_NUM_SHOWN]]
     if len(skipped) > _NUM_SHOWN:
         lines.append(f"  ... and {len(skipped) - _NUM_SHOWN} more")
-    return "\n".join([f"skipped {len(skipped)} rows ({counts}):", *lines])
+    return "\n".join([f"skipped {plural_rows(len(skipped))} ({counts}):", *lines])

@@ -20,7 +20,7 @@ from prism_lite.data.checks.rules import (
     stages_of,
 )
 from prism_lite.data.formats.base import FileError, Finding
-from prism_lite.data.formats.load import load_samples, render_sample
+from prism_lite.data.formats.load import load_samples, plural_rows, render_sample
 from prism_lite.types import Sample
 
 MAX_KEPT_PER_KIND = 200  # findings with text; the counts are exact
@@ -106,12 +106,12 @@ def check(
         kept.append(Finding("", 0, error.kind, str(error)))
     if num_letters:
         notes.append(
-            f"{num_letters} answers are letters of options that no text lists: right only if the pictures "
-            "show them"
+            f"the answers of {plural_rows(num_letters)} are letters of options that no text lists: right only if "
+            "the pictures show them"
         )
     if num_unusable:
         notes.append(
-            f"the responses of {num_unusable} rows are not caption, think, answer: SFT cannot use them "
+            f"the responses of {plural_rows(num_unusable)} are not caption, think, answer: SFT cannot use them "
             "(sft.steps=0 skips it), RLVR uses the answers"
         )
     return Report(

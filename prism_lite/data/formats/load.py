@@ -57,7 +57,8 @@ class Notes:
             lines.append(f"not used: {', '.join(self.num_unread)}")
         if self.num_repeated_ids:
             lines.append(
-                f"{self.num_repeated_ids} rows repeat an id; rows are told apart by file and row number"
+                f"{plural_rows(self.num_repeated_ids)} with an id of an earlier row: rows are told apart by file "
+                "and row number"
             )
         return lines
 
@@ -255,6 +256,11 @@ def _stored_fields(row: RawRow, entry: Entry | None) -> Mapping[str, Any]:
 def _names(fields: Mapping[str, Any]) -> str:
     names = [str(name) for name, value in list(fields.items())[:20] if value is not None]
     return ", ".join(names) or "none"
+
+
+def plural_rows(num: int) -> str:
+    """Return "1 row" or "2 rows"."""
+    return f"{num:,} row{'s' * (num != 1)}"
 
 
 def render_sample(sample: Sample) -> str:

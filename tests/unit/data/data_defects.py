@@ -141,7 +141,7 @@ ROW_DEFECTS: dict[str, tuple[str, dict, dict]] = {
         PREFERENCE,
     ),
     "broken characters": ("broken_characters", {**TEXT, "prompt": user("Caf\ufffd?")}, TEXT),
-    "row of another format": ("mixed_formats", {"query": "a", "response": "b"}, TEXT),
+    "row of another format": ("mixed_formats", {"instruction": "a", "output": "b"}, TEXT),
     "row of no format": ("mixed_formats", {"x": 1}, TEXT),
     "duplicate row": ("duplicate_row", TEXT, TEXT),
     "too few objects": (

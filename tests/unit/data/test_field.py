@@ -454,7 +454,9 @@ class TestFiles:
         samples = field("12_dup_id_same_picture.jsonl")
         assert [s.id for s in samples] == ["img-0001", "img-0001#2"]
         report = check(FIELD / "12_dup_id_same_picture.jsonl")
-        assert report.ok and any("1 rows repeat an id" in note for note in report.notes)
+        assert report.ok and any(
+            "1 row with an id of an earlier row" in note for note in report.notes
+        )
 
 
 def _copy_snapshot(folder: Path, names: list[str]) -> Path:
