@@ -106,13 +106,13 @@ def check(
         kept.append(Finding("", 0, error.kind, str(error)))
     if num_letters:
         notes.append(
-            f"the answers of {plural_rows(num_letters)} are letters of options that no text lists: right only if "
-            "the pictures show them"
+            f"the answers of {plural_rows(num_letters)} are letters of options that no text lists: right "
+            "only if the pictures show them"
         )
     if num_unusable:
         notes.append(
-            f"the responses of {plural_rows(num_unusable)} are not caption, think, answer: SFT cannot use them "
-            "(sft.steps=0 skips it), RLVR uses the answers"
+            f"the responses of {plural_rows(num_unusable)} are not caption, think, answer: SFT cannot use "
+            "them (sft.steps=0 skips it), RLVR uses the answers"
         )
     return Report(
         str(path),
