@@ -11,14 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prism_lite.data.checks.rules import (
-    CheckRules,
-    find_defects,
-    has_unknown_letter,
-    prompt_key,
-    row_key,
-    stages_of,
-)
+from prism_lite.data.checks.keys import prompt_key, row_key
+from prism_lite.data.checks.rules import CheckRules, find_defects, has_unknown_letter, stages_of
 from prism_lite.data.formats.base import FileError, Finding
 from prism_lite.data.formats.load import load_samples, plural_rows, render_sample
 from prism_lite.types import Sample

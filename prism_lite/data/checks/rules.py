@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -10,13 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
 from prism_lite import parts
 from prism_lite.pixels import MAX_PIXELS
 from prism_lite.rewards.answers.choices import options_in, parse_choice
 from prism_lite.rewards.answers.compare import compare_answers
-from prism_lite.rewards.answers.text import clean, word_form
+from prism_lite.rewards.answers.text import clean
 from prism_lite.types import STAGES, Picture, Sample, Stage
 
 DataStage = Stage | Literal["eval"]
@@ -278,35 +275,3 @@ def _inspect(picture: Picture, max_decoded: int) -> tuple[str, int, int]:
     except ValueError as error:
         return str(error.__cause__ or error)[:120], 0, 0
     return "", width, height
-
-
-def row_key(sample: Sample) -> bytes:
-    """Return a key that is equal for rows of equal prompt, pictures, answer and completions."""
-    texts = [
-        *(f"{turn.role}:{turn.text}" for turn in sample.turns),
-        *(picture.id for picture in sample.pictures),
-        *(repr(getattr(sample, name)) for name in ("answer", *_COMPLETIONS)),
-    ]
-    return _hash("\0".join(texts).encode("utf-8", "surrogatepass"))
-
-
-def prompt_key(sample: Sample) -> bytes:
-    """Return a key that is equal for equal questions on equal pictures, whatever their paths."""
-    question = word_form(" ".join(sample.question.replace("<image>", " ").split()))
-    keys = (_content_key(picture.source) for picture in sample.pictures)
-    return _hash(question.encode("utf-8", "surrogatepass") + b"".join(keys))
-
-
-def _content_key(source: Path | bytes | Image.Image) -> bytes:
-    if isinstance(source, Path):
-        return _file_key(source)
-    return _hash(source if isinstance(source, bytes) else source.tobytes())
-
-
-@lru_cache(maxsize=65536)
-def _file_key(path: Path) -> bytes:
-    return _hash(path.read_bytes() if path.is_file() else str(path).encode())
-
-
-def _hash(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=12).digest()

@@ -68,7 +68,12 @@ def find_source(path_or_id: str) -> Source:
     in_folder = len(path.parts) > 1 and Path(path.parts[0]).exists()
     if hub and not names_file and not in_folder and not path_or_id.startswith("."):
         count = int(hub["count"]) if hub["count"] else None
-        return Source(path_or_id, hub=hub.groupdict(), limit=count)
+        note = (
+            ""
+            if hub["split"]
+            else f"reads split train of {path_or_id} ({hub['id']}@SPLIT reads others)"
+        )
+        return Source(path_or_id, hub=hub.groupdict(), limit=count, note=note)
     raise FileError(
         "missing_file",
         f"{path} does not exist: check the path (now in {Path.cwd()}), or give a hub id as "
