@@ -12,6 +12,7 @@ from PIL import Image
 from demo.models import drawing
 from prism_lite.config import DataConfig
 from prism_lite.digits import wording
+from prism_lite.pixels import to_rgb
 from prism_lite.types import Picture, Sample, Turn
 
 _MAX_QUESTION_CHARACTERS = 2_000
@@ -86,7 +87,7 @@ def drawn_picture(sketch: Any) -> Image.Image:
     composite = (sketch or {}).get("composite")
     if composite is None:
         raise ValueError("nothing is drawn yet: write digits on the pad.")
-    return drawing.on_white(composite)
+    return to_rgb(composite)
 
 
 def pad_hint(data: Mapping[str, Any]) -> str:

@@ -83,7 +83,9 @@ def _print_report(report: Report) -> None:
     console = Console(soft_wrap=True)
     console.print(Text(f"{report.path}: {report.convention or 'not readable'}", style="bold"))
     if report.first_sample:
-        console.print(Text(f"first sample:\n{report.first_sample}\n"))
+        console.print(Text(f"{report.first_sample}\n"))
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
     console.print(Text(f"{report.num_rows} rows, {report.num_clean} clean"))
     if report.ok:
         return

@@ -102,7 +102,8 @@ class DataConfig:
     task: Literal["digits", "files"] = "digits"
     "digits: the embedded task. files: rows of data.train and the files named beside it."
     train: str | None = None
-    "File, folder or hub id with demonstrations, teacher completions and answers, by row."
+    """File, folder or hub id with demonstrations, teacher completions and answers, by row. PATH@SPLIT reads
+    one split of a folder or file (default: train of a folder with several), PATH#N the first N rows."""
     warmup: str | None = None
     """Recorded pairs of teacher and student for the warm-up. null: the SFT policy answers the prompts
     of data.align."""
@@ -116,7 +117,8 @@ class DataConfig:
     "Folder that relative picture paths start from. null: the folder of the data file."
     columns: dict[str, str] = field(default_factory=dict)
     """Column of the file for each of our fields, as {prompt: question, images: image, answer: answer,
-    demonstration: response, teacher: teacher}. Empty: the format is detected."""
+    demonstration: response, teacher: teacher}. Empty: the format is detected. Columns that are not named
+    are read where their names are ordinary ones."""
     boxes: BoxesConfig = field(default_factory=BoxesConfig)
     on_bad_row: Literal["error", "skip"] = "error"
     "error: a defective row stops the run. skip: it is left out and named in skipped.jsonl."
