@@ -30,7 +30,7 @@ def describe() -> str:
     from prism_lite.config import ModelConfig
     from prism_lite.models.device import card_of, choose_precision
     from prism_lite.models.load_unsloth import choose_backend
-    from prism_lite.runs.environment import installed_version
+    from prism_lite.version import installed_version
 
     model = ModelConfig()
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

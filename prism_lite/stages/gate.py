@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import grounding_probe, wilson95
 from prism_lite.discriminator.step import CHANNELS
@@ -34,7 +35,7 @@ def check_gate(context: Context, discriminator: Discriminator) -> None:
         )
         passes = passes or is_open
         lines.append(f"{channel}: {verdict}")
-        run.console.print(lines[-1], highlight=False)
+        say(run.console, lines[-1])
     if not passes:
         _stop_or_warn(
             context,
@@ -53,7 +54,7 @@ NO_PROBE = (
 def _stop_or_warn(context: Context, message: str) -> None:
     if context.config.align.gate == "stop":
         raise ValueError(f"{message}; or begin alignment all the same with align.gate=warn.")
-    context.run.console.print(f"[bold red]warning: {message}.[/]", highlight=False)
+    say(context.run.console, f"warning: {message}.", "bold red")
 
 
 def untrained_grounding(run: RunFolder) -> dict[str, float]:

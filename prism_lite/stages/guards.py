@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prism_lite import parts
+from prism_lite.console import say
 from prism_lite.types import Group
 
 if TYPE_CHECKING:  # the demo reads the guards of a finished run without these
@@ -259,10 +260,11 @@ class Alarms:
             metrics[f"alarms/{alarm.name}"] = alarm.value
             if alarm.name not in self._printed:
                 self._printed.add(alarm.name)
-                self._console.print(
-                    f"[bold red]alarm {alarm.name} in {self._stage} step {step}:[/] "
-                    f"{alarm.message} (shown once; metrics: alarms/{alarm.name})",
-                    highlight=False,
+                say(
+                    self._console,
+                    f"alarm {alarm.name} in {self._stage} step {step}: {alarm.message} (shown once; "
+                    f"metrics: alarms/{alarm.name})",
+                    "bold red",
                 )
         return metrics
 

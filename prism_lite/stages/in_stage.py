@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from prism_lite.config import RunConfig
+from prism_lite.console import say
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.runs.folder import RunFolder
@@ -79,10 +80,10 @@ class InStageEvaluation:
         results = self._run.results()
         results.setdefault("kept", {})[self._stage] = choice
         self._run.write_results(results)
-        self._run.console.print(
+        say(
+            self._run.console,
             f"{self._stage}: the policy after step {choice['step'] + 1} is kept, {by} "
             f"{choice['value']:.3f} in the evaluation inside the stage (last step {choice['last']:.3f})",
-            highlight=False,
         )
 
     def saved(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
@@ -20,6 +19,7 @@ from prism_lite.config.checks import (
     discriminator_before_rlvr,
     plays_game,
 )
+from prism_lite.console import say, tracked
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
@@ -54,8 +54,8 @@ def read_prompts(
     samples = {sample.key: sample for sample in all_samples(task)}
     stages = _stages_of(config, task)
     bad: dict[str, Finding] = {}
-    for key, sample in track(
-        samples.items(), "reading prompts", total=len(samples), console=console, transient=True
+    for key, sample in tracked(
+        samples.items(), "reading prompts", total=len(samples), console=console
     ):
         try:
             _check_room(config, backbone, sample, stages.get(key, ()))
@@ -65,13 +65,13 @@ def read_prompts(
             bad[key] = Finding(sample.file, sample.row, "too_long", str(error))
     if bad:
         skipped = tuple(bad.values())
-        console.print(describe_skipped(skipped), markup=False, highlight=False)
+        say(console, describe_skipped(skipped))
         task = without_samples(task, bad.keys())
         task = dataclasses.replace(task, skipped=(*task.skipped, *skipped))
     if config.data.task == "digits":
         kept = [sample for key, sample in samples.items() if key not in bad]
         starts = range(0, len(kept), _PICTURES_AT_ONCE)
-        for start in track(starts, "encoding pictures", console=console, transient=True):
+        for start in tracked(starts, "encoding pictures", console=console):
             encode_samples(backbone, kept[start : start + _PICTURES_AT_ONCE])
     return task
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prism_lite.config import RlvrConfig, RunConfig
 from prism_lite.config.checks import discriminator_before_rlvr
+from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.models.optim import learning_rate_at
@@ -90,7 +91,7 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         generated_s = time.perf_counter() - started_s
         if batch.ran_out and not has_run_out:
             has_run_out = True
-            run.console.print(_running_out_message(batch, config, step))
+            say(run.console, _running_out_message(batch, config, step), "yellow")
         # 2. advantages of the groups that are kept
         reward_R = weighted_sum(batch.rewards, context.reward_weights)
         advantage_R, metrics = _advantages(context, batch)
@@ -339,20 +340,22 @@ def _print_settings(context: Context) -> None:
             f"{config.num_minibatches} optimizer steps per batch: old log-probs are computed once "
             "per batch, before the first"
         )
-    console.print(f"rlvr: {config.loss.name} loss, {updates}")
+    say(console, f"rlvr: {config.loss.name} loss, {updates}")
     if config.loss.name.startswith("gspo") and config.loss.clip_high > _WIDEST_GSPO_CLIP:
-        console.print(
-            f"[yellow]rlvr.loss.clip_high = {config.loss.clip_high:g} suits ratios of tokens; GSPO's "
+        say(
+            console,
+            f"rlvr.loss.clip_high = {config.loss.clip_high:g} suits ratios of tokens; GSPO's "
             "are of complete rollouts and need about 4e-4: rlvr.preset=gspo sets the official "
-            "values[/]"
+            "values",
+            "yellow",
         )
 
 
 def _running_out_message(batch: RolloutBatch, config: RlvrConfig, step: int) -> str:
     num_kept, num_filtered = int(batch.is_kept_P.sum()), int((~batch.is_kept_P).sum())
     return (
-        f"[yellow]rlvr step {step}: dynamic sampling drew {len(batch.groups)} groups (at most "
+        f"rlvr step {step}: dynamic sampling drew {len(batch.groups)} groups (at most "
         f"rlvr.max_sampled_batches = {config.max_sampled_batches} batches), left out {num_filtered} "
         f"without spread in their rewards, and continues with {num_kept} instead of "
-        f"{config.prompts_per_step}; metrics: dynamic_sampling/* (shown once)[/]"
+        f"{config.prompts_per_step}; metrics: dynamic_sampling/* (shown once)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prism_lite.console import say
 from prism_lite.data.split import split_by_picture
 from prism_lite.discriminator.negatives import StudentGroup
 from prism_lite.sampling.rollouts import sample_in_pieces
@@ -26,8 +27,9 @@ def student_groups(context: Context) -> list[StudentGroup]:
     config, task = context.config, context.task
     if task.warmup:
         groups = _recorded_groups(task.warmup, config.warmup.group_size)
-        context.run.console.print(
-            f"warm-up on {len(task.warmup)} recorded pairs of {len(groups)} groups"
+        say(
+            context.run.console,
+            f"warm-up on {len(task.warmup)} recorded pairs of {len(groups)} groups",
         )
         return groups
     order = epoch_order(len(task.align), 0, config.seed, "align")
