@@ -40,7 +40,12 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.drift import measure_drift
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
-from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
+from prism_lite.stages.preflight import (
+    check_rewards,
+    check_stages,
+    read_prompts,
+    warn_of_shared_rows,
+)
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
@@ -115,6 +120,7 @@ def _run(
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
     check_stages(config, out, stages, task)
     check_rewards(config, rewards, stages, task)
+    warn_of_shared_rows(config, task, console)
     for reward in rewards:
         if reward.file is not None:
             text = f"reward {reward.name} (weight {reward.weight:g}): {reward.file}, checked"

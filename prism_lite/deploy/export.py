@@ -219,25 +219,26 @@ def _model_card(run_folder: Path, config: RunConfig, record: Mapping[str, Any]) 
         f"{figures['mean']:.2g} | {figures['largest']:.2g}" for figures in (adapter, trained)
     )
     stages = ("sft", "warmup", "align", "rlvr")
-    before = (
-        stages[: stages.index(record["stage"]) + 1]
-        if record["stage"] in stages
-        else ("sft", "control")
-    )
+    stage = record["stage"]
+    before = stages[: stages.index(stage) + 1] if stage in stages else ("sft", "control")
     finished = [s for s in before if (run_folder / "stages" / s / "final").is_dir()]
     environment = read_json(run_folder / "env.json")
     results = read_json(run_folder / "results.json")
-    return f"""{card.front_matter(config, library="transformers")}# {config.model.name}, stage {record["stage"]}, merged
+    commit = environment["git_commit"] or "unknown"
+    head = card.front_matter(config, library="transformers")
+    return f"""{head}# {config.model.name}, stage {stage}, merged
 
 {card.describe_training(config, finished)} Recipe {config.recipe}, seed {config.seed}; QLoRA adapters on
 {config.model.quantization} weights, merged here into the {record["weights"]} weights ({record["dtype"]}).
 Pictures of {config.model.min_pixels} to {config.model.max_pixels} pixels; base revision \
-{environment.get("model_revision") or "not recorded"}; prism_lite commit {environment["git_commit"] or "unknown"}.
+{environment.get("model_revision") or "not recorded"}; prism_lite commit {commit}.
 Trained with `{environment.get("command") or "pipeline.run, from Python"}`.
 
 {report.markdown_table(results)}
 
-n = {results.get("n", 0)} held-out prompts, 95 % intervals in parentheses. The table is of the adapters on the {config.model.quantization} weights, as the run evaluated them. Checked
+n = {results.get("n", 0)} held-out prompts, 95 % intervals in parentheses.
+
+The table is of the adapters on the {config.model.quantization} weights, as the run evaluated them. Checked
 after the merge, by log-probs (nats) of {adapter["num_tokens"]} tokens in
 {record["num_completions"]} completions that the trained policy sampled:
 

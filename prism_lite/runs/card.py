@@ -18,6 +18,7 @@ _WORK = {
     "sft": "SFT on demonstrations",
     "control": "RLVR alone, as a control",
     "warmup": "warm-up of the discriminator",
+    "align": "alignment",
     "rlvr": "RLVR (reinforcement learning with verifiable rewards)",
 }
 _ALIGNMENT = {
@@ -33,11 +34,12 @@ def write_model_card(folder: RunFolder) -> None:
     environment = read_json(folder.path / "env.json")
     peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
     config, results = folder.config, folder.results()
-    finished = [
-        stage for stage in ("sft", "control", "warmup", "align", "rlvr") if folder.is_done(stage)
-    ]
+    finished = [stage for stage in _WORK if folder.is_done(stage)]
     plots = sorted(path.name for path in (folder.path / "plots").glob("*.png"))
-    text = f"""{front_matter(config, library="peft")}# {folder.path.absolute().name}: {config.model.name}, recipe {config.recipe}
+    title = f"{folder.path.absolute().name}: {config.model.name}, recipe {config.recipe}"
+    version = environment["prism_lite"] or "not installed"
+    packages = [f"{name} {text}" for name, text in environment["packages"].items() if text]
+    text = f"""{front_matter(config, library="peft")}# {title}
 
 {describe_training(config, finished)} Adapters (LoRA, rank {config.lora.rank}) on a frozen \
 {config.model.quantization} backbone.
@@ -50,14 +52,14 @@ def write_model_card(folder: RunFolder) -> None:
 | | |
 |---|---|
 | command | `{environment.get("command") or "from Python"}` |
-| prism_lite | {environment["prism_lite"] or "not installed"}, commit {environment["git_commit"] or "unknown"} |
+| prism_lite | {version}, commit {environment["git_commit"] or "unknown"} |
 | model | {config.model.name}, revision {environment.get("model_revision") or "none recorded"} |
 | pictures | {config.model.min_pixels} to {config.model.max_pixels} pixels |
 | device | {environment["device"]} |
 | peak memory | {f"{max(peaks):.2f} GiB" if peaks else "not measured"} |
 | training time | {sum(results.get("seconds", {}).values()):.0f} s |
 | seed | {config.seed} |
-{_rewards_row(config, finished)}| packages | {", ".join(f"{k} {v}" for k, v in environment["packages"].items() if v)} |
+{_rewards_row(config, finished)}| packages | {", ".join(packages)} |
 | data | {environment["data"] or config.data.task} |
 
 {prompt_section(config)}
@@ -99,8 +101,8 @@ def _about_figures(config: RunConfig, results: Mapping[str, Any]) -> str:
     if not results.get("stages"):
         return ""
     return (
-        f"n = {results['n']} held-out prompts, {config.eval.num_samples} completions each and a greedy one; "
-        "in parentheses the 95 % interval over the prompts."
+        f"n = {results['n']} held-out prompts, {config.eval.num_samples} completions each and a greedy "
+        "one; in parentheses the 95 % interval over the prompts."
     )
 
 

@@ -76,6 +76,7 @@ def _best_rollouts(context: Context) -> list[tuple[Sample, str]]:
     if not best:
         raise ValueError(
             f"the verifier accepts none of the {config.group_size * len(groups)} rollouts that "
-            "align.method = best_of_n would imitate: train SFT longer, or use another method."
+            "align.method = best_of_n would imitate: give another --out with a larger sft.steps or another "
+            "align.method."
         )
     return best

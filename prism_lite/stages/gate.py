@@ -40,8 +40,8 @@ def check_gate(context: Context, discriminator: Discriminator) -> None:
         _stop_or_warn(
             context,
             f"the discriminator does not judge content on either channel ({'; '.join(lines)}), and "
-            "alignment would follow style. Train the warm-up longer (warmup.steps, warmup.patience) or "
-            "on more prompts (warmup.num_prompts), in a new --out",
+            "alignment would follow style. Give another --out with a larger warmup.steps, "
+            "warmup.patience or warmup.num_prompts",
         )
 
 
@@ -53,7 +53,9 @@ NO_PROBE = (
 
 def _stop_or_warn(context: Context, message: str) -> None:
     if context.config.align.gate == "stop":
-        raise ValueError(f"{message}; or begin alignment all the same with align.gate=warn.")
+        raise ValueError(
+            f"{message}; or begin alignment all the same: the same command with align.gate=warn."
+        )
     say(context.run.console, f"warning: {message}.", "bold red")
 
 

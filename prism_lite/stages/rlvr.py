@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prism_lite.config import RlvrConfig, RunConfig
+from prism_lite.config import BUILT_IN_REWARDS, RlvrConfig, RunConfig
 from prism_lite.config.checks import discriminator_before_rlvr
 from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
@@ -49,6 +49,8 @@ from prism_lite.types import Group, Rollout, Sample
 
 # A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
 _WIDEST_GSPO_CLIP = 0.01
+# Alarms that explain groups without spread: nothing in them can be right.
+_NO_ANSWER = ("truncated_completions", "malformed_completions")
 
 
 def control_config(config: RunConfig) -> RlvrConfig:
@@ -135,9 +137,16 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         metrics = rollout_metrics(batch.sampled, generated_s=generated_s) | metrics | batch.metrics
         metrics |= _reward_metrics(batch, reward_R, config.group_size)
         filled_R = fill_unscored(reward_R, group_size=config.group_size)
+        of_rollouts = alarms.of_rollouts(batch.sampled)
+        causes = [a.name for a in of_rollouts if a and a.name in _NO_ANSWER]
         checked += [
-            *alarms.of_rollouts(batch.sampled),
-            zero_spread_groups(filled_R.tolist(), group_size=config.group_size),
+            *of_rollouts,
+            zero_spread_groups(
+                filled_R.tolist(),
+                group_size=config.group_size,
+                largest=_largest_reward(context.reward_weights),
+                causes=" and ".join(causes),
+            ),
             unscored_rollouts(reward_R.tolist()),
         ]
         metrics |= alarms.report(checked, step)
@@ -146,6 +155,13 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     if discriminator is not None:
         tensors["discriminator"] = discriminator.state_dict()
     run.save_final(stage, tensors)
+
+
+def _largest_reward(weights: dict[str, float]) -> float | None:
+    """Return the reward of a perfect rollout; None where a user's function has an unknown range."""
+    if not weights.keys() <= set(BUILT_IN_REWARDS):
+        return None
+    return sum(weight for name, weight in weights.items() if name != "overlong")
 
 
 def _load_discriminator(context: Context) -> Discriminator:
