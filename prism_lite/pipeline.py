@@ -28,7 +28,7 @@ from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine
 from prism_lite.rewards.load import load_rewards
-from prism_lite.runs import card, report
+from prism_lite.runs import card, plots, report
 from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, open_run, peak_gib, start_peak
@@ -165,7 +165,7 @@ def _waits(out: Path, stage: str) -> bool:
 
 def _write_reports(context: Context) -> None:
     """Write the plots, and the model card that names what has run so far."""
-    report.write_plots(context.run)
+    plots.write_plots(context.run)
     card.write_model_card(context.run)
 
 

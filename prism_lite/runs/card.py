@@ -30,7 +30,9 @@ _ALIGNMENT = {
 
 
 def write_model_card(folder: RunFolder) -> None:
-    """Write README.md of the run folder."""
+    """Write README.md of the run folder; nothing where the pipeline has not written env.json."""
+    if not (folder.path / "env.json").is_file():
+        return
     environment = read_json(folder.path / "env.json")
     peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
     config, results = folder.config, folder.results()

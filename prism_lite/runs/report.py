@@ -12,7 +12,6 @@ from rich.text import Text
 
 from prism_lite.config import RunConfig
 from prism_lite.runs.changes import FIGURES, TITLES, change_rows
-from prism_lite.runs.folder import RunFolder
 from prism_lite.types import EVALUATED_STAGES
 
 RATE_COLUMNS = {
@@ -23,34 +22,11 @@ RATE_COLUMNS = {
     "think_validity": "think validity",
     "format_rate": "format rate",
 }
-# Metrics of each stage's plot; those in one tuple share axes.
+# Figures of the evaluations inside a stage.
 INSIDE = (
     "eval/accuracy", "eval/transfer_accuracy", "eval/caption_accuracy", "eval/think_validity",
     "eval/format_rate",
 )  # fmt: skip
-_PLOTS = {
-    "sft": [("loss",), INSIDE],
-    "warmup": [
-        ("disc/loss",),
-        ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
-        ("disc/heldout_pair_accuracy_perception", "disc/heldout_pair_accuracy_reasoning"),
-        ("disc/router_entropy",),
-    ],
-    "align": [
-        ("disc/pair_accuracy_perception", "disc/pair_accuracy_reasoning"),
-        ("disc/heldout_pair_accuracy_perception", "disc/heldout_pair_accuracy_reasoning"),
-        ("disc/grounding_perception", "disc/grounding_reasoning"),
-        ("disc/margin_perception", "disc/margin_reasoning"),
-        ("malformed_rate",),
-        INSIDE,
-    ],
-    "rlvr": [
-        ("entropy",),
-        ("completions/mean_length",),
-        ("frac_reward_zero_std",),
-        INSIDE,
-    ],
-}
 
 
 def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
@@ -167,66 +143,6 @@ def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of text, the first one the header, as a Markdown table."""
     header, *rest = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([header, "|" + "---|" * len(rows[0]), *rest])
-
-
-def write_plots(folder: RunFolder) -> None:
-    """Write plots/*.png: curves of each stage, results by stage; no plot without measurements."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    (folder.path / "plots").mkdir(exist_ok=True)
-    rewards = tuple(f"rewards/{reward_name(key)}/mean" for key in folder.config.rlvr.rewards)
-    rlvr = [rewards, *_PLOTS["rlvr"]]
-    for stage, all_panels in (_PLOTS | {"control": rlvr, "rlvr": rlvr}).items():
-        lines = folder.metrics(stage)
-        panels = [p for p in all_panels if any(name in line for name in p for line in lines)]
-        if not panels:
-            continue
-        figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False)
-        for axis, names in zip(axes[0], panels, strict=True):
-            for name in names:
-                if not any(name in line for line in lines):
-                    continue
-                steps = [line["step"] for line in lines if name in line]
-                values = [line[name] for line in lines if name in line]
-                axis.plot(steps, values, marker="." if len(steps) < 20 else None, label=name)
-            axis.set_xlabel("step")
-            axis.legend(fontsize=7)
-            axis.grid(alpha=0.3)
-        figure.suptitle(stage)
-        _save(figure, folder, stage, plt)
-    _plot_results(folder, plt)
-
-
-def _plot_results(folder: RunFolder, plt: Any) -> None:
-    figures = folder.results().get("stages", {})
-    stages = [stage for stage in EVALUATED_STAGES if stage in figures]
-    if not stages:
-        return
-    figure, axis = plt.subplots(figsize=(7.5, 3.5))
-    names = [name for name in RATE_COLUMNS if name in figures[stages[0]]]
-    for i, name in enumerate(names):
-        x = [position + 0.08 * (i - len(names) / 2) for position in range(len(stages))]
-        values = [figures[stage][name] for stage in stages]
-        low, high = zip(*(figures[stage]["ci95"][name] for stage in stages), strict=True)
-        errors = [
-            [value - end for value, end in zip(values, low, strict=True)],
-            [end - value for value, end in zip(values, high, strict=True)],
-        ]
-        axis.errorbar(x, values, yerr=errors, fmt="o", capsize=2, label=RATE_COLUMNS[name])
-    axis.set_xticks(range(len(stages)), stages)
-    axis.set_ylim(0, 1.02)
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))  # never over a point
-    _save(figure, folder, "results", plt)
-
-
-def _save(figure: Any, folder: RunFolder, name: str, plt: Any) -> None:
-    figure.tight_layout()
-    figure.savefig(folder.path / "plots" / f"{name}.png", dpi=110)
-    plt.close(figure)
 
 
 def reward_name(key: str) -> str:

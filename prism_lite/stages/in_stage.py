@@ -14,7 +14,9 @@ from prism_lite.config import RunConfig
 from prism_lite.console import say
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
+from prism_lite.runs.card import write_model_card
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.plots import write_plots
 from prism_lite.stages.evaluate import evaluate_inside
 
 
@@ -49,6 +51,8 @@ class InStageEvaluation:
         figures = evaluate_inside(self._backbone, self._task, self._config)
         metrics = {f"eval/{name}": value for name, value in figures.items()}
         self._run.log(self._stage, step, metrics, is_step=False)
+        write_plots(self._run, [self._stage])
+        write_model_card(self._run)
         if eval_config.keep == "last":
             return
         value = figures[eval_config.best_by]
