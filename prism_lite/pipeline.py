@@ -16,23 +16,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from prism_lite import signals
 from prism_lite.config import RunConfig
 from prism_lite.config.checks import plays_game
-from prism_lite.console import say
 from prism_lite.data.task import TaskData, load_task
 from prism_lite.digits.base_model import base_folder
 from prism_lite.discriminator.model import save_discriminator
-from prism_lite.files import cache_folder, make_cache_folder, write_text
-from prism_lite.models.adapters import read_adapter
+from prism_lite.files import cache_folder, write_text
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine
 from prism_lite.rewards.load import load_rewards
-from prism_lite.runs import card, plots, report
+from prism_lite.runs import report
 from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
-from prism_lite.runs.folder import RunFolder, open_run, peak_gib, start_peak
-from prism_lite.runs.resume import check_folder
+from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
 from prism_lite.stages.best_of_n import run_best_of_n
@@ -40,12 +36,7 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.drift import measure_drift
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
-from prism_lite.stages.preflight import (
-    check_rewards,
-    check_stages,
-    read_prompts,
-    warn_of_shared_rows,
-)
+from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
@@ -72,7 +63,6 @@ def run(
     *,
     stages: Sequence[Stage] = STAGES,
     console: Console | None = None,
-    command: str | None = None,
 ) -> dict[str, Any]:
     """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
@@ -81,7 +71,6 @@ def run(
         out: run folder; created, or resumed if it holds a run with the same settings.
         stages: a part of the pipeline; the stages before it must be finished in this folder. All
             stages: without the warm-up if alignment has no discriminator.
-        command: the command line that started the run, for env.json and the card.
 
     Returns:
         The content of results.json.
@@ -90,17 +79,7 @@ def run(
         ValueError: something that the user gave is wrong; nothing was half-written.
         Stopped: asked to stop; saved.
     """
-    with signals.caught():
-        return _run(config, Path(out), stages, console or Console(), command)
-
-
-def _run(
-    config: RunConfig,
-    out: Path,
-    stages: Sequence[Stage],
-    console: Console,
-    command: str | None,
-) -> dict[str, Any]:
+    out, console = Path(out), console or Console()
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
     if (
@@ -115,36 +94,31 @@ def _run(
     rewards = load_rewards(config)
     check_same_rewards(out, config, rewards)
     if config.data.task == "files":
-        say(console, "reading and checking the data")
-        make_cache_folder()
+        console.print("reading and checking the data")
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
     check_stages(config, out, stages, task)
     check_rewards(config, rewards, stages, task)
-    warn_of_shared_rows(config, task, console)
     for reward in rewards:
         if reward.file is not None:
             text = f"reward {reward.name} (weight {reward.weight:g}): {reward.file}, checked"
-            say(console, text)
-    if config.sft.start_from is not None and _waits(out, "sft") and "sft" in stages:
-        read_adapter(config.sft.start_from, config.lora)  # refused before the base is evaluated
+            console.print(text, markup=False, highlight=False)
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
     if config.model.name != "tiny":
-        say(console, f"loading {config.model.name} (a hub id is downloaded the first time)")
+        console.print(f"loading {config.model.name} (a hub id is downloaded the first time)")
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
-    say(console, f"{backbone.precision.reason}; {backbone.loader}")
+    console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
     task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
     check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
     with open_run(out, config, console, backbone.device) as folder:
         _write_skipped(folder, task)
         context = Context(config, folder, backbone, task, rewards)
-        write_environment(out, config, backbone.core, rewards, command)
+        write_environment(out, config, backbone.core, rewards)
         if not folder.results().get("stages", {}).get("base"):
             # (opening a stored or cached base takes no time worth a figure)
             _evaluate(context, "base", base_s if base_s > 1 else None)
         for stage in stages:
-            folder.check_stop(f"before stage {stage}")
             if not folder.is_done(stage):
                 start_peak(backbone.device)
                 with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
@@ -153,25 +127,15 @@ def _run(
             if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
                 context.load_policy(stage)
                 _evaluate(context, stage, results.get("seconds", {}).get(stage))
-                _write_reports(context)
         _write_exports(context)
-        _write_reports(context)
+        report.write_plots(folder)
+        report.write_model_card(folder)
         return folder.results()
-
-
-def _waits(out: Path, stage: str) -> bool:
-    return not (out / "stages" / stage / "final").is_dir()
-
-
-def _write_reports(context: Context) -> None:
-    """Write the plots, and the model card that names what has run so far."""
-    plots.write_plots(context.run)
-    card.write_model_card(context.run)
 
 
 def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskData:
     """Return the task without the rows of stages that are finished or not asked for."""
-    waiting = {stage for stage in stages if _waits(out, stage)}
+    waiting = {stage for stage in stages if not (out / "stages" / stage / "final").is_dir()}
     readers = {
         "sft": {"sft"},
         "warmup": {"warmup"},
@@ -206,7 +170,7 @@ def _write_skipped(folder: RunFolder, task: TaskData) -> None:
         return
     lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in task.skipped)
     write_text(path, "".join(f"{line}\n" for line in lines))
-    say(folder.console, f"{path} lists the {len(task.skipped)} skipped rows")
+    folder.console.print(f"{path} lists the {len(task.skipped)} skipped rows", highlight=False)
 
 
 def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
@@ -219,7 +183,7 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
     if stage not in config.eval.stages:
         return
     if not context.task.heldout:
-        say(folder.console, "no held-out rows (data.heldout): nothing to evaluate")
+        folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
         return
     with _memory_advice(context, f"the evaluation of stage {stage}"):
         started_s = time.monotonic()
@@ -244,11 +208,13 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         results.setdefault("drift", {})[stage] = drift
     folder.write_rates(stage, evaluation.rates)
     folder.write_results(results)
-    say(folder.console, report.stage_line(stage, figures))
+    folder.console.print(report.stage_line(stage, figures))
     if drift is not None:
         base = results["drift"].get("base", {})
         line = drift_line(drift, base if stage != "base" else {})
-        say(folder.console, f"{line} ({drift_share:.0%} of the evaluation's time)")
+        folder.console.print(
+            f"{line} ({drift_share:.0%} of the evaluation's time)", highlight=False
+        )
 
 
 @contextmanager

@@ -530,10 +530,7 @@ class RunConfig:
     "Decides every random choice of the run."
     save_every: PositiveInt = 20
     "Steps between checkpoints."
-    track: Annotated[
-        tuple[Literal["tensorboard", "trackio", "wandb"], ...],
-        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-    ] = ()
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     "Trackers beside metrics.jsonl. Empty: none."
     model: ModelConfig = field(default_factory=ModelConfig)
     tiny: TinyConfig = field(default_factory=TinyConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import grounding_probe, wilson95
 from prism_lite.discriminator.step import CHANNELS
@@ -35,13 +34,13 @@ def check_gate(context: Context, discriminator: Discriminator) -> None:
         )
         passes = passes or is_open
         lines.append(f"{channel}: {verdict}")
-        say(run.console, lines[-1])
+        run.console.print(lines[-1], highlight=False)
     if not passes:
         _stop_or_warn(
             context,
             f"the discriminator does not judge content on either channel ({'; '.join(lines)}), and "
-            "alignment would follow style. Give another --out with a larger warmup.steps, "
-            "warmup.patience or warmup.num_prompts",
+            "alignment would follow style. Train the warm-up longer (warmup.steps, warmup.patience) or "
+            "on more prompts (warmup.num_prompts), in a new --out",
         )
 
 
@@ -53,10 +52,8 @@ NO_PROBE = (
 
 def _stop_or_warn(context: Context, message: str) -> None:
     if context.config.align.gate == "stop":
-        raise ValueError(
-            f"{message}; or begin alignment all the same: the same command with align.gate=warn."
-        )
-    say(context.run.console, f"warning: {message}.", "bold red")
+        raise ValueError(f"{message}; or begin alignment all the same with align.gate=warn.")
+    context.run.console.print(f"[bold red]warning: {message}.[/]", highlight=False)
 
 
 def untrained_grounding(run: RunFolder) -> dict[str, float]:

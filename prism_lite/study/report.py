@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from prism_lite.console import say
 from prism_lite.files import read_json, write_text
 from prism_lite.runs.report import markdown_rows, rows_table
 from prism_lite.study.curves import AXES
@@ -115,12 +114,12 @@ def print_study(study: Mapping[str, Any], console: Console) -> None:
         return
     rows = _mean_rows(study, None)
     console.print(rows_table(rows, f"recipe {study['recipe']}", is_tight=True))
-    say(console, f"{_about_means(study)} {about_budgets(study)}")
+    console.print(f"{_about_means(study)} {about_budgets(study)}", highlight=False)
     if rows := _difference_rows(study, None):
         console.print(rows_table(rows, "paired differences", is_tight=True))
-        say(console, _about_differences(study))
+        console.print(_about_differences(study), highlight=False)
     for sentence in _conclusions(study):
-        say(console, sentence)
+        console.print(sentence, highlight=False, markup=False)
 
 
 def about_budgets(study: Mapping[str, Any]) -> str:
