@@ -47,10 +47,10 @@ def check_across_fields(config: RunConfig) -> None:
             f"align.method = {align.method} has no discriminator: set align.mode=align, or "
             "align.method=adversarial."
         )
-    if rlvr.game != "off" and rlvr.dynamic_sampling:
+    if rlvr.game == "blind" and rlvr.dynamic_sampling:
         raise ValueError(
-            "rlvr.dynamic_sampling drops the groups without spread in accuracy, in which rlvr.game = "
-            f"{rlvr.game} learns from the discriminator: set one of them only."
+            "rlvr.dynamic_sampling drops the groups without spread in accuracy, and rlvr.game = blind "
+            "learns in no others: set one of them only, or rlvr.game=on."
         )
     if rlvr.teacher_rollout:
         _check_teacher_rollout(rlvr)

@@ -166,7 +166,7 @@ def test_controls_leave_the_discriminator_untrained(micro_run, tmp_path, scores)
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"rlvr": {"game": "on", "dynamic_sampling": True}}, "rlvr.dynamic_sampling"),
+        ({"rlvr": {"game": "blind", "dynamic_sampling": True}}, "rlvr.dynamic_sampling"),
         ({"data": {"task": "files"}, "discriminator": {"scores": "oracle"}}, "oracle"),
     ],
 )

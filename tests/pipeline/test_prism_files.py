@@ -10,7 +10,7 @@ import pytest
 
 from prism_lite import parts, pipeline
 from prism_lite.data.task import load_task
-from prism_lite.digits import lessons
+from prism_lite.digits import lessons, wording
 from prism_lite.files import read_jsonl
 from tests.micro import micro_recipe, quiet_console
 
@@ -25,9 +25,12 @@ def prism_files(task, tmp_path):
         return buffer.getvalue()
 
     def sides(sample) -> tuple[parts.Parts, parts.Parts]:
-        found = [parts.parse(text) for text in (sample.teacher, sample.demonstration)]
-        assert isinstance(found[0], parts.Parts) and isinstance(found[1], parts.Parts)
-        return found[0], found[1]
+        # a teacher that never errs: rows whose teacher contradicts the gold answer are refused
+        digits, facts = sample.facts.digits, sample.facts
+        teacher = wording.compose(digits, facts, wording.steps(digits, facts), 0, 0)
+        student = parts.parse(sample.demonstration)
+        assert isinstance(student, parts.Parts)
+        return teacher, student
 
     def chat(sample) -> dict:
         return {
@@ -56,7 +59,7 @@ def prism_files(task, tmp_path):
                     "student_cot": student.reasoning,
                 }
             )
-        align.append(chat(sample) | {"teacher_response": sample.teacher})
+        align.append(chat(sample) | {"teacher_response": teacher.render()})
         rlvr.append(chat(sample) | {"data_source": "digits", "ability": "math"})
     for name, rows in (("distill", distill), ("warmup", warmup)):
         text = "".join(json.dumps(row) + "\n" for row in rows)

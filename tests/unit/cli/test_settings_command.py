@@ -72,7 +72,7 @@ def test_what_is_printed_of_a_setting():
         ("align.replay_fraction", "number from 0 below 1"),
         ("data.train", "text or null"),
         ("rlvr.rewards", "mapping of names to numbers"),
-        ("eval.stages", "list of base | sft | align | rlvr"),
+        ("eval.stages", "list of base | sft | control | align | rlvr"),
         ("model.float32_vision", "true | false"),
     ],
 )
