@@ -116,8 +116,7 @@ def run(
         context = Context(config, folder, backbone, task, rewards)
         write_environment(out, config, backbone.core, rewards)
         if not folder.results().get("stages", {}).get("base"):
-            # (opening a stored or cached base takes no time worth a figure)
-            _evaluate(context, "base", base_s if base_s > 1 else None)
+            _evaluate(context, "base", base_s)
         for stage in stages:
             if not folder.is_done(stage):
                 start_peak(backbone.device)

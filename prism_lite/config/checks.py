@@ -59,11 +59,6 @@ def check_across_fields(config: RunConfig) -> None:
             "discriminator.scores = oracle needs a task that verifies captions and thinks: data.task = "
             "digits."
         )
-    if align.early_stop and config.eval.keep == "best":
-        raise ValueError(
-            "align.early_stop ends the stage before eval.keep = best can choose a policy: set one of them "
-            "only."
-        )
     if rlvr.combine == "normalize_then_sum" and rlvr.scale != "group":
         raise ValueError(
             f"rlvr.scale = {rlvr.scale} has no effect with rlvr.combine = normalize_then_sum, which "

@@ -214,7 +214,7 @@ def test_a_question_that_the_model_has_not_learned_is_refused(live: Client, tmp_
 def test_a_corrupt_picture_is_refused_in_words(live: Client, tmp_path: Path) -> None:
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG\r\n\x1a\n torn")
-    with pytest.raises(AppError, match="cannot be read"):
+    with pytest.raises(AppError, match=r"cannot read picture torn\.png: it is damaged"):
         compare(live, "micro", 1, source=UPLOAD, question=QUESTION, upload=handle_file(str(torn)))
 
 

@@ -21,7 +21,7 @@ from demo.runs.trainer import FORM_SETTINGS, Trainer
 from tests.micro import MICRO
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-SFT_STEPS = 150
+SFT_STEPS = 400
 # Entered in the form; the other settings of MICRO are arguments of the program.
 SETTINGS = {"sft.steps": SFT_STEPS, "warmup.steps": 2, "align.steps": 2, "align.group_size": 3}
 SETTINGS |= {"rlvr.steps": 2}

@@ -189,7 +189,7 @@ class TestWorker:
         assert not verdict.matches and verdict.undecided
         reply = symbolic._replies[("10^{10^{10^{10}}}+x", "x+5")]
         # The kernel checks the timer at its clock ticks.
-        assert symbolic.TIME_LIMIT_S * 0.9 < reply["cpu_s"] < symbolic.TIME_LIMIT_S + 0.2
+        assert symbolic.TIME_LIMIT_S * 0.7 < reply["cpu_s"] < symbolic.TIME_LIMIT_S + 0.2
         assert answers_match(r"\sqrt{8}", r"2\sqrt{2}")  # the worker still serves
 
     def test_killed_worker_is_replaced(self):

@@ -205,7 +205,7 @@ def test_a_completion_cut_after_its_last_tag_is_not_well_formed(backbone, task):
 def test_modules_and_dense_weights_draw_the_same_tokens(backbone, task):
     """Also beyond the first capacity of the rows' buffers: 140 tokens, ends suppressed."""
     fill_adapter(backbone)
-    samples = different_prompts(task)[:2]
+    samples = different_prompts(task)[1:3]  # whose draws are not within rounding of two tokens
     backbone.suppressed_ids = [*backbone.suppressed_ids, backbone.end_id]
     found = []
     for dense in ("always", "never"):
