@@ -16,6 +16,14 @@ TAGS = tuple(tag for name in PART_NAMES for tag in (f"<{name}>", f"</{name}>"))
 
 _TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
 
+# Tags of other data sets that say the same as ours. A summary (LLaVA-CoT) is a plan: it begins the think.
+_OWN_NAME = {
+    "caption": CAPTION, "description": CAPTION, "perception": CAPTION, "observation": CAPTION,
+    "summary": THINK, "think": THINK, "thinking": THINK, "reasoning": THINK, "rationale": THINK,
+    "answer": ANSWER, "conclusion": ANSWER,
+}  # fmt: skip
+_FOREIGN_PART = re.compile(rf"\s*<({'|'.join(_OWN_NAME)})>(.*?)</\1>\s*", re.DOTALL | re.IGNORECASE)
+
 SYSTEM_PROMPT = (
     "Answer in three parts. First describe what matters in the picture as bullet points inside "
     "<caption> </caption>. Then reason step by step inside <think> </think>. Then give the final "
@@ -84,6 +92,30 @@ def parse(text: str) -> Parts | Malformed:
     if any(pieces[0::2]):
         return Malformed("text outside the parts")
     return Parts(*pieces[1::2])
+
+
+def with_own_tags(text: str | None) -> str | None:
+    """Rewrite a completion with the tags of another data set (LLaVA-CoT) to ours, where it has all parts.
+
+    Any other text is returned as it is: a caption that is missing is not made up.
+    """
+    if text is None or "</" not in text or isinstance(parse(text), Parts):
+        return text
+    matches = list(_FOREIGN_PART.finditer(text))
+    bodies: dict[str, list[str]] = {name: [] for name in PART_NAMES}
+    for match in matches:
+        bodies[_OWN_NAME[match[1].lower()]].append(match[2].strip())
+    has_foreign = any(match[1] not in PART_NAMES for match in matches)
+    is_complete = has_foreign and "".join(match[0] for match in matches) == text
+    if (
+        not is_complete
+        or len(bodies[CAPTION]) != 1
+        or len(bodies[ANSWER]) != 1
+        or not bodies[THINK]
+    ):
+        return text
+    (caption,), (answer,) = bodies[CAPTION], bodies[ANSWER]
+    return Parts(caption, "\n".join(bodies[THINK]), answer).render()
 
 
 def _first_fault(tags: list[str]) -> str:

@@ -8,11 +8,10 @@ Shape letters: C completion tokens of one rollout.
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from prism_lite import parts
 from prism_lite.parts import Malformed, Parts
@@ -21,7 +20,6 @@ if TYPE_CHECKING:  # `prism-lite --help` does not wait for them
     from PIL import Image
     from torch import Tensor
 
-T = TypeVar("T")
 FinishReason = Literal["end", "length"]
 Stage = Literal["sft", "control", "warmup", "align", "rlvr"]
 
@@ -59,35 +57,24 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the file's header alone.
+        """Width and height in pixels as `open` returns it, from the file's header alone.
 
         Raises:
             ValueError: as `open`.
         """
-        return self._read(lambda image: image.size)
+        from prism_lite.pixels import read_size
+
+        return read_size(self.source, self.id)
 
     def open(self) -> Image.Image:
-        """Return the pixels as an RGB image.
+        """Return the pixels as an upright RGB image, transparent pixels white (see `pixels`).
 
         Raises:
             ValueError: the file is missing or is not a readable picture; names the picture.
         """
-        return self._read(lambda image: image.convert("RGB"))
+        from prism_lite.pixels import read_rgb
 
-    def _read(self, use: Callable[[Image.Image], T]) -> T:
-        from PIL import Image
-
-        if isinstance(self.source, Image.Image):
-            return use(self.source)
-        stream = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-        try:
-            with Image.open(stream) as image:
-                return use(image)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"cannot read picture {self.id}: {error}. Check that the path is right and that Pillow can "
-                "open the file (`prism-lite data check` lists all such rows)."
-            ) from error
+        return read_rgb(self.source, self.id)
 
 
 @dataclass(frozen=True)
@@ -103,8 +90,9 @@ class Sample:
     """One row of data: a prompt and what is known about its completion.
 
     Attributes:
-        id: unique within its file; the prompt id of rollout records and of sampling's seeds (two rows
-            with the same id in different files are sampled with the same random numbers).
+        id: unique within its file (an id that repeats there gets the row's number); the prompt id of
+            rollout records and of sampling's seeds (two rows with the same id in different files are
+            sampled with the same random numbers).
         turns: the conversation up to the completion; usually one user turn.
         pictures: in the order of their `<image>` marks; without marks they precede the first user
             turn's text.

@@ -6,13 +6,13 @@ pixels, centered, converted to black and white, and counted in blocks of 4 x 4 p
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from prism_lite.digits.task import DIGIT_PIXELS
+from prism_lite.pixels import read_rgb
 
 MAX_UPLOAD_BYTES = 10 * 2**20
 _MAX_PIXELS = 12_000_000  # of an uploaded picture, checked before it is decoded
@@ -33,27 +33,7 @@ def open_upload(path: str | Path) -> Image.Image:
             f"the picture has {len(data) / 2**20:.1f} MiB; at most {MAX_UPLOAD_BYTES >> 20} are accepted. "
             "Make it smaller and try again."
         )
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(
-                    f"the picture has {image.width} x {image.height} pixels; at most "
-                    f"{_MAX_PIXELS / 1e6:.0f} million are accepted. Scale it down and try again."
-                )
-            return on_white(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            "this file cannot be read as a picture: it is damaged or has another format. Upload a PNG, "
-            "JPEG or WebP file."
-        ) from error
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """Return the picture as RGB, its transparent pixels white."""
-    sheet = Image.new("RGB", image.size, "white")
-    layer = image.convert("RGBA")
-    sheet.paste(layer, mask=layer.getchannel("A"))
-    return sheet
+    return read_rgb(data, Path(path).name, max_pixels=_MAX_PIXELS)
 
 
 def strip_of(image: Image.Image, *, min_digits: int, max_digits: int) -> tuple[Image.Image, int]:

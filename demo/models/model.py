@@ -9,7 +9,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Model:
             stage: load_final(path / "stages" / stage)["policy"] for stage in self.stages[1:]
         }
         self.discriminator_stage = next(
-            (stage for stage in ("align", "warmup") if folder.has_final(path, stage)), None
+            (s for s in ("rlvr", "align", "warmup") if folder.has_discriminator(path, s)), None
         )
         self._discriminator: Discriminator | None = None
         if self.device == "cpu" and config.model.name == "tiny":
@@ -118,18 +118,30 @@ class Model:
         record = group_record(self.backbone, discriminator, group, self.config)
         return record | {"policy": stage, "discriminator": self.discriminator_stage}
 
+    def rollouts(
+        self, stage: str, sampled: Sequence[Sample], *, seed: int, temperature: float
+    ) -> list[Rollout]:
+        """Sample one completion for each of many samples, as `answer` does for one."""
+        groups = self._sample_all(stage, sampled, 1, seed, temperature=temperature)
+        return [group.rollouts[0] for group in groups]
+
     def _sample(
         self, stage: str, sample: Sample, group_size: int, seed: int, **settings: Any
     ) -> Group:
+        (group,) = self._sample_all(stage, [sample], group_size, seed, **settings)
+        return group
+
+    def _sample_all(
+        self, stage: str, sampled: Sequence[Sample], group_size: int, seed: int, **settings: Any
+    ) -> list[Group]:
         self.backbone.load_adapter_state(self._policies[stage])
-        (group,) = sample_groups(
+        return sample_groups(
             self.backbone,
-            [sample],
+            sampled,
             group_size=group_size,
             sampling=dataclasses.replace(self.config.sampling, **settings),
             seed=("demo", seed),
         )
-        return group
 
     def _stream(self, sample_group: Callable[[], Group]) -> Generator[int | Rollout, None, None]:
         """Yield the tokens of a completion as they are sampled, and the rollout at the end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
@@ -11,11 +12,24 @@ from PIL import Image
 from demo.models import drawing
 from prism_lite.config import DataConfig
 from prism_lite.digits import wording
+from prism_lite.pixels import to_rgb
 from prism_lite.types import Picture, Sample, Turn
 
 _MAX_QUESTION_CHARACTERS = 2_000
 _PIVOT = 5
 KIND_OF = {text.format(pivot=_PIVOT): kind for kind, text in wording.QUESTIONS.items()}
+
+
+def questions_of(data: Mapping[str, Any]) -> list[str]:
+    """Return the questions that the tiny model of a run with these data settings has learned.
+
+    A model that was trained on files answers any question: [].
+    """
+    if data["task"] != "digits":
+        return []
+    digits = data["digits"]
+    kinds = {kind for name in ("sft_kinds", "kinds", "transfer_kinds") for kind in digits[name]}
+    return [question for question, kind in KIND_OF.items() if kind in kinds]
 
 
 def visitor_sample(
@@ -35,7 +49,7 @@ def visitor_sample(
     """
     facts = answer = None
     if data.task == "digits":
-        if question not in KIND_OF:
+        if question not in questions_of(asdict(data)):
             raise ValueError(
                 "the tiny model was trained on the listed questions: choose one of them."
             )
@@ -73,7 +87,7 @@ def drawn_picture(sketch: Any) -> Image.Image:
     composite = (sketch or {}).get("composite")
     if composite is None:
         raise ValueError("nothing is drawn yet: write digits on the pad.")
-    return drawing.on_white(composite)
+    return to_rgb(composite)
 
 
 def pad_hint(data: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ def _routing(
 
 
 def _advantages(group: Group, student_K2: Tensor, config: RunConfig) -> list[float]:
-    """Return the advantage of each rollout as in the alignment stage."""
+    """Return the advantage of each rollout as in alignment, without its running floor of the spread."""
     is_well_formed_G = torch.tensor([rollout.is_well_formed for rollout in group.rollouts])
     score_G2 = torch.zeros(len(group.rollouts), 2)
     score_G2[is_well_formed_G] = student_K2

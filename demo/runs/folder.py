@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 import yaml
 
 from prism_lite.files import read_jsonl
-from prism_lite.types import EVALUATED_STAGES, STAGES
+from prism_lite.types import EVALUATED_STAGES
 
 SAMPLE_RUN = Path(__file__).parents[1] / "sample_run"
 SAMPLE_ID = "recorded sample"
 STAGE_TITLES = {
     "base": "Base",
     "sft": "SFT",
+    "control": "RLVR alone",
     "warmup": "Warm-up",
     "align": "Aligned",
     "rlvr": "RLVR",
@@ -124,17 +126,48 @@ class StageProgress:
     is_done: bool
 
 
+def trained_stages(path: Path) -> list[str]:
+    """Return the stages that a run trains, in order."""
+    config = read_config(path)
+    align, rlvr = config.get("align", {}), config.get("rlvr", {})
+    skipped = {"base"}
+    if not rlvr.get("control"):
+        skipped.add("control")
+    if align.get("method", "adversarial") != "adversarial" and not keeps_game(path):
+        skipped.add("warmup")  # there is no discriminator
+    return [stage for stage in STAGE_TITLES if stage not in skipped]
+
+
+def shown_stages(path: Path) -> tuple[str, ...]:
+    """Return the policies that a run compares: RLVR alone only where it is trained."""
+    trained = trained_stages(path)
+    return tuple(stage for stage in EVALUATED_STAGES if stage == "base" or stage in trained)
+
+
+def keeps_game(path: Path) -> bool:
+    """Return whether the discriminator is kept on during RLVR."""
+    return read_config(path).get("rlvr", {}).get("game", "off") not in ("off", False)
+
+
+def _num_steps(config: dict[str, Any], stage: str) -> int:
+    if stage != "control":
+        return int(config.get(stage, {}).get("steps", 0))
+    align, rlvr = config["align"], config["rlvr"]  # as `stages.rlvr.control_config`
+    num_rollouts = align["steps"] * align["prompts_per_step"] * align["group_size"]
+    per_step = rlvr["prompts_per_step"] * rlvr["group_size"]
+    return int(rlvr["steps"]) + math.ceil(num_rollouts / per_step)
+
+
 def progress(path: Path) -> list[StageProgress]:
-    """Return the progress of all four stages."""
+    """Return the progress of all stages that the run trains."""
     config, metrics = read_config(path), read_metrics(path)
     evaluated = read_json(path / "results.json").get("stages", {})
     stages = []
-    for stage in STAGES:
-        num_steps = int(config.get(stage, {}).get("steps", 0))
+    for stage in trained_stages(path):
+        num_steps = _num_steps(config, stage)
         num_logged = 1 + max((m["step"] for m in metrics if m["stage"] == stage), default=-1)
         is_done = has_final(path, stage) or stage in evaluated
-        # the recorded sample has no weights: its last step shows that a stage is done
-        is_done |= path == SAMPLE_RUN and num_logged >= max(1, num_steps)
+        is_done |= path == SAMPLE_RUN  # it has no weights, and only finished runs are recorded
         # the warm-up logs its last probe as an extra step
         stages.append(StageProgress(stage, min(num_logged, num_steps), num_steps, is_done))
     return stages
@@ -148,6 +181,11 @@ def is_finished(path: Path) -> bool:
 def has_final(path: Path, stage: str) -> bool:
     """Return whether a stage has saved its final weights."""
     return (path / "stages" / stage / "final").is_dir()
+
+
+def has_discriminator(path: Path, stage: str) -> bool:
+    """Return whether a stage has saved a discriminator."""
+    return (path / "stages" / stage / "final" / "discriminator.safetensors").is_file()
 
 
 def has_weights(path: Path) -> bool:
@@ -171,7 +209,7 @@ def control_command(path: Path) -> str | None:
 def signature(path: Path) -> tuple[Any, ...]:
     """Return a value that changes whenever the pages of this run change."""
     files = ("metrics.jsonl", "results.json", "control.json", "config.yaml")
-    finals = [has_final(path, stage) for stage in STAGES]
+    finals = [has_final(path, stage) for stage in STAGE_TITLES]
     return (str(path), *(_stamp(path / name) for name in files), *finals)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,8 @@ SOURCES = {
     "alignment prompts": "align",
     "RLVR prompts": "rlvr",
     "held-out prompts": "heldout",
+    "transfer prompts": "transfer",
+    "unseen pictures by training writers": "familiar",
 }
 ALL, CORRECT, WITH_ERRORS = "all", "correct", "with errors"
 _CACHED_RUNS = 4
@@ -80,18 +83,22 @@ def sample_line(sample: Sample) -> dict[str, Any]:
         "picture_ids": [picture.id for picture in sample.pictures],
         "answer": sample.answer,
         "teacher": sample.teacher,
+        "facts": asdict(sample.facts) | {"digits": list(sample.facts.digits)},
     }
 
 
 def recorded_sample(line: Mapping[str, Any]) -> Sample:
-    """Return the sample of a recorded line. Without facts: its marks must be recorded too."""
+    """Return the sample of a recorded line."""
     # the id of a digits picture lists the indices of its digits
     pictures = tuple(
         Picture(name, strip_image(tuple(map(int, name.split("-")[1:]))))
         for name in line["picture_ids"]
     )
     turns = (Turn("user", line["question"]),)
-    return Sample(line["id"], turns, pictures, answer=line["answer"], teacher=line["teacher"])
+    facts = DigitsFacts(**line["facts"] | {"digits": tuple(line["facts"]["digits"])})
+    return Sample(
+        line["id"], turns, pictures, answer=line["answer"], teacher=line["teacher"], facts=facts
+    )
 
 
 def filtered_rows(

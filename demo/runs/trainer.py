@@ -172,9 +172,7 @@ class Trainer:
         """Pause the training after its current step; return a message."""
         self._require_running(run_id)
         if not (self.root / run_id / "config.yaml").is_file():
-            raise ValueError(
-                f"{run_id} is still preparing its base model: wait for the first step."
-            )
+            raise ValueError(f"{run_id} is still loading its base model: wait for the first step.")
         return self._send(run_id, "pause", "pauses after the current step.")
 
     def stop(self, run_id: str) -> str:

@@ -16,6 +16,7 @@ from demo.runs import folder, samples
 from demo.screens import html
 from demo.screens.marks import Marks, mark, marks_line
 from demo.screens.pictures import picture_file
+from prism_lite.digits.wording import DigitsFacts
 from prism_lite.types import EVALUATED_STAGES, Sample
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     }
     text = "Press “Ask all stages” once the model is loaded; this run has no recorded completions."
     if lines:
-        text = "Recorded completions of this run."
+        text = (
+            "Recorded completions of this run, on examples chosen because the stages differ; the table "
+            "below has the rates over all held-out prompts."
+        )
     elif recorded:
         seeds = sorted({line["seed"] for line in recorded if line["temperature"] > 0})
         text = (
@@ -67,8 +71,16 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
         marks = Marks(**line["marks"])  # by the verifiers at the time of the recording
         cells.append(html.part_spans(line["completion"]))
         cells.append(marks_line(marks, num_tokens=line["num_tokens"], note="recorded"))
-    note = html.note(f"{sample.question} Gold answer: {sample.answer}. {text}")
+    note = html.note(f"{_about(sample)} {text}")
     return picture_file(sample.pictures[0].open()), note, *cells
+
+
+def _about(sample: Sample) -> str:
+    """Return the question, and what is known of the truth."""
+    text = sample.question
+    if isinstance(sample.facts, DigitsFacts):
+        text += f" Digits: {' '.join(map(str, sample.facts.digits))}."
+    return text if sample.answer is None else f"{text} Gold answer: {sample.answer}."
 
 
 def waiting_screen() -> tuple[Any, ...]:
@@ -85,8 +97,7 @@ def live_screens(
     The first and the last screen are complete. Those between update only the stage that is being
     sampled, because sending all of them would cost more than the sampling.
     """
-    gold = f" Gold answer: {sample.answer}." if sample.answer is not None else ""
-    note = html.note(f"{sample.question}{gold} Live, with seed {seed} for every stage.")
+    note = html.note(f"{_about(sample)} Live, with seed {seed} for every stage.")
     cells: list[Any] = []
     for stage in EVALUATED_STAGES:
         text = "waiting" if stage in model.stages else "not trained yet"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,8 @@ MAX_POINTS = 500
 # The palette of Okabe and Ito: distinguishable with every kind of color vision, and by lightness.
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 PURPLE, SKY, YELLOW, PINK = "#AA5593", "#56B4E9", "#E69F00", "#CC79A7"
-_STAGE_COLORS = {"sft": BLUE, "warmup": GRAY, "align": ORANGE, "rlvr": GREEN}
+_STAGE_COLORS = {"sft": BLUE, "warmup": GRAY, "control": PURPLE, "align": ORANGE, "rlvr": GREEN}
+_GAME_STAGES = ("align", "rlvr")
 CHANCE = "0.5 = fooled"
 
 
@@ -36,6 +37,7 @@ class Panel:
             star in it stands for the name of a reward.
         help: a sentence for a user who sees the number for the first time.
         has_chance: whether to add the line at 0.5.
+        control: curves of RLVR alone, as `curves`; they begin where alignment begins, beside it.
     """
 
     id: str
@@ -44,6 +46,11 @@ class Panel:
     curves: Mapping[str, tuple[str, str]] | str
     help: str
     has_chance: bool = False
+    control: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def _control_curve(metric: str) -> dict[str, tuple[str, str]]:
+    return {STAGE_TITLES["control"]: (metric, _STAGE_COLORS["control"])}
 
 
 PANELS = (
@@ -52,56 +59,66 @@ PANELS = (
         "Mean negative log-probability of the demonstrations' tokens; it falls and then levels off.",
     ),
     Panel(
-        "pair_accuracy", "Pair accuracy in alignment", ("align",),
+        "pair_accuracy", "Pair accuracy of the discriminator", _GAME_STAGES,
         {
             "perception": ("disc/pair_accuracy_perception", BLUE),
             "reasoning": ("disc/pair_accuracy_reasoning", ORANGE),
         },
         "Share of pairs in which the discriminator scores the teacher above the student; at 0.5 it is "
-        "fooled.",
+        "fooled. Alignment, then RLVR where the game is kept on.",
         has_chance=True,
     ),
     Panel(
-        "scores", "Discriminator scores in alignment", ("align",),
+        "scores", "Discriminator scores", _GAME_STAGES,
         {
             "teacher, perception": ("disc/score_teacher_perception", BLUE),
             "student, perception": ("disc/score_student_perception", SKY),
             "teacher, reasoning": ("disc/score_teacher_reasoning", ORANGE),
             "student, reasoning": ("disc/score_student_reasoning", PURPLE),
         },
-        "Mean logit of each part; alignment closes the gap between teacher and student.",
+        "Mean logit of each part; the game closes the gap between teacher and student.",
     ),
     Panel(
-        "rewards", "Mean reward in RLVR", ("rlvr",), "rewards/*/mean",
-        "Mean of each reward over the rollouts of a step, before weighting.",
+        "rewards", "Mean rewards", _GAME_STAGES, "rewards/*/mean",
+        "Mean of each reward over the rollouts of a step, before weighting. RLVR alone begins beside "
+        "alignment.",
+        control={"accuracy, RLVR alone": ("rewards/accuracy/mean", PINK)},
     ),
     Panel(
-        "malformed", "Malformed share of rollouts", ("align", "rlvr"), "malformed_rate",
+        "malformed", "Malformed share of rollouts", _GAME_STAGES, "malformed_rate",
         "Share of completions that are not caption, think and answer in this order, once each.",
+        control=_control_curve("malformed_rate"),
     ),
     Panel(
-        "entropy", "Entropy of the policy (nats per token)", ("align", "rlvr"), "entropy",
+        "entropy", "Entropy of the policy (nats per token)", _GAME_STAGES, "entropy",
         "How uncertain the policy is about the next token; near 0 it no longer explores.",
+        control=_control_curve("entropy"),
     ),
     Panel(
-        "length", "Mean completion length (tokens)", ("align", "rlvr"), "completions/mean_length",
+        "length", "Mean completion length (tokens)", _GAME_STAGES, "completions/mean_length",
         "A sudden drop or rise is the first sign that the policy is gaming a reward.",
-    ),
-    Panel(
-        "evaluation", "Held-out figures during training", POLICY_STAGES,
-        {
-            "accuracy": ("eval/accuracy", GREEN),
-            "transfer accuracy": ("eval/transfer_accuracy", PURPLE),
-            "caption accuracy": ("eval/caption_accuracy", BLUE),
-            "think validity": ("eval/think_validity", ORANGE),
-            "format rate": ("eval/format_rate", SKY),
-        },
-        "Rates on a few held-out prompts, the same every time; the setting eval.every switches them on.",
+        control=_control_curve("completions/mean_length"),
     ),
     Panel(
         "peak", "Peak memory (GiB)", STAGES, "mem/peak_gib",
         "On a GPU, the most memory the allocator held in this stage; on a CPU, the most the process has "
         "held so far.",
+        control=_control_curve("mem/peak_gib"),
+    ),
+    Panel(
+        "evaluation", "Held-out figures during training", POLICY_STAGES,
+        {
+            "accuracy": ("eval/accuracy", GREEN),
+            "transfer": ("eval/transfer_accuracy", PURPLE),
+            "captions": ("eval/caption_accuracy", BLUE),
+            "thinks": ("eval/think_validity", ORANGE),
+            "format": ("eval/format_rate", SKY),
+        },
+        "Rates on a few held-out prompts, the same every time; the setting eval.every switches them on.",
+        control={
+            "transfer, RLVR alone": ("eval/transfer_accuracy", PINK),
+            "captions, RLVR alone": ("eval/caption_accuracy", YELLOW),
+        },
     ),
 )  # fmt: skip
 
@@ -119,12 +136,15 @@ def panel_plot(
     """Return the frame of a panel (None if nothing was measured) and the colors of its curves."""
     points: list[tuple[float, float, str]] = []
     colors: dict[str, str] = {}
-    offset = 0
-    for stage in panel.stages:
+    offset, align_offset = 0, 0
+    for stage in (*panel.stages, "control"):
         lines = [line for line in metrics if line["stage"] == stage]
+        if stage == "align":
+            align_offset = offset
+        start = align_offset if stage == "control" else offset
         for name, (key, color) in _curves(panel, stage, lines).items():
             curve = [(float(line["step"]), float(line[key])) for line in lines if key in line]
-            points += [(offset + x, y, name) for x, y in thin(curve)]
+            points += [(start + x, y, name) for x, y in thin(curve)]
             colors[name] = color
         offset += 1 + max((int(line["step"]) for line in lines), default=-1)
     if not points:
@@ -140,6 +160,8 @@ def panel_plot(
 def _curves(
     panel: Panel, stage: str, lines: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, tuple[str, str]]:
+    if stage == "control":
+        return panel.control if lines else {}
     if not isinstance(panel.curves, str):
         return panel.curves
     start, star, end = panel.curves.partition("*")

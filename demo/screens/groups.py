@@ -23,11 +23,12 @@ from demo.screens.pictures import picture_file
 HEADERS = ["row", "who", "perception", "reasoning", "margin", "advantage", "answer", "caption"]
 STRONGEST, BALANCE = "strongest expert", "perception minus reasoning share"
 _EXPERT_COLORS = (BLUE, SKY, GREEN, GRAY, ORANGE, YELLOW, PINK, PURPLE)
-NUM_STEPS = 6  # listed of the alignment stage, besides the last one
+NUM_STEPS = 6  # listed of each stage, besides the last one
+_STEP_TITLES = {"align": "alignment", "rlvr": "RLVR"}
 MAX_CELL = 80
 _GROUPED = (
-    " Routing is grouped: the first half of the experts sees only captions, the second half only think and "
-    "answer."
+    " Routing is grouped: the first half of the experts serves the perception part, the second half the "
+    "reasoning part."
 )
 
 Group = Mapping[str, Any]
@@ -39,17 +40,19 @@ def known_groups(path: Path) -> dict[str, Callable[[], Group]]:
     for i, record in enumerate(folder.read_lines(path / "demo" / "groups.jsonl"), 1):
         title = f"last discriminator · {i} · {record['question']}"
         groups[title] = functools.partial(dict, record)
-    steps = folder.rollout_steps(path, "align")
-    for step in reversed(steps[-1:] + steps[:-1][:: max(1, len(steps) // NUM_STEPS)]):
-        prompts = dict.fromkeys(r["prompt_id"] for r in folder.read_rollouts(path, "align", step))
-        for i, prompt_id in enumerate(prompts, 1):
-            title = f"as scored at step {step} · prompt {i}"
-            groups[title] = functools.partial(_logged_group, path, step, prompt_id)
+    for stage in ("rlvr", "align") if folder.keeps_game(path) else ("align",):
+        steps = folder.rollout_steps(path, stage)
+        listed = steps[:-1][:: max(1, len(steps) // NUM_STEPS)] + steps[-1:]
+        for step in reversed(listed):
+            prompts = dict.fromkeys(r["prompt_id"] for r in folder.read_rollouts(path, stage, step))
+            for i, prompt_id in enumerate(prompts, 1):
+                title = f"as scored at {_STEP_TITLES[stage]} step {step} · prompt {i}"
+                groups[title] = functools.partial(_logged_group, path, stage, step, prompt_id)
     return groups
 
 
-def _logged_group(path: Path, step: int, prompt_id: str) -> Group:
-    records = [r for r in folder.read_rollouts(path, "align", step) if r["prompt_id"] == prompt_id]
+def _logged_group(path: Path, stage: str, step: int, prompt_id: str) -> Group:
+    records = [r for r in folder.read_rollouts(path, stage, step) if r["prompt_id"] == prompt_id]
     students = [
         {"who": "student"}
         | {key: record[key] for key in ("completion", "finish_reason", "advantage")}
@@ -64,6 +67,7 @@ def _logged_group(path: Path, step: int, prompt_id: str) -> Group:
         "prompt_id": prompt_id,
         "question": records[0]["question"],
         "gold": sample.answer if sample else None,
+        "stage": stage,
         "step": step,
         "rows": [*teacher, *sorted(students, key=lambda row: -row["advantage"])],
     }
@@ -101,10 +105,15 @@ def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
 
 def _origin(group: Group) -> str:
     if "step" in group:
+        shares = (
+            " The advantage is the sum of the rewards' and the discriminator's."
+            if group["stage"] == "rlvr"
+            else ""
+        )
         return (
-            f"Scores of the discriminator at alignment step {group['step']}. The teacher's score and the "
-            "routing are not logged in training: choose a group of the last discriminator, or sample this "
-            "prompt again."
+            f"Scores of the discriminator at {_STEP_TITLES[group['stage']]} step {group['step']}.{shares} "
+            "The teacher's score and the routing are not logged in training: choose a group of the last "
+            "discriminator, or sample this prompt again."
         )
     return (
         f"Completions of the {STAGE_TITLES[group['policy']]} policy, scored by the discriminator at the "

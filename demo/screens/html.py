@@ -85,7 +85,7 @@ def stepper(stages: Sequence[StageProgress], active: str | None, state: str) -> 
         share = 1.0 if stage.is_done else min(1.0, stage.steps_done / max(1, stage.num_steps))
         css_class, text = "waiting", f"{stage.steps_done} of {stage.num_steps}"
         if stage.is_done:
-            css_class, text = "done", f"done, {stage.num_steps} steps"
+            css_class, text = "done", f"done, {stage.steps_done} steps"
         elif stage.stage == active:
             css_class, text = "active", f"{text}, {state}"
         cells.append(
@@ -124,7 +124,10 @@ def heat_spans(
 
 def stages_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the held-out results of each stage, with their intervals."""
-    columns = ("accuracy", "greedy_accuracy", "caption_accuracy", "think_validity", "format_rate")
+    columns = (
+        "accuracy", "greedy_accuracy", "transfer_accuracy", "caption_accuracy", "think_validity",
+        "format_rate",
+    )  # fmt: skip
     stages = results.get("stages", {})
     rows = [
         [title, *(_rate(stages[stage], name) for name in columns)]

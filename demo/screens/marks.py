@@ -25,6 +25,7 @@ class Marks:
     Attributes:
         is_well_formed: three parts, and the completion was not cut off.
         reason: why it is malformed, else "".
+        misread: where the caption states wrong digits, which ones.
     """
 
     is_well_formed: bool
@@ -32,6 +33,7 @@ class Marks:
     caption: bool | None = None
     think: bool | None = None
     answer: bool | None = None
+    misread: str = ""
 
 
 def mark(text: str, finish_reason: str, sample: Sample | None) -> Marks:
@@ -49,7 +51,18 @@ def mark(text: str, finish_reason: str, sample: Sample | None) -> Marks:
     if not isinstance(sample.facts, DigitsFacts):
         return Marks(True, "", answer=answer)
     checked = wording.verify(sample.facts, parts)
-    return Marks(True, "", caption=checked.caption, think=checked.think, answer=answer)
+    misread = _misread(sample.facts.digits, wording.stated_digits(parts.caption))
+    return Marks(True, "", checked.caption, checked.think, answer, misread)
+
+
+def _misread(digits: tuple[int, ...], stated: tuple[int, ...] | None) -> str:
+    """Name the digits that a caption states wrongly, as "read 9, is 7"; "" if there are none."""
+    if stated is None or stated == digits:
+        return ""
+    if len(stated) != len(digits):
+        return f"read {len(stated)} digits, are {len(digits)}"
+    pairs = zip(stated, digits, strict=True)
+    return "; ".join(f"read {wrong}, is {right}" for wrong, right in pairs if wrong != right)
 
 
 def marks_line(
@@ -63,7 +76,10 @@ def marks_line(
         for name, explanation in _EXPLANATIONS.items():
             is_right = getattr(marks, name)
             if is_right is not None:
-                cells.append(_mark(name, is_right, "right" if is_right else "wrong", explanation))
+                word = "right" if is_right else "wrong"
+                if name == "caption" and marks.misread:
+                    word = marks.misread
+                cells.append(_mark(name, is_right, word, explanation))
     costs = [f"{num_tokens} tokens", f"{seconds:.2f} s" if seconds is not None else "", note]
     cells += [f"<span>{escape(text)}</span>" for text in costs if text]
     return f'<div class="marks">{"".join(cells)}</div>'

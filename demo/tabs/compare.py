@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from demo.models import drawing, questions
-from demo.models.questions import KIND_OF
 from demo.runs import folder
 from demo.runs.folder import STAGE_TITLES
 from demo.screens import answers, html, widgets
 from demo.screens.answers import GREEDY, NUM_EXAMPLES, SAMPLED
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
+from prism_lite.runs.changes import change_rows
 from prism_lite.types import EVALUATED_STAGES
 
 EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
@@ -25,8 +26,9 @@ _MAX_SEED = 2**31
 _STAGE_HELP = {
     "base": "before any training",
     "sft": "after imitating demonstrations",
-    "align": "after adversarial alignment",
-    "rlvr": "after verifiable rewards",
+    "control": "from SFT: verifiable rewards only, for as many updates",
+    "align": "from SFT: adversarial alignment",
+    "rlvr": "from Aligned: verifiable rewards",
 }
 _LEGEND = (
     '<div class="legend"><span class="c">C caption: what it sees</span>'
@@ -69,10 +71,14 @@ def build(site: Site, header: Header) -> None:
             model_input = widgets.picture("What the model sees", "model-input", height=120)
     note = gr.HTML(elem_id="compare-note")
     gr.HTML(_LEGEND)
-    screen = [model_input, note, *_answer_columns()]
+    heads, control_column, answer_cells = _answer_columns()
+    screen = [model_input, note, *answer_cells]
     with gr.Accordion("Held-out results of this run"):
         results = [widgets.table("held-out", wrap=True), gr.HTML()]
+        with gr.Column() as changes_box:
+            results += [widgets.table("changes", wrap=True), changes_box]
     run_outputs = [picture.gallery, picture.example, form.question, picture.pad_hint, *results]
+    run_outputs += [control_column, *heads]
     _connect_run(site, header, [*run_outputs, *screen])
     _connect_picture(picture, form)
     _connect_question(site, header, picture, form, screen)
@@ -103,9 +109,11 @@ def _picture_form() -> PictureForm:
 
 
 def _question_form() -> QuestionForm:
-    question = gr.Dropdown(list(KIND_OF), label="Question", visible=False, elem_id="question")
+    question = gr.Dropdown(
+        list(questions.KIND_OF), label="Question", visible=False, elem_id="question"
+    )
     truth = gr.Textbox(
-        label="Which digits are they? (optional: to check the answers)", placeholder="3 7 1",
+        label="Which digits are they? (optional: to check the answers)", placeholder="3 7 1 4",
         max_length=20, visible=False, elem_id="truth",
     )  # fmt: skip
     with gr.Row():
@@ -117,18 +125,30 @@ def _question_form() -> QuestionForm:
     return QuestionForm(question, truth, seed, tokens, ask, stop)
 
 
-def _answer_columns() -> list[gr.Component]:
-    """Return completion and marks of each stage."""
+def _answer_columns() -> tuple[list[gr.HTML], gr.Column, list[gr.Component]]:
+    """Return the heads of the columns, the column of RLVR alone, and completion and marks of each stage."""
+    heads: list[gr.HTML] = []
     cells: list[gr.Component] = []
+    columns: dict[str, gr.Column] = {}
+    settings = {"show_label": False, "show_inline_category": False}
     with gr.Row():
         for stage in EVALUATED_STAGES:
-            title, text = STAGE_TITLES[stage], _STAGE_HELP[stage]
-            with gr.Column(min_width=240, elem_classes="answer"):
-                gr.HTML(f'<h3>{title}</h3><p class="stage-help">{text}</p>')
-                settings = {"show_label": False, "show_inline_category": False}
-                cells.append(widgets.completion(title, f"answer-{stage}", **settings))
+            with gr.Column(min_width=200, elem_classes="answer") as columns[stage]:
+                heads.append(gr.HTML())
+                cells.append(widgets.completion(STAGE_TITLES[stage], f"answer-{stage}", **settings))
                 cells.append(gr.HTML(elem_id=f"marks-{stage}"))
-    return cells
+    return heads, columns["control"], cells
+
+
+def _head(path: Path, stage: str) -> str:
+    """Return title and explanation of a stage's column."""
+    text = _STAGE_HELP[stage]
+    if stage == "rlvr":
+        if folder.read_config(path).get("rlvr", {}).get("start") == "sft":
+            text = "from SFT: verifiable rewards"
+        if folder.keeps_game(path):
+            text += " and discriminator"
+    return f'<h3>{STAGE_TITLES[stage]}</h3><p class="stage-help">{text}</p>'
 
 
 def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
@@ -145,11 +165,15 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
                 f"Shares of {results.get('n')} held-out prompts ± half of the 95 % interval, sampled at "
                 "temperature 1 except for greedy accuracy."
             )
+        config = folder.read_config(path)
+        changes = change_rows(path, rlvr_start=config.get("rlvr", {}).get("start", "align"))
+        if changes:
+            text += " Below: what each stage changed, paired by prompt; * excludes zero."
         numbers = list(range(1, len(samples) + 1))
         files = [picture_file(sample.pictures[0].open()) for sample in samples]
-        data = folder.read_config(path)["data"]
+        data = config["data"]
         # a model trained on files answers any question
-        choices = list(KIND_OF) if data["task"] == "digits" else []
+        choices = questions.questions_of(data)
         return (
             list(zip(files, map(str, numbers), strict=True)),
             gr.Dropdown(choices=numbers, value=1 if samples else None),
@@ -159,10 +183,25 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
             html.note(questions.pad_hint(data)),
             gr.Dataframe(value=rows or None, headers=headers),
             html.note(text),
+            *_changes_table(changes),
+            gr.Column(visible="control" in folder.shown_stages(path)),
+            *(_head(path, stage) for stage in EVALUATED_STAGES),
             *answers.recorded_screen(path, samples[0] if samples else None, GREEDY, 0),
         )
 
     header.on_run(show_run, outputs)
+
+
+def _changes_table(rows: list[list[str]]) -> tuple[Any, gr.Column]:
+    """Return the table of what each stage changed, hidden where fewer than two were evaluated."""
+    if not rows:
+        return gr.skip(), gr.Column(visible=False)
+    header, *changes = rows
+    titled = [
+        [" - ".join(STAGE_TITLES.get(stage, stage) for stage in names.split(" - ")), *cells]
+        for names, *cells in changes
+    ]
+    return gr.Dataframe(value=titled, headers=header), gr.Column(visible=True)
 
 
 def _connect_picture(picture: PictureForm, form: QuestionForm) -> None:

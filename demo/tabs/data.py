@@ -19,7 +19,7 @@ from prism_lite.digits.task import ATTRIBUTION
 _PAGE_ROWS = 12
 _MAX_CHECKED_ROWS = 10_000
 _MAX_SHOWN_FINDINGS = 200
-_FILE_TYPES = [".jsonl", ".json", ".csv", ".tsv", ".parquet"]
+_FILE_TYPES = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz"]
 _ANY_STAGE = "any stage"
 
 
@@ -131,7 +131,9 @@ def _build_check() -> None:
                 "For large files and pictures on disk: prism-lite data check PATH."
             )
             summary = gr.HTML(html.note(text), elem_id="check-summary")
-            first = gr.Textbox(label="First row as prism_lite reads it", lines=4, interactive=False)
+            first = gr.Textbox(
+                label="First row of each stage as prism_lite reads it", lines=4, interactive=False
+            )
     findings = widgets.table(
         "findings", headers=["row", "kind", "what is wrong"], wrap=True, max_height=360
     )
@@ -156,6 +158,7 @@ def _check_file(path: str | None, stage: str) -> tuple[Any, ...]:
         f"{name}: {report.convention or 'not readable'} format, {report.num_rows:,} rows read, "
         f"{report.num_clean:,} clean. {f'Rejected: {counts}.' if counts else 'No defects.'}"
     )
+    text += "".join(f" Note: {note}." for note in report.notes)
     table = [
         [finding.row or "file", finding.kind, finding.message.replace(path, name)]
         for finding in report.findings[:_MAX_SHOWN_FINDINGS]

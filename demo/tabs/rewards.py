@@ -15,6 +15,10 @@ from demo.site import Header, Site, connect
 from prism_lite.stages import guards
 
 MAX_CELL = 60
+_GAME_NOTE = (
+    "The discriminator was kept on: the advantage is the sum of the rewards' share and the "
+    "discriminator's, whose scores are in the Discriminator tab."
+)
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -91,7 +95,7 @@ def _screen(path: Path, step: int, records: Records) -> tuple[Any, ...]:
     return (
         _figures(path, step, sums),
         gr.BarPlot(value=points.dropna().reset_index(), color_map=curves.reward_colors(names)),
-        _alarms(sums, records),
+        _alarms(sums, records) + html.note(_GAME_NOTE if folder.keeps_game(path) else ""),
         gr.Dataframe(value=rows, headers=headers),
         gr.Dropdown(choices=[(name, index) for index, name in enumerate(rollouts)], value=0),
         html.part_spans(records[0]["completion"]),
@@ -122,7 +126,9 @@ def _figures(path: Path, step: int, sums: pd.Series) -> str:
             "All rollouts of such a group earned the same: it has no advantage and teaches nothing.",
         ),
     ]
-    logged = [m["reward"] for m in folder.read_metrics(path, "rlvr") if m["step"] == step]
+    lines = (m for m in folder.read_metrics(path, "rlvr") if m["step"] == step)
+    # an evaluation after the step is a line of its own
+    logged = [line["reward"] for line in lines if "reward" in line]
     if logged:
         text = "The reward in metrics.jsonl for this step; the mean of the bars must equal it."
         items.insert(1, ("logged reward", f"{logged[0]:.4f}", text))

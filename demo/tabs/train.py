@@ -126,7 +126,7 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
         site.models.free_gpu()
         process = site.trainer.start(run_id, trainer.training_arguments(recipe, values))
         gr.Info(f"{run_id} starts (process {process.pid}).")
-        text = f"{run_id} prepares its base model, then trains. This page switches to it soon."
+        text = f"{run_id} loads its base model, then trains. This page switches to it soon."
         return html.note(text), run_id
 
     def follow(run_id: str | None) -> tuple[Any, Any]:
@@ -258,7 +258,7 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 def _newest_rollouts(path: Path) -> tuple[Any, ...]:
     """Return a note, pictures, and the best and the worst completion of a few prompts."""
-    saved = {stage: folder.rollout_steps(path, stage) for stage in ("rlvr", "align")}
+    saved = {stage: folder.rollout_steps(path, stage) for stage in ("rlvr", "align", "control")}
     stage = next((stage for stage, steps in saved.items() if steps), None)
     if stage is None:
         return html.note("No rollouts yet: they come with alignment and RLVR."), None, None

@@ -27,6 +27,13 @@ def add_command(commands: Any) -> None:
         "--columns", metavar="MAP", help="'{prompt: question, images: image, answer: answer}'"
     )
     command.add_argument("--image_root", metavar="DIR", help="relative picture paths start here")
+    command.add_argument(
+        "--boxes",
+        choices=[
+            f"{unit},{form}" for unit in ("pixels", "thousandths") for form in ("xyxy", "xywh")
+        ],
+        help="unit and form of boxes in answers; default: pixels,xyxy where the prompts ask for boxes",
+    )
     command.set_defaults(handler=_check, takes_settings=False)
 
 
@@ -41,7 +48,8 @@ def _check(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     """
     import yaml
 
-    from prism_lite.data.checks.check import check, prompt_keys
+    from prism_lite.data.checks.boxes import SYSTEMS
+    from prism_lite.data.checks.check import check, prompt_keys, with_boxes
     from prism_lite.data.checks.fix import write_fixed
     from prism_lite.data.checks.rules import CheckRules
     from prism_lite.data.formats.load import load_samples
@@ -49,13 +57,15 @@ def _check(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     columns = yaml.safe_load(arguments.columns) if arguments.columns else None
     if columns is not None and not isinstance(columns, dict):
         raise ValueError(f"--columns {arguments.columns!r}: expected '{{ours: theirs, ...}}'.")
-    path, rules = arguments.path, CheckRules(stage=arguments.stage)
+    boxes = {f"{system.unit},{system.form}": system for system in SYSTEMS}.get(arguments.boxes)
+    path, rules = arguments.path, CheckRules(stage=arguments.stage, boxes=boxes)
     options = {"columns": columns, "image_root": arguments.image_root}
     report = check(path, rules=rules, eval_path=arguments.eval, **options)
     _print_report(report)
     if arguments.fix is not None and report.num_rows:
         overlap = prompt_keys(arguments.eval, image_root=arguments.image_root)
         opened = load_samples(path, **options)
+        rules = with_boxes(rules, opened)
         fixed = write_fixed(opened, arguments.fix, rules=rules, overlap=overlap)
         print(f"{fixed.num_clean} clean rows: {fixed.clean}")
         print(f"{fixed.num_rejected} rejected rows with reasons: {fixed.rejects}")
@@ -73,7 +83,9 @@ def _print_report(report: Report) -> None:
     console = Console(soft_wrap=True)
     console.print(Text(f"{report.path}: {report.convention or 'not readable'}", style="bold"))
     if report.first_sample:
-        console.print(Text(f"first sample:\n{report.first_sample}\n"))
+        console.print(Text(f"{report.first_sample}\n"))
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
     console.print(Text(f"{report.num_rows} rows, {report.num_clean} clean"))
     if report.ok:
         return

@@ -81,6 +81,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from prism_lite import pipeline
         from prism_lite.console import say
         from prism_lite.runs.report import changes_table, results_table
+        from prism_lite.study.measured import room_of
         from prism_lite.types import STAGES
 
     console = Console()
@@ -96,5 +97,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     changes = changes_table(out, config)
     if changes is not None:
         console.print(changes)
+    room = room_of(config)
+    if room is not None and changes is not None:
+        say(console, room)
     say(console, f"run folder: {out} (plots/, README.md, policy/, metrics.jsonl)")
     return 0

@@ -79,6 +79,22 @@ class DigitsConfig:
 
 
 @dataclass(frozen=True)
+class BoxesConfig:
+    """How gold and predicted boxes are written (reward boxes)."""
+
+    __pydantic_config__: ClassVar = _STRICT
+    unit: Literal["pixels", "thousandths"] | None = None
+    """Of the gold boxes: pixels of the picture file, or thousandths of its width and height. null: that
+    of the predictions, whatever it is; nothing is converted or checked."""
+    form: Literal["xyxy", "xywh"] = "xyxy"
+    "Of the gold boxes. xyxy: two opposite corners. xywh: the top left corner, width and height."
+    predicted_unit: Literal["pixels", "thousandths"] | None = None
+    "Of the boxes that the policy writes. null: data.boxes.unit."
+    predicted_form: Literal["xyxy", "xywh"] | None = None
+    "Of the boxes that the policy writes. null: data.boxes.form."
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where samples come from."""
 
@@ -86,7 +102,8 @@ class DataConfig:
     task: Literal["digits", "files"] = "digits"
     "digits: the embedded task. files: rows of data.train and the files named beside it."
     train: str | None = None
-    "File, folder or hub id with demonstrations, teacher completions and answers, by row."
+    """File, folder or hub id with demonstrations, teacher completions and answers, by row. PATH@SPLIT reads
+    one split of a folder or file (default: train of a folder with several), PATH#N the first N rows."""
     warmup: str | None = None
     """Recorded pairs of teacher and student for the warm-up. null: the SFT policy answers the prompts
     of data.align."""
@@ -100,7 +117,9 @@ class DataConfig:
     "Folder that relative picture paths start from. null: the folder of the data file."
     columns: dict[str, str] = field(default_factory=dict)
     """Column of the file for each of our fields, as {prompt: question, images: image, answer: answer,
-    demonstration: response, teacher: teacher}. Empty: the format is detected."""
+    demonstration: response, teacher: teacher}. Empty: the format is detected. Columns that are not named
+    are read where their names are ordinary ones."""
+    boxes: BoxesConfig = field(default_factory=BoxesConfig)
     on_bad_row: Literal["error", "skip"] = "error"
     "error: a defective row stops the run. skip: it is left out and named in skipped.jsonl."
     system_prompt: str | None = None

@@ -40,6 +40,11 @@ def check_across_fields(config: RunConfig) -> None:
             "eval.keep = best needs evaluations to choose from: set eval.every to a number of steps."
         )
     digits, align, rlvr = config.data.digits, config.align, config.rlvr
+    if config.data.boxes.predicted_unit and not config.data.boxes.unit:
+        raise ValueError(
+            f"data.boxes.predicted_unit = {config.data.boxes.predicted_unit} cannot be compared with "
+            "gold boxes of an unknown unit: set data.boxes.unit=pixels or thousandths."
+        )
     if digits.min_digits > digits.max_digits:
         raise ValueError(
             f"data.digits.min_digits = {digits.min_digits} is more than data.digits.max_digits = "

@@ -17,10 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from prism_lite.config import DataConfig
+from prism_lite.data.checks.boxes import ask_for_boxes
 from prism_lite.data.checks.check import check_row
-from prism_lite.data.checks.rules import NEEDED_FIELDS, CheckRules, DataStage, picture_defects
+from prism_lite.data.checks.rules import (
+    NEEDED_FIELDS,
+    CheckRules,
+    DataStage,
+    is_read_by,
+    picture_defects,
+)
 from prism_lite.data.formats.base import Finding, RowError
-from prism_lite.data.formats.load import load_samples
+from prism_lite.data.formats.load import load_samples, plural_rows
 from prism_lite.types import Picture, Sample
 
 _NUM_SHOWN = 3  # messages of left-out rows on the console; skipped.jsonl has them all
@@ -34,11 +41,13 @@ class StoredFile:
         path: as given.
         convention: the detected format.
         rows: in order, samples, or what is wrong with the row for any stage.
+        notes: what the user should know of the file that is no defect.
     """
 
     path: str
     convention: str
     rows: tuple[Sample | Finding, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_file(
@@ -72,7 +81,11 @@ def read_file(
     if stamp and "unreadable_picture" not in kinds:
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.touch()
-    return StoredFile(path, opened.convention, tuple(rows))
+    notes = tuple(opened.notes.lines())
+    if console:
+        for note in notes:
+            console.print(f"{path}: {note}", markup=False, highlight=False)
+    return StoredFile(path, opened.convention, tuple(rows), notes)
 
 
 def _raise_if_bad(row: Sample | Finding, data: DataConfig) -> Sample | Finding:
@@ -103,7 +116,12 @@ def _fingerprint(pictures: Sequence[Picture]) -> str:
 
 
 def rows_for(
-    data: DataConfig, stored: StoredFile, stage: DataStage, *, needed: str | None = None
+    data: DataConfig,
+    stored: StoredFile,
+    stage: DataStage,
+    *,
+    needed: str | None = None,
+    also_read: tuple[str, ...] = (),
 ) -> tuple[tuple[Sample, ...], list[Finding]]:
     """Return the rows that hold the field `needed`, and the first defect of each bad row.
 
@@ -111,19 +129,30 @@ def rows_for(
 
     Args:
         needed: default: the field that the stage needs.
+        also_read: see `CheckRules`.
 
     Raises:
         ValueError: the first bad row, where data.on_bad_row is "error".
     """
-    rules = CheckRules(stage=stage, rows_of_other_stages=True, check_pictures=False)
+    has_boxes = data.boxes.unit is not None or ask_for_boxes(stored.rows)
+    rules = CheckRules(
+        stage=stage,
+        also_read=also_read,
+        rows_of_other_stages=True,
+        check_pictures=False,
+        boxes=data.boxes if has_boxes else None,
+    )
+    needed = needed or needed_by(stage)
     samples, skipped = [], []
-    first_places: dict[bytes | str, str] = {}
+    first_places: dict[bytes, str] = {}
     for row in stored.rows:
+        if isinstance(row, Sample) and not is_read_by(row, stage, needed):
+            continue
         findings = check_row(row, rules, first_places)
         if findings:
             _raise_if_bad(findings[0], data)
             skipped.append(findings[0])
-        elif isinstance(row, Sample) and getattr(row, needed or needed_by(stage)):
+        elif isinstance(row, Sample):
             samples.append(row)
     return tuple(samples), skipped
 
@@ -139,4 +168,4 @@ def describe_skipped(skipped: Sequence[Finding]) -> str:
     lines = [f"  {row.message}" for row in skipped[:_NUM_SHOWN]]
     if len(skipped) > _NUM_SHOWN:
         lines.append(f"  ... and {len(skipped) - _NUM_SHOWN} more")
-    return "\n".join([f"skipped {len(skipped)} rows ({counts}):", *lines])
+    return "\n".join([f"skipped {plural_rows(len(skipped))} ({counts}):", *lines])

@@ -183,7 +183,13 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
     warmup = rows.of("warmup", "warmup")
     align = rows.of("align", "align")
     reads_answers = config.rlvr.rewards.keys() & set(REWARDS_THAT_READ_ANSWERS)
-    rlvr = rows.of("rlvr", "rlvr", needed="answer" if reads_answers else "turns")
+    reads_teacher = config.rlvr.game != "off" or config.rlvr.teacher_rollout
+    rlvr = rows.of(
+        "rlvr",
+        "rlvr",
+        needed="answer" if reads_answers else "turns",
+        also_read=("teacher",) if reads_teacher else (),
+    )
     if config.rlvr.game != "off":
         with_teacher = tuple(sample for sample in rlvr if sample.teacher)
         if not with_teacher:
@@ -225,11 +231,13 @@ class _Rows:
         stage: DataStage,
         *,
         needed: str | None = None,
+        also_read: tuple[str, ...] = (),
     ) -> tuple[Sample, ...]:
         """Return a stage's rows of `data.<setting>`; of `data.train` where align or rlvr is not set.
 
         Args:
             needed: the field that a row must have; default: what the stage needs.
+            also_read: further fields that the stage reads.
 
         Raises:
             ValueError: a row is bad, where that is an error; or the file holds none for the stage.
@@ -241,7 +249,9 @@ class _Rows:
             return ()
         if path not in self._stored:
             self._stored[path] = read_file(data, path, console=console, stamps=self._stamps)
-        samples, skipped = rows_for(data, self._stored[path], stage, needed=needed)
+        samples, skipped = rows_for(
+            data, self._stored[path], stage, needed=needed, also_read=also_read
+        )
         new = [row for row in skipped if row not in self._skipped]
         self._skipped |= dict.fromkeys(new)
         if new and console:
@@ -259,9 +269,13 @@ def _no_rows(stored: StoredFile, stage: DataStage, skipped: Sequence[Finding]) -
     left_out = f" {len(skipped)} rows were skipped: {skipped[0].message}" if skipped else ""
     return (
         f"{stored.path}: no row has a {needed_by(stage)}, which stage {stage} needs.{left_out} "
-        f"Detected format: {stored.convention}; name the columns with data.columns, or check the "
-        "file with `prism-lite data check`."
+        f"Detected format: {stored.convention}; name the columns with data.columns, check the file with "
+        f"`prism-lite data check`{_way_on(stage)}."
     )
+
+
+def _way_on(stage: DataStage) -> str:
+    return f", or skip the stage with {stage}.steps=0" if stage in ("sft", "align", "rlvr") else ""
 
 
 def _mismatched_probe(samples: Sequence[Sample]) -> tuple[ProbePair, ...]:

@@ -181,7 +181,7 @@ def verify(facts: DigitsFacts, parts: Parts) -> PartVerdicts:
         caption: whether it states the true digits. think: whether its steps are right for the digits that
         the caption states, and the answer part is their result. answer: whether it is the gold answer.
     """
-    stated = _stated_digits(parts.caption)
+    stated = stated_digits(parts.caption)
     think = False
     if stated is not None and len(stated) == len(facts.digits):
         path = steps(stated, facts)
@@ -194,7 +194,7 @@ def verify(facts: DigitsFacts, parts: Parts) -> PartVerdicts:
     )
 
 
-def _stated_digits(caption: str) -> tuple[int, ...] | None:
+def stated_digits(caption: str) -> tuple[int, ...] | None:
     """Return the digits that a caption states, or None if it is not one of the wordings."""
     stated = tuple(int(digit) for digit in re.findall(r"\d", caption))
     if not 0 < len(stated) < len(_NUMBER_WORDS):

@@ -7,14 +7,16 @@ them is tests/unit/rewards/answers.tsv.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prism_lite import parts
 from prism_lite.rewards.answers.choices import options_in, parse_choice
 from prism_lite.rewards.answers.compare import Verdict, compare_answers
 from prism_lite.rewards.answers.numbers import RELATIVE_TOLERANCE
-from prism_lite.rewards.answers.text import clean
+from prism_lite.rewards.answers.text import boxed_contents, clean
 from prism_lite.rewards.format import Completion, completion_text
 
 __all__ = ["Verdict", "accuracy_reward", "answers_match", "compare_answers", "judge_completion"]
@@ -63,46 +65,104 @@ def accuracy_reward(
     prompts: list[Any],
     completions: list[Completion],
     *,
-    answer: list[str | Sequence[str] | None],
+    answer: Sequence[Any] | None = None,
+    solution: Sequence[Any] | None = None,
     accepted: list[Sequence[str]] | None = None,
     choices: list[Sequence[str] | None] | None = None,
     relative_tolerance: float = RELATIVE_TOLERANCE,
     **columns: Any,
 ) -> list[float | None]:
-    """Return 1.0 where the answer part matches the gold answer, 0.0 where not, None without a gold one.
+    """Return 1.0 where the answer part matches the gold answer, 0.0 where not, None where neither is known.
 
     Args:
         prompts: R prompts, strings or lists of chat messages; only read for the options of a
             multiple-choice question.
         completions: R completions, strings or lists of chat messages.
-        answer: R gold answers; a sequence holds several accepted ones.
+        answer: R gold answers: text, number or truth value; a sequence holds several accepted ones.
+        solution: R texts that end in the gold answer, read where `answer` has none: the last
+            `\\boxed{..}` or `<answer>..</answer>`, else the text itself.
         accepted: R sequences of further accepted answers, where the data has them.
         choices: R lists of option texts, where the data has them.
         relative_tolerance: as for `compare_answers`.
 
     Returns:
-        R rewards; a malformed completion has no answer part and gets 0.0.
+        R rewards; a malformed completion has no answer part and gets 0.0. None where there is no
+        gold answer, and where the comparison is undecided (see `Verdict`).
 
     Raises:
-        ValueError: `answer` and `completions` differ in length.
+        ValueError: there is neither `answer` nor `solution`, one differs from `completions` in
+            length, or a gold answer is neither text, number, truth value nor a sequence of these.
     """
-    if len(answer) != len(completions):
-        raise ValueError(
-            f"answer has {len(answer)} rows and completions {len(completions)}: give one gold "
-            "answer per completion."
-        )
+    golds = gold_columns(len(completions), answer, solution)
     rewards: list[float | None] = []
-    for i, (completion, gold) in enumerate(zip(completions, answer, strict=True)):
-        if not gold or (isinstance(gold, str) and not gold.strip()):
+    for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
+        if not gold:
             rewards.append(None)
             continue
-        further = accepted[i] if accepted else ()
+        further = gold_answers(accepted[i]) if accepted else ()
         verdict = judge_completion(
             completion,
-            (*([gold] if isinstance(gold, str) else gold), *further) if further else gold,
+            (*gold, *further),
             prompt=prompts[i] if i < len(prompts) else "",
             choices=(choices[i] or ()) if choices else (),
             relative_tolerance=relative_tolerance,
         )
-        rewards.append(float(verdict.matches))
+        rewards.append(None if verdict.undecided else float(verdict.matches))
     return rewards
+
+
+def gold_columns(
+    num_rows: int, answer: Sequence[Any] | None, solution: Sequence[Any] | None
+) -> list[tuple[str, ...]]:
+    """Return the accepted answers of every row from the columns that TRL passes; () where none is.
+
+    Raises:
+        ValueError: see `accuracy_reward`.
+    """
+    if answer is None and solution is None:
+        raise ValueError(
+            "there is neither a column answer nor solution: give one with gold answers."
+        )
+    for name, column in (("answer", answer), ("solution", solution)):
+        if column is not None and len(column) != num_rows:
+            raise ValueError(
+                f"{name} has {len(column)} rows and completions {num_rows}: give one gold answer "
+                "per completion."
+            )
+    golds = [gold_answers(value) for value in answer] if answer is not None else [()] * num_rows
+    if solution is None:
+        return golds
+    return [
+        gold or tuple(map(_end_of_solution, gold_answers(text)))
+        for gold, text in zip(golds, solution, strict=True)
+    ]
+
+
+def gold_answers(value: Any) -> tuple[str, ...]:
+    """Return a gold answer as the texts that are accepted: 5 as "5", False as "False", None as ().
+
+    Raises:
+        ValueError: it is neither text, number, truth value nor a sequence of these.
+    """
+    if hasattr(value, "tolist"):  # of NumPy and PyTorch: numbers and lists
+        value = value.tolist()
+    if isinstance(value, str):
+        return (value,) if value.strip() else ()
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ()
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | bytearray):
+        return tuple(text for entry in value for text in gold_answers(entry))
+    if isinstance(value, Mapping | bytes | bytearray):
+        raise ValueError(
+            f"the gold answer {str(value)[:80]!r} is a {type(value).__name__}: expected text, a "
+            "number, true or false, or a list of these; convert the column."
+        )
+    return (str(value),)
+
+
+_ANSWER_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def _end_of_solution(text: str) -> str:
+    answers = boxed_contents(text) or _ANSWER_TAGS.findall(text)
+    return answers[-1] if answers else text

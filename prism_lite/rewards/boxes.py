@@ -1,7 +1,8 @@
 """IoU reward: how well predicted boxes cover the gold boxes.
 
-Boxes are [x1, y1, x2, y2] in whatever unit the data uses (pixels or thousandths of the picture); a
-prediction may be JSON, a Python-like list or `<box>` text: only the numbers count, four per box.
+Unit and form of gold and predicted boxes are settings (`data.boxes`), by default [x1, y1, x2, y2] in
+whatever unit the data uses. A prediction may be JSON, a Python-like list or `<box>` text: only the
+numbers count, four per box. A gold answer "none" is right where the prediction holds no box.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from prism_lite.config import BoxesConfig
 from prism_lite.rewards.format import Completion, answer_of
 
 Box = tuple[float, float, float, float]
@@ -21,19 +23,36 @@ _FOUR = re.compile(
 )
 _BARE = re.compile(rf"\s*({_NUMBER})[\s,]+({_NUMBER})[\s,]+({_NUMBER})[\s,]+({_NUMBER})\s*")
 _MAX_BOXES = 200
+_NO_BOX = re.compile(
+    r"""\W*(?:none|null|nothing|no(?:t| such)?(?: (?:box(?:es)?|objects?|present|found|visible))?)?\W*""",
+    re.IGNORECASE,
+)
 
 
-def parse_boxes(text: str) -> list[Box]:
-    """Return all boxes of an answer, in order; opposite corners may come in any order."""
+def says_no_box(text: str) -> bool:
+    """Check whether a gold answer says that there is no box: "none", "no box", "[]"."""
+    return bool(_NO_BOX.fullmatch(text)) and bool(text.strip())
+
+
+def read_boxes(text: str) -> list[Box]:
+    """Return the four numbers of every box of an answer, in order and as written."""
     matches = _FOUR.findall(text[:20_000])
     if not matches:
         bare = _BARE.fullmatch(text)
         matches = [bare.groups()] if bare else []
-    return [_sorted_corners([float(number) for number in four]) for four in matches[:_MAX_BOXES]]
+    return [(float(a), float(b), float(c), float(d)) for a, b, c, d in matches[:_MAX_BOXES]]
 
 
-def _sorted_corners(four: Sequence[float]) -> Box:
+def parse_boxes(text: str, form: Literal["xyxy", "xywh"] = "xyxy") -> list[Box]:
+    """Return all boxes of an answer as (x1, y1, x2, y2); opposite corners may come in any order."""
+    return [corners(four, form) for four in read_boxes(text)]
+
+
+def corners(four: Box, form: Literal["xyxy", "xywh"]) -> Box:
+    """Return the top left and the bottom right corner of a box."""
     x1, y1, x2, y2 = four
+    if form == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
@@ -73,12 +92,17 @@ def boxes_score(predicted: Sequence[Box], gold: Sequence[Box]) -> float:
     return total / max(len(predicted), len(gold))
 
 
+_SETTINGS = BoxesConfig()
+
+
 def iou_reward(
     prompts: list[Any],
     completions: list[Completion],
     *,
     boxes: list[Any] | None = None,
     answer: list[Any] | None = None,
+    sizes: list[tuple[int, int] | None] | None = None,
+    settings: BoxesConfig = _SETTINGS,
     **columns: Any,
 ) -> list[float | None]:
     """Return the matched IoU of the boxes in the answer part with the gold ones, 0.0 where malformed.
@@ -86,15 +110,19 @@ def iou_reward(
     Args:
         prompts: not used; part of TRL's signature.
         completions: R completions, strings or lists of chat messages.
-        boxes: R gold answers: a list of boxes, one box, or text that holds them; None where there
-            are none, which gives None.
+        boxes: R gold answers: a list of boxes, one box, or text that holds them or says "none";
+            None where there is no gold answer, which gives None.
         answer: the gold answers where the data has no column `boxes`.
+        sizes: R widths and heights of the pictures in pixels, where gold and predicted boxes differ
+            in unit.
+        settings: unit and form of the boxes; bind it with functools.partial for TRL.
 
     Returns:
         R rewards in 0..1.
 
     Raises:
-        ValueError: there are no gold answers, fewer than completions, or one holds no box.
+        ValueError: there are no gold answers, fewer than completions, one holds no box, or the
+            size of a picture that is needed is missing.
     """
     golds = answer if boxes is None else boxes
     if golds is None or len(golds) != len(completions):
@@ -107,11 +135,36 @@ def iou_reward(
         if gold is None:
             rewards.append(None)
             continue
-        gold_boxes = parse_boxes(gold if isinstance(gold, str) else json.dumps(gold))
+        text = gold if isinstance(gold, str) else json.dumps(gold)
+        gold_boxes = parse_boxes(text, settings.form)
+        predicted = answer_of(completion)
+        predicted_boxes = parse_boxes(predicted or "", settings.predicted_form or settings.form)
+        if says_no_box(text):
+            rewards.append(float(predicted is not None and not predicted_boxes))
+            continue
         if not gold_boxes:
             raise ValueError(
                 f"row {i}: the gold answer {str(gold)[:80]!r} holds no box; expected [x1, y1, x2, "
-                "y2]."
+                "y2], or none."
             )
-        rewards.append(boxes_score(parse_boxes(answer_of(completion) or ""), gold_boxes))
+        if settings.predicted_unit not in (None, settings.unit):
+            size = sizes[i] if sizes else None
+            gold_boxes = [_in_predicted_unit(box, settings, size, i) for box in gold_boxes]
+        rewards.append(boxes_score(predicted_boxes, gold_boxes))
     return rewards
+
+
+def _in_predicted_unit(
+    box: Box, settings: BoxesConfig, size: tuple[int, int] | None, row: int
+) -> Box:
+    if size is None:
+        raise ValueError(
+            f"row {row}: gold boxes in {settings.unit} and predicted ones in "
+            f"{settings.predicted_unit} need the size of the picture, and the row has not exactly "
+            "one: give both in one unit."
+        )
+    x_scale, y_scale = (1000 / side for side in size)
+    if settings.unit == "thousandths":
+        x_scale, y_scale = 1 / x_scale, 1 / y_scale
+    x1, y1, x2, y2 = box
+    return x1 * x_scale, y1 * y_scale, x2 * x_scale, y2 * y_scale

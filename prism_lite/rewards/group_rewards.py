@@ -17,6 +17,9 @@ from prism_lite.types import Group
 def rewards_of(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, Tensor]:
     """Compute each reward by name, float32 [R], rollout after rollout; NaN where there is none.
 
+    A rollout whose accuracy is undecided has no reward at all: its others alone would rank it below
+    the right ones.
+
     Accuracy, format, ocr, boxes and judge are 0 for a rollout that is malformed or was truncated at
     the length limit, as in alignment. A user's function judges such texts itself.
 
@@ -30,10 +33,25 @@ def rewards_of(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, 
         if reward.file is not None:
             values[reward.name] = torch.tensor(call_user_function(reward, groups))
             continue
-        numbers = reward.function(**trl_arguments(groups))
+        columns = {"sizes": _picture_sizes(groups)} if reward.name == "boxes" else {}
+        numbers = reward.function(**trl_arguments(groups), **columns)
         value_R = torch.tensor([math.nan if value is None else value for value in numbers])
         values[reward.name] = value_R if reward.name == "overlong" else value_R * is_well_formed_R
-    return values
+    is_undecided_R = undecided_rollouts(groups, values)
+    return {name: value_R.masked_fill(is_undecided_R, math.nan) for name, value_R in values.items()}
+
+
+def _picture_sizes(groups: Sequence[Group]) -> list[tuple[int, int] | None]:
+    """Return width and height of the picture of each rollout, None where there is not exactly one."""
+    sizes = [g.sample.pictures[0].size if len(g.sample.pictures) == 1 else None for g in groups]
+    return [size for group, size in zip(groups, sizes, strict=True) for _ in group.rollouts]
+
+
+def undecided_rollouts(groups: Sequence[Group], rewards: Mapping[str, Tensor]) -> Tensor:
+    """Return which rollouts of rows with a gold answer have no accuracy, bool [R]."""
+    has_answer_R = torch.tensor([bool(g.sample.answer) for g in groups for _ in g.rollouts])
+    accuracy_R = rewards.get("accuracy", torch.zeros(len(has_answer_R)))
+    return accuracy_R.isnan() & has_answer_R
 
 
 def accuracy_of(groups: Sequence[Group], rewards: Mapping[str, Tensor]) -> Tensor:
@@ -49,7 +67,16 @@ def accuracy_of(groups: Sequence[Group], rewards: Mapping[str, Tensor]) -> Tenso
 
 
 def group_accuracy(group: Group) -> list[float]:
-    """Return the accuracy of each rollout of a group, 0 for one truncated at the length limit.
+    """Return the accuracy of each rollout of a group, as `group_verdicts`; undecided ones count 0.
+
+    Raises:
+        ValueError: as `group_verdicts`.
+    """
+    return [value or 0.0 for value in group_verdicts(group)]
+
+
+def group_verdicts(group: Group) -> list[float | None]:
+    """Return 1 for a right rollout, 0 for a wrong or truncated one, None for an undecided one.
 
     Raises:
         ValueError: the row has no answer to verify; names it.
@@ -62,4 +89,4 @@ def group_accuracy(group: Group) -> list[float]:
         )
     accuracy = accuracy_reward(**trl_arguments([group]))
     pairs = zip(accuracy, group.rollouts, strict=True)
-    return [value if value and rollout.is_well_formed else 0.0 for value, rollout in pairs]
+    return [value if rollout.is_well_formed else 0.0 for value, rollout in pairs]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prism_lite.config import JudgeConfig
-from prism_lite.rewards.accuracy import accuracy_reward
+from prism_lite.rewards.accuracy import accuracy_reward, gold_columns
 from prism_lite.rewards.format import Completion, answer_of, completion_text
 
 _JUDGE_PROMPT = (
@@ -117,31 +117,32 @@ def judge_reward(
     prompts: list[Any],
     completions: list[Completion],
     *,
-    answer: list[str | Sequence[str] | None],
     settings: JudgeConfig,
+    answer: Sequence[Any] | None = None,
+    solution: Sequence[Any] | None = None,
     post: Post = _post_json,
     **columns: Any,
 ) -> list[float | None]:
     """Return 1.0 where the verifier or, failing that, the judge accepts the answer part; else 0.0.
 
-    What the verifier accepts costs no request, nor does a malformed completion, which gets 0.0; no
-    gold answer gives None. Bind `settings` with functools.partial for TRL.
+    The judge is asked about what the verifier refuses or leaves undecided. What it accepts costs no
+    request, nor does a malformed completion, which gets 0.0; no gold answer gives None.
+    Bind `settings` with functools.partial for TRL.
 
     Args:
-        answer: as for `accuracy_reward`, which also reads further columns; of several accepted
-            answers the judge is told the first.
+        answer, solution: as for `accuracy_reward`, which also reads further columns; of several
+            accepted answers the judge is told the first.
 
     Raises:
-        ValueError: `answer` and `completions` differ in length.
+        ValueError: as `accuracy_reward`.
         RuntimeError: see `ask_judge`.
     """
-    rewards = accuracy_reward(prompts, completions, answer=answer, **columns)
-    for i, (completion, gold) in enumerate(zip(completions, answer, strict=True)):
+    rewards = accuracy_reward(prompts, completions, answer=answer, solution=solution, **columns)
+    golds = gold_columns(len(completions), answer, solution)
+    for i, (completion, gold) in enumerate(zip(completions, golds, strict=True)):
         predicted = answer_of(completion)
-        if rewards[i] != 0.0 or predicted is None:
+        if rewards[i] == 1.0 or predicted is None or not gold:
             continue
-        assert gold, "the verifier gives no reward without a gold answer"
-        first = gold if isinstance(gold, str) else gold[0]
         question = completion_text(prompts[i])
-        rewards[i] = float(ask_judge(question, predicted, first, settings, post=post))
+        rewards[i] = float(ask_judge(question, predicted, gold[0], settings, post=post))
     return rewards

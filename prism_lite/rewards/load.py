@@ -57,7 +57,7 @@ def load_rewards(config: RunConfig) -> tuple[Reward, ...]:
         "accuracy": accuracy_reward,
         "format": format_reward,
         "ocr": ocr_reward,
-        "boxes": iou_reward,
+        "boxes": functools.partial(iou_reward, settings=config.data.boxes),
         "judge": functools.partial(judge_reward, settings=rlvr.judge),
         "overlong": functools.partial(
             overlong_reward,

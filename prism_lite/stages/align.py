@@ -26,8 +26,13 @@ from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
 from prism_lite.stages.game import RunningSpread, judge_rollouts, lost_panels, panel
 from prism_lite.stages.gate import check_gate
-from prism_lite.stages.guards import Alarms, cut_parts, game_alarms
-from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
+from prism_lite.stages.guards import Alarms, cut_parts, game_alarms, undecided_answers
+from prism_lite.stages.rollout_log import (
+    reward_metrics,
+    rollout_metrics,
+    rollout_records,
+    undecided_metrics,
+)
 from prism_lite.types import Group, Sample
 
 
@@ -110,10 +115,12 @@ def run_align(context: Context) -> None:
         metrics |= game.metrics | rollout_metrics(groups, generated_s=generated_s)
         if verified is not None:
             metrics |= reward_metrics(verified.reward_R, rewards, group_size=config.group_size)
+            metrics |= undecided_metrics(groups, rewards)
         checked = [
             *alarms.of_rollouts(groups),
             *game_alarms(game, score_cap=disc_config.score_cap),
             cut_parts(game, max_part_tokens=disc_config.max_part_tokens),
+            undecided_answers(metrics.get("rewards/accuracy/undecided", 0.0)),
         ]
         is_lost = False
         if step % config.panel_every == 0 or step + 1 == config.steps:

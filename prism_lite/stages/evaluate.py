@@ -15,7 +15,7 @@ from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
-from prism_lite.rewards.group_rewards import group_accuracy
+from prism_lite.rewards.group_rewards import group_verdicts
 from prism_lite.sampling.rollouts import sample_groups, sample_in_pieces
 from prism_lite.types import Group, Sample
 
@@ -29,6 +29,7 @@ class Evaluation:
     Attributes:
         figures: accuracy, format_rate, caption_accuracy, think_validity (the last two if the task
             verifies them) and transfer_accuracy (if it has a transfer set) of the sampled completions,
+            undecided_rate (if above 0: the verifier could not compare these, they count as not right),
             the same prefixed with `greedy_`, greedy_caption_accuracy_familiar, mean_tokens, and `ci95`
             with [low, high] for each rate. The unit of the intervals is the prompt.
         groups: the completions of the held-out prompts, sampled at temperature 1.
@@ -138,7 +139,9 @@ def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:
             "format_rate": [float(rollout.is_well_formed) for rollout in group.rollouts]
         }
         if group.sample.answer is not None:
-            figures["accuracy"] = group_accuracy(group)
+            decided = group_verdicts(group)
+            figures["accuracy"] = [value or 0.0 for value in decided]  # undecided is not right
+            figures["undecided_rate"] = [float(value is None) for value in decided]
         if task.verify is not None:
             verdicts = [
                 task.verify(group.sample, rollout.parts)
@@ -150,6 +153,8 @@ def _rates(groups: Sequence[Group], task: TaskData) -> dict[str, list[float]]:
             figures["think_validity"] = [float(v is not None and v.think) for v in verdicts]
         for name, values in figures.items():
             rates.setdefault(name, []).append(sum(values) / len(values))
+    if not any(rates.get("undecided_rate", ())):
+        rates.pop("undecided_rate", None)
     return rates
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the demo reads the guards of a finished run without these
 _MIN_LENGTH_SHARE = 0.4  # of the usual completion length
 _MAX_FLAT_SHARE = 0.7  # of groups without spread in reward
 _SPREAD_TOLERANCE = 1e-8  # a group whose rewards differ by at most this has no spread
+_MAX_UNDECIDED_SHARE = 0.01  # of rollouts whose answer the verifier could not compare
 _RUN_WORDS = 4  # words or punctuation marks of a run that may repeat
 _MAX_REPEATED = 0.5  # a completion with a larger share of repeated runs loops
 _MAX_LOOPING_SHARE = 0.1  # of completions that loop
@@ -212,6 +213,8 @@ def unscored_rollouts(rewards: Sequence[float]) -> Alarm | None:
     Args:
         rewards: R rewards; NaN where every reward function returned None.
     """
+    if not rewards:
+        return None
     share = sum(map(math.isnan, rewards)) / len(rewards)
     return _above_limit(
         "unscored_rollouts",
@@ -220,6 +223,23 @@ def unscored_rollouts(rewards: Sequence[float]) -> Alarm | None:
         f"{share:.0%} of the rollouts have no reward, because every function of rlvr.rewards returned "
         "None for them: the policy learns nothing from them; give another --out with a reward that always "
         "has a value, as rlvr.rewards.format=0.2.",
+    )
+
+
+def undecided_answers(share: float) -> Alarm | None:
+    """Check for answers that the verifier could not compare with the gold answer.
+
+    Args:
+        share: of the rollouts, `rewards/accuracy/undecided`.
+    """
+    return _above_limit(
+        "undecided_answers",
+        share,
+        _MAX_UNDECIDED_SHARE,
+        f"the verifier could not compare {share:.1%} of the answers with the gold answer (limit "
+        f"{_MAX_UNDECIDED_SHARE:.0%}), so that these rollouts have no reward: read them in the "
+        "rollouts (they lack rewards.accuracy); drop rows whose gold answers are long expressions, "
+        "or, if memory is short, free some.",
     )
 
 

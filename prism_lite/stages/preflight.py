@@ -27,7 +27,7 @@ from prism_lite.data.task import TaskData, all_samples, without_samples
 from prism_lite.discriminator.part_tokens import part_tokens
 from prism_lite.models.backbone import Backbone, encode_samples
 from prism_lite.parts import Parts
-from prism_lite.rewards.boxes import parse_boxes
+from prism_lite.rewards.boxes import parse_boxes, says_no_box
 from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
 from prism_lite.stages.evaluate import subset_inside
@@ -203,10 +203,17 @@ def check_rewards(
         if reward.file is not None:
             check_user_function(reward, samples)
         for sample in samples if reward.name == "boxes" else ():
-            if sample.answer and not parse_boxes(sample.answer):
+            boxes = config.data.boxes
+            if boxes.predicted_unit not in (None, boxes.unit) and len(sample.pictures) != 1:
+                raise ValueError(
+                    f"{sample.source or sample.id}: the row has {len(sample.pictures)} pictures, and "
+                    "boxes are converted between data.boxes.unit and predicted_unit by the size of "
+                    "one: give boxes in one unit, or drop the row."
+                )
+            if sample.answer and not (parse_boxes(sample.answer) or says_no_box(sample.answer)):
                 raise ValueError(
                     f"{sample.source or sample.id}: the answer {sample.answer[:80]!r} holds no box, "
-                    "which the reward boxes expects: write [x1, y1, x2, y2], or leave boxes out of "
+                    "which the reward boxes expects: write [x1, y1, x2, y2] or none, or leave boxes out of "
                     "rlvr.rewards."
                 )
 

@@ -31,7 +31,7 @@ from prism_lite.policy.advantages import (
     weighted_sum,
 )
 from prism_lite.policy.step import rollout_kl, update_policy
-from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
+from prism_lite.rewards.group_rewards import accuracy_of, rewards_of, undecided_rollouts
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
@@ -41,10 +41,16 @@ from prism_lite.stages.guards import (
     Alarm,
     Alarms,
     game_alarms,
+    undecided_answers,
     unscored_rollouts,
     zero_spread_groups,
 )
-from prism_lite.stages.rollout_log import reward_metrics, rollout_metrics, rollout_records
+from prism_lite.stages.rollout_log import (
+    reward_metrics,
+    rollout_metrics,
+    rollout_records,
+    undecided_metrics,
+)
 from prism_lite.types import Group, Rollout, Sample
 
 # A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
@@ -136,6 +142,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         )
         metrics = rollout_metrics(batch.sampled, generated_s=generated_s) | metrics | batch.metrics
         metrics |= _reward_metrics(batch, reward_R, config.group_size)
+        metrics |= undecided_metrics(batch.groups, batch.rewards)
+        is_decided_R = ~undecided_rollouts(batch.groups, batch.rewards)
         filled_R = fill_unscored(reward_R, group_size=config.group_size)
         of_rollouts = alarms.of_rollouts(batch.sampled)
         causes = [a.name for a in of_rollouts if a and a.name in _NO_ANSWER]
@@ -147,7 +155,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
                 largest=_largest_reward(context.reward_weights),
                 causes=" and ".join(causes),
             ),
-            unscored_rollouts(reward_R.tolist()),
+            unscored_rollouts(reward_R[is_decided_R].tolist()),
+            undecided_answers(metrics.get("rewards/accuracy/undecided", 0.0)),
         ]
         metrics |= alarms.report(checked, step)
         run.log(stage, step, metrics)

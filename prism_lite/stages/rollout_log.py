@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prism_lite.parts import Parts
 from prism_lite.policy.advantages import SPREAD_FLOOR, fill_unscored
+from prism_lite.rewards.group_rewards import undecided_rollouts
 from prism_lite.types import Group
 
 
@@ -74,6 +75,20 @@ def reward_metrics(
     return metrics | {
         f"rewards/{name}/std": float(value_R.std(correction=0)) for name, value_R in scored.items()
     }
+
+
+def undecided_metrics(groups: Sequence[Group], rewards: Mapping[str, Tensor]) -> dict[str, float]:
+    """Compute the share of the policy's rollouts whose answer the verifier could not compare.
+
+    Returns:
+        `rewards/accuracy/undecided`; nothing where accuracy is not rewarded.
+    """
+    if "accuracy" not in rewards:
+        return {}
+    is_own = [not rollout.is_teacher for group in groups for rollout in group.rollouts]
+    undecided = undecided_rollouts(groups, rewards).tolist()
+    num_undecided = sum(u and own for u, own in zip(undecided, is_own, strict=True))
+    return {"rewards/accuracy/undecided": num_undecided / sum(is_own)}
 
 
 def rollout_records(

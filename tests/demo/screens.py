@@ -1,6 +1,7 @@
 """Helpers of the browser tests; as a program, screenshots of every tab: light, dark and phone.
 
 python -m tests.demo.screens OUT [RUN]
+python -m tests.demo.screens OUT --readme    # also replaces demo/screenshots, from the recorded sample
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PHONE = (390, 844)
+README_WIDTH = 960
 MODES = {"light": (1280, 860), "dark": (1280, 860), "phone": PHONE}
 
 
@@ -36,6 +38,17 @@ def open_tab(page: Any, name: str) -> None:
         return
     page.locator(".overflow-menu > button").first.click()
     page.locator(".overflow-dropdown button", has_text=name).click()
+
+
+def update_readme(out: Path) -> None:
+    """Replace the pictures in demo/screenshots by those in `out`, smaller and with 256 colors."""
+    from PIL import Image
+
+    for target in (Path(__file__).parents[2] / "demo" / "screenshots").glob("*.png"):
+        with Image.open(out / f"{target.stem}-light.png") as image:
+            size = (README_WIDTH, round(image.height * README_WIDTH / image.width))
+            small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        small.quantize(256, Image.Quantize.MAXCOVERAGE).save(target, optimize=True)
 
 
 def take(out: Path, run: str | None, wait_s: float) -> None:
@@ -56,6 +69,7 @@ def take(out: Path, run: str | None, wait_s: float) -> None:
             page.wait_for_selector("#compare-note .note")
             for tab in ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory"):
                 open_tab(page, tab)
+                page.mouse.wheel(0, 20_000)  # pictures further down load when they are near
                 page.wait_for_timeout(int(1000 * wait_s))
                 page.screenshot(path=out / f"{tab.lower()}-{mode}.png", full_page=True)
         browser.close()
@@ -67,5 +81,10 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("run", nargs="?", help="default: the recorded sample")
     parser.add_argument("--wait", type=float, default=3.0, help="seconds before each screenshot")
+    parser.add_argument("--readme", action="store_true", help="replace demo/screenshots")
     arguments = parser.parse_args()
+    if arguments.readme and arguments.run:
+        parser.error("--readme shows the recorded sample: omit RUN")
     take(arguments.out, arguments.run, arguments.wait)
+    if arguments.readme:
+        update_readme(arguments.out)

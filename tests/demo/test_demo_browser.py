@@ -33,6 +33,11 @@ def test_every_tab_of_the_sample_shows_something(
     assert "RECORDED RUN" in text_of(page, "#badge")
     page.wait_for_selector("#marks-rlvr .mark")
     assert "<caption>" in text_of(page, "#answer-base")
+    assert "✗ caption: read" in text_of(page, "#marks-control")
+    assert "✓ caption: right" in text_of(page, "#marks-rlvr")
+    page.wait_for_function(
+        "document.querySelector('#changes').innerText.includes('RLVR - RLVR alone')"
+    )
     open_tab(page, "Discriminator")
     page.wait_for_selector("#heat-perception .token")
     page.locator("#advantage-bars canvas, #advantage-bars svg").first.wait_for()
@@ -161,6 +166,8 @@ def test_hostile_and_endless_completions_are_only_text(
 def test_a_drawing_is_answered(visit: Callable[..., Any], live_url: str) -> None:
     page = visit(live_url)
     page.wait_for_selector("#badge .badge-tiny", timeout=60_000)
+    assert page.locator("#answer-rlvr").is_visible()
+    assert not page.locator("#answer-control").is_visible()  # this run does not train RLVR alone
     page.get_by_label("Own drawing").check()
     canvas = page.locator("#pad canvas").first
     canvas.wait_for()

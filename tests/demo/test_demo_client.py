@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from PIL import Image
 
 from demo.runs import folder
 from demo.runs.folder import SAMPLE_ID
+from prism_lite.types import EVALUATED_STAGES
 
 EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
 QUESTION = "What is the sum of the digits?"
@@ -34,8 +36,12 @@ def compare(client: Client, run: str, example: int, **changed: Any) -> list[Any]
 
 
 def completions(screen: list[Any]) -> list[str]:
-    """Return the four completions of a screen: they follow picture and note, with marks between."""
-    return ["".join(span["token"] for span in screen[i] or []) for i in (2, 4, 6, 8)]
+    """Return the completions of a screen, "" for RLVR alone if the run has none.
+
+    They follow picture and note, with marks between.
+    """
+    assert len(screen) == 2 + 2 * len(EVALUATED_STAGES)
+    return ["".join(span["token"] for span in completion or []) for completion in screen[2::2]]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,14 @@ def test_the_sample_shows_its_recorded_completions(sample: Client) -> None:
         for line in lines
         if line["prompt_id"] == lines[0]["prompt_id"] and line["temperature"] == 0
     ]
-    assert completions(screen) == expected and len(expected) == 4
+    assert completions(screen) == expected and len(expected) == len(EVALUATED_STAGES)
+
+
+def test_the_first_example_shows_a_caption_that_was_corrected(sample: Client) -> None:
+    marks = dict(zip(EVALUATED_STAGES, compare(sample, SAMPLE_ID, 1)[3::2], strict=True))
+    for stage in ("sft", "control"):
+        assert re.search(r"✗ caption: read \d, is \d", marks[stage])
+    assert "✓ caption: right" in marks["rlvr"]
 
 
 def test_the_sample_cannot_answer_a_drawing_and_says_so(sample: Client) -> None:
@@ -140,7 +153,9 @@ def test_the_same_seed_gives_the_same_text_and_another_another(live: Client) -> 
         completions(compare(live, "micro", 1, how="sampled at temperature 1", seed=seed))
         for seed in (3, 3, 4)
     )
-    assert all(first) and first == again and first != other
+    assert first == again and first != other
+    answered = dict(zip(EVALUATED_STAGES, map(bool, first), strict=True))
+    assert answered == {stage: stage != "control" for stage in EVALUATED_STAGES}
 
 
 def test_live_answers_are_those_of_the_library(live: Client, live_home: Path) -> None:
@@ -170,7 +185,7 @@ def test_live_answers_are_those_of_the_library(live: Client, live_home: Path) ->
             seed=("any",),
         )
         expected.append(group.rollouts[0].text)
-    base, _, _, rlvr = completions(compare(live, "micro", 1))
+    base, *_, rlvr = completions(compare(live, "micro", 1))
     assert [base, rlvr] == expected
 
 
@@ -185,7 +200,15 @@ def test_an_own_picture_is_answered_and_marked(live: Client, tmp_path: Path) -> 
         live, "micro", 1, source=UPLOAD, question=question, truth="1 1",
         upload=handle_file(str(path)),
     )  # fmt: skip
-    assert all(completions(screen)) and "Gold answer: no" in screen[1]
+    assert sum(map(bool, completions(screen))) == 4
+    assert "Digits: 1 1. Gold answer: no." in screen[1]
+
+
+def test_a_question_that_the_model_has_not_learned_is_refused(live: Client, tmp_path: Path) -> None:
+    path = tmp_path / "white.png"
+    Image.new("RGB", (64, 64), "white").save(path)
+    with pytest.raises(AppError, match="listed questions"):
+        compare(live, "micro", 1, source=UPLOAD, question=QUESTION, upload=handle_file(str(path)))
 
 
 def test_a_corrupt_picture_is_refused_in_words(live: Client, tmp_path: Path) -> None:
@@ -200,7 +223,7 @@ def test_two_users_are_answered_one_after_the_other(live: Client, live_url: str)
     arguments = ("micro", EXAMPLE, 2, None, "", 0, "most likely", None, None)
     calls = [client.submit(*arguments, api_name="/compare") for client in (live, other)]
     first, second = (completions(list(call.result())) for call in calls)
-    assert first == second and all(first)
+    assert first == second and any(first)
 
 
 def test_a_shared_app_asks_for_a_password_and_has_no_training(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_corrupt_picture_is_refused_in_words(tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:200])
     for path in (bad, _with(tmp_path / "text.png", b"no picture at all")):
-        with pytest.raises(ValueError, match="cannot be read as a picture"):
+        with pytest.raises(ValueError, match=f"cannot read picture {path.name}"):
             drawing.open_upload(path)
 
 
@@ -81,7 +81,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
     bomb = tmp_path / "bomb.png"
     Image.new("1", (40_000, 40_000)).save(bomb)
     assert bomb.stat().st_size < drawing.MAX_UPLOAD_BYTES
-    with pytest.raises(ValueError, match=r"million|cannot be read"):
+    with pytest.raises(ValueError, match=r"million|exceeds limit"):
         drawing.open_upload(bomb)
 
 

@@ -17,6 +17,8 @@ import yaml
 from demo.runs import folder, samples, trainer
 from demo.runs.folder import SAMPLE_ID, Home
 from demo.runs.trainer import Trainer
+from prism_lite.recipe import load_recipe, to_dict
+from prism_lite.stages.rlvr import control_config
 from prism_lite.types import STAGES
 
 # Behaves as `prism-lite run`: logs a line per step, obeys control.json, resumes.
@@ -196,11 +198,35 @@ def test_the_sample_run_is_small_complete_and_without_weights() -> None:
     assert sum(path.stat().st_size for path in files) < 2_000_000
     assert not [p for p in files if p.suffix in (".safetensors", ".pt", ".bin")]
     config = yaml.safe_load((folder.SAMPLE_RUN / "config.yaml").read_text())
-    for stage in STAGES:
-        steps = [line["step"] for line in folder.read_metrics(folder.SAMPLE_RUN, stage)]
-        num = config[stage]["steps"]
-        assert steps[:num] == list(range(num)) and set(steps[num:]) <= {num}  # warm-up's last probe
+    num_steps = {stage: config[stage]["steps"] for stage in STAGES}
+    if config["rlvr"]["control"]:
+        num_steps["control"] = control_config(load_recipe(folder.SAMPLE_RUN / "config.yaml")).steps
+    progress = {stage.stage: stage for stage in folder.progress(folder.SAMPLE_RUN)}
+    assert set(progress) == set(num_steps)
+    for stage, num in num_steps.items():
+        steps = {line["step"] for line in folder.read_metrics(folder.SAMPLE_RUN, stage)}
+        # the warm-up may end early, and logs its last probe as one more step
+        last = max(steps) if stage == "warmup" else num - 1
+        assert steps == set(range(last + 1)) and last <= num
+        assert progress[stage].num_steps == num
     assert folder.is_finished(folder.SAMPLE_RUN)
+
+
+def test_rlvr_alone_is_a_stage_where_the_run_trains_it(tmp_path: Path) -> None:
+    for changes, trained in (
+        ([], ["sft", "warmup", "align", "rlvr"]),
+        (["rlvr.control=true"], ["sft", "control", "warmup", "align", "rlvr"]),
+        (["align.method=dpo"], ["sft", "align", "rlvr"]),
+    ):
+        settings = ["rlvr.control=false", "rlvr.game=off", "rlvr.group_size=6", *changes]
+        config = load_recipe("tiny", settings)
+        path = tmp_path / "-".join(trained)
+        path.mkdir()
+        (path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
+        stages = {stage.stage: stage.num_steps for stage in folder.progress(path)}
+        assert list(stages) == trained
+        assert ("control" in folder.shown_stages(path)) == config.rlvr.control
+        assert stages.get("control", control_config(config).steps) == control_config(config).steps
 
 
 def test_the_recording_carries_every_prompt_that_it_names() -> None:

@@ -104,6 +104,22 @@ def test_marks_say_which_part_is_wrong(text: str, caption: bool, think: bool, an
     assert (marks.caption, marks.think, marks.answer) == (caption, think, answer)
 
 
+@pytest.mark.parametrize(
+    ("digits", "misread"),
+    [
+        ((2, 3), ""),
+        ((2, 4), "read 4, is 3"),
+        ((9, 4), "read 9, is 2; read 4, is 3"),
+        ((2, 3, 3), "read 3 digits, are 2"),
+    ],
+)
+def test_marks_name_the_misread_digits(digits: tuple[int, ...], misread: str) -> None:
+    text = written(digits, wording.steps(digits, DigitsFacts((2, 3), "sum")))
+    marks = mark(text, "end", facts_sample())
+    assert marks.misread == misread and marks.caption == (not misread)
+    assert f"caption: {misread or 'right'}" in marks_line(marks, num_tokens=1)
+
+
 def test_marks_of_malformed_and_cut_completions() -> None:
     assert mark("<caption>a</caption>", "end", facts_sample()).reason == "missing <think>"
     cut = mark(COMPLETE, "length", facts_sample())
@@ -171,11 +187,42 @@ def test_evaluations_inside_the_stages_are_curves_beside_the_steps() -> None:
     assert frame is not None
     assert frame.values.tolist() == [
         [1, 0.4, "accuracy"],
-        [1, 0.2, "caption accuracy"],
+        [1, 0.2, "captions"],
         [3, 0.6, "accuracy"],
     ]
     text = train._figures(metrics[:3])  # the newest step, whose evaluation is a line of its own
     assert "SFT 2" in text and "0.900" in text and "2.0 s" in text
+
+
+def test_rlvr_alone_begins_beside_alignment() -> None:
+    metrics = [
+        {"stage": "control", "step": 0, "entropy": 0.7, "eval/caption_accuracy": 0.1},
+        {"stage": "control", "step": 1, "entropy": 0.6},
+        {"stage": "align", "step": 0, "entropy": 1.0},
+        {"stage": "rlvr", "step": 0, "entropy": 0.8, "eval/caption_accuracy": 0.9},
+        {"stage": "sft", "step": 0},
+        {"stage": "sft", "step": 1},
+    ]
+    frame = frame_of("entropy", metrics)
+    assert frame is not None
+    rows = [[0, 1.0, "Aligned"], [1, 0.8, "RLVR"], [0, 0.7, "RLVR alone"], [1, 0.6, "RLVR alone"]]
+    assert frame.values.tolist() == rows
+    frame = frame_of("evaluation", metrics)  # it has SFT too
+    assert frame is not None
+    assert frame.values.tolist() == [
+        [3, 0.9, "captions"],
+        [2, 0.1, "captions, RLVR alone"],
+    ]
+
+
+def test_pair_accuracy_continues_in_rlvr_with_the_game_on() -> None:
+    metrics = [
+        {"stage": stage, "step": 0, "disc/pair_accuracy_perception": value}
+        for stage, value in (("align", 0.9), ("rlvr", 0.6))
+    ]
+    frame = frame_of("pair_accuracy", metrics)
+    assert frame is not None
+    assert frame[frame.curve == "perception"].value.tolist() == [0.9, 0.6]
 
 
 def test_pair_accuracy_has_its_chance_line() -> None:
@@ -224,10 +271,16 @@ def test_the_recorded_bars_add_up_to_the_logged_reward() -> None:
         assert math.isclose(mean, logged["reward"], abs_tol=1e-5)
 
 
-def test_the_questions_of_the_task_are_the_ones_offered() -> None:
-    from demo.models.questions import KIND_OF
+def test_the_questions_that_the_model_has_learned_are_the_ones_offered() -> None:
+    from demo.models.questions import KIND_OF, questions_of
+    from prism_lite.digits.lessons import lesson_kinds
+    from prism_lite.recipe import load_recipe, to_dict
 
     assert set(KIND_OF.values()) == set(wording.QUESTIONS)
+    config = load_recipe("tiny")
+    offered = questions_of(to_dict(config)["data"])
+    assert {KIND_OF[question] for question in offered} == set(lesson_kinds(config.data.digits))
+    assert questions_of({"task": "files"}) == []
 
 
 def test_the_plan_s_bars_are_its_figures() -> None:

@@ -16,7 +16,9 @@ from prism_lite.recipe import known_keys, parse_config, recipe_names, to_dict
 
 def test_the_default_recipe_is_the_defaults():
     assert load_recipe() == load_recipe("tiny")
-    assert load_recipe("tiny").rlvr == RunConfig().rlvr
+    tiny, default = load_recipe("tiny").rlvr, RunConfig().rlvr
+    assert (default.game, default.control) == ("off", False)  # the paper's; tiny keeps the game on
+    assert tiny == dataclasses.replace(default, game="on", control=True)
     assert load_recipe("tiny").warmup.optim.schedule == RunConfig().warmup.optim.schedule
     assert "tiny" in recipe_names()
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prism_lite.data.checks.rules import CheckRules, find_defects, prompt_key, row_key
+from prism_lite.config import BoxesConfig
+from prism_lite.data.checks.boxes import System, ask_for_boxes, fitting_systems
+from prism_lite.data.checks.keys import prompt_key, row_key
+from prism_lite.data.checks.rules import CheckRules, find_defects, has_unknown_letter, stages_of
 from prism_lite.data.formats.base import FileError, Finding
-from prism_lite.data.formats.load import load_samples, render_sample
+from prism_lite.data.formats.load import SampleFile, load_samples, plural_rows, render_sample
 from prism_lite.types import Sample
 
 MAX_KEPT_PER_KIND = 200  # findings with text; the counts are exact
@@ -29,7 +32,8 @@ class Report:
         num_rows, num_clean: all rows and those without a finding.
         counts: findings by kind; a row may have several.
         findings: in file order, at most MAX_KEPT_PER_KIND of a kind.
-        first_sample: rendered, "" where no row is readable.
+        first_sample: the first row of each stage, rendered; "" where no row is readable.
+        notes: what the user should know of the file that is no defect.
     """
 
     path: str
@@ -39,6 +43,7 @@ class Report:
     counts: Mapping[str, int]
     findings: tuple[Finding, ...] = field(repr=False)
     first_sample: str = field(default="", repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -58,7 +63,8 @@ def check(
 
     Args:
         path: as for `load_samples`.
-        rules: limits and the stage whose fields are demanded.
+        rules: limits and the stage whose fields are demanded. Where they do not say how boxes are
+            written and the file asks for boxes, they must be corners in pixels.
         columns, image_root, limit: as for `load_samples`.
         eval_path: rows that ask the same of the same pictures as one of this file are reported.
 
@@ -69,31 +75,101 @@ def check(
     counts: Counter[str] = Counter()
     kept: list[Finding] = []
     num_rows = num_clean = 0
-    convention = first_sample = ""
-    first_places: dict[bytes | str, str] = {}
+    convention = ""
+    notes: list[str] = []
+    num_unusable = num_letters = 0
+    first_of: dict[str, Sample] = {}
+    first_places: dict[bytes, str] = {}
     try:
         opened = load_samples(path, columns=columns, image_root=image_root, limit=limit)
         convention = opened.convention
+        rules = with_boxes(rules, opened)
+        systems: frozenset[System] | None = None  # unit and form that all boxes so far fit
         for _, sample in opened.rows():
-            if isinstance(sample, Sample) and not first_sample:
-                first_sample = render_sample(sample)
+            if isinstance(sample, Sample):
+                stages = stages_of(sample)
+                num_unusable += sample.demonstration is not None and "sft" not in stages
+                num_letters += bool(sample.pictures) and has_unknown_letter(sample)
+                for stage in stages or ("no stage",):
+                    first_of.setdefault(stage, sample)
             findings = check_row(sample, rules, first_places, overlap=overlap)
+            if rules.boxes is not None and isinstance(sample, Sample):
+                fitting = fitting_systems(sample)
+                common = fitting if systems is None else systems & fitting
+                if fitting and not common:  # said of the first such row
+                    findings.append(_mixed_boxes(sample, fitting))
+                systems = common or systems
             num_rows += 1
             num_clean += not findings
             for finding in findings:
                 counts[finding.kind] += 1
                 if counts[finding.kind] <= MAX_KEPT_PER_KIND:
                     kept.append(finding)
+        notes = opened.notes.lines()
     except FileError as error:  # not readable, or broken after some rows
         counts[error.kind] += 1
         kept.append(Finding("", 0, error.kind, str(error)))
-    return Report(str(path), convention, num_rows, num_clean, counts, tuple(kept), first_sample)
+    if num_letters:
+        notes.append(
+            f"the answers of {plural_rows(num_letters)} are letters of options that no text lists: right "
+            "only if the pictures show them"
+        )
+    if num_unusable:
+        notes.append(
+            f"the responses of {plural_rows(num_unusable)} are not caption, think, answer: SFT cannot use "
+            "them (sft.steps=0 skips it), RLVR uses the answers"
+        )
+    return Report(
+        str(path),
+        convention,
+        num_rows,
+        num_clean,
+        counts,
+        tuple(kept),
+        _rendered(first_of),
+        tuple(notes),
+    )
+
+
+def _rendered(first_of: Mapping[str, Sample]) -> str:
+    """Render the first row of each stage; a row that is the first of several is shown once."""
+    stages_by_row: dict[str, list[str]] = {}
+    for stage, sample in first_of.items():
+        stages_by_row.setdefault(sample.key, []).append(stage)
+    samples = {sample.key: sample for sample in first_of.values()}
+    if len(samples) > 1:
+        stages_by_row = {k: v for k, v in stages_by_row.items() if v != ["no stage"]}
+    return "\n\n".join(
+        f"first row of {', '.join(stages)} ({samples[key].source}):\n{render_sample(samples[key])}"
+        for key, stages in stages_by_row.items()
+    )
+
+
+def with_boxes(rules: CheckRules, opened: SampleFile) -> CheckRules:
+    """Return rules under which boxes are corners in pixels, where the file asks for boxes.
+
+    Rules that say how boxes are written are returned as they are.
+    """
+    if rules.boxes is None and ask_for_boxes(sample for _, sample in opened.rows()):
+        return replace(rules, boxes=BoxesConfig(unit="pixels"))
+    return rules
+
+
+def _mixed_boxes(sample: Sample, fitting: frozenset[System]) -> Finding:
+    systems = " or ".join(f"{unit}, {form}" for unit, form in sorted(fitting))
+    return Finding(
+        sample.file,
+        sample.row,
+        "mixed_boxes",
+        f"{sample.source}: its boxes are {systems}, and those of the rows before it are not: write "
+        "all boxes of a file in one unit and form.",
+    )
 
 
 def check_row(
     sample: Sample | Finding,
     rules: CheckRules,
-    first_places: dict[bytes | str, str],
+    first_places: dict[bytes, str],
     *,
     overlap: frozenset[bytes] = frozenset(),
 ) -> list[Finding]:
@@ -109,15 +185,9 @@ def check_row(
         return [sample]
     defects = list(find_defects(sample, rules))
     key = row_key(sample)
-    has_id = sample.id != str(sample.row)
     if key in first_places:
         message = f"the same as {first_places[key]}; drop one of the two."
         defects.append(("duplicate_row", message))
-    elif has_id and sample.id in first_places:
-        message = f"id {sample.id!r} is that of {first_places[sample.id]}; ids must differ."
-        defects.append(("duplicate_id", message))
-    elif has_id:
-        first_places[sample.id] = sample.source
     first_places.setdefault(key, sample.source)
     if overlap and prompt_key(sample) in overlap:
         message = "the same question and pictures as an evaluation row; drop it."

@@ -85,7 +85,7 @@ def _clean_rows(
     overlap: frozenset[bytes],
 ) -> Iterator[dict[str, Any]]:
     """Yield the clean rows as stored; write the others to `rejects`, and count both."""
-    first_places: dict[bytes | str, str] = {}
+    first_places: dict[bytes, str] = {}
     for row, sample in opened.rows():
         findings = check_row(sample, rules, first_places, overlap=overlap)
         if isinstance(sample, Sample) and isinstance(row.value, dict) and not findings:

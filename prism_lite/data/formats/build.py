@@ -2,84 +2,137 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prism_lite import parts
 from prism_lite.data.formats.base import (
+    FieldsOfRow,
     RawRow,
     Row,
     RowError,
     as_list,
-    first_value,
-    parse_json_cell,
-)  # fmt: skip
+    is_empty,
+    parse_cell,
+)
+from prism_lite.data.formats.gold import read_gold, stored_answer
+from prism_lite.data.formats.names import numbered_pictures, picture_name_kind
+from prism_lite.data.formats.options import (
+    has_option_column,
+    read_choices,
+    unread_options,
+    with_options,
+)
 from prism_lite.data.formats.pictures import to_picture
-from prism_lite.data.formats.readers import READERS, Fields, to_choices
+from prism_lite.data.formats.readers import READERS, Fields
+from prism_lite.data.formats.row_pictures import check_unread, listed_pictures
 from prism_lite.data.formats.turns import (
     answer_of_completion,
     split_target,
-    strip_answer,
     to_turns,
     with_marks,
 )
+from prism_lite.rewards.answers.choices import options_in
 from prism_lite.types import Sample, Turn
 
 _ID_NAMES = ("id", "question_id", "pid", "index", "idx")
-_NUMBERED_PICTURES = tuple(f"image_{i}" for i in range(1, 8))
-# MathVista has both a path (image) and the picture itself (decoded_image).
-_PICTURE_NAMES = ("decoded_image", "images", "image", "image_path", "image_paths", "file_name")
 
 
 def to_sample(row: Row, convention: str, origin: RawRow, folders: Sequence[Path]) -> Sample:
-    """Build the Sample of a row.
+    """Build the Sample of a row; see `read_row`, whose errors it raises."""
+    return read_row(row, convention, origin, folders)[0]
+
+
+def read_row(
+    row: Row, convention: str, origin: RawRow, folders: Sequence[Path]
+) -> tuple[Sample, list[str]]:
+    """Build the Sample of a row, and name the fields that were not read.
 
     Args:
-        row: its fields, renamed where a registry or a column map says so.
+        row: its fields under plain names, renamed where a registry or a column map says so.
         convention: a name from `detect`, or "columns" for a row renamed by a column map.
         origin: where the row is from; its number is the id where the row has none.
         folders: where relative picture paths are looked up.
 
     Raises:
-        RowError: the row cannot be used.
+        RowError: the row cannot be used, or a picture or options in it would be lost.
     """
     for name in ("videos", "video", "audios", "audio"):
         if row.get(name):
             message = f"the row has {name}; only pictures are read: drop it."
             raise RowError("unsupported_media", message)
-    fields = READERS[convention](row)
-    turns, pictures = _prompt(row, fields)
+    stored = FieldsOfRow(row)
+    fields = READERS[convention](stored)
+    turns, references = _prompt(
+        stored, fields, "images" if convention == "columns" else "decoded_image"
+    )
     turns, target = split_target(turns)
     demonstration = target if fields.demonstration is None else fields.demonstration
-    prompt, pictures = with_marks(turns, pictures)
+    prompt, references = with_marks(turns, references)
     if not any(turn.text.replace("<image>", "").strip() for turn in prompt if turn.role == "user"):
         raise RowError("empty_prompt", "the prompt has no text; write the question.")
-    answer, accepted = _answers(row, fields, demonstration)
-    ids = (row[name] for name in _ID_NAMES if row.get(name) not in (None, ""))
-    stored = origin.value if isinstance(origin.value, Mapping) else {}
-    return Sample(
+    pictures = tuple(to_picture(reference, folders) for reference in references)
+    choices = read_choices(stored)
+    answer = stored_answer(stored, choices) if fields.answer is None else fields.answer
+    gold, accepted = read_gold(stored, answer, choices)
+    if demonstration is None and isinstance(answer, str) and "<caption>" in answer:
+        demonstration = answer
+    demonstration, teacher, student = map(
+        parts.with_own_tags, (demonstration, fields.teacher, fields.student)
+    )
+    if gold is None and demonstration:
+        gold = answer_of_completion(demonstration)
+    ids = (stored[name] for name in _ID_NAMES if not is_empty(stored.peek(name)))
+    sample = Sample(
         id=str(next(ids, origin.number)),
-        turns=prompt,
-        pictures=tuple(to_picture(reference, folders) for reference in pictures),
-        answer=answer,
+        turns=with_options(prompt, choices),
+        pictures=pictures,
+        answer=gold,
         demonstration=demonstration,
-        teacher=fields.teacher,
-        student=fields.student,
+        teacher=teacher,
+        student=student,
         source=origin.place,
         accepted=accepted,
-        choices=to_choices(row.get("choices") if fields.choices is None else fields.choices),
+        choices=choices,
         file=origin.file,
         row=origin.number,
-        columns={
-            name: value
-            for name, value in stored.items()
-            if name not in (*_NUMBERED_PICTURES, *_PICTURE_NAMES)
-        },
+        columns=_without_pictures(origin.value if isinstance(origin.value, Mapping) else {}),
     )
+    check_unread(stored, pictures, folders)
+    if not choices and not options_in(sample.question):
+        _check_options(stored, answer if isinstance(answer, int) else gold)
+    return sample, stored.unread()
 
 
-def _prompt(row: Row, fields: Fields) -> tuple[list[Turn], list[Any]]:
+def _without_pictures(stored: Mapping[str, Any]) -> dict[str, Any]:
+    numbered = numbered_pictures(stored)
+    return {
+        name: value
+        for name, value in stored.items()
+        if name not in numbered
+        and picture_name_kind(name) != "always"
+        and name not in ("file_name", "decoded_image")
+    }
+
+
+def _check_options(row: FieldsOfRow, answer: Any) -> None:
+    """Refuse a row whose options are in a column that was not read.
+
+    Raises:
+        RowError: names the column.
+    """
+    name = unread_options(row, answer) or has_option_column(row)
+    if name:
+        raise RowError(
+            "unread_choices",
+            f"column {name} seems to hold options that are not read: give the options of a row as a list "
+            f"in the column choices, or name it with data.columns='{{prompt: ..., choices: {name}}}', or "
+            f"drop {name}.",
+        )
+
+
+def _prompt(row: FieldsOfRow, fields: Fields, first: str) -> tuple[list[Turn], list[Any]]:
     """Return the row's turns and references to its pictures."""
     if fields.messages is None:
         message = "the row has no prompt; write the question, or check the column map."
@@ -91,17 +144,16 @@ def _prompt(row: Row, fields: Fields) -> tuple[list[Turn], list[Any]]:
         raise RowError("text_type", f"system is a {type(system).__name__}; expected text.")
     if system and turns[0].role != "system":
         turns.insert(0, Turn("system", system))
-    numbered = [row[name] for name in _NUMBERED_PICTURES if row.get(name) is not None]
-    listed = numbered or as_list(parse_json_cell(first_value(row, _PICTURE_NAMES)))
+    listed = listed_pictures(row, first)
     if listed and inside:
         message = "pictures are both in the messages and in a column; keep one of the two."
         raise RowError("picture_count", message)
     return _with_objects(row, turns), inside or listed
 
 
-def _with_objects(row: Row, turns: list[Turn]) -> list[Turn]:
+def _with_objects(row: FieldsOfRow, turns: list[Turn]) -> list[Turn]:
     """Replace ms-swift's `<ref-object>` and `<bbox>` by the row's objects, in order."""
-    objects = parse_json_cell(row.get("objects"))
+    objects = parse_cell(row.peek("objects"))
     if not isinstance(objects, Mapping):
         return turns
     for mark, name in (("<ref-object>", "ref"), ("<bbox>", "bbox")):
@@ -113,43 +165,6 @@ def _with_objects(row: Row, turns: list[Turn]) -> list[Turn]:
                     message = f"more {mark} marks than objects; list one for each."
                     raise RowError("object_count", message)
                 text = text.replace(mark, str(unused.pop(0)), 1)
+                row.get("objects")  # it was read
             turns[i] = Turn(turn.role, text)
     return turns
-
-
-def _answers(
-    row: Row, fields: Fields, demonstration: str | None
-) -> tuple[str | None, tuple[str, ...]]:
-    """Return the gold answer and further accepted ones.
-
-    The first of reward_model, solution, answer, ground_truth, demonstration that has one counts.
-    """
-    value = fields.answer
-    if value is None:
-        reward_model = parse_json_cell(row.get("reward_model"))
-        if isinstance(reward_model, Mapping):
-            value = reward_model.get("ground_truth")
-        elif reward_model is not None:
-            message = "reward_model is not an object; expected {style, ground_truth}."
-            raise RowError("answer_type", message)
-    if value is None:
-        value = first_value(row, ("solution", "answer", "ground_truth"))
-    value = parse_json_cell(value)
-    if isinstance(value, list) and value and _is_numeric(value):
-        value = json.dumps(value)  # numbers: one box or interval, not several accepted answers
-    further = as_list(parse_json_cell(row.get("equivalent_answers", row.get("accepted"))))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if not value:
-            message = "the list of answers is empty; write one or leave it out."
-            raise RowError("answer_type", message)
-        value, further = value[0], [*value[1:], *further]
-    accepted = tuple(text for text in map(strip_answer, further) if text)
-    if value is None and demonstration:
-        return answer_of_completion(demonstration), ()
-    return strip_answer(value), accepted
-
-
-def _is_numeric(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_is_numeric(item) for item in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,14 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-QUESTION_NAMES = ("query", "question", "problem", "prompt", "instruction", "input")
-RESPONSE_NAMES = ("response", "output", "completion", "target", "text", "content")
-ANSWER_NAMES = ("solution", "answer", "ground_truth", "label")
+from prism_lite.data.formats.names import (
+    ANSWER_NAMES,
+    OPTION_NAMES,
+    QUESTION_NAMES,
+    RESPONSE_NAMES,
+    WEAK_RESPONSE_NAMES,
+    is_index_name,
+)
+
+COMPLETION_NAMES = ("demonstration", "teacher", "student")
+_PROMPT_NAMES = ("message", "messages", "conversations", *QUESTION_NAMES)
+_QUERY_NAMES = {
+    *RESPONSE_NAMES, *WEAK_RESPONSE_NAMES, *ANSWER_NAMES, *OPTION_NAMES, "decoded_image", "image_1",
+}  # fmt: skip
 
 
 def detect(row: Mapping[str, Any]) -> str | None:
     """Return the name of the row's convention, or None where its fields fit none."""
     keys = {name for name, value in row.items() if value is not None}
+    if keys & set(QUESTION_NAMES) and keys & set(COMPLETION_NAMES):  # our own names
+        return "query"
     if {"teacher_caption", "student_caption"} <= keys:
         return "prism_warmup"
     if "teacher_response" in keys:
@@ -38,8 +51,17 @@ def detect(row: Mapping[str, Any]) -> str | None:
         return "prompt"
     if {"instruction", "output"} <= keys:
         return "alpaca"
-    if "question" in keys and {"decoded_image", "image_1", "choices", "options"} & keys:
-        return "vqa"
-    if keys & set(QUESTION_NAMES) and keys & {*RESPONSE_NAMES, *ANSWER_NAMES}:
+    if keys & set(QUESTION_NAMES) and (keys & _QUERY_NAMES or any(map(is_index_name, keys))):
         return "query"
     return None
+
+
+def fits(row: Mapping[str, Any], convention: str) -> bool:
+    """Return whether a row can be read by a convention: its own, or that of its missing values."""
+    detected = detect(row)
+    if {detected, convention} <= {"prompt", "query"}:  # read alike
+        return True
+    if detected == convention or detect(dict.fromkeys(row, "")) == convention:
+        return True
+    has_prompt = any(row.get(name) is not None for name in _PROMPT_NAMES)
+    return detected is None and has_prompt

@@ -1,23 +1,27 @@
 """Load samples from any supported data file: `load_samples("train.jsonl")`.
 
-The convention is detected from the field names of the first readable row; every row must follow it.
-Files stream, so their size does not matter. An error names file and row.
+The convention is detected from the field names of the first rows; every row must follow it. Files
+stream, so their size does not matter. An error names file and row; what is not read is noted.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from prism_lite.data.formats.base import FileError, Finding, RawRow, RowError, Source
-from prism_lite.data.formats.build import to_sample
-from prism_lite.data.formats.detect import detect
+from prism_lite.data.formats.build import read_row
+from prism_lite.data.formats.detect import detect, fits
 from prism_lite.data.formats.files import find_source, iter_rows
 from prism_lite.data.formats.llama_factory import Entry, find_entry
+from prism_lite.data.formats.names import plain_name, split_kind, split_of
 from prism_lite.data.formats.pictures import picture_folders
-from prism_lite.types import Sample
+from prism_lite.data.formats.propose import propose_columns
+from prism_lite.types import Picture, Sample
 
 # Names that a column map may give to columns of the file.
 _CANONICAL_NAMES = (
@@ -25,6 +29,38 @@ _CANONICAL_NAMES = (
     "choices", "id",
 )  # fmt: skip
 _MAX_SHOWN_CHARACTERS = 600
+_NUM_PEEKED_ROWS = 20
+
+
+@dataclass
+class Notes:
+    """What the user should know of a file that is no defect; filled while its rows are read.
+
+    Attributes:
+        source: what was chosen of a folder, or "".
+        split: the column that names the split of all rows and the split, or None.
+        num_unread: rows in which a column holds something that is not read, by column.
+        num_repeated_ids: rows whose id an earlier row has; the row's number was added to it.
+    """
+
+    source: str = ""
+    split: tuple[str, str] | None = None
+    num_unread: Counter[str] = field(default_factory=Counter)
+    num_repeated_ids: int = 0
+
+    def lines(self) -> list[str]:
+        """Return a sentence for each."""
+        lines = [self.source] if self.source else []
+        if self.split and split_kind(self.split[1]) != "train":
+            lines.append(f"all rows are of split {self.split[1]} (column {self.split[0]})")
+        if self.num_unread:
+            lines.append(f"not used: {', '.join(self.num_unread)}")
+        if self.num_repeated_ids:
+            lines.append(
+                f"{plural_rows(self.num_repeated_ids)} with an id of an earlier row: rows are told apart "
+                "by file and row number"
+            )
+        return lines
 
 
 @dataclass(frozen=True)
@@ -37,6 +73,7 @@ class SampleFile:
         folders: where relative picture paths are looked up, in order.
         columns: {ours: theirs}, or None.
         entry: the registry entry that names the file, or None.
+        notes: complete after `rows` has been iterated.
     """
 
     convention: str
@@ -44,6 +81,7 @@ class SampleFile:
     folders: tuple[Path, ...] = field(repr=False)
     columns: Mapping[str, str] | None = None
     entry: Entry | None = field(default=None, repr=False)
+    notes: Notes = field(default_factory=Notes, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Sample]:
         for _, sample in self.rows():
@@ -52,12 +90,38 @@ class SampleFile:
             yield sample
 
     def rows(self) -> Iterator[tuple[RawRow, Sample | Finding]]:
-        """Yield every row with its sample, or with what is wrong with it; raise FileError only."""
+        """Yield every row with its sample, or with what is wrong with it.
+
+        Raises:
+            FileError: the file is broken from here on, or holds rows of several splits.
+        """
+        notes = self.notes
+        notes.split = None
+        notes.num_unread.clear()
+        notes.num_repeated_ids = 0
+        ids: set[str] = set()
         for row in iter_rows(self.source):
+            split = split_of(row.value) if isinstance(row.value, dict) else None
+            if self.source.split is not None:
+                if split is None or split[1] != self.source.split:
+                    continue
+            elif split:
+                _check_split(split, notes.split, row.place, self.source.name)
+                notes.split = split
             try:
-                yield row, to_sample(self._fields(row), self.convention, row, self.folders)
+                sample, unread = read_row(self._fields(row), self.convention, row, self.folders)
             except RowError as error:
                 yield row, Finding(row.file, row.number, error.kind, f"{row.place}: {error}")
+                continue
+            assert isinstance(row.value, dict)  # else there is no sample
+            names = {plain_name(name): name for name in row.value}
+            notes.num_unread.update(names.get(name, name) for name in unread)
+            if sample.id != str(row.number):
+                if sample.id in ids:
+                    notes.num_repeated_ids += 1
+                    sample = replace(sample, id=f"{sample.id}#{row.number}")
+                ids.add(sample.id)
+            yield row, sample
 
     def _fields(self, row: RawRow) -> Mapping[str, Any]:
         """Return the fields of a row under the names that its convention uses."""
@@ -68,15 +132,44 @@ class SampleFile:
                 names = ", ".join(map(repr, missing))
                 message = f"no column {names}; the row has {_names(fields)}."
                 raise RowError("missing_column", message)
-            return {ours: fields[theirs] for ours, theirs in self.columns.items()}
-        convention = detect(fields)
-        if convention != self.convention:
+            mapped = {ours: fields[theirs] for ours, theirs in self.columns.items()}
+            others = {n: v for n, v in fields.items() if n not in self.columns.values()}
+            return _plain(others) | mapped
+        fields = _plain(fields)
+        if not fits(fields, self.convention):
             raise RowError(
                 "mixed_formats",
-                f"looks like {convention or 'no known format'} in a file of {self.convention} "
+                f"looks like {detect(fields) or 'no known format'} in a file of {self.convention} "
                 f"rows; split the file or fix the row's fields ({_names(fields)}).",
             )
         return fields
+
+
+def _check_split(
+    split: tuple[str, str], before: tuple[str, str] | None, place: str, source: str
+) -> None:
+    """Compare the split that a column of a row names with that of the rows before it.
+
+    Raises:
+        FileError: they differ.
+    """
+    column, value = split
+    first = before[1] if before else value
+    if value != first:
+        raise FileError(
+            "mixed_splits",
+            f"{place}: column {column} says {value}, rows before it {first}: splits are never mixed. Read "
+            f"one of them as {source}@{first} or {source}@{value}, or drop the column.",
+        )
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields under plain names; where two would get the same one, under their own."""
+    counts = Counter(plain_name(name) for name in fields)
+    return {
+        plain_name(name) if counts[plain_name(name)] == 1 else name: value
+        for name, value in fields.items()
+    }
 
 
 def load_samples(
@@ -92,7 +185,8 @@ def load_samples(
         path_or_id: .jsonl, .json, .csv, .tsv, .parquet or .arrow file, a folder of them,
             `dataset_info.json:NAME`, or `owner/name[/file]:subset@split#N` of the Hugging Face hub.
         columns: {ours: theirs} for files of no known format; ours are prompt, answer, images,
-            system, demonstration, teacher, student, accepted, choices, id.
+            system, demonstration, teacher, student, accepted, choices, id. Columns that are not named
+            are read where their names are ordinary ones.
         image_root: folder of relative picture paths; several joined by ":".
         limit: number of rows to read at most.
 
@@ -114,7 +208,7 @@ def load_samples(
     if entry:
         folders = (entry.folder, *folders)
     convention = "columns" if columns else _convention(source, entry)
-    return SampleFile(convention, source, folders, columns, entry)
+    return SampleFile(convention, source, folders, columns, entry, Notes(source.note))
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -128,22 +222,25 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 
 
 def _convention(source: Source, entry: Entry | None) -> str:
-    """Return the format of the first readable row."""
-    first_error = ""
-    for row in iter_rows(source):
+    """Return the format of the first row that has one."""
+    first_error, unknown = "", None
+    for row in islice(iter_rows(source), _NUM_PEEKED_ROWS):
         try:
-            fields = _stored_fields(row, entry)
+            fields = _plain(_stored_fields(row, entry))
         except RowError as error:
             first_error = first_error or f"{row.place}: {error}"
             continue
-        convention = detect(fields)
-        if convention is None:
-            raise FileError(
-                "unknown_format",
-                f"{row.place}: no known format has the fields {_names(fields)}; give a column map "
-                "such as columns: {prompt: question, answer: label, images: picture}.",
-            )
-        return convention
+        convention = detect(fields) or detect(dict.fromkeys(fields, ""))
+        if convention:
+            return convention
+        unknown = unknown or (row.place, fields)
+    if unknown:
+        place, fields = unknown
+        raise FileError(
+            "unknown_format",
+            f"{place}: no known format has the fields {_names(fields)}; give a column map "
+            f"such as data.columns='{propose_columns(fields)}'.",
+        )
     if first_error:
         message = f"{source.name} has no readable row; the first: {first_error}"
         raise FileError("no_readable_row", message)
@@ -161,14 +258,31 @@ def _names(fields: Mapping[str, Any]) -> str:
     return ", ".join(names) or "none"
 
 
+def plural_rows(num: int) -> str:
+    """Return "1 row" or "2 rows"."""
+    return f"{num:,} row{'s' * (num != 1)}"
+
+
 def render_sample(sample: Sample) -> str:
-    """Render a sample as text: turns, pictures and whatever is known of its completion."""
+    """Render a sample as text: turns with options, picture sizes, all accepted answers, completions."""
     texts: list[tuple[str, str | None]] = [(turn.role, turn.text) for turn in sample.turns]
-    texts += [(f"picture {i}", picture.id) for i, picture in enumerate(sample.pictures, start=1)]
-    for name in ("demonstration", "teacher", "student", "answer"):
-        texts.append((name, getattr(sample, name)))
+    texts += [(f"picture {i}", _described(picture)) for i, picture in enumerate(sample.pictures, 1)]
+    texts += [
+        (name, getattr(sample, name)) for name in ("demonstration", "teacher", "student", "answer")
+    ]
+    texts += [("also accepted", text) for text in sample.accepted]
     texts.append(("choices", " | ".join(sample.choices) or None))
     return "\n".join(f"[{name}] {_short(text)}" for name, text in texts if text is not None)
+
+
+def _described(picture: Picture) -> str:
+    """Return a picture's name and size, or what is wrong with it."""
+    try:
+        width, height = picture.size
+    except ValueError as error:
+        return str(error)
+    name = picture.id if isinstance(picture.source, Path) else "embedded"
+    return f"{name}, {width} x {height} pixels"
 
 
 def _short(text: str) -> str:

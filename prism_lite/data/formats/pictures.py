@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from prism_lite.data.formats.base import RowError
+from prism_lite.pixels import read_rgb
 from prism_lite.types import Picture
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
@@ -42,8 +43,8 @@ def to_picture(reference: Any, folders: Sequence[Path]) -> Picture:
     if isinstance(reference, dict):
         return _from_dict(reference, folders)
     if isinstance(reference, Image.Image):
-        pixels = reference.convert("RGB").tobytes()
-        return Picture(_hash(pixels + str(reference.size).encode()), reference)
+        image = read_rgb(reference, "in memory")
+        return Picture(_hash(image.tobytes() + str(image.size).encode()), image)
     if isinstance(reference, bytes | bytearray):
         return _from_bytes(bytes(reference))
     if isinstance(reference, str | Path):
@@ -52,6 +53,22 @@ def to_picture(reference: Any, folders: Sequence[Path]) -> Picture:
         "picture_type",
         f"a picture is a {type(reference).__name__}; expected a path, bytes, base64 or a data URI.",
     )
+
+
+def is_base64(text: str) -> bool:
+    """Return whether a text is an encoded picture: a data URI, or base64 of a known format."""
+    if text.startswith("data:image"):
+        return True
+    is_long = len(text) > 60 and text.startswith(_BASE64_STARTS)
+    return is_long and bool(_BASE64.fullmatch(text))
+
+
+def find_file(text: str, folders: Sequence[Path]) -> Path | None:
+    """Return the file that a path names, absolute or in one of these folders, or None."""
+    path = Path(text.removeprefix("file://"))
+    candidates = [path] if path.is_absolute() else [folder / path for folder in folders]
+    # Unlike Path.is_file, os.path.isfile is False for a name that is too long.
+    return next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
 
 
 def _hash(content: bytes) -> str:
@@ -95,7 +112,7 @@ def _from_text(text: str, folders: Sequence[Path]) -> Picture:
         raise RowError("url_picture", message)
     if text.startswith("file://"):
         text = urllib.parse.unquote(text.removeprefix("file://"))
-    elif text.startswith(_BASE64_STARTS) and len(text) > 60 and _BASE64.fullmatch(text):
+    elif is_base64(text):
         return _from_base64(text)
     elif len(text) > _MAX_PATH_CHARACTERS:
         if _BASE64.fullmatch(text):
@@ -117,11 +134,9 @@ def _from_base64(text: str) -> Picture:
 def _from_path(text: str, folders: Sequence[Path]) -> Picture:
     if "\0" in text:
         raise RowError("bad_path", "a picture path holds a zero byte.")
-    path = Path(text)
-    candidates = [path] if path.is_absolute() else [folder / path for folder in folders]
-    for candidate in candidates:
-        if os.path.isfile(candidate):  # unlike Path.is_file, False for a name that is too long
-            return Picture(str(candidate), candidate)
+    path = find_file(text, folders)
+    if path is not None:
+        return Picture(str(path), path)
     places = ", ".join(map(str, folders)) or "nowhere"
-    where = "" if path.is_absolute() else f" (looked in {places}); set image_root"
+    where = "" if Path(text).is_absolute() else f" (looked in {places}); set image_root"
     raise RowError("missing_picture", f"picture {text} does not exist{where}.")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from prism_lite.data.formats.base import Row, RowError, as_list, first_value, parse_json_cell
-from prism_lite.data.formats.detect import ANSWER_NAMES, QUESTION_NAMES, RESPONSE_NAMES
+from prism_lite.data.formats.base import (
+    FieldsOfRow,
+    RowError,
+    as_list,
+    first_value,
+    parse_cell,
+)
+from prism_lite.data.formats.detect import COMPLETION_NAMES
+from prism_lite.data.formats.names import (
+    QUESTION_NAMES,
+    RESPONSE_NAMES,
+    WEAK_RESPONSE_NAMES,
+)
 from prism_lite.data.formats.turns import strip_answer, to_turns
 
 
@@ -18,8 +28,7 @@ class Fields:
 
     Attributes:
         messages: the prompt, or a conversation whose last answer is the demonstration.
-        answer: the gold answer where it is not in one of the usual columns (`build` reads these).
-        choices: options where they are not in the column `choices`.
+        answer: the gold answer where it is not in one of the usual columns (`gold` reads these).
     """
 
     messages: Any
@@ -27,23 +36,6 @@ class Fields:
     teacher: str | None = None
     student: str | None = None
     answer: Any = None
-    choices: Any = None
-
-
-def to_choices(value: Any) -> tuple[str, ...]:
-    """Return the option texts of a list, an object by letter, or either written as text."""
-    value = parse_json_cell(value)
-    if isinstance(value, str) and value.startswith("['"):  # MMMU writes a Python list
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            message = f"the options {value[:60]!r} are not a list ({error})."
-            raise RowError("choices_type", message) from error
-    if isinstance(value, Mapping):
-        value = [value[key] for key in sorted(value)]
-    if isinstance(value, str):
-        raise RowError("choices_type", f"the options are the text {value[:60]!r}; expected a list.")
-    return tuple(str(option) for option in as_list(value))
 
 
 def _text(value: Any, name: str) -> str:
@@ -52,21 +44,21 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _conversation(row: Row) -> Fields:
+def _conversation(row: FieldsOfRow) -> Fields:
     return Fields(first_value(row, ("conversations", "messages")))
 
 
-def _prompt(row: Row) -> Fields:
+def _prompt(row: FieldsOfRow) -> Fields:
     return Fields(row.get("prompt"))
 
 
-def _prompt_completion(row: Row) -> Fields:
+def _prompt_completion(row: FieldsOfRow) -> Fields:
     return Fields(row["prompt"], _completion_text(row["completion"], "completion"))
 
 
 def _completion_text(value: Any, name: str) -> str:
     """Return the text of a completion: text, one message, or a list that ends with the assistant."""
-    value = parse_json_cell(value)
+    value = parse_cell(value)
     if isinstance(value, str):
         return value
     last_turn = to_turns([value] if isinstance(value, Mapping) else value, [])[-1]
@@ -76,13 +68,13 @@ def _completion_text(value: Any, name: str) -> str:
     return last_turn.text
 
 
-def _preference(row: Row) -> Fields:
+def _preference(row: FieldsOfRow) -> Fields:
     prompt = first_value(row, ("conversations", "messages", "prompt", *QUESTION_NAMES))
     if "kto_tag" in row and row.get("chosen") is None:
         prompt, answer = _split_last(prompt, "the kto_tag row has no question with an answer")
         completion = _completion_text(answer, "the conversation")
         return Fields(prompt, **{"teacher" if row["kto_tag"] else "student": completion})
-    chosen = first_value(row, ("chosen", *RESPONSE_NAMES))
+    chosen = first_value(row, ("chosen", *RESPONSE_NAMES, *WEAK_RESPONSE_NAMES))
     if chosen is None:
         prompt, chosen = _split_last(prompt, "the row has a rejected answer but no chosen one")
     elif prompt is None:  # TRL: both conversations start with the prompt
@@ -97,26 +89,26 @@ def _preference(row: Row) -> Fields:
 
 def _split_last(messages: Any, problem: str) -> tuple[list[Any], list[Any]]:
     """Split a conversation into its prompt and its last message, the answer."""
-    messages = parse_json_cell(messages)
+    messages = parse_cell(messages)
     if not isinstance(messages, list) or len(messages) < 2:
         raise RowError("pair_incomplete", f"{problem}; add it.")
     return messages[:-1], messages[-1:]
 
 
-def _openrlhf(row: Row) -> Fields:
-    messages = parse_json_cell(row["message"])
+def _openrlhf(row: FieldsOfRow) -> Fields:
+    messages = parse_cell(row["message"])
     if isinstance(messages, str):
         message = "message holds broken JSON; it must be a JSON list of messages."
         raise RowError("broken_json", message)
     return Fields(messages)
 
 
-def _alpaca(row: Row) -> Fields:
+def _alpaca(row: FieldsOfRow) -> Fields:
     question = _text(row["instruction"], "instruction")
     if row.get("input"):
         question += "\n" + _text(row["input"], "input")
     messages: list[dict[str, Any]] = []
-    for exchange in as_list(parse_json_cell(row.get("history"))):
+    for exchange in as_list(parse_cell(row.get("history"))):
         if not isinstance(exchange, Sequence) or isinstance(exchange, str) or len(exchange) != 2:
             raise RowError("message_type", "history must be a list of [question, answer] pairs.")
         messages.append({"role": "user", "content": exchange[0]})
@@ -125,26 +117,19 @@ def _alpaca(row: Row) -> Fields:
     return Fields(messages, _text(row["output"], "output"))
 
 
-def _vqa(row: Row) -> Fields:
-    question = _text(row["question"], "question")
-    choices = to_choices(first_value(row, ("choices", "options")))
-    if choices and not any(choice in question for choice in choices):
-        letters = (f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
-        question = "\n".join([question, *letters])
-    return Fields(question, answer=row.get("answer"), choices=choices)
-
-
-def _query(row: Row) -> Fields:
+def _query(row: FieldsOfRow) -> Fields:
     question = first_value(row, QUESTION_NAMES)
-    response = first_value(row, [n for n in RESPONSE_NAMES if row.get(n) is not question])
+    weak = [name for name in WEAK_RESPONSE_NAMES if "<answer>" in str(row.peek(name))]
+    response = first_value(row, (*RESPONSE_NAMES, *weak))
+    own = {name: row.get(name) for name in COMPLETION_NAMES}
+    if own["demonstration"] is None and response is not None:
+        own["demonstration"] = _text(response, "the response")
     return Fields(
-        [{"role": "user", "content": _text(question, "the question")}],
-        None if response is None else _text(response, "the response"),
-        answer=first_value(row, ANSWER_NAMES),
+        question if isinstance(question, list) else _text(question, "the question"), **own
     )
 
 
-def _prism(row: Row) -> Fields:
+def _prism(row: FieldsOfRow) -> Fields:
     answer = strip_answer(first_value(row, ("solution", "answer", "ground_truth")))
     completions = {}
     for side in ("teacher", "student"):
@@ -168,12 +153,11 @@ def _join_parts(caption: Any, think: Any, answer: str | None) -> str:
     return "\n".join(text.strip() for text in texts)
 
 
-def _columns(row: Row) -> Fields:
-    names = ("demonstration", "teacher", "student", "answer")
-    return Fields(row.get("prompt"), **{name: row.get(name) for name in names})
+def _columns(row: FieldsOfRow) -> Fields:
+    return replace(_query(row), answer=row.get("answer"))
 
 
-READERS: dict[str, Callable[[Row], Fields]] = {
+READERS: dict[str, Callable[[FieldsOfRow], Fields]] = {
     "prism_warmup": _prism,
     "prism_align": _prism,
     "openrlhf": _openrlhf,
@@ -182,9 +166,8 @@ READERS: dict[str, Callable[[Row], Fields]] = {
     "verl": _prompt,
     "messages": _conversation,
     "prompt_completion": _prompt_completion,
-    "prompt": _prompt,
+    "prompt": _query,
     "alpaca": _alpaca,
-    "vqa": _vqa,
     "query": _query,
     "columns": _columns,
 }

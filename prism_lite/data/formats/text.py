@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import csv
+import gzip
+import io
 import json
+import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
-from prism_lite.data.formats.base import FileError, RowError, parse_json_cell
+from prism_lite.data.formats.base import FileError, RowError, parse_cell
+from prism_lite.data.formats.detect import detect
 
+# Suffix of a compressed file and how it is opened.
+COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+_PEEKED_BYTES = 4096
 _CHUNK_CHARACTERS = 1 << 20
 _SPACES = re.compile(r"[ \t\r\n]*")
 
 
+def _open_bytes(path: Path) -> BinaryIO:
+    return COMPRESSED.get(path.suffix.lower(), open)(path, "rb")
+
+
+def _open_text(path: Path, newline: str | None = None) -> TextIO:
+    return io.TextIOWrapper(_open_bytes(path), encoding="utf-8-sig", newline=newline)
+
+
+def is_json_lines(path: Path) -> bool:
+    """Return whether a file holds one JSON value per line, whatever its name says.
+
+    An array is not; an object is where it fills the first line and others follow, or where the name is
+    not .json.
+    """
+    is_named_json = Path(
+        path.name.removesuffix(path.suffix) if path.suffix in COMPRESSED else path
+    ).suffix
+    with _open_bytes(path) as stream:
+        if stream.read(_PEEKED_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return False
+        stream.seek(0)
+        lines = (line for line in stream if line.removeprefix(codecs.BOM_UTF8).strip())
+        first = next(lines, b"")
+        if is_named_json.lower() != ".json":
+            return True
+        return not isinstance(_line_value(first), RowError) and next(lines, None) is not None
+
+
 def jsonl_values(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the value of every line that is not blank, or its RowError."""
-    with path.open("rb") as stream:
+    with _open_bytes(path) as stream:
         for number, line in enumerate(stream, start=1):
             if line.removeprefix(codecs.BOM_UTF8).strip():
                 yield number, _line_value(line)
@@ -36,12 +73,12 @@ def _line_value(line: bytes) -> Any:
 
 def json_values(path: Path) -> Iterator[tuple[int, Any]]:
     """Yield the values of an array, or of the one array inside an object."""
-    with path.open(encoding="utf-8-sig") as stream:
+    with _open_text(path) as stream:
         while (first := stream.read(1)).isspace():
             pass
         if not first:
             raise FileError("empty_file", f"{path} holds white space only: it has no rows.")
-        values = _array_values(stream) if first == "[" else _wrapped_values(stream)
+        values = _array_values(stream) if first == "[" else _wrapped_values(stream, path)
         yield from enumerate(values, start=1)
 
 
@@ -76,27 +113,28 @@ def _end_of_spaces(text: str, start: int) -> int:
     return match.end()
 
 
-def _wrapped_values(stream: TextIO) -> list[Any]:
+def _wrapped_values(stream: TextIO, path: Path) -> list[Any]:
     """Return the rows of {"data": [...]}, an object with one list of objects, or of one row."""
     stream.seek(0)
     value = json.load(stream)
+    if isinstance(value, dict) and detect(value):
+        return [value]
     if isinstance(value, dict):
         lists = [rows for rows in value.values() if isinstance(rows, list)]
         if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]):
             return lists[0]
-        if {"messages", "conversations", "prompt", "question"} & value.keys():
-            return [value]
     raise FileError(
         "not_rows",
-        f"{stream.name} is not a list of rows: expected an array of objects, or an object with one "
-        "such array.",
+        f"{path} is not a list of rows: expected an array of objects, or an object with one such array "
+        f"(it holds {', '.join(map(str, value))[:200] if isinstance(value, dict) else 'no object'}); write "
+        "one array to a file.",
     )
 
 
 def csv_values(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
     """Yield each record as a dict, or its RowError; empty cells are missing values (None)."""
     csv.field_size_limit(1 << 28)  # base64 pictures
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with _open_text(path, newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(reader, None)
         if not header or len(set(header)) != len(header) or not all(header):
@@ -105,7 +143,7 @@ def csv_values(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
         for number, cells in enumerate(reader, start=1):
             if len(cells) == len(header):
                 # Lists and objects are written in cells as JSON.
-                values = (parse_json_cell(cell) if cell else None for cell in cells)
+                values = (parse_cell(cell) if cell else None for cell in cells)
                 yield number, dict(zip(header, values, strict=True))
             elif cells:
                 message = (

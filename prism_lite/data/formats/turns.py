@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from prism_lite.data.formats.base import RowError, parse_json_cell
+from prism_lite.data.formats.base import RowError, parse_cell
 from prism_lite.rewards.answers.text import closing_bracket
 from prism_lite.types import Turn
 
@@ -15,9 +15,21 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system", "user": "user", "human": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
 }  # fmt: skip
-_NUMBERED_MARK = re.compile(r"<image[ _](\d+)>")
+_NUMBERED_MARK = re.compile(r"<\|?(?:image|img)[ _-]?(\d+)\|?>", re.IGNORECASE)
 _OTHER_MARKS = re.compile(
-    r"<image[ _]\d+>|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image\|>"
+    rf"{_NUMBERED_MARK.pattern}|<\|vision_start\|><\|image_pad\|><\|vision_end\|>|<\|image\|>|<ImageHere>"
+    r"|<image_?placeholder>",
+    re.IGNORECASE,
+)
+# Pictures that are named inside the text: Qwen-VL's <img>path</img>, HTML, Markdown.
+_PICTURE_IN_TEXT = re.compile(
+    r"(?:Picture \d+: ?)?<img>\s*([^<>]+?)\s*</img>"
+    r"|<img\b[^>]*?\bsrc=[\"']([^\"']+)[\"'][^>]*>|!\[[^\]]*\]\(([^)\s]+)\)"
+)
+_ANSWER_LINE = re.compile(
+    r"(?:^|[\n.;])\s*(?:(?:so|thus|therefore|hence),?\s+)?(?:the |my )?(?:final |correct )?answer"
+    r"(?:\s+is\s*:?|\s*[:=])\s*([^\n]+?)\s*$",
+    re.IGNORECASE,
 )
 _LEADING_MARKS = re.compile(rf"\A\s*(?:{_MARK}\s*)+")
 
@@ -32,9 +44,9 @@ def to_turns(messages: Any, references: list[Any]) -> list[Turn]:
     Raises:
         RowError: not a list of messages, an unknown role, or a content part of another type.
     """
-    messages = parse_json_cell(messages)
+    messages = parse_cell(messages)
     if isinstance(messages, str):
-        return [Turn("user", messages)]
+        return [Turn("user", _without_pictures(messages, references))]
     if not isinstance(messages, Sequence) or not messages:
         message = "the conversation is empty; write at least one user turn."
         raise RowError("empty_conversation", message)
@@ -54,8 +66,19 @@ def to_turns(messages: Any, references: list[Any]) -> list[Turn]:
                 f"role {name!r} is unknown; expected system, user or assistant (human, gpt).",
             )
         content = message.get("content", message.get("value"))
-        turns.append(Turn(role, _content_text(content, references)))
+        text = _content_text(content, references)
+        turns.append(Turn(role, _without_pictures(text, references) if role == "user" else text))
     return turns
+
+
+def _without_pictures(text: str, references: list[Any]) -> str:
+    """Replace pictures that the text names by marks; append their references."""
+
+    def mark(match: re.Match[str]) -> str:
+        references.append(next(filter(None, match.groups())))
+        return _MARK
+
+    return text if _MARK in text else _PICTURE_IN_TEXT.sub(mark, text)
 
 
 def _content_text(content: Any, references: list[Any]) -> str:
@@ -168,6 +191,11 @@ def strip_answer(value: Any) -> str | None:
     tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
     if tagged:
         text = tagged[-1].strip()
+    if "####" in text:  # GSM8K: the answer follows its explanation
+        text = text.rpartition("####")[2].strip()
+    said = _ANSWER_LINE.search(text)
+    if said:
+        text = said[1].strip()
     for _ in range(4):
         dollars = re.fullmatch(r"\$\$?([^$]+)\$\$?", text)
         if dollars:

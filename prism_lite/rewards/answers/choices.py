@@ -24,9 +24,12 @@ class Choice:
 
 _LETTER = re.compile(r"\(?\[?([A-Ja-j])\]?\)?[.:]?")
 _LETTER_AND_TEXT = re.compile(
-    r"(\([A-Ja-j]\)|\[[A-J]\]|[A-J][.):]|[a-j]\)|[A-J]\s+-(?=\s))[.:]?\s*(\S.*)", re.DOTALL
+    r"(\([A-Ja-j]\)|\[[A-J]\]|[A-J][.):]|[a-j]\)|[A-J]\s+-(?=\s)"
+    r"|[A-J]\s+(?=\([a-zA-Z][^()]+\)$))[.:]?\s*(\S.*)",
+    re.DOTALL,
 )
-_LETTERS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,\s*and|,|;|&|\band\b)\s*\(?[A-J]\)?)+")
+_OR_ANOTHER = re.compile(r"\(?(?:or|and|not|maybe|but)\b", re.IGNORECASE)
+_LETTERS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,\s*and|,|;|&|/|\band\b)\s*\(?[A-J]\)?)+")
 _COMPACT_LETTERS = re.compile(r"(?=..)A?B?C?D?E?F?G?H?")
 _NEXT_MARKER = re.compile(r"(?:^|[\s(,;])([A-J])[).:](?=\s|$)")
 _OPTION_LINE = re.compile(
@@ -90,7 +93,8 @@ def compare_choice(
     if gold_letters := _parse_letters(gold):
         letters = _parse_letters(predicted)
         return letters == gold_letters if letters or choice else None
-    if choice and _NEXT_MARKER.search(choice.text):  # several options
+    # Several options, or "B (or C)".
+    if choice and (_NEXT_MARKER.search(choice.text) or _OR_ANOTHER.match(choice.text)):
         return False
     option_of = dict(zip("ABCDEFGHIJ", options, strict=False))
     if choice and not gold_choice:
@@ -107,16 +111,34 @@ def compare_choice(
     if not expected or not choice.text or same(choice.text, expected):
         return choice.letter == gold_choice.letter
     # "A. the left one" names no other option; "A. dog" where A is the cat does.
-    contradicts = not options or any(same(choice.text, option) for option in options)
+    others = [option for option in options if option and option != expected]
+    contradicts = not options or any(
+        same(choice.text, option) or _names(choice.text, option, expected) for option in others
+    )
     return choice.letter == gold_choice.letter and not contradicts
 
 
-_TRUTH: dict[str, bool] = dict.fromkeys(("yes", "true", "yeah", "yep"), True)
-_TRUTH |= dict.fromkeys(("no", "false", "nope"), False)
+def _names(text: str, option: str, expected: str) -> bool:
+    """Check whether a text holds another option ("12 or 13") that is not part of the right one."""
+    words, other, right = (f" {word_form(each)} " for each in (text, option, expected))
+    return other in words and other not in right
+
+
+_TRUTH: dict[str, bool] = dict.fromkeys(
+    ("yes", "true", "yeah", "yep", "是", "是的", "对", "对的", "正确"), True
+)
+_TRUTH |= dict.fromkeys(("no", "false", "nope", "否", "不是", "不对", "错误", "错"), False)
 _SAID_TRUTH = re.compile(
-    r"(yes|no|true|false|yeah|yep|nope)(?:\s*[,.;:!?-]\s*|$"
+    r"(yes|no|true|false|yeah|yep|nope|是的?|对的?|正确|否|不[是对]|错误?)(?:\s*[,.;:!?-]\s*|$"
     r"|\s+(?=(?:it|there|they|s?he|the|this|that|we|these|those|because|since|as)\b))(.*)",
     re.IGNORECASE | re.DOTALL,
+)
+
+
+_HEDGE = re.compile(
+    r"^[^?]*\?\s*\w|\b(?:opposite|maybe|perhaps|depends|wait|unsure|not sure)\b"
+    r"|\bbut(?:\s+\w+)?\s+(?:yes|no|true|false)\b",
+    re.IGNORECASE,
 )
 
 
@@ -130,5 +152,7 @@ def compare_truth(predicted: str, gold: str) -> bool | None:
     match = _SAID_TRUTH.fullmatch(predicted)
     if expected is None or match is None:
         return None if expected is None else False
+    if _HEDGE.search(predicted):
+        return False
     words = [match[1], *re.findall(r"\w+", match[2])[:2]]
     return all(_TRUTH.get(word.lower(), expected) == expected for word in words)

@@ -1,20 +1,21 @@
 """Compare a prediction with the gold answer: one verdict with its reason.
 
-The cheapest reading that decides wins: same text, option letter, yes/no, number with unit, several
-entries, expression (math-verify), words. Odd text raises nothing: an unreadable prediction is
-wrong.
+The cheapest reading that decides wins: same text, option letter, yes/no, what is read as written
+(times, dates, ranges), number with unit, several entries, expression (math-verify), words. Odd text
+raises nothing: an unreadable prediction is wrong.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
-from prism_lite.rewards.answers import quantities, structures, symbolic
+from prism_lite.rewards.answers import quantities, sets, structures, symbolic
 from prism_lite.rewards.answers.choices import compare_choice, compare_truth, option_texts
+from prism_lite.rewards.answers.literals import compare_literal
 from prism_lite.rewards.answers.numbers import RELATIVE_TOLERANCE, Number, numbers_agree
 from prism_lite.rewards.answers.text import clean, word_form
 
@@ -26,17 +27,18 @@ _MAX_DEPTH = 4  # of lists in lists
 class Verdict:
     """Whether the answers match, and why or why not in a few words.
 
-    `timed_out` marks a symbolic comparison that was stopped at its limit and counts as wrong.
+    `undecided` marks a symbolic comparison that needs more processor time or memory than it may
+    have: `matches` is False, but nothing is known.
     """
 
     matches: bool
     why: str
-    timed_out: bool = False
+    undecided: bool = False
 
 
 @dataclass
 class _Budget:
-    """Tolerance and time of one comparison; shared by all entries of a list."""
+    """Tolerance and processor time of one comparison; shared by all entries of a list."""
 
     relative_tolerance: float
     remaining_s: float
@@ -58,21 +60,23 @@ def compare_answers(
         choices: option texts from A on, with or without their letters, where the question has them.
         relative_tolerance: for numbers that are not both integers (see `numbers_agree`); chart
             tasks often take 0.05.
-        time_limit_s: wall-clock limit of all symbolic work, in seconds.
+        time_limit_s: processor time that symbolic work may take, in seconds; the last question
+            may take as much again.
 
     Returns:
-        The first match, else the verdict on the first gold answer. An empty prediction or gold
-        answer never matches.
+        The first match, else an undecided verdict, else the one on the first gold answer. An empty
+        prediction or gold answer never matches.
     """
     golds = [gold] if isinstance(gold, str) else gold
     verdicts = []
     for accepted in golds:
-        budget = _Budget(relative_tolerance, time_limit_s / len(golds))
+        budget = _Budget(relative_tolerance, time_limit_s)
         verdict = _verdict(predicted.strip(), accepted.strip(), choices, budget)
         if verdict.matches:
             return verdict
         verdicts.append(verdict)
-    return verdicts[0] if verdicts else Verdict(False, "no gold answer")
+    undecided = [verdict for verdict in verdicts if verdict.undecided]
+    return (undecided or verdicts or [Verdict(False, "no gold answer")])[0]
 
 
 def _verdict(predicted: str, gold: str, choices: Sequence[str], budget: _Budget) -> Verdict:
@@ -86,10 +90,22 @@ def _verdict(predicted: str, gold: str, choices: Sequence[str], budget: _Budget)
     predicted, gold = clean(predicted), clean(gold)
     if not predicted or not gold:
         return Verdict(False, "empty gold answer" if predicted else "empty prediction")
+    if not _REASON.search(gold):
+        predicted = _REASON.sub("", predicted)
+    options = option_texts(choices)
     try:
-        return Verdict(*_compare(predicted, gold, option_texts(choices), budget, depth=0))
-    except TimeoutError:
-        return Verdict(False, "no verdict within the time limit", timed_out=True)
+        restated = _RESTATED.fullmatch(predicted)
+        if restated and "(" not in gold:
+            both = (_compare(text, gold, options, budget, depth=0)[0] for text in restated.groups())
+            if all(both):
+                return Verdict(True, "same answer, twice")
+        return Verdict(*_compare(predicted, gold, options, budget, depth=0))
+    except symbolic.UndecidedError as error:
+        return Verdict(False, str(error), undecided=True)
+
+
+_REASON = re.compile(r"(?<=\S)\s*[,;.]?\s+(?:since|because)\s.*$", re.DOTALL)
+_RESTATED = re.compile(r"([^()]*[^()\s])\s+\(([^()]+)\)")  # "3 (three)"
 
 
 def _is_integer(text: str) -> bool:
@@ -114,9 +130,17 @@ def _compare(
     matches = compare_truth(predicted, gold)
     if matches is not None:
         return matches, "same truth value" if matches else "another truth value"
+    if sets.is_empty_set(predicted) and sets.is_empty_set(gold):
+        return True, "same set"
+    if any("{" in text or r"\cup" in text for text in (predicted, gold)):
+        predicted, gold = map(sets.as_intervals, (predicted, gold))
     predicted, gold = map(structures.strip_brackets, (predicted, gold))
     predicted, gold = _without_labels(predicted, gold)
-    quantity, gold_quantity = map(quantities.parse_quantity, (predicted, gold))
+    literal = compare_literal(predicted, gold, same)
+    if literal is not None:
+        return literal
+    quantity = quantities.parse_quantity(predicted)
+    gold_quantity = quantities.parse_quantity(gold, is_gold=True)
     if quantity and gold_quantity:
         return quantities.compare_quantities(quantity, gold_quantity, budget.relative_tolerance)
     structure = None if quantity else structures.parse_structure(predicted)
@@ -125,6 +149,8 @@ def _compare(
         matches = structures.compare_structures(structure, gold_structure, same)
         return matches, "same entries" if matches else "entries differ"
     if word_form(predicted) == word_form(gold):
+        if (quantity and quantity.unit) or (gold_quantity and gold_quantity.unit):
+            return False, "units conflict"  # "5 A" and "5 a": only one of them is a unit
         return True, "same words"
     if (structure and gold_quantity) or (gold_structure and quantity):
         return False, "one value against several"
@@ -159,32 +185,67 @@ def _compare_expressions(predicted: str, gold: str, budget: _Budget) -> tuple[bo
     """Ask math-verify where both sides may be expressions; their units must agree."""
     if bool(_EQUALS.search(predicted)) != bool(_EQUALS.search(gold)):
         return False, "an equation against a value"  # "2 + 2 = 5" must not count for its right side
+    if _SYMBOL.fullmatch(gold) and quantities.parse_quantity(predicted):
+        return False, "a number against a letter"
+    if _reorders_letters(predicted, gold):
+        return False, "words differ"
     latex, unit = _latex_and_unit(predicted)
-    gold_latex, gold_unit = _latex_and_unit(gold)
+    gold_latex, gold_unit = _latex_and_unit(gold, is_gold=True)
     if latex is None or gold_latex is None:
         return False, "words differ"
+    if unit == quantities.DEGREE and gold_unit is None and r"\pi" in gold_latex:
+        gold_latex = rf"({gold_latex})\cdot\frac{{180}}{{\pi}}"
+    elif gold_unit == quantities.DEGREE and unit is None and r"\pi" in latex:
+        latex = rf"({latex})\cdot\frac{{180}}{{\pi}}"
     if unit and gold_unit and unit != gold_unit:
         if unit.dimension != gold_unit.dimension or unit.offset or gold_unit.offset:
             return False, "units conflict"
         latex = rf"({latex})\cdot{_fraction_latex(unit.factor / gold_unit.factor)}"
-    symbolic.start_worker()  # its start does not count as this comparison's time
-    started = time.monotonic()
-    reply = symbolic.ask(latex, gold_latex, budget.remaining_s)
-    budget.remaining_s -= time.monotonic() - started
+    if budget.remaining_s <= 0:
+        raise symbolic.UndecidedError("no verdict within the time limit")
+    reply = symbolic.ask(latex, gold_latex)
+    budget.remaining_s -= reply["cpu_s"]
     if "values" not in reply:
         return reply["equal"], "equal expressions" if reply["equal"] else "expressions differ"
-    number, gold_number = (Number(Fraction(value)) for value in reply["values"])
-    if gold_quantity := quantities.parse_quantity(gold):
-        gold_number = gold_quantity.number  # as written: its last digit sets the tolerance
-    if abs(number.value - gold_number.value) <= Fraction(1, 10**15):  # 30 digits were computed
+    value, gold_value = map(Decimal, reply["values"])
+    scale = max(abs(value), abs(gold_value))
+    if abs(value - gold_value) <= scale * Decimal("1e-15"):  # 30 digits were computed
         return True, "equal expressions"
+    if max(abs(value.adjusted()), abs(gold_value.adjusted())) > _MAX_EXPONENT:
+        return False, "expressions differ"
+    number, gold_number = Number(Fraction(value)), Number(Fraction(gold_value))
+    if gold_quantity := quantities.parse_quantity(gold, is_gold=True):
+        gold_number = gold_quantity.number  # as written: its last digit sets the tolerance
     agree = numbers_agree(number, gold_number, budget.relative_tolerance)
     return agree, "equal within tolerance" if agree else "expressions differ"
 
 
-def _latex_and_unit(text: str) -> tuple[str | None, quantities.Unit | None]:
+_SYMBOL = re.compile(r"[A-Za-z]")  # a gold answer of "e" is a letter
+_MAX_EXPONENT = 5000  # a fraction of more digits is not written out
+_RUN = re.compile(r"(?<![A-Za-z\\])[a-z]{2,}")
+_LABEL_AND_NUMBER = re.compile(r"[a-z]+[ -]+\d+")
+
+
+def _reorders_letters(predicted: str, gold: str) -> bool:
+    """Check for letters of a word in another order: "cat 3" and "act 3" are not products.
+
+    In an equation, and two letters within an expression, they are.
+    """
+    if "=" in gold:
+        return False
+    min_letters = 2 if _LABEL_AND_NUMBER.fullmatch(gold) else 3
+    runs, gold_runs = (
+        {run for run in _RUN.findall(text) if len(run) >= min_letters} for text in (predicted, gold)
+    )
+    sorted_runs = {"".join(sorted(run)) for run in gold_runs - runs}
+    return any("".join(sorted(run)) in sorted_runs for run in runs - gold_runs)
+
+
+def _latex_and_unit(
+    text: str, *, is_gold: bool = False
+) -> tuple[str | None, quantities.Unit | None]:
     r"""Split `5\sqrt{2} cm` into its magnitude, None where that is not an expression, and unit."""
-    if quantity := quantities.parse_quantity(text):
+    if quantity := quantities.parse_quantity(text, is_gold=is_gold):
         latex = None if quantity.noun else _fraction_latex(quantity.number.value)
         return latex, quantity.unit
     match = _TRAILING_UNIT.fullmatch(text)

@@ -54,10 +54,13 @@ class Quantity:
 
 
 _UNITS: dict[str, Unit] = {}  # by symbol or name, as written
-_FOLDED: dict[str, Unit] = {}  # by folded symbol or name: the first of the table for "mW" and "MW"
+_FOLDED: dict[str, set[str]] = {}  # the names above by folded name: {"mW", "MW"} for "mw"
 
 _DEGREE_WORD = re.compile(r"degrees? (?=(?:celsius|fahrenheit|[CF])$)", re.IGNORECASE)
 _POWERS = (
+    (r"平方([^\s/每]+)", r"\1^2"),
+    (r"立方([^\s/每]+)", r"\1^3"),
+    (r"每", "/"),
     (r"\s*\^\s*\{?\s*([+-]?\d)\s*\}?", r"^\1 "),
     (r"(?i)\b(?:square|sq\.?)\s+([^\s/]+)", r"\1^2"),
     (r"(?i)\b(?:cubic|cu\.?)\s+([^\s/]+)", r"\1^3"),
@@ -82,7 +85,13 @@ def parse_unit(text: str) -> Unit | None:
 def _find_unit(name: str) -> Unit | None:
     folded = name.casefold()
     singular = folded[:-1] if len(folded) > 3 and folded.endswith("s") else folded
-    return _UNITS.get(name) or _FOLDED.get(folded) or _FOLDED.get(singular)
+    if unit := _UNITS.get(name):
+        return unit
+    # Case matters in one letter (A, a), in "Mg" (not mg) and where both exist (mW, MW).
+    names = (_FOLDED.get(folded) or _FOLDED.get(singular) or set()) if len(name) > 1 else set()
+    units = {_UNITS[other] for other in names}
+    is_mega = name[:1] == "M" and len(name) == 2 and name != name.upper()
+    return units.pop() if len(units) == 1 and not is_mega else None
 
 
 def _parse_product(text: str) -> Unit | None:
@@ -123,12 +132,13 @@ def _read_units(path: Path) -> None:
             prefixed = replace(unit, factor=unit.factor * Fraction(multiple))
             for name in (prefix + symbol, *(prefix_word + word for word in words)):
                 _UNITS[name] = prefixed
-                _FOLDED.setdefault(name.casefold(), prefixed)
+                _FOLDED.setdefault(name.casefold(), set()).add(name)
 
 
 _read_units(Path(__file__).with_name("units.tsv"))
-_PERCENT, _DEGREE, _KELVIN = _UNITS["%"], _UNITS["°"], _UNITS["K"]
+_PERCENT, DEGREE, _KELVIN = _UNITS["%"], _UNITS["°"], _UNITS["K"]
 
+_MIN_PERCENT = 10
 _ROUGHLY = re.compile(
     r"(?:approximately|approx\.?|about|roughly|around|≈|\\approx)\s*", re.IGNORECASE
 )
@@ -140,25 +150,36 @@ _NOUN = re.compile(
     r"|only|per|at|am|pm|st|nd|rd|th)\b)[^\W\d_]+(?:[ -][^\W\d_]+){0,2}",
     re.IGNORECASE,
 )
+_OF = re.compile(
+    r"(?!out\b)(.+?) of (?!the\b)[a-z]+(?: [a-z]+){0,2}", re.IGNORECASE
+)  # "grams of sugar"
+_ATTACHED_SYMBOLS = frozenset("mgsLNJWVΩ")  # in "2m" a unit by habit; 3a, 7h and 10A are products
+_DECADE = re.compile(r"\d{3}0s")
 _IRREGULAR_PLURALS = {
     "people": "person", "children": "child", "men": "man", "women": "woman", "mice": "mouse",
 }  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
-def parse_quantity(text: str) -> Quantity | None:
-    """Read a cleaned text that is one number with at most one unit or counted noun; else None."""
+def parse_quantity(text: str, *, is_gold: bool = False) -> Quantity | None:
+    """Read a cleaned text that is one number with at most one unit or counted noun; else None.
+
+    A gold answer of "3M" is a name, a prediction of "3M" three million.
+    """
     if rough := _ROUGHLY.match(text):
         text = text[rough.end() :]
     currency = _CURRENCY.match(text)
     if currency:
         text = currency[1] + text[currency.end() :]
-    match = match_number(text)
-    if match is None:
+    match = match_number(text, scale_letters="kKMB" if currency else "" if is_gold else "KMB")
+    if match is None or _DECADE.fullmatch(text):
         return None
     number, end = match
     rest = text[end:].strip()
-    unit = parse_unit(rest)
+    unit = parse_unit(rest) if _may_be_unit(text[end:]) else None
+    if unit is None and (product := _OF.fullmatch(rest)):
+        rest = product[1]  # a cup of flour is a cup
+        unit = parse_unit(rest)
     if currency:
         expected = _UNITS[currency[2]]
         return Quantity(number, expected) if not rest or unit == expected else None
@@ -166,12 +187,19 @@ def parse_quantity(text: str) -> Quantity | None:
         return Quantity(number, unit if unit and unit.dimension else None)
     if compound := _compound(text):
         return compound
-    if len(rest) < 3 or not _NOUN.fullmatch(rest):
+    if (len(rest) < 3 and rest.isascii()) or not _NOUN.fullmatch(rest):
         return None
     noun = rest.casefold().split()[-1]
     noun = _IRREGULAR_PLURALS.get(noun) or re.sub(r"(..)ies$", r"\1y", noun)
     noun = re.sub(r"(ch|sh|x|ss|o)es$|(?<!s)s$", r"\1", noun)
     return Quantity(number, noun="" if noun == "unit" else noun)
+
+
+def _may_be_unit(rest: str) -> bool:
+    """Check what follows a number: letters attached to it are a unit only as the table spells them."""
+    if len(rest) > 2 or not rest.isascii() or not rest.isalpha():
+        return True
+    return rest in _ATTACHED_SYMBOLS if len(rest) == 1 else rest in _UNITS
 
 
 def _compound(text: str) -> Quantity | None:
@@ -190,7 +218,8 @@ def compare_quantities(predicted: Quantity, gold: Quantity, tolerance: float) ->
     """Compare two quantities in the gold answer's unit; also says why or why not.
 
     A unit on one side only is taken as understood from the question; with a percent sign on one
-    side only, both readings of the bare number (50 and 0.5 for 50 %) count. Different units are
+    side only, both readings of the bare number (50 and 0.5 for 50 %) count, where a percentage is
+    plausible: a gold answer of 0.5 does not take "0.5%". Different units are
     converted if they measure the same thing and conflict if not.
     """
     number = predicted.number
@@ -203,8 +232,11 @@ def compare_quantities(predicted: Quantity, gold: Quantity, tolerance: float) ->
         return False, "units conflict"
     pairs = [(number, gold.number)]
     if label == _PERCENT and not gold_label:
+        # 50 may be percent by its question; 0.5, 1 and 2 are shares or counts.
+        pairs = pairs if abs(gold.number.value) >= _MIN_PERCENT else []
         pairs.append((number.times(Fraction(1, 100)), gold.number))
     if gold_label == _PERCENT and not label:
+        pairs = pairs if abs(gold.number.value) > 1 else []
         pairs.append((number, gold.number.times(Fraction(1, 100))))
     if any(left.value == right.value for left, right in pairs):
         return True, "equal numbers"
@@ -215,7 +247,7 @@ def compare_quantities(predicted: Quantity, gold: Quantity, tolerance: float) ->
 
 def _converted(number: Number, source: Unit, target: Unit) -> Number | None:
     dimensions = {source.dimension, target.dimension}
-    if dimensions == {_DEGREE.dimension, _KELVIN.dimension}:
+    if dimensions == {DEGREE.dimension, _KELVIN.dimension}:
         return number  # "25°" beside "25 °C"
     if len(dimensions) > 1:
         return None

@@ -1,7 +1,8 @@
 r"""Answers of several entries: coordinates, intervals, sets, lists.
 
 "(1, 2)" keeps its order and its brackets, "{1, 2}" has no order, a bare "1, 2" or "x = 1 or x = 2"
-has no order either (solutions, names), "a -> b -> c" keeps it. "12" is none of these.
+has no order either (solutions, names), "a -> b -> c" keeps it, and "[[1, 2], [3, 4]]" are the rows
+of a matrix. "12" is none of these.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def parse_structure(text: str) -> Structure | None:
         brackets, entries = "->", [entry.strip() for entry in _ARROW.split(text)]
     else:
         brackets, entries = "", _split(text, is_bare=True)
-    if not 1 < len(entries) <= _MAX_ENTRIES or not all(entries):
+    min_entries = 1 if _is_matrix(text) else 2  # a matrix of one row is not its row
+    if not min_entries <= len(entries) <= _MAX_ENTRIES or not all(entries):
         return None
     return brackets, tuple(entries)
 
@@ -47,10 +49,18 @@ def parse_structure(text: str) -> Structure | None:
 def strip_brackets(text: str) -> str:
     """Return the inside of brackets around one value: "(5)", "{5}" and "[5]" are "5"."""
     for _ in range(8):
-        if not _is_enclosed(text) or len(_split(text[1:-1], is_bare=False)) != 1:
+        if (
+            not _is_enclosed(text)
+            or _is_matrix(text)
+            or len(_split(text[1:-1], is_bare=False)) != 1
+        ):
             break
         text = text[1:-1].strip()
     return text
+
+
+def _is_matrix(text: str) -> bool:
+    return text.startswith("[[") and "," in text
 
 
 def _is_enclosed(text: str) -> bool:
@@ -83,8 +93,11 @@ def compare_structures(
     """Compare entry by entry, in order where either side has one.
 
     Brackets must agree, except that a bare list may stand for any closed pair, and that round and
-    square ones are alike for three or more entries, which are not an interval.
+    square ones are alike for three or more entries, which are not an interval. A matrix of one row or
+    column may be written as coordinates.
     """
+    if _is_nested(predicted) != _is_nested(gold):
+        predicted, gold = _vector(predicted), _vector(gold)
     (predicted_brackets, entries), (gold_brackets, gold_entries) = predicted, gold
     brackets = {predicted_brackets, gold_brackets}
     is_bare = "" in brackets and not brackets & {"[)", "(]"}
@@ -102,3 +115,19 @@ def compare_structures(
             return False
         remaining.remove(match)
     return True
+
+
+def _is_nested(structure: Structure) -> bool:
+    brackets, entries = structure
+    return brackets == "[]" and all(entry.startswith("[") for entry in entries)
+
+
+def _vector(structure: Structure) -> Structure:
+    """Return a matrix of one row or column, or a list in square brackets, as coordinates."""
+    brackets, entries = structure
+    if not _is_nested(structure):
+        return ("()" if brackets == "[]" else brackets), entries
+    rows = [_split(entry[1:-1], is_bare=False) for entry in entries]
+    if len(rows) > 1 and any(len(row) != 1 for row in rows):
+        return structure
+    return "()", tuple(cell for row in rows for cell in row)

@@ -13,14 +13,13 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from prism_lite.rewards.answers.text import replace_all
 
-TIME_LIMIT_S = 0.8
+TIME_LIMIT_S = 1.0  # of processor time: a verdict must not depend on what else the machine does
 _START_LIMIT_S = 120.0  # importing sympy on a busy machine; paid once
-_GRACE_S = 5.0  # the worker itself ends each question at its limit; one that does not is killed
+_HUNG_S = 90.0  # wall-clock time after which the worker is taken for hung and is killed
 _MAX_CHARACTERS = 300
 _MAX_REPLIES = 16384
 
@@ -66,6 +65,10 @@ def to_latex(text: str) -> str | None:
     return text if are_variables and _EXPRESSION.fullmatch(text) else None
 
 
+class UndecidedError(Exception):
+    """A comparison that takes more processor time or memory than it may have, or that fails."""
+
+
 class _Worker:
     """The worker process, which answers one question at a time."""
 
@@ -80,32 +83,40 @@ class _Worker:
             text=True,
         )
         self.owner = os.getpid()
-        if self.ask("1", "1", _START_LIMIT_S) is None:
+        if "values" not in (self.ask("1", "1", hung_s=_START_LIMIT_S) or {}):
             raise RuntimeError(
                 f"the math-verify worker did not start: run `{' '.join(command)}` to see why (it "
                 "should wait for input)."
             )
 
-    def ask(self, predicted: str, gold: str, limit_s: float) -> dict | None:
-        """Return the reply, or None if the worker ended or had to be killed."""
+    def ask(self, predicted: str, gold: str, *, hung_s: float = _HUNG_S) -> dict | None:
+        """Return the reply, or None if the worker ended; a hung one is killed and undecided."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
-        killer = threading.Timer(limit_s + _GRACE_S, self.process.kill)
+        is_hung = threading.Event()
+
+        def kill() -> None:
+            is_hung.set()
+            self.process.kill()
+
+        killer = threading.Timer(hung_s, kill)
         killer.start()
         reply = ""
         try:
-            question = {"predicted": predicted, "gold": gold, "limit_s": limit_s}
+            question = {"predicted": predicted, "gold": gold, "limit_s": TIME_LIMIT_S}
             stdin.write(json.dumps(question) + "\n")
             stdin.flush()
             reply = stdout.readline()
         except BrokenPipeError:
-            return None
+            pass
         finally:
             killer.cancel()
             if not reply:  # also when interrupted: the next question must not get this one's reply
                 self.process.kill()
                 self.process.wait()
-        return json.loads(reply) if reply else None
+        if reply:
+            return json.loads(reply)
+        return {"undecided": "the worker hung", "cpu_s": TIME_LIMIT_S} if is_hung.is_set() else None
 
 
 _lock = threading.Lock()
@@ -127,36 +138,33 @@ def _running_worker() -> _Worker:
     return _worker
 
 
-def ask(predicted: str, gold: str, limit_s: float) -> dict:
+def ask(predicted: str, gold: str) -> dict:
     """Ask math-verify whether two LaTeX expressions (from `to_latex`) are equal.
+
+    Every reply is kept, an undecided one too: the same pair is not decided differently later.
 
     Returns:
         {"equal": bool}, or for two real constants {"values": [predicted, gold]}, decimal strings
-        of 30 digits.
+        of 30 digits; with "cpu_s", the processor time that the first reply took.
 
     Raises:
-        TimeoutError: no reply within `limit_s` seconds of wall-clock time.
+        UndecidedError: no reply within `TIME_LIMIT_S` seconds of processor time, or none at all.
         RuntimeError: the worker does not start, or ended twice.
     """
     key = (predicted, gold)
     with _lock:
-        if key in _replies:
-            return _replies[key]
-        if limit_s <= 0:
-            raise TimeoutError
-        for _ in range(2):  # a worker that was killed from outside is replaced once
-            worker, started = _running_worker(), time.monotonic()
-            reply = worker.ask(predicted, gold, limit_s)
-            if reply is not None or time.monotonic() - started > limit_s:
-                break
-        else:
-            raise RuntimeError(
-                f"the math-verify worker ended twice on {predicted!r} and {gold!r}: is memory "
-                "short?"
-            )
-        if reply is None or "timed_out" in reply:
-            raise TimeoutError
-        if len(_replies) >= _MAX_REPLIES:
-            del _replies[next(iter(_replies))]
-        _replies[key] = reply
-        return reply
+        reply = _replies.get(key)
+        if reply is None:
+            # A worker that was killed from outside is replaced once.
+            reply = _running_worker().ask(predicted, gold) or _running_worker().ask(predicted, gold)
+            if reply is None:
+                raise RuntimeError(
+                    f"the math-verify worker ended twice on {predicted!r} and {gold!r}: is memory "
+                    "short?"
+                )
+            if len(_replies) >= _MAX_REPLIES:
+                del _replies[next(iter(_replies))]
+            _replies[key] = reply
+    if "undecided" in reply:
+        raise UndecidedError(reply["undecided"])
+    return reply

@@ -1,11 +1,11 @@
 """The process that runs math-verify: one question per line, each in a child that can be killed.
 
 Started by `symbolic`, never imported by it. It imports sympy once, warms the parser's tables, then
-forks for every question: one that loops for ever or exhausts the memory dies alone within its time
-limit, and the next one starts from the same warm state within milliseconds.
+forks for every question: one that loops for ever or exhausts the memory dies alone at its limit of
+processor time, and the next one starts from the same warm state within milliseconds.
 
 Protocol, JSON lines: question {"predicted", "gold", "limit_s"}; reply {"equal": bool},
-{"values": [str, str]} (30 digits each) or {"timed_out": true}.
+{"values": [str, str]} (30 digits each) or {"undecided": reason}, each with "cpu_s".
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from typing import Any
 
 import sympy
@@ -41,6 +42,8 @@ def compare(predicted: str, gold: str) -> dict[str, Any]:
         predicted_expr, gold_expr = (
             latex2sympy(latex, normalization_config=_NORMALIZATION) for latex in (predicted, gold)
         )
+    except MemoryError:
+        raise  # undecided, unlike what cannot be read
     # latex2sympy raises bare Exception for text it does not understand, so nothing narrower catches
     # it; an expression that cannot be read equals no other.
     except Exception:  # noqa: BLE001
@@ -60,9 +63,15 @@ def _value(expr: Any) -> str | None:
     """Return a real constant as a decimal string of 30 digits, else None."""
     if not isinstance(expr, sympy.Expr) or expr.free_symbols:
         return None
-    value = sympy.N(expr.doit(), 30, chop=True)
+    value = sympy.N(expr.doit(), 30)
+    real, imaginary = value.as_real_imag()
+    if imaginary != 0 and abs(imaginary) < abs(real) * sympy.Float("1e-20"):
+        value = real  # rounding of a real root
     is_real = isinstance(value, sympy.Float | sympy.Integer) and value.is_finite
-    return str(value) if is_real else None
+    if not is_real:
+        return None
+    # Of terms that cancel no digit is left: the constant is 0.
+    return "0" if isinstance(value, sympy.Float) and value._prec < 10 else str(value)
 
 
 def _answer(question: dict[str, Any]) -> None:
@@ -73,19 +82,21 @@ def _answer(question: dict[str, Any]) -> None:
         try:
             resource.setrlimit(resource.RLIMIT_AS, (_MAX_CHILD_BYTES, _MAX_CHILD_BYTES))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the child at its limit
-            signal.setitimer(signal.ITIMER_REAL, question["limit_s"])
-            reply = json.dumps(compare(question["predicted"], question["gold"]))
-            signal.setitimer(signal.ITIMER_REAL, 0)  # a reply is written in full or not at all
-            os.write(1, f"{reply}\n".encode())
+            # The kernel ends the child at its limit; the timer counts its processor time alone.
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_PROF, question["limit_s"])
+            reply = compare(question["predicted"], question["gold"])
+            signal.setitimer(signal.ITIMER_PROF, 0)  # a reply is written in full or not at all
+            os.write(1, f"{json.dumps(reply | {'cpu_s': time.process_time()})}\n".encode())
             exit_code = 0
         finally:
             os._exit(exit_code)  # never runs the parent's clean-up, nor prints a traceback
-    _, status = os.waitpid(child, 0)
+    _, status, usage = os.wait4(child, 0)
     if status:
-        timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        reply = json.dumps({"timed_out": True} if timed_out else {"equal": False})
-        os.write(1, f"{reply}\n".encode())
+        timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF
+        reason = "no verdict within the time limit" if timed_out else "the comparison failed"
+        reply = {"undecided": reason, "cpu_s": usage.ru_utime + usage.ru_stime}
+        os.write(1, f"{json.dumps(reply)}\n".encode())
 
 
 def main() -> None:

@@ -166,12 +166,12 @@ CONVENTIONS = {
             "answer": "3",
             "image_1": {"path": "a.png"},
         },
-        "vqa",
+        "query",
         "A",
     ),
     "mathvista": (
         {"question": QUESTION, "answer": "3", "choices": None, "decoded_image": {"path": "a.png"}},
-        "vqa",
+        "query",
         "A",
     ),
     "prism_align": (

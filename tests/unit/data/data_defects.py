@@ -141,14 +141,9 @@ ROW_DEFECTS: dict[str, tuple[str, dict, dict]] = {
         PREFERENCE,
     ),
     "broken characters": ("broken_characters", {**TEXT, "prompt": user("Caf\ufffd?")}, TEXT),
-    "row of another format": ("mixed_formats", {"query": "a", "response": "b"}, TEXT),
+    "row of another format": ("mixed_formats", {"instruction": "a", "output": "b"}, TEXT),
     "row of no format": ("mixed_formats", {"x": 1}, TEXT),
     "duplicate row": ("duplicate_row", TEXT, TEXT),
-    "duplicate id": (
-        "duplicate_id",
-        {**TEXT, "id": "q1", "prompt": user("another")},
-        {**TEXT, "id": "q1"},
-    ),
     "too few objects": (
         "object_count",
         {**SFT, "objects": {"ref": []}, "messages": [*user("<image><ref-object>?"), CHAT[0]][:1]},

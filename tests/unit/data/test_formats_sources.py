@@ -173,7 +173,7 @@ class TestFile:
         (sample,) = load_samples(write_jsonl(folder / "x.jsonl", [ROW]))
         assert render_sample(sample).splitlines() == [
             f"[user] <image>{QUESTION}",
-            f"[picture 1] {folder / 'a.png'}",
+            f"[picture 1] {folder / 'a.png'}, 40 x 30 pixels",
             "[answer] 3",
         ]
 

@@ -184,11 +184,12 @@ def test_quantity_reads_unit_and_noun():
 
 
 class TestWorker:
-    def test_endless_expression_is_stopped_and_said(self):
-        started = time.monotonic()
+    def test_endless_expression_is_stopped_and_undecided(self):
         verdict = compare_answers("10^{10^{10^{10}}}+x", "x+5")
-        assert not verdict.matches and verdict.timed_out
-        assert time.monotonic() - started < 1.0 + 0.5  # half a second for a busy machine
+        assert not verdict.matches and verdict.undecided
+        reply = symbolic._replies[("10^{10^{10^{10}}}+x", "x+5")]
+        # The kernel checks the timer at its clock ticks.
+        assert symbolic.TIME_LIMIT_S * 0.9 < reply["cpu_s"] < symbolic.TIME_LIMIT_S + 0.2
         assert answers_match(r"\sqrt{8}", r"2\sqrt{2}")  # the worker still serves
 
     def test_killed_worker_is_replaced(self):
@@ -199,9 +200,10 @@ class TestWorker:
 
     def test_list_shares_one_time_limit(self):
         hard = ", ".join(f"10^{{10^{{10^{{1{i}}}}}}}+x" for i in range(6))
-        started = time.monotonic()
-        assert not compare_answers(hard, ", ".join("xyzabc")).matches
-        assert time.monotonic() - started < 2.0
+        num_replies = len(symbolic._replies)
+        verdict = compare_answers(hard, ", ".join("xyzabc"))
+        assert not verdict.matches and verdict.undecided
+        assert len(symbolic._replies) == num_replies + 1
 
     def test_nothing_heavy_for_plain_answers(self, tmp_path):
         import subprocess
@@ -246,7 +248,7 @@ ANSWERS = st.one_of(
 # The whole fuzz is 100,000 pairs: PRISM_FUZZ=100000. The usual run takes a slice of it and allows
 # for a machine that others share.
 NUM_EXAMPLES = int(os.environ.get("PRISM_FUZZ", "400"))
-LIMIT_S = 1.0 if "PRISM_FUZZ" in os.environ else 3.0
+LIMIT_S = 2 * symbolic.TIME_LIMIT_S + 0.2 if "PRISM_FUZZ" in os.environ else 3.0
 # Elsewhere the gold answer decides: its digits set the tolerance, its form the kind of question.
 SYMMETRIC = {"same text", "same words", "equal numbers"}
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from prism_lite import parts
+from prism_lite.data.task import TaskData
 from prism_lite.rewards import load
-from prism_lite.rewards.group_rewards import group_accuracy, rewards_of
+from prism_lite.rewards.group_rewards import group_accuracy, group_verdicts, rewards_of
 from prism_lite.rewards.judge import judge_reward
 from prism_lite.rewards.load import load_rewards
+from prism_lite.stages.evaluate import _rates
+from prism_lite.stages.guards import undecided_answers
+from prism_lite.stages.rollout_log import undecided_metrics
 from prism_lite.types import FinishReason, Group, Rollout, Sample, Turn
 from tests.micro import micro_recipe
 
@@ -86,3 +91,30 @@ def test_the_overlong_penalty_begins_at_the_buffer():
     lengths = group("7", *(rollout("", num_tokens=n) for n in (1, 36, 42, 48)))
     rewards = rewards_with({"overlong": 1}, lengths, rlvr__overlong_buffer=0.25)
     assert rewards == {"overlong": [0, 0, -0.5, -1]}  # the limit of the micro recipe is 48
+
+
+class TestUndecided:
+    """An answer that the verifier cannot compare: no reward at all, counted, not right."""
+
+    ROW = ("x+5", rollout(GOOD.format("10^{10^{10^{10}}}+x")), rollout(GOOD.format("x+5")))
+
+    def test_no_reward_at_all(self):
+        row = group(*self.ROW)
+        rewards = rewards_with({"accuracy": 0.8, "format": 0.2}, row)
+        assert [math.isnan(value) for value in rewards["accuracy"]] == [True, False]
+        assert [math.isnan(value) for value in rewards["format"]] == [True, False]
+        tensors = {name: torch.tensor(values) for name, values in rewards.items()}
+        assert undecided_metrics([row], tensors) == {"rewards/accuracy/undecided": 0.5}
+        assert undecided_metrics([row], {"format": tensors["format"]}) == {}
+
+    def test_evaluation_counts_it_as_not_right(self):
+        assert group_verdicts(group(*self.ROW)) == [None, 1.0]
+        assert group_accuracy(group(*self.ROW)) == [0.0, 1.0]
+        task = TaskData((), (), (), (), (), None)
+        assert _rates([group(*self.ROW)], task)["undecided_rate"] == [0.5]
+        assert "undecided_rate" not in _rates([group("5", rollout(GOOD.format(5)))], task)
+
+    def test_alarm_above_one_percent(self):
+        assert undecided_answers(0.01) is None
+        alarm = undecided_answers(0.02)
+        assert alarm is not None and "could not compare 2.0% of the answers" in alarm.message
