@@ -134,7 +134,7 @@ def trained_stages(path: Path) -> list[str]:
     if not rlvr.get("control"):
         skipped.add("control")
     if align.get("method", "adversarial") != "adversarial" and not keeps_game(path):
-        skipped.add("warmup")  # there is no discriminator
+        skipped.add("warmup")  # no stage trains a discriminator
     return [stage for stage in STAGE_TITLES if stage not in skipped]
 
 

@@ -41,7 +41,7 @@ class StoredFile:
         path: as given.
         convention: the detected format.
         rows: in order, samples, or what is wrong with the row for any stage.
-        notes: what the user should know of the file that is no defect.
+        notes: what the user should know of the file although it is not a defect.
     """
 
     path: str

@@ -99,7 +99,7 @@ def discriminator_reward(
                 scores = discriminator.score(backbone, judged)
             mixed_K = alpha * scores.perception_K + (1 - alpha) * scores.reasoning_K
             for row, value in zip(rows, mixed_K.tolist(), strict=True):
-                if row is not None:  # the teacher's own score is no reward
+                if row is not None:  # the teacher's own score is not a reward
                     rewards[row] = value
         return rewards
 

@@ -30,7 +30,7 @@ _NO_BOX = re.compile(
 
 
 def says_no_box(text: str) -> bool:
-    """Check whether a gold answer says that there is no box: "none", "no box", "[]"."""
+    """Check whether a gold answer states that nothing is to be boxed: "none", "no box", "[]"."""
     return bool(_NO_BOX.fullmatch(text)) and bool(text.strip())
 
 
@@ -111,7 +111,7 @@ def iou_reward(
         prompts: not used; part of TRL's signature.
         completions: R completions, strings or lists of chat messages.
         boxes: R gold answers: a list of boxes, one box, or text that holds them or says "none";
-            None where there is no gold answer, which gives None.
+            None for a row without a gold answer, whose reward is None.
         answer: the gold answers where the data has no column `boxes`.
         sizes: R widths and heights of the pictures in pixels, where gold and predicted boxes differ
             in unit.

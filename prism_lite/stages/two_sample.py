@@ -60,7 +60,7 @@ class TwoSampleTest:
 
     Attributes:
         distance: the energy distance of the teacher's texts to the others.
-        chance: its mean under the permutations: what it is if there is no difference.
+        chance: the mean of the distance under the permutations, as for samples of one distribution.
         p_value: at least SMALLEST_P.
     """
 
@@ -73,7 +73,7 @@ def energy_test(texts: Sequence[Sequence[str]], rng: np.random.Generator) -> Two
     """Test whether the teacher's texts differ from the policy's, given the prompts.
 
     The statistic is the energy distance 2 E|x - y| - E|x - x'| - E|y - y'| of `text_features` (Szekely
-    and Rizzo 2004). If there is no difference, the teacher's text is exchangeable with the policy's of
+    and Rizzo 2004). For samples of one distribution the teacher's text is exchangeable with the policy's of
     the same prompt: each permutation chooses at random which completion of a prompt is called the
     teacher's, and never moves one to another prompt. So the test is exact however alike the completions
     of a prompt are.

@@ -33,7 +33,7 @@ class Report:
         counts: findings by kind; a row may have several.
         findings: in file order, at most MAX_KEPT_PER_KIND of a kind.
         first_sample: the first row of each stage, rendered; "" where no row is readable.
-        notes: what the user should know of the file that is no defect.
+        notes: what the user should know of the file although it is not a defect.
     """
 
     path: str

@@ -34,7 +34,7 @@ _NUM_PEEKED_ROWS = 20
 
 @dataclass
 class Notes:
-    """What the user should know of a file that is no defect; filled while its rows are read.
+    """What the user should know of a file although it is not a defect; filled while its rows are read.
 
     Attributes:
         source: what was chosen of a folder, or "".
@@ -57,7 +57,7 @@ class Notes:
             lines.append(f"not used: {', '.join(self.num_unread)}")
         if self.num_repeated_ids:
             lines.append(
-                f"{plural_rows(self.num_repeated_ids)} with an id of an earlier row: rows are told apart "
+                f"{plural_rows(self.num_repeated_ids)} with an id of an earlier row: rows are distinguished "
                 "by file and row number"
             )
         return lines
@@ -113,7 +113,7 @@ class SampleFile:
             except RowError as error:
                 yield row, Finding(row.file, row.number, error.kind, f"{row.place}: {error}")
                 continue
-            assert isinstance(row.value, dict)  # else there is no sample
+            assert isinstance(row.value, dict)  # only such a row becomes a sample
             names = {plain_name(name): name for name in row.value}
             notes.num_unread.update(names.get(name, name) for name in unread)
             if sample.id != str(row.number):

@@ -100,7 +100,7 @@ def holds_picture(name: str, value: Any) -> bool:
 def check_unread(row: FieldsOfRow, pictures: Sequence[Picture], folders: Sequence[Path]) -> None:
     """Refuse a row whose unread columns hold pictures that it would be trained without.
 
-    A path beside embedded pictures, or to a picture that the row has, is no loss.
+    A path beside embedded pictures, or to a picture that the row has, may be left out.
 
     Raises:
         RowError: names the column.

@@ -42,7 +42,7 @@ ROW_DEFECTS: dict[str, tuple[str, dict, dict]] = {
     "picture file empty": ("unreadable_picture", {**GOOD, "images": ["none.png"]}, GOOD),
     "png cut off": ("unreadable_picture", {**GOOD, "images": ["cut.png"]}, GOOD),
     "jpeg cut off": ("unreadable_picture", {**GOOD, "images": ["cut.jpg"]}, GOOD),
-    "embedded bytes are no picture": (
+    "embedded bytes are not a picture": (
         "unreadable_picture",
         {**GOOD, "images": ["data:image/png;base64,aGVsbG8="]},
         GOOD,
@@ -154,7 +154,7 @@ ROW_DEFECTS: dict[str, tuple[str, dict, dict]] = {
         {"query": 5, "answer": "b"},
         {"query": "a", "answer": "b"},
     ),
-    "history is no list of pairs": (
+    "history is not a list of pairs": (
         "message_type",
         {"instruction": "a", "output": "b", "history": [["a"]]},
         {"instruction": "a", "output": "b"},

@@ -1,4 +1,4 @@
-"""Arms have the settings that they describe, equal budgets, shared stages; seeds of tuning are apart."""
+"""Arms have the settings that they describe, equal budgets, shared stages; tuning seeds are separate."""
 
 from __future__ import annotations
 
