@@ -57,8 +57,8 @@ class Notes:
             lines.append(f"not used: {', '.join(self.num_unread)}")
         if self.num_repeated_ids:
             lines.append(
-                f"{plural_rows(self.num_repeated_ids)} with an id of an earlier row: rows are distinguished "
-                "by file and row number"
+                f"{plural_rows(self.num_repeated_ids)} with an id of an earlier row: file and row number "
+                "identify a row"
             )
         return lines
 
