@@ -111,6 +111,13 @@ def _check_discriminator(config: DiscriminatorConfig) -> None:
         )
 
 
+def game_begins_in_rlvr(config: RunConfig) -> bool:
+    """Return whether RLVR is the first stage in which the policy meets the warm-up's discriminator."""
+    return config.rlvr.game != "off" and (
+        discriminator_before_rlvr(config) == "warmup" or config.align.steps == 0
+    )
+
+
 def _check_warmup(config: WarmupConfig) -> None:
     if config.pairs_per_step % config.group_size:
         raise ValueError(

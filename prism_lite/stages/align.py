@@ -23,7 +23,7 @@ from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
-from prism_lite.stages.game import RunningSpread, judge_rollouts, lost_panels, panel
+from prism_lite.stages.game import RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
 from prism_lite.stages.guards import Alarms, cut_parts, game_alarms, undecided_answers
 from prism_lite.stages.rollout_log import (
@@ -46,7 +46,8 @@ def run_align(context: Context) -> None:
         "policy": context.optimizer(config.optim),
         "discriminator": context.optimizer(disc_config.optim, discriminator),
     }
-    replay, spread = Replay(task.align, num_prompts=config.replay_prompts), RunningSpread()
+    replay = Replay(task.align, num_prompts=config.replay_prompts)
+    spread = RunningSpread(config.spread_floor)
     alarms = Alarms(run, "align")
     for step in context.steps(
         "align",
@@ -80,7 +81,6 @@ def run_align(context: Context) -> None:
         if config.replay_fraction > 0:
             replay.add(groups)
         # 3. advantage: z-score per channel over the well-formed, penalty for the rest, centred
-        usual_2 = spread.update(judged, group_size=config.group_size)
         rewards = rewards_of(groups, context.rewards) if config.mode != "align" else {}
         verified = _verified(context, groups, rewards) if rewards else None
         advantage_R = alignment_advantages(
@@ -89,7 +89,7 @@ def run_align(context: Context) -> None:
             group_size=config.group_size,
             well_formed_R=judged.well_formed_R,
             alpha=config.alpha,
-            floors=(config.spread_floor * usual_2[0], config.spread_floor * usual_2[1]),
+            floors=spread.floors(judged, group_size=config.group_size),
             malformed_penalty=config.malformed_penalty,
             mode=config.mode,
             verified=verified,
@@ -115,22 +115,18 @@ def run_align(context: Context) -> None:
         if verified is not None:
             metrics |= reward_metrics(verified.reward_R, rewards, group_size=config.group_size)
             metrics |= undecided_metrics(groups, rewards)
+        figures, lost = panel_if_due(context, discriminator, "align", step, config.steps)
+        metrics |= figures
         checked = [
             *alarms.of_rollouts(groups),
             *game_alarms(game, score_cap=disc_config.score_cap),
             cut_parts(game, max_part_tokens=disc_config.max_part_tokens),
             undecided_answers(metrics.get("rewards/accuracy/undecided", 0.0)),
+            lost,
         ]
-        is_lost = False
-        if step % config.panel_every == 0 or step + 1 == config.steps:
-            figures = panel(context, discriminator, "align", step)
-            lost = lost_panels(context, "align", figures)
-            metrics |= figures
-            checked.append(lost)
-            is_lost = lost is not None
         metrics |= alarms.report(checked, step)
         run.log("align", step, metrics)
-        if is_lost and config.early_stop:
+        if lost is not None and config.early_stop:
             run.console.print(f"alignment ends after {step + 1} of {config.steps} steps")
             run.ends_stage = True
     tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}

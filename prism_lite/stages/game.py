@@ -49,14 +49,16 @@ class RunningSpread:
     """The usual deviation of the scores within a group, per channel; in the checkpoints.
 
     Divided by its own small deviation, a group that differs in wording only would get advantages as large
-    as one in which a rollout is wrong (METHOD section 8): this is the floor of what is divided by.
+    as one in which a rollout is wrong (METHOD section 8): `factor` times the usual deviation is the floor
+    of what is divided by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
         self._deviations: list[float] = []
 
-    def update(self, judged: JudgedRollouts, *, group_size: int) -> tuple[float, float]:
-        """Include a step's scores; return the deviation of perception and reasoning, 0 before any."""
+    def floors(self, judged: JudgedRollouts, *, group_size: int) -> tuple[float, float]:
+        """Include a step's scores; return the floors of perception and reasoning, 0 before any."""
         score_R2 = torch.stack([judged.perception_R, judged.reasoning_R], 1)
         counted_PG = judged.well_formed_R.view(-1, group_size)
         deviations = [
@@ -73,7 +75,7 @@ class RunningSpread:
                 _MEMORY * o + (1 - _MEMORY) * n for o, n in zip(old, new, strict=True)
             ]
         perception, reasoning = self._deviations or (0.0, 0.0)
-        return perception, reasoning
+        return self._factor * perception, self._factor * reasoning
 
     def state(self) -> list[float]:
         """Return JSON-able content."""
@@ -159,7 +161,17 @@ def judged_prompts(context: Context, groups: Sequence[Group]) -> list[JudgedProm
     ]
 
 
-def panel(
+def panel_if_due(
+    context: Context, discriminator: Discriminator, stage: str, step: int, num_steps: int
+) -> tuple[dict[str, float], Alarm | None]:
+    """Return the panel of every `align.panel_every` steps and of the last one, and its alarm."""
+    if step % context.config.align.panel_every and step + 1 < num_steps:
+        return {}, None
+    figures = _panel(context, discriminator, stage, step)
+    return figures, _lost_panels(context, stage, figures)
+
+
+def _panel(
     context: Context, discriminator: Discriminator, stage: str, step: int
 ) -> dict[str, float]:
     """Compute the convergence panel: held-out pair accuracy and the grounding probe, per channel."""
@@ -178,7 +190,7 @@ def panel(
     return figures
 
 
-def lost_panels(context: Context, stage: str, figures: dict[str, float]) -> Alarm | None:
+def _lost_panels(context: Context, stage: str, figures: dict[str, float]) -> Alarm | None:
     """Check held-out pair accuracy in the panels of a stage so far and in this one.
 
     A panel without it on both channels is left out.

@@ -18,6 +18,7 @@ from prism_lite.config import RunConfig
 from prism_lite.config.checks import (
     alignment_verifies,
     discriminator_before_rlvr,
+    game_begins_in_rlvr,
     plays_game,
 )
 from prism_lite.data.formats.base import Finding
@@ -274,8 +275,7 @@ def _is_gated(config: RunConfig, stage: str) -> bool:
         return False
     if stage == "align":
         return config.align.method == "adversarial" and config.align.steps > 0
-    starts_from_sft = stage == "rlvr" and config.rlvr.start == "sft"
-    return starts_from_sft and config.rlvr.game != "off" and config.rlvr.steps > 0
+    return stage == "rlvr" and game_begins_in_rlvr(config) and config.rlvr.steps > 0
 
 
 def _check_answers(config: RunConfig, task: TaskData) -> None:

@@ -8,19 +8,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass, field
-from math import nan
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from prism_lite.config import RlvrConfig, RunConfig
-from prism_lite.config.checks import discriminator_before_rlvr
+from prism_lite.config.checks import discriminator_before_rlvr, game_begins_in_rlvr
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.models.optim import learning_rate_at
-from prism_lite.parts import parse
 from prism_lite.policy.advantages import (
     aligned_advantages,
     center_groups,
@@ -30,11 +27,9 @@ from prism_lite.policy.advantages import (
     weighted_sum,
 )
 from prism_lite.policy.step import rollout_kl, update_policy
-from prism_lite.rewards.group_rewards import accuracy_of, rewards_of, undecided_rollouts
-from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.seeding import batch_at
+from prism_lite.rewards.group_rewards import accuracy_of, undecided_rollouts
 from prism_lite.stages.context import Context
-from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, lost_panels, panel
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
 from prism_lite.stages.guards import (
     Alarm,
@@ -44,13 +39,13 @@ from prism_lite.stages.guards import (
     unscored_rollouts,
     zero_spread_groups,
 )
+from prism_lite.stages.rollout_batch import RolloutBatch, sample_batch
 from prism_lite.stages.rollout_log import (
     reward_metrics,
     rollout_metrics,
     rollout_records,
     undecided_metrics,
 )
-from prism_lite.types import Group, Rollout, Sample
 
 # A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
 _WIDEST_GSPO_CLIP = 0.01
@@ -82,17 +77,17 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     optimizers = {"policy": context.optimizer(config.optim)}
     if discriminator is not None:
         optimizers["discriminator"] = context.optimizer(disc_config.optim, discriminator)
-    spread = RunningSpread()
+    spread = RunningSpread(context.config.align.spread_floor)
     _print_settings(context)
     alarms, has_run_out = Alarms(run, stage), False
     for step in context.steps(
         stage, config.steps, optimizers, discriminator=discriminator, buffers={"spread": spread}
     ):
-        if step == 0 and discriminator is not None and config.start == "sft":
+        if step == 0 and discriminator is not None and game_begins_in_rlvr(context.config):
             check_gate(context, discriminator)  # otherwise it was checked before alignment
         # 1. sample and reward groups; with dynamic sampling replace those without spread
         started_s = time.perf_counter()
-        batch = _sample_batch(context, step)
+        batch = sample_batch(context, step)
         generated_s = time.perf_counter() - started_s
         if batch.ran_out and not has_run_out:
             has_run_out = True
@@ -110,15 +105,12 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
                 batch.groups,
                 learning_rate=learning_rate_at(disc_config.optim, step, config.steps),
             )
-            usual_2 = spread.update(judged, group_size=config.group_size)
-            advantage_R = advantage_R + _game_advantages(context, batch, judged, usual_2)
+            floors = spread.floors(judged, group_size=config.group_size)
+            advantage_R = advantage_R + _game_advantages(context, batch, judged, floors)
             scores = judged.scores
-            metrics |= judged.game.metrics
-            checked += game_alarms(judged.game, score_cap=disc_config.score_cap)
-            if step % context.config.align.panel_every == 0 or step + 1 == config.steps:
-                figures = panel(context, discriminator, stage, step)
-                metrics |= figures
-                checked.append(lost_panels(context, stage, figures))
+            figures, lost = panel_if_due(context, discriminator, stage, step, config.steps)
+            metrics |= judged.game.metrics | figures
+            checked += [*game_alarms(judged.game, score_cap=disc_config.score_cap), lost]
         # (written before the policy's step: if it fails, its rollouts can be inspected)
         records = rollout_records(batch.groups, advantage_R, scores, batch.rewards)
         run.write_rollouts(stage, step, records)
@@ -162,7 +154,7 @@ def _load_discriminator(context: Context) -> Discriminator:
 
 
 def _game_advantages(
-    context: Context, batch: RolloutBatch, judged: JudgedRollouts, usual_2: tuple[float, float]
+    context: Context, batch: RolloutBatch, judged: JudgedRollouts, floors: tuple[float, float]
 ) -> Tensor:
     """Return the discriminator's share of the advantages [R], with zero mean in every group.
 
@@ -176,7 +168,7 @@ def _game_advantages(
         group_size=group_size,
         well_formed_R=judged.well_formed_R,
         alpha=config.alpha,
-        floors=(config.spread_floor * usual_2[0], config.spread_floor * usual_2[1]),
+        floors=floors,
     )
     accuracy_R = accuracy_of(batch.groups, batch.rewards)
     if context.config.rlvr.game == "on":
@@ -188,126 +180,13 @@ def _game_advantages(
     return center_groups(config.weight * counts_R * aligned_R, group_size=group_size)
 
 
-@dataclass(frozen=True, eq=False)
-class RolloutBatch:
-    """The rollouts of one step.
-
-    Attributes:
-        groups: all that were sampled, with the teacher's completion where it is a rollout.
-        rewards: by name, float32 [R], of all of them; NaN where a reward returned None.
-        is_kept_P: bool, which groups are trained on.
-        metrics: of dynamic sampling; empty without it.
-        ran_out: dynamic sampling ended with fewer groups than asked for.
-    """
-
-    groups: list[Group]
-    rewards: dict[str, Tensor]
-    is_kept_P: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
-    ran_out: bool = False
-
-    @property
-    def sampled(self) -> list[Group]:
-        """The groups with the policy's own rollouts only."""
-        return [
-            Group(g.sample, tuple(r for r in g.rollouts if not r.is_teacher)) for g in self.groups
-        ]
-
-    @property
-    def kept(self) -> list[Group]:
-        return [g for g, kept in zip(self.groups, self.is_kept_P.tolist(), strict=True) if kept]
-
-    @property
-    def is_kept_R(self) -> Tensor:
-        return self.is_kept_P.repeat_interleave(len(self.groups[0].rollouts))
-
-
-def _sample_batch(context: Context, step: int) -> RolloutBatch:
-    """Sample `rlvr.prompts_per_step` groups and their rewards.
-
-    With dynamic sampling (DAPO, arXiv 2503.14476) groups without spread carry no signal and are
-    replaced by groups of further prompts, no prompt twice, until there are enough, or
-    `rlvr.max_sampled_batches` batches were sampled, or no prompt is left. The order of the prompts
-    depends on the step alone, so a resumed run draws the same.
-    """
-    config, task, seed = context.config.rlvr, context.task, context.config.seed
-    groups: list[Group] = []
-    batch_rewards: list[dict[str, Tensor]] = []
-    may_keep: list[bool] = []
-    sampled_keys: set[str] = set()
-    num_batches = 0
-    while num_batches < (config.max_sampled_batches if config.dynamic_sampling else 1):
-        name = () if num_batches == 0 else ("refill", num_batches)
-        num_batches += 1
-        samples = batch_at(task.rlvr, step, config.prompts_per_step, seed, "rlvr", *name)
-        if config.dynamic_sampling:
-            samples = _new_prompts(samples, sampled_keys)
-        if samples:
-            sampled = sample_groups(
-                context.backbone,
-                samples,
-                group_size=config.group_size - config.teacher_rollout,
-                sampling=context.config.sampling,
-                seed=(seed, "rlvr", step, *name),
-            )
-            if config.teacher_rollout:
-                sampled = [_with_teacher(context, group) for group in sampled]
-            rewards = rewards_of(sampled, context.rewards)
-            groups += sampled
-            batch_rewards.append(rewards)
-            may_keep += (
-                _has_spread(context, rewards) if config.dynamic_sampling else [True] * len(sampled)
-            )
-        if sum(may_keep) >= config.prompts_per_step or len(sampled_keys) >= len(task.rlvr):
-            break
-    rewards = {name: torch.cat([r[name] for r in batch_rewards]) for name in batch_rewards[0]}
-    # the first `prompts_per_step` of the groups that may be kept
-    may_keep_P = torch.tensor(may_keep)
-    is_kept_P = may_keep_P & (may_keep_P.cumsum(0) <= config.prompts_per_step)
-    if not config.dynamic_sampling:
-        return RolloutBatch(groups, rewards, is_kept_P)
-    num_kept = int(is_kept_P.sum())
-    metrics: dict[str, float] = {
-        "dynamic_sampling/num_batches": num_batches,
-        "dynamic_sampling/num_kept": num_kept,
-        "dynamic_sampling/num_filtered": int((~may_keep_P).sum()),
-    }
-    return RolloutBatch(groups, rewards, is_kept_P, metrics, num_kept < config.prompts_per_step)
-
-
 def _reward_metrics(batch: RolloutBatch, reward_R: Tensor, group_size: int) -> dict[str, float]:
     """Compute the metrics of the rewards of the policy's own rollouts."""
     is_teacher_R = torch.tensor([r.is_teacher for group in batch.groups for r in group.rollouts])
-    own = {name: value_R.masked_fill(is_teacher_R, nan) for name, value_R in batch.rewards.items()}
-    return reward_metrics(reward_R.masked_fill(is_teacher_R, nan), own, group_size=group_size)
-
-
-def _with_teacher(context: Context, group: Group) -> Group:
-    """Add the teacher's completion to the rollouts of a group."""
-    text = group.sample.teacher_parts.render()
-    token_ids = context.backbone.tokenize(text)
-    zero_C = torch.zeros(len(token_ids))  # no distribution is known that it was drawn from
-    teacher = Rollout(
-        tuple(token_ids.tolist()), text, parse(text), "end", zero_C, zero_C, is_teacher=True
-    )
-    return Group(group.sample, (*group.rollouts, teacher))
-
-
-def _has_spread(context: Context, rewards: dict[str, Tensor]) -> list[bool]:
-    """Check each group for spread in accuracy, or in the total reward if accuracy is not rewarded."""
-    value_R = rewards.get("accuracy")
-    if value_R is None:
-        value_R = weighted_sum(rewards, context.reward_weights)
-    group_size = context.config.rlvr.group_size
-    zscore_R = group_zscore(value_R, group_size=group_size, counted_R=~value_R.isnan())
-    return zscore_R.view(-1, group_size).any(1).tolist()  # only zeros in a group without spread
-
-
-def _new_prompts(samples: list[Sample], sampled_keys: set[str]) -> list[Sample]:
-    """Return the samples whose prompt this step has not sampled yet, and mark them as sampled."""
-    by_key = {sample.key: sample for sample in samples if sample.key not in sampled_keys}
-    sampled_keys |= by_key.keys()
-    return list(by_key.values())
+    own = {
+        name: value_R.masked_fill(is_teacher_R, math.nan) for name, value_R in batch.rewards.items()
+    }
+    return reward_metrics(reward_R.masked_fill(is_teacher_R, math.nan), own, group_size=group_size)
 
 
 def _advantages(context: Context, batch: RolloutBatch) -> tuple[Tensor, dict[str, float]]:

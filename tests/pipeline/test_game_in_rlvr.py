@@ -17,9 +17,10 @@ from prism_lite.files import read_json, read_jsonl
 from prism_lite.parts import Malformed, Parts
 from prism_lite.recipe import load_recipe
 from prism_lite.runs.checkpoint import load_final
-from prism_lite.stages import rlvr
+from prism_lite.stages import align, rlvr
 from prism_lite.stages.context import Context
 from prism_lite.stages.game import JudgedRollouts, RunningSpread, auc_within_groups
+from prism_lite.stages.rollout_batch import RolloutBatch
 from prism_lite.types import Group, Rollout, Sample, Turn
 from tests.micro import micro_recipe, quiet_console
 
@@ -98,16 +99,16 @@ def rollout(answer: str | None) -> Rollout:
     return Rollout((1,), text, parts, "end", torch.zeros(1), torch.zeros(1))
 
 
-def batch_of(*groups: list[str | None]) -> rlvr.RolloutBatch:
+def batch_of(*groups: list[str | None]) -> RolloutBatch:
     sample = Sample("s", (Turn("user", "q"),), answer="1")
     made = [Group(sample, tuple(map(rollout, answers))) for answers in groups]
     accuracy = [float(a == "1") for answers in groups for a in answers]
-    return rlvr.RolloutBatch(
+    return RolloutBatch(
         made, {"accuracy": torch.tensor(accuracy)}, torch.ones(len(made), dtype=torch.bool)
     )
 
 
-def judged_of(batch: rlvr.RolloutBatch, score_R: torch.Tensor) -> JudgedRollouts:
+def judged_of(batch: RolloutBatch, score_R: torch.Tensor) -> JudgedRollouts:
     well_formed_R = torch.tensor([r.is_well_formed for g in batch.groups for r in g.rollouts])
     return JudgedRollouts(score_R, score_R, well_formed_R, GameScores.empty())
 
@@ -135,16 +136,16 @@ def test_blind_counts_groups_without_spread_only_and_the_floor_holds():
 
 
 def test_running_spread_is_a_moving_mean_over_steps_and_resumes():
-    spread, batch = RunningSpread(), batch_of(["1", "1", None], ["1", None, None])
+    spread, batch = RunningSpread(1.0), batch_of(["1", "1", None], ["1", None, None])
     first = judged_of(batch, torch.tensor([0.0, 2.0, 9.0, 5.0, 9.0, 9.0]))
-    assert spread.update(first, group_size=3) == (1.0, 1.0)  # one group with two that count
+    assert spread.floors(first, group_size=3) == (1.0, 1.0)  # one group with two that count
     second = judged_of(batch, torch.tensor([0.0, 6.0, 9.0, 5.0, 9.0, 9.0]))
-    resumed = RunningSpread()
+    resumed = RunningSpread(1.0)
     resumed.load(json.loads(json.dumps(spread.state())))
     for each in (spread, resumed):
-        assert each.update(second, group_size=3) == pytest.approx((0.9 + 0.3, 0.9 + 0.3))
+        assert each.floors(second, group_size=3) == pytest.approx((0.9 + 0.3, 0.9 + 0.3))
     nothing = judged_of(batch_of([None, None]), torch.zeros(2))
-    assert RunningSpread().update(nothing, group_size=2) == (0.0, 0.0)
+    assert RunningSpread(1.0).floors(nothing, group_size=2) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("scores", ["frozen", "oracle"])
@@ -195,3 +196,16 @@ def test_auc_within_groups_by_hand():
     assert auc == pytest.approx((0.5 + 0.5) / 2)
     nothing = torch.zeros(3, dtype=torch.bool)
     assert auc_within_groups(score_R[:3], nothing, ~nothing, 1) is None
+
+
+@pytest.mark.parametrize(("align_steps", "stage"), [(0, "rlvr"), (1, "align")])
+def test_the_gate_is_checked_once_where_the_game_begins(tmp_path, monkeypatch, align_steps, stage):
+    checked = []
+    monkeypatch.setattr(rlvr, "check_gate", lambda *_: checked.append("rlvr"))
+    monkeypatch.setattr(align, "check_gate", lambda *_: checked.append("align"))
+    config = micro_recipe(
+        rlvr__game="on", align__steps=align_steps, rlvr__steps=1, sft__steps=1, warmup__steps=1,
+        eval__stages=[],
+    )  # fmt: skip
+    pipeline.run(config, tmp_path / "r", console=quiet_console())
+    assert checked == [stage]
