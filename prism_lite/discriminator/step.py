@@ -105,17 +105,10 @@ def discriminator_step(
     def size(parts: Parts) -> int:
         return discriminator.part_tokens(backbone, parts).num_tokens
 
-    def batches(pieces: Iterable[JudgedPrompt]) -> list[list[JudgedPrompt]]:
-        return greedy_batches(
-            pieces,
-            lambda piece: len(piece.prompt) + sum(map(size, (piece.teacher, *piece.students))),
-            max_pack_tokens,
-        )
-
     pieces = [_split_group(item, max_group_tokens, size) for item in judged]
     replayed_pieces = chain(*(_split_group(item, max_group_tokens, size) for item in replayed))
-    batches_to_run = [(batch, True) for batch in batches(chain(*pieces))]
-    batches_to_run += [(batch, False) for batch in batches(replayed_pieces)]
+    batches_to_run = [(b, True) for b in _batches(chain(*pieces), max_pack_tokens, size)]
+    batches_to_run += [(b, False) for b in _batches(replayed_pieces, max_pack_tokens, size)]
     teachers, students = [], []
     metrics: dict[str, float] = {}
     with backbone.role("discriminator"), torch.set_grad_enabled(optimizer is not None):
@@ -168,6 +161,17 @@ def _split_group(
         JudgedPrompt(item.prompt, item.teacher, tuple(students))
         for students in greedy_batches(item.students, size, room)
     ]
+
+
+def _batches(
+    pieces: Iterable[JudgedPrompt], max_pack_tokens: int, size: Callable[[Parts], int]
+) -> list[list[JudgedPrompt]]:
+    """Return the pieces in batches of one forward each."""
+    return greedy_batches(
+        pieces,
+        lambda piece: len(piece.prompt) + sum(map(size, (piece.teacher, *piece.students))),
+        max_pack_tokens,
+    )
 
 
 class _NumPairs(NamedTuple):

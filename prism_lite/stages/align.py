@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from prism_lite.config import AlignConfig
 from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
@@ -23,7 +24,7 @@ from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import batch_at, seed_of
 from prism_lite.stages.context import Context
-from prism_lite.stages.game import RunningSpread, judge_rollouts, panel_if_due
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
 from prism_lite.stages.guards import Alarms, cut_parts, game_alarms, undecided_answers
 from prism_lite.stages.rollout_log import (
@@ -83,19 +84,8 @@ def run_align(context: Context) -> None:
         # 3. advantage: z-score per channel over the well-formed, penalty for the rest, centred
         rewards = rewards_of(groups, context.rewards) if config.mode != "align" else {}
         verified = _verified(context, groups, rewards) if rewards else None
-        advantage_R = alignment_advantages(
-            judged.perception_R,
-            judged.reasoning_R,
-            group_size=config.group_size,
-            well_formed_R=judged.well_formed_R,
-            alpha=config.alpha,
-            floors=spread.floors(judged, group_size=config.group_size),
-            malformed_penalty=config.malformed_penalty,
-            mode=config.mode,
-            verified=verified,
-            weight=config.weight,
-            wrong_penalty=config.wrong_penalty,
-        )
+        floors = spread.floors(judged, group_size=config.group_size)
+        advantage_R = _advantages(config, judged, floors, verified)
         # (written before the policy's step: if it fails, its rollouts can be inspected)
         records = rollout_records(groups, advantage_R, judged.scores, rewards)
         run.write_rollouts("align", step, records)
@@ -131,6 +121,28 @@ def run_align(context: Context) -> None:
             run.ends_stage = True
     tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
     run.save_final("align", tensors)
+
+
+def _advantages(
+    config: AlignConfig,
+    judged: JudgedRollouts,
+    floors: tuple[float, float],
+    verified: Verified | None,
+) -> Tensor:
+    """Return the advantage of each rollout [R] by `align.mode`."""
+    return alignment_advantages(
+        judged.perception_R,
+        judged.reasoning_R,
+        group_size=config.group_size,
+        well_formed_R=judged.well_formed_R,
+        alpha=config.alpha,
+        floors=floors,
+        malformed_penalty=config.malformed_penalty,
+        mode=config.mode,
+        verified=verified,
+        weight=config.weight,
+        wrong_penalty=config.wrong_penalty,
+    )
 
 
 def _replayed(context: Context, replay: Replay, step: int) -> list[JudgedPrompt]:
