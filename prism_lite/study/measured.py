@@ -20,7 +20,7 @@ _FREE = ("seed", "save_every", "track", "eval", "model", "tiny")
 
 
 def room_of(config: RunConfig) -> str | None:
-    """Return what an exact judge in the discriminator's place would reach, where it was measured.
+    """Return what exact verdicts in place of the scores reached, where it was measured.
 
     That is the arm "oracle" of the stored study: how much is left for a better discriminator.
 
@@ -37,8 +37,8 @@ def room_of(config: RunConfig) -> str | None:
         if name != "format_rate"
     )
     return (
-        f"The room: an exact judge in the discriminator's place would reach {figures} (arm oracle of "
-        f"the study, {len(oracle['seeds'])} seeds: prism_lite/study/tiny-more-arms.json)."
+        f"The room: with exact verdicts in place of the discriminator's scores RLVR reached {figures} (arm "
+        f"oracle of the study, {len(oracle['seeds'])} seeds: prism_lite/study/tiny-more-arms.json)."
     )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+
+from prism_lite.data.formats.load import load_samples
+from prism_lite.types import Sample
 
 TRIPLE = "<caption>- a red bar</caption>\n<think>It is 3.</think>\n<answer>3</answer>"
 STUDENT = "<caption>- a blue bar</caption>\n<think>It is 4.</think>\n<answer>4</answer>"
@@ -32,3 +36,9 @@ def user(text: str) -> list[dict]:
 
 GOOD = {"prompt": user(f"<image>{QUESTION}"), "images": ["a.png"], "answer": "3"}
 TEXT = {"prompt": user("What is 1 + 2?"), "answer": "3"}
+
+
+def one(path: Path, **options: Any) -> Sample:
+    """Return the only sample of a file."""
+    (sample,) = load_samples(path, **options)
+    return sample

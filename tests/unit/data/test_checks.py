@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "b.png").write_bytes(png(colour=(0, 0, 200)))
     (tmp_path / "cut.png").write_bytes(png(size=(300, 300))[:200])
-    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "text.png").write_text("this is not a picture")
     (tmp_path / "none.png").write_bytes(b"")
     Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()

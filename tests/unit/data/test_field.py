@@ -27,13 +27,6 @@ CHOICES = ["cat", "dog"]
 LISTED = "Which one?\nA. cat\nB. dog"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "a.png").write_bytes(png())
-    (tmp_path / "b.png").write_bytes(png(colour=(0, 0, 200)))
-    return tmp_path
-
-
 def field(name: str) -> list[Sample]:
     return list(load_samples(FIELD / name))
 

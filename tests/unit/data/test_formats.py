@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from data_conventions import CONVENTIONS
-from data_rows import QUESTION, ROW, STUDENT, TRIPLE, png, write_jsonl
+from data_rows import QUESTION, ROW, STUDENT, TRIPLE, one, png, write_jsonl
 from PIL import Image
 
 from prism_lite.data.formats.base import FileError, RowError
@@ -18,18 +18,6 @@ from prism_lite.data.formats.load import load_samples
 from prism_lite.data.formats.pictures import to_picture
 from prism_lite.data.formats.turns import strip_answer
 from prism_lite.types import Sample, Turn
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "a.png").write_bytes(png())
-    (tmp_path / "b.png").write_bytes(png(colour=(0, 0, 200)))
-    return tmp_path
-
-
-def one(path: Path, **options) -> Sample:
-    (sample,) = load_samples(path, **options)
-    return sample
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)

@@ -7,25 +7,13 @@ import types
 from pathlib import Path
 
 import pytest
-from data_rows import QUESTION, ROW, STUDENT, TRIPLE, png, write_jsonl
+from data_rows import QUESTION, ROW, STUDENT, TRIPLE, one, png, write_jsonl
 
 from prism_lite.config import DataConfig
 from prism_lite.data.formats.base import FileError, RowError
 from prism_lite.data.formats.load import load_samples, render_sample
 from prism_lite.data.stage_rows import read_file, rows_for
 from prism_lite.types import Sample, Turn
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "a.png").write_bytes(png())
-    (tmp_path / "b.png").write_bytes(png(colour=(0, 0, 200)))
-    return tmp_path
-
-
-def one(path: Path, **options) -> Sample:
-    (sample,) = load_samples(path, **options)
-    return sample
 
 
 class TestRegistry:
