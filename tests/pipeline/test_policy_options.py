@@ -279,7 +279,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_teach(play, task, mon
             groups.append(Group(sample, tuple(rollouts)))
         return groups
 
-    monkeypatch.setattr("prism_lite.stages.rlvr.sample_groups", set_groups)
+    monkeypatch.setattr("prism_lite.stages.rollout_batch.sample_groups", set_groups)
     config, folder, lines = play(run_rlvr, rlvr__preset="dapo", rlvr__steps=2)
     size = config.rlvr.group_size
     for line in lines:
