@@ -72,7 +72,8 @@ def write_plots(folder: RunFolder, stages: Collection[str] | None = None) -> Non
         drift = results.get("drift", {}).get(stage, {})
         if "kl_to_start" in drift:
             last = max(line["step"] for line in lines)
-            lines.append({"step": last, _DRIFT: drift["kl_to_start"]})
+            # (step -1 is the start, where the KL is 0 by definition)
+            lines += [{"step": -1, _DRIFT: 0.0}, {"step": last, _DRIFT: drift["kl_to_start"]}]
         figure = stage_figure(stage, lines, panels, plt)
         if figure is not None:
             _save(figure, folder, stage, plt)
@@ -99,6 +100,8 @@ def stage_figure(
         for number, name in enumerate(names):
             points = [(line["step"] + 1, line[name]) for line in lines if name in line]
             _draw_curve(axis, points, name, f"C{number}")
+        if names[0].startswith("eval/"):
+            axis.set_ylim(0, 1.02)  # so that the plots of two runs compare at a glance
         axis.set_xlabel("step")
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
