@@ -15,20 +15,21 @@ from prism_lite.console import PlainProgress, say, tracked
 from prism_lite.runs.report import rows_table
 
 
-def plain(width: int = 80) -> Console:
-    return Console(file=io.StringIO(), width=width)
+def plain() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, width=80), text
 
 
 @pytest.mark.parametrize(
     "text", ["runs/[a]/x", "eval.stages='[sft, rlvr]'", "/[/old]", "[bold]", ":smile: a:b:c"]
 )
 def test_brackets_and_colons_are_kept(text):
-    console = plain()
+    console, printed = plain()
     say(console, text, "bold red")
     console.print(rows_table([["title [a]", "x"], [text, "1"]], text))
     list(tracked([1], text, console=console))
     list(tracked([1], text, console=Console(file=io.StringIO(), force_terminal=True)))
-    assert console.file.getvalue().count(text) == 3
+    assert printed.getvalue().count(text) == 3
 
 
 def test_no_text_reaches_a_console_as_markup():
@@ -50,12 +51,12 @@ def test_no_text_reaches_a_console_as_markup():
 def test_a_log_file_gets_a_line_every_tenth_and_every_half_minute(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
-    console = plain()
+    console, printed = plain()
     progress = PlainProgress(console, "sft", 0, 100)
     for done in range(1, 21):
         now[0] += 1.0
         progress.after_step(done, "loss 0.50")
-    lines = console.file.getvalue().splitlines()
+    lines = printed.getvalue().splitlines()
     assert lines == [
         "sft: 100 of 100 steps to do",
         "sft: step 10 of 100, loss 0.50, 2 min left",
@@ -63,14 +64,14 @@ def test_a_log_file_gets_a_line_every_tenth_and_every_half_minute(monkeypatch):
     ]
     now[0] += 31.0
     progress.after_step(21, "")
-    assert console.file.getvalue().splitlines()[-1].startswith("sft: step 21 of 100, ")
-    assert "\x1b" not in console.file.getvalue() and "\r" not in console.file.getvalue()
+    assert printed.getvalue().splitlines()[-1].startswith("sft: step 21 of 100, ")
+    assert "\x1b" not in printed.getvalue() and "\r" not in printed.getvalue()
 
 
 def test_a_long_loop_says_where_it_is(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
-    console = plain()
+    console, printed = plain()
     for _ in tracked(range(4), "reading [a]", console=console):
         now[0] += 20.0
-    assert console.file.getvalue() == "reading [a]: 2 of 4\n"
+    assert printed.getvalue() == "reading [a]: 2 of 4\n"
