@@ -40,6 +40,7 @@ def write_model_card(folder: RunFolder) -> None:
     plots = sorted(path.name for path in (folder.path / "plots").glob("*.png"))
     title = f"{folder.path.absolute().name}: {config.model.name}, recipe {config.recipe}"
     version = environment["prism_lite"] or "not installed"
+    command = (environment.get("command") or "from Python").replace("|", "\\|")  # a cell of a table
     packages = [f"{name} {text}" for name, text in environment["packages"].items() if text]
     text = f"""{front_matter(config, library="peft")}# {title}
 
@@ -53,7 +54,7 @@ def write_model_card(folder: RunFolder) -> None:
 {_evaluated_inside(folder, results)}{drift_section(results)}
 | | |
 |---|---|
-| command | `{environment.get("command") or "from Python"}` |
+| command | `{command}` |
 | prism_lite | {version}, commit {environment["git_commit"] or "unknown"} |
 | model | {config.model.name}, revision {environment.get("model_revision") or "none recorded"} |
 | pictures | {config.model.min_pixels} to {config.model.max_pixels} pixels |

@@ -31,7 +31,11 @@ INSIDE = (
 
 def stage_line(stage: str, figures: Mapping[str, Any]) -> str:
     """Return one line about a stage for the console."""
-    cells = (f"{t} {_figure_text(figures, n)}" for n, t in RATE_COLUMNS.items() if n in figures)
+    cells = (
+        f"{title} {_figure_text(figures, name, as_range=True)}"
+        for name, title in RATE_COLUMNS.items()
+        if name in figures
+    )
     return f"{stage:5} " + ", ".join(cells)
 
 
@@ -66,7 +70,7 @@ def _figure_text(
 ) -> str:
     """Return a figure with its 95 % interval; "-" where it was not measured.
 
-    As 0.51±0.05, or 0.81-1.00 where the interval is skewed; as a range 0.51 (0.46 to 0.56).
+    As 0.51±0.05, or with 0.81-1.00 below where the interval is skewed; as a range 0.51 (0.46 to 0.56).
     """
     if figures.get(name) is None:
         return "-"
@@ -77,7 +81,7 @@ def _figure_text(
     if as_range:
         return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
     if abs((high - figures[name]) - (figures[name] - low)) > 10**-digits:
-        return f"{low:.{digits}f}-{high:.{digits}f}"
+        return f"{text}\n{low:.{digits}f}-{high:.{digits}f}"
     return f"{text}±{(high - low) / 2:.{digits}f}"
 
 
@@ -125,7 +129,7 @@ def rows_table(rows: Sequence[Sequence[str]], title: str, *, is_tight: bool = Fa
         show_edge=not is_tight,
     )
     for i, name in enumerate(header):  # titles wrap, figures never do
-        width = max((len(row[i]) for row in rest), default=0)
+        width = max((len(line) for row in rest for line in row[i].split("\n")), default=0)
         table.add_column(name, justify="left" if i == 0 else "right", min_width=width)
     for row in rest:
         table.add_row(*map(Text, row))
