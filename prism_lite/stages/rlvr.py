@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prism_lite.config import RlvrConfig, RunConfig
+from prism_lite.config import BUILT_IN_REWARDS, RlvrConfig, RunConfig
 from prism_lite.config.checks import discriminator_before_rlvr, game_begins_in_rlvr
 from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
