@@ -12,11 +12,15 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old content or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # a full disk has no room for it
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_json(path: Path) -> Any:
@@ -50,6 +54,30 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the folder of what is kept between runs: trained tiny bases, picture features."""
+    """Return the folder of what is kept between runs: trained tiny bases, picture features.
+
+    $PRISM_LITE_CACHE, or prism_lite in $XDG_CACHE_HOME or ~/.cache.
+    """
     named = os.environ.get("PRISM_LITE_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "prism_lite"
+    if named:
+        return Path(named)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # the XDG specification ignores relative paths
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "prism_lite"
+
+
+def make_cache_folder() -> Path:
+    """Create the cache folder and return it.
+
+    Raises:
+        ValueError: it cannot be created.
+    """
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {folder} cannot be created ({error.strerror}): set PRISM_LITE_CACHE to a "
+            "folder that can be written."
+        ) from error
+    return folder

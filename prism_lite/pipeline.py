@@ -16,19 +16,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from prism_lite import signals
 from prism_lite.config import RunConfig
 from prism_lite.config.checks import plays_game
+from prism_lite.console import say
 from prism_lite.data.task import TaskData, load_task
 from prism_lite.digits.base_model import base_folder
 from prism_lite.discriminator.model import save_discriminator
-from prism_lite.files import cache_folder, write_text
+from prism_lite.files import cache_folder, make_cache_folder, write_text
+from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine
 from prism_lite.rewards.load import load_rewards
-from prism_lite.runs import report
+from prism_lite.runs import card, plots, report
 from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
-from prism_lite.runs.folder import RunFolder, check_folder, open_run, peak_gib, start_peak
+from prism_lite.runs.folder import RunFolder, open_run, peak_gib, start_peak
+from prism_lite.runs.resume import check_folder
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
 from prism_lite.stages.best_of_n import run_best_of_n
@@ -36,7 +40,12 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.drift import measure_drift
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
-from prism_lite.stages.preflight import check_rewards, check_stages, read_prompts
+from prism_lite.stages.preflight import (
+    check_rewards,
+    check_stages,
+    read_prompts,
+    warn_of_shared_rows,
+)
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
@@ -63,6 +72,7 @@ def run(
     *,
     stages: Sequence[Stage] = STAGES,
     console: Console | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
@@ -71,6 +81,7 @@ def run(
         out: run folder; created, or resumed if it holds a run with the same settings.
         stages: a part of the pipeline; the stages before it must be finished in this folder. All
             stages: without the warm-up if alignment has no discriminator.
+        command: the command line that started the run, for env.json and the card.
 
     Returns:
         The content of results.json.
@@ -79,7 +90,17 @@ def run(
         ValueError: something that the user gave is wrong; nothing was half-written.
         Stopped: asked to stop; saved.
     """
-    out, console = Path(out), console or Console()
+    with signals.caught():
+        return _run(config, Path(out), stages, console or Console(), command)
+
+
+def _run(
+    config: RunConfig,
+    out: Path,
+    stages: Sequence[Stage],
+    console: Console,
+    command: str | None,
+) -> dict[str, Any]:
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
     if (
@@ -94,30 +115,35 @@ def run(
     rewards = load_rewards(config)
     check_same_rewards(out, config, rewards)
     if config.data.task == "files":
-        console.print("reading and checking the data")
+        say(console, "reading and checking the data")
+        make_cache_folder()
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
     check_stages(config, out, stages, task)
     check_rewards(config, rewards, stages, task)
+    warn_of_shared_rows(config, task, console)
     for reward in rewards:
         if reward.file is not None:
             text = f"reward {reward.name} (weight {reward.weight:g}): {reward.file}, checked"
-            console.print(text, markup=False, highlight=False)
+            say(console, text)
+    if config.sft.start_from is not None and _waits(out, "sft") and "sft" in stages:
+        read_adapter(config.sft.start_from, config.lora)  # refused before the base is evaluated
     started_s = time.monotonic()
     base_path = base_folder(config)
     base_s = time.monotonic() - started_s
     if config.model.name != "tiny":
-        console.print(f"loading {config.model.name} (a hub id is downloaded the first time)")
+        say(console, f"loading {config.model.name} (a hub id is downloaded the first time)")
     backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
-    console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
+    say(console, f"{backbone.precision.reason}; {backbone.loader}")
     task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
     check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
     with open_run(out, config, console, backbone.device) as folder:
         _write_skipped(folder, task)
         context = Context(config, folder, backbone, task, rewards)
-        write_environment(out, config, backbone.core, rewards)
+        write_environment(out, config, backbone.core, rewards, command)
         if not folder.results().get("stages", {}).get("base"):
             _evaluate(context, "base", base_s)
         for stage in stages:
+            folder.check_stop(f"before stage {stage}")
             if not folder.is_done(stage):
                 start_peak(backbone.device)
                 with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
@@ -126,15 +152,25 @@ def run(
             if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
                 context.load_policy(stage)
                 _evaluate(context, stage, results.get("seconds", {}).get(stage))
+                _write_reports(context)
         _write_exports(context)
-        report.write_plots(folder)
-        report.write_model_card(folder)
+        _write_reports(context)
         return folder.results()
+
+
+def _waits(out: Path, stage: str) -> bool:
+    return not (out / "stages" / stage / "final").is_dir()
+
+
+def _write_reports(context: Context) -> None:
+    """Write the plots, and the model card that names what has run so far."""
+    plots.write_plots(context.run)
+    card.write_model_card(context.run)
 
 
 def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskData:
     """Return the task without the rows of stages that are finished or not asked for."""
-    waiting = {stage for stage in stages if not (out / "stages" / stage / "final").is_dir()}
+    waiting = {stage for stage in stages if _waits(out, stage)}
     readers = {
         "sft": {"sft"},
         "warmup": {"warmup"},
@@ -169,7 +205,7 @@ def _write_skipped(folder: RunFolder, task: TaskData) -> None:
         return
     lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in task.skipped)
     write_text(path, "".join(f"{line}\n" for line in lines))
-    folder.console.print(f"{path} lists the {len(task.skipped)} skipped rows", highlight=False)
+    say(folder.console, f"{path} lists the {len(task.skipped)} skipped rows")
 
 
 def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
@@ -182,7 +218,7 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
     if stage not in config.eval.stages:
         return
     if not context.task.heldout:
-        folder.console.print("no held-out rows (data.heldout): nothing to evaluate")
+        say(folder.console, "no held-out rows (data.heldout): nothing to evaluate")
         return
     with _memory_advice(context, f"the evaluation of stage {stage}"):
         started_s = time.monotonic()
@@ -207,13 +243,11 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         results.setdefault("drift", {})[stage] = drift
     folder.write_rates(stage, evaluation.rates)
     folder.write_results(results)
-    folder.console.print(report.stage_line(stage, figures))
+    say(folder.console, report.stage_line(stage, figures))
     if drift is not None:
         base = results["drift"].get("base", {})
         line = drift_line(drift, base if stage != "base" else {})
-        folder.console.print(
-            f"{line} ({drift_share:.0%} of the evaluation's time)", highlight=False
-        )
+        say(folder.console, f"{line} ({drift_share:.0%} of the evaluation's time)")
 
 
 @contextmanager

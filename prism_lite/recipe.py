@@ -18,6 +18,7 @@ import yaml
 
 from prism_lite.config import RlvrConfig, RunConfig
 from prism_lite.config.checks import check_across_fields
+from prism_lite.foreign_settings import foreign_setting
 
 RECIPES = Path(__file__).with_name("recipes")
 # Settings ("key") and values ("key=value") of earlier versions, and what has become of them.
@@ -86,7 +87,7 @@ def load_recipe(
     items = _override_items(overrides)
     for key, value in sorted(items, key=lambda item: item[0].startswith("rlvr.rewards.")):
         _set_dotted(values, key, value)
-    return parse_config(values)
+    return _with_absolute_paths(parse_config(values))
 
 
 def _recipe_path(recipe: str | Path, folder: Path) -> Path:
@@ -140,6 +141,35 @@ def with_overrides(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig
     return parse_config(values)
 
 
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return settings whose existing files and folders are named from the root.
+
+    So a run is resumed and evaluated from any folder; names that do not exist here are hub ids.
+    """
+    keys = ("data.train", "data.warmup", "data.align", "data.rlvr", "data.heldout",
+            "data.image_root", "sft.start_from", "model.name")  # fmt: skip
+    paths = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if value is None or value == "tiny":
+            continue
+        path, count, number = value, "", ""
+        if not Path(path).exists():  # rows.jsonl#100: its first rows
+            path, count, number = value.rpartition("#")
+        if path and Path(path).exists():
+            paths[key] = f"{Path(path).absolute()}{count}{number}"
+    rewards = {_absolute_reward(name): weight for name, weight in config.rlvr.rewards.items()}
+    if rewards != config.rlvr.rewards:
+        paths["rlvr.rewards"] = rewards
+    return with_overrides(config, paths) if paths else config
+
+
+def _absolute_reward(name: str) -> str:
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).absolute()}:{function}" if file.endswith(".py") else name
+
+
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
     """Check a nested mapping of settings and build the RunConfig.
 
@@ -150,6 +180,10 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         change = _OLD_SETTINGS.get(key)
         if change is None and (change := _OLD_SETTINGS.get(f"{key}={value}")):
             key = f"{key} = {value}"
+        if change is None and key not in known_keys() and key not in _sections():
+            change = foreign_setting(key)
+        elif change is None and key in _sections() and not isinstance(value, Mapping):
+            change = foreign_setting(key)  # model=ID
         if change:
             raise ValueError(f"setting {key} {change}.")
     try:
@@ -282,6 +316,13 @@ def near_settings(key: str) -> list[str]:
             if name.rpartition(".")[2] == near
         ][:3]
     )
+
+
+@functools.cache
+def _sections() -> frozenset[str]:
+    """Return the dotted names of all sections."""
+    parents = (key.split(".")[:-1] for key in known_keys())
+    return frozenset(".".join(names[:i]) for names in parents for i in range(1, len(names) + 1))
 
 
 def _top_sections() -> list[str]:

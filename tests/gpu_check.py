@@ -65,7 +65,7 @@ def environment() -> dict[str, Any]:
     """Card, driver, versions and commit."""
     import torch
 
-    from prism_lite.runs.environment import installed_version
+    from prism_lite.version import installed_version
 
     properties = torch.cuda.get_device_properties(0)
     names = ("torch", "triton", "transformers", "peft", "bitsandbytes", "unsloth", "flash_attn")

@@ -95,5 +95,5 @@ def _print_report(report: Report) -> None:
         lines = messages[:_NUM_SHOWN]
         if count > len(lines):
             lines.append(f"... and {count - len(lines)} more")
-        table.add_row(kind, str(count), Text("\n".join(lines)))
+        table.add_row(Text(kind), str(count), Text("\n".join(lines)))
     console.print(table)

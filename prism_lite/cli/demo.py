@@ -24,6 +24,8 @@ def add_command(commands: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace, _overrides: list[str]) -> int:
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise ValueError(f"--port {arguments.port}: expected 1 to 65535, as 7860.")
     repository = Path(prism_lite.__file__).parent.parent
     if not (repository / "demo" / "app.py").is_file():
         raise ValueError(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "triton", "unsloth", "flash_attn", "gradio",
 )  # fmt: skip
+_OLDEST_TORCHAO = (0, 16)
 
 
 def add_command(commands: Any) -> None:
@@ -28,14 +32,17 @@ def describe() -> str:
     import torch
 
     from prism_lite.config import ModelConfig
+    from prism_lite.files import cache_folder
     from prism_lite.models.device import card_of, choose_precision
     from prism_lite.models.load_unsloth import choose_backend
-    from prism_lite.runs.environment import installed_version
+    from prism_lite.version import describe_version, installed_version
 
     model = ModelConfig()
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     spin = os.environ.get("GOMP_SPINCOUNT") or os.environ.get("OMP_WAIT_POLICY") or "default"
     lines = {
+        "prism-lite": describe_version().removeprefix("prism-lite "),
+        "system": "Linux and WSL2 are supported",
         "python": f"{platform.python_version()} on {platform.platform()}",
         **{name: installed_version(name) or "not installed" for name in _PACKAGES},
         "gpu": "none that torch can use: recipes for a GPU will be refused",
@@ -43,8 +50,12 @@ def describe() -> str:
         "precision": choose_precision(model, card_of(model)).reason,
         "model": choose_backend(model, card_of(model))[1],
         "cpu": f"{os.cpu_count()} cores, {gib:.1f} GiB memory",
+        "disk": f"{_free_gib(cache_folder())} in the cache, {_free_gib(Path.cwd())} in {Path.cwd()}",
+        "cache": str(cache_folder()),
         "threads": f"{torch.get_num_threads()}, spin {spin}",
     }
+    if trouble := torchao_trouble(installed_version("torchao")):
+        lines["torchao"] = trouble
     if torch.cuda.is_available():
         gpus = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
         lines["gpu"] = "; ".join(
@@ -52,6 +63,27 @@ def describe() -> str:
             for gpu in gpus
         )
     return "\n".join(f"{name:13} {text}" for name, text in lines.items())
+
+
+def torchao_trouble(version: str | None) -> str | None:
+    """Return what to do about a torchao that PEFT refuses to work beside; None where all is well."""
+    if version is None:
+        return None
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers >= _OLDEST_TORCHAO:
+        return None
+    oldest = ".".join(map(str, _OLDEST_TORCHAO))
+    return (
+        f"{version} is older than {oldest}, and PEFT raises an ImportError beside it (export --merge, the "
+        "model card's example): pip uninstall torchao, which prism_lite does not use, or "
+        f"pip install 'torchao>={oldest}'"
+    )
+
+
+def _free_gib(folder: Path) -> str:
+    """Return the free disk space of a folder that may not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB free"
 
 
 def recipes_for_this_machine() -> list[str]:

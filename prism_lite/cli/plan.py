@@ -70,6 +70,7 @@ def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     from rich.console import Console
 
+    from prism_lite.console import say
     from prism_lite.planner import search
     from prism_lite.planner.plan import card_for, plan
 
@@ -87,13 +88,16 @@ def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     console.print(_plan_table(planned))
     for stage, highest in planned.stages.items():
         work = _WORK_NAMES[highest.phase.work]
-        console.print(f"\n{stage}: {work}, the highest moment")
-        console.print("\n".join(_bar_lines(highest, planned)), markup=False, highlight=False)
-    console.print(f"\n{_verdict(planned)}")
+        say(console, f"\n{stage}: {work}, the highest moment")
+        say(console, "\n".join(_bar_lines(highest, planned)))
+    say(console, f"\n{_verdict(planned)}", "green" if planned.fits else "red")
     if not planned.fits:
         console.print(_moved_table(search.what_to_move(config, planned)))
         title, lowered = search.what_to_lower(config, planned)
-        console.print(_largest_table(lowered, title) if lowered else _NOTHING_HELPS)
+        if lowered:
+            console.print(_largest_table(lowered, title))
+        else:
+            say(console, _NOTHING_HELPS)
     if arguments.find:
         largest = search.find_largest(config, planned)
         console.print(_largest_table(largest, "one setting changed, the rest as they are"))
@@ -148,8 +152,8 @@ def _verdict(plan: Plan) -> str:
     share = f"{plan.peak_gib:.2f} of {plan.card.gib:g} GiB"
     spare = f"{1 - plan.room_gib / plan.card.gib:.0%} to spare"
     if plan.fits:
-        return f"[green]Fits[/]: {share}, at least {spare}."
-    return f"[red]Does not fit[/]: {share}; {plan.room_gib:.2f} GiB leave {spare} for CUDA."
+        return f"Fits: {share}, at least {spare}."
+    return f"Does not fit: {share}; {plan.room_gib:.2f} GiB leave {spare} for CUDA."
 
 
 def _largest_table(results: Sequence[LargestValue], title: str) -> Table:
@@ -171,7 +175,7 @@ def _moved_table(results: Sequence[Moved]) -> Table:
             result.settings,
             f"{result.saved_gib:.2f}",
             f"{result.peak_gib:.2f}",
-            "[green]fits[/]" if result.fits else "does not fit",
+            "fits" if result.fits else "does not fit",
         ]
         for result in results
     ]
@@ -182,11 +186,12 @@ def _moved_table(results: Sequence[Moved]) -> Table:
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Format a table whose columns of numbers are aligned to the right."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title)
+    table = Table(title=Text(title, style="table.title"))
     for name in columns:
         is_text = name in ("stage", "highest in", "setting", "")
         table.add_column(name, justify="left" if is_text else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table

@@ -87,13 +87,14 @@ def _study(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prepare_imports(load_recipe(options.recipe, options.overrides).model)
     from rich.console import Console
 
+    from prism_lite.console import say
     from prism_lite.study.report import print_study
     from prism_lite.study.run import run_study
 
     console = Console()
     study = run_study(options, console=console)
     print_study(study, console)
-    console.print(f"study: {options.out} (study.json, study.md, plots, seed-N/ARM/)")
+    say(console, f"study: {options.out} (study.json, study.md, plots, seed-N/ARM/)")
     return 0
 
 

@@ -111,6 +111,11 @@ def _prepare(run_folder: str) -> None:
 def _eval(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     import yaml
 
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise ValueError(
+            f"--json {arguments.json}: there is no folder {Path(arguments.json).absolute().parent}; create "
+            "it, or name another file."
+        )
     _prepare(arguments.run)
     from rich.console import Console
 
@@ -210,6 +215,7 @@ def evaluate_run(
     Raises:
         ValueError: the run, stage, checkpoint or file does not exist.
     """
+    from prism_lite.console import say
     from prism_lite.deploy.load import heldout_task, last_stage, load_checkpoint, load_stage
     from prism_lite.recipe import read_run
     from prism_lite.runs.report import stage_line
@@ -226,7 +232,7 @@ def evaluate_run(
         backbone = load_stage(run_folder, config, stage)
     else:
         backbone = load_checkpoint(config, model)
-    console.print(f"{backbone.precision.reason}; {backbone.loader}", highlight=False)
+    say(console, f"{backbone.precision.reason}; {backbone.loader}")
     task = read_prompts(config, backbone, task, console)
     if not task.heldout:
         raise ValueError(f"no row is left to evaluate: {task.skipped[0].message}")
@@ -235,7 +241,7 @@ def evaluate_run(
     figures = evaluate(backbone, task, config).figures
     figures["n"] = len(evaluated_samples(task, config))
     line = stage_line(stage or "model", figures)
-    console.print(f"{line}, {figures['n']} prompts", highlight=False)
+    say(console, f"{line}, {figures['n']} prompts")
     groups = sample_groups(
         backbone,
         task.heldout[:num_shown],
@@ -244,6 +250,6 @@ def evaluate_run(
         seed=("show",),
     )
     for group in groups:
-        console.print(f"\n{group.sample.question} gold: {group.sample.answer}", markup=False)
-        console.print(group.rollouts[0].text, markup=False)
+        say(console, f"\n{group.sample.question} gold: {group.sample.answer}")
+        say(console, group.rollouts[0].text)
     return figures

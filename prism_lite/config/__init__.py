@@ -321,7 +321,10 @@ class RunConfig:
     "Decides every random choice of the run."
     save_every: PositiveInt = 20
     "Steps between checkpoints."
-    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    track: Annotated[
+        tuple[Literal["tensorboard", "trackio", "wandb"], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    ] = ()
     "Trackers beside metrics.jsonl. Empty: none."
     model: ModelConfig = field(default_factory=ModelConfig)
     tiny: TinyConfig = field(default_factory=TinyConfig)

@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from prism_lite.config import RunConfig
+from prism_lite.console import say
 from prism_lite.data.task import load_heldout, load_task, system_prompt_of
 from prism_lite.deploy.load import last_stage, load_stage
 from prism_lite.deploy.merge import (
@@ -36,7 +37,7 @@ from prism_lite.discriminator.model import save_discriminator
 from prism_lite.files import read_json, write_json, write_text
 from prism_lite.models.backbone import TRUNK, Backbone
 from prism_lite.recipe import read_run, to_dict
-from prism_lite.runs import report
+from prism_lite.runs import card, report
 from prism_lite.runs.checkpoint import load_final
 from prism_lite.runs.environment import package_versions
 from prism_lite.sampling.rollouts import sample_groups
@@ -79,7 +80,7 @@ def export_merged(
         backbone = load_stage(run_folder, config, stage)
         completions = _held_out_completions(backbone, config)
         trained = trained_logprobs(backbone, completions)
-        console.print(f"merging stage {stage} into the {weights} weights of {config.model.name}")
+        say(console, f"merging stage {stage} into the {weights} weights of {config.model.name}")
 
         def save(model: Any) -> None:
             model.save_pretrained(folder, max_shard_size=_MAX_SHARD_SIZE)
@@ -108,10 +109,11 @@ def export_merged(
         }
         write_json(folder / "export.json", record)
         write_text(folder / "README.md", _model_card(Path(run_folder), config, record))
-    console.print(
+    say(
+        console,
         f"verified on {rounding.num_tokens} tokens of {len(completions)} completions: merged against base "
         f"+ adapter {rounding.largest:.1e} nats at most; against the trained policy {change.mean:.3f} nats "
-        f"on average, {change.largest:.2f} at most"
+        f"on average, {change.largest:.2f} at most",
     )
     return record
 
@@ -185,7 +187,7 @@ def export_discriminator(
         reward = {"settings": needed, "system_prompt": system_prompt_of(config)}
         write_json(folder / "reward.json", reward)
         write_text(folder / "README.md", _discriminator_card(config, stage))
-    (console or Console()).print(f"discriminator of stage {stage}: {out}")
+    say(console or Console(), f"discriminator of stage {stage}: {out}")
     return Path(out)
 
 
@@ -216,19 +218,25 @@ def _model_card(run_folder: Path, config: RunConfig, record: Mapping[str, Any]) 
     adapter_figures, trained_figures = (
         f"{figures['mean']:.2g} | {figures['largest']:.2g}" for figures in (adapter, trained)
     )
-    base = "" if config.model.name == "tiny" else f"base_model: {config.model.name}\n"
-    return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-{base}tags: [prism, qlora, qwen3-vl]
----
-# {config.model.name}, stage {record["stage"]}, merged
+    stages = ("sft", "warmup", "align", "rlvr")
+    stage = record["stage"]
+    before = stages[: stages.index(stage) + 1] if stage in stages else ("sft", "control")
+    finished = [s for s in before if (run_folder / "stages" / s / "final").is_dir()]
+    environment = read_json(run_folder / "env.json")
+    results = read_json(run_folder / "results.json")
+    commit = environment["git_commit"] or "unknown"
+    head = card.front_matter(config, library="transformers")
+    return f"""{head}# {config.model.name}, stage {stage}, merged
 
-Trained with prism_lite, recipe {config.recipe}, seed {config.seed}: SFT, adversarial distribution alignment
-(PRISM, arXiv 2604.28123), RLVR, as QLoRA adapters on {config.model.quantization} weights; merged here
-into the {record["weights"]} weights ({record["dtype"]}).
+{card.describe_training(config, finished)} Recipe {config.recipe}, seed {config.seed}; QLoRA adapters on
+{config.model.quantization} weights, merged here into the {record["weights"]} weights ({record["dtype"]}).
+Pictures of {config.model.min_pixels} to {config.model.max_pixels} pixels; base revision \
+{environment.get("model_revision") or "not recorded"}; prism_lite commit {commit}.
+Trained with `{environment.get("command") or "pipeline.run, from Python"}`.
 
-{report.markdown_table(read_json(run_folder / "results.json"))}
+{report.markdown_table(results)}
+
+n = {results.get("n", 0)} held-out prompts, 95 % intervals in parentheses.
 
 The table is of the adapters on the {config.model.quantization} weights, as the run evaluated them. Checked
 after the merge, by log-probs (nats) of {adapter["num_tokens"]} tokens in
@@ -246,10 +254,9 @@ processor = AutoProcessor.from_pretrained(FOLDER)  # needs torchvision
 ```
 
 The policy answers as `<caption>..</caption><think>..</think><answer>..</answer>` when it is given this
-system prompt:
+system prompt.
 
-> {system_prompt_of(config)}
-"""
+{card.prompt_section(config)}"""
 
 
 def _discriminator_card(config: RunConfig, stage: str) -> str:

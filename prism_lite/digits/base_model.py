@@ -27,17 +27,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from rich.progress import Progress
+from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from prism_lite.config import DigitsConfig, RunConfig, TinyConfig
+from prism_lite.console import tracked
 from prism_lite.digits import task as digits
 from prism_lite.digits import tiny_qwen
 from prism_lite.digits.lessons import Lesson, lesson_kinds, make_lesson
 from prism_lite.digits.muon import Muon
 from prism_lite.digits.task import DIGIT_PIXELS, HELDOUT_FROM, digit_images
-from prism_lite.files import cache_folder, read_json, write_json, write_text
+from prism_lite.files import cache_folder, make_cache_folder, read_json, write_json, write_text
 from prism_lite.models import processor, prompts
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
@@ -76,6 +77,8 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     folder = tiny_base_folder(config, task, cache=cache)
     if folder.exists():
         return folder
+    if cache is None:
+        make_cache_folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # If two runs start at once, one trains and the other waits for the same base.
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
@@ -112,10 +115,10 @@ def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> Non
         model.model.language_model.embed_tokens.weight.mul_(_EMBEDDING_STD / 0.02)
         model.model.visual.pos_embed.weight.mul_(_POSITION_STD / 0.02)
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]), Progress(transient=True) as progress:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # initialises the place head
-        _train_vision(model, tokenizer, config, task, generator, progress)
-        _train_lessons(model, tokenizer, config, task, generator, progress)
+        _train_vision(model, tokenizer, config, task, generator)
+        _train_lessons(model, tokenizer, config, task, generator)
     # Stored in 16 bit, half the size, but loaded in float32 by those who leave the type to the folder.
     model.half().save_pretrained(folder)
     settings = (folder / "config.json").read_text(encoding="utf-8")
@@ -129,7 +132,6 @@ def _train_vision(
     config: TinyConfig,
     task: DigitsConfig,
     generator: torch.Generator,
-    progress: Progress,
 ) -> None:
     """Train the tower to name digits and their places from the merged visual tokens."""
     digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
@@ -145,7 +147,7 @@ def _train_vision(
     )
     _, labels = digit_images()
     rng = Random(f"vision {config.seed}")
-    for _ in progress.track(range(config.vision_steps), description="tiny base: vision"):
+    for _ in tracked(range(config.vision_steps), "tiny base: vision", console=Console()):
         strips = [
             tuple(
                 rng.randrange(HELDOUT_FROM)
@@ -167,7 +169,6 @@ def _train_lessons(
     config: TinyConfig,
     task: DigitsConfig,
     generator: torch.Generator,
-    progress: Progress,
 ) -> None:
     """Train the decoder on the replies: Muon for its matrices, AdamW for the rest."""
     model.train()
@@ -187,7 +188,7 @@ def _train_lessons(
     image_processor = tiny_qwen.build_processor(tokenizer)
     end_id = tokenizer.convert_tokens_to_ids(tiny_qwen.END)
     rng = Random(f"lessons {config.seed}")
-    for _ in progress.track(range(config.steps), description="tiny base: lessons"):
+    for _ in tracked(range(config.steps), "tiny base: lessons", console=Console()):
         lessons = [make_lesson(task, rng) for _ in range(config.batch_size)]
         trees = [
             Tree(

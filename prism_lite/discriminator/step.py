@@ -197,8 +197,8 @@ def _by_prompt(scores: Scores, batch: Sequence[JudgedPrompt]) -> tuple[Tensor, l
     if not score_K2.isfinite().all():
         raise RuntimeError(
             f"the discriminator's scores of {', '.join(item.prompt.id for item in batch)} are not "
-            "finite: it diverged, or numbers exceed float16. Lower its learning rate "
-            "(discriminator.optim.learning_rate), or try model.compute_dtype=float32."
+            "finite: it diverged, or numbers exceed float16. Give another --out with a "
+            "lower discriminator.optim.learning_rate, or with model.compute_dtype=float32."
         )
     groups = score_K2.split([1 + len(item.students) for item in batch])
     return torch.stack([group[0] for group in groups]), [group[1:] for group in groups]

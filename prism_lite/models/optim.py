@@ -123,8 +123,9 @@ def optimizer_step(
     is_finite = math.isfinite(norm)
     if not is_finite and scale <= _LEAST_SCALE:
         raise RuntimeError(
-            f"the gradient's norm is {norm}: the step was not taken. Lower the learning rate, or "
-            "look for a broken row in the last batch (the newest file of the run's rollouts/)."
+            f"the gradient's norm is {norm}: the step was not taken. Give another --out with a lower "
+            "STAGE.optim.learning_rate, or look for a broken row in the last "
+            "batch (the newest file of the run's rollouts/)."
         )
     for group in inner.param_groups:
         group["lr"] = learning_rate

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import track
 
 from prism_lite.config import RunConfig
+from prism_lite.console import tracked
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import Card, card_of
 from prism_lite.planner.simulate_phase import Simulated, simulate_phase
@@ -124,6 +124,4 @@ def phase_gib(config: RunConfig, card: Card, phase: Phase) -> float:
 def show_progress(items: Sequence[T], description: str) -> Iterable[T]:
     """Iterate; on a terminal a bar shows how far it is."""
     console = Console(stderr=True)
-    return track(
-        items, description, console=console, transient=True, disable=not console.is_terminal
-    )
+    return tracked(items, description, console=console)

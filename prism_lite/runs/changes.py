@@ -21,7 +21,7 @@ _COMPARED = ("accuracy", "transfer_accuracy", "caption_accuracy", "think_validit
 TITLES = {"control": "RLVR alone"}
 
 
-def change_rows(folder: Path, *, rlvr_start: str) -> list[list[str]]:
+def change_rows(folder: Path, *, rlvr_start: str, as_range: bool = False) -> list[list[str]]:
     """Return a header and one row for each stage, as text; [] if fewer than two were evaluated.
 
     A cell is the mean difference and half its 95 % interval over the prompts, which are the same in both
@@ -29,6 +29,7 @@ def change_rows(folder: Path, *, rlvr_start: str) -> list[list[str]]:
 
     Args:
         rlvr_start: the stage whose policy RLVR continued.
+        as_range: write intervals as +0.30 (+0.26 to +0.34) instead of +0.30±0.04.
     """
     rates = {
         stage: read_json(path)
@@ -44,16 +45,19 @@ def change_rows(folder: Path, *, rlvr_start: str) -> list[list[str]]:
     names = [name for name in _COMPARED if all(name in of_stage for of_stage in rates.values())]
     rows = [["change", *(FIGURES[name] for name in names)]]
     for stage, start in pairs:
-        cells = (_difference(rates[stage][name], rates[start][name]) for name in names)
+        cells = (
+            _difference(rates[stage][name], rates[start][name], as_range=as_range) for name in names
+        )
         rows.append([f"{TITLES.get(stage, stage)} - {TITLES.get(start, start)}", *cells])
     return rows
 
 
-def _difference(after: Sequence[float], before: Sequence[float]) -> str:
+def _difference(after: Sequence[float], before: Sequence[float], *, as_range: bool) -> str:
     """Write +0.30±0.04, with * where the interval excludes zero."""
     differences = [a - b for a, b in zip(after, before, strict=True)]
     mean = fmean(differences)
     if len(differences) < 2:
         return f"{mean:+.2f}"
     half = 1.96 * stdev(differences) / len(differences) ** 0.5
-    return f"{mean:+.2f}±{half:.2f}{'*' if abs(mean) > half else ''}"
+    interval = f" ({mean - half:+.2f} to {mean + half:+.2f})" if as_range else f"±{half:.2f}"
+    return f"{mean:+.2f}{interval}{'*' if abs(mean) > half else ''}"

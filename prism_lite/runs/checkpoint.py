@@ -7,9 +7,12 @@ safetensors; optimizer states are loaded with `weights_only=True`: no pickled co
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -108,23 +112,54 @@ def load_latest(stage_folder: Path, *, fingerprint: str) -> tuple[Restored | Non
 
 
 def _write_folder(folder: Path, trained: Trained, state: dict[str, Any]) -> None:
+    """Write a folder in one step; an error leaves nothing behind, so that a full disk has room again."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+        _write_files(temporary, trained, state)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        strerror = error.strerror or str(error)
+        raise OSError(
+            error.errno, f"the checkpoint was not written ({strerror})", str(folder)
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _flush(folder.parent)
+
+
+def _write_files(temporary: Path, trained: Trained, state: dict[str, Any]) -> None:
+    """Write the files of a checkpoint and flush them.
+
+    Raises:
+        OSError: also for what safetensors and torch raise where a file cannot be written.
+    """
     for name, tensors in trained.tensors.items():
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, temporary / f"{name}.safetensors")
+        path = temporary / f"{name}.safetensors"
+        try:
+            save_file(contiguous, path)
+        except SafetensorError as error:  # its text alone says why
+            raise OSError(_errno_of(str(error)), str(error)) from error
     for name, optimizer in trained.optimizers.items():
-        torch.save(optimizer.state_dict(), temporary / f"{name}.optimizer.pt")
+        path = temporary / f"{name}.optimizer.pt"
+        buffer = io.BytesIO()  # given a file, torch's own writer hides the system's error
+        torch.save(optimizer.state_dict(), buffer)
+        path.write_bytes(buffer.getbuffer())
     for name, value in trained.values.items():
         (temporary / f"{name}.value.json").write_text(json.dumps(value), encoding="utf-8")
     hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
     write_json(temporary / "state.json", state | {"files": hashes})
     for path in (*temporary.iterdir(), temporary):
         _flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-    _flush(folder.parent)
+
+
+def _errno_of(message: str) -> int:
+    """Return the number in "(os error 28)", or that of an input/output error."""
+    match = re.search(r"os error (\d+)", message)
+    return int(match[1]) if match else errno.EIO
 
 
 def _problem(folder: Path, *, fingerprint: str | None) -> str | None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from prism_lite.config import DataConfig, RunConfig
 from prism_lite.config.checks import alignment_verifies
 from prism_lite.files import read_json, write_json
 from prism_lite.rewards.load import Reward
+from prism_lite.version import git_commit, installed_version
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
 _DATA_FILES = ("train", "warmup", "align", "rlvr", "heldout")
@@ -65,16 +64,24 @@ def check_same_rewards(folder: Path, config: RunConfig, rewards: Sequence[Reward
 
 
 def write_environment(
-    folder: Path, config: RunConfig, core: Any, rewards: Sequence[Reward] = ()
+    folder: Path,
+    config: RunConfig,
+    core: Any,
+    rewards: Sequence[Reward] = (),
+    command: str | None = None,
 ) -> None:
     """Write env.json; a different environment of an earlier session is kept in `earlier_sessions`.
 
     Args:
         core: the loaded model: its device and float type.
         rewards: the reward functions; the files of the user's are recorded.
+        command: the command line; None for a run from Python.
     """
     path = folder / "env.json"
     now: dict[str, Any] = {
+        "command": command,
+        "prism_lite": installed_version("prism-lite"),
+        "model_revision": getattr(core.config, "_commit_hash", None),
         "python": platform.python_version(),
         "packages": package_versions(),
         "device": torch.cuda.get_device_name(core.device) if core.device.type == "cuda" else "cpu",
@@ -103,14 +110,6 @@ def package_versions() -> dict[str, str | None]:
     return {name: installed_version(name) for name in _PACKAGES}
 
 
-def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _data_hashes(data: DataConfig) -> dict[str, str]:
     """Compute 16 hex digits of SHA-256 of each data file; hub ids have none."""
     hashes = {}
@@ -120,14 +119,3 @@ def _data_hashes(data: DataConfig) -> dict[str, str]:
             with open(path, "rb") as file:
                 hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return hashes
-
-
-def git_commit() -> str | None:
-    """Return the commit of the checkout that this package is in; None for an installed one."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        return subprocess.check_output(
-            command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -2,16 +2,16 @@
 
 `config.yaml env.json metrics.jsonl rollouts/ stages/ evaluations/ policy/ discriminator/ results.json
 plots/ README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the
-demo) controls a run through control.json; Ctrl-C has the effect of the command "stop".
+demo) controls a run through control.json; the signals of `prism_lite.signals` have the effect of the
+command "stop".
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 import resource
-import signal
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,14 +28,15 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    track,
 )
 
+from prism_lite import signals
 from prism_lite.config import RunConfig
+from prism_lite.console import PlainProgress, say, tracked
 from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
-from prism_lite.runs.resume import check_same_settings, fingerprint
+from prism_lite.runs.resume import check_folder, fingerprint
 from prism_lite.runs.trackers import open_trackers
 from prism_lite.types import Stopped
 
@@ -75,7 +76,9 @@ class RunFolder:
         self._step_started_s: float | None = None
         self._bar_text = ""
         self._trackers: list[Any] = []
-        self._num_logged = len(self.metrics())
+        earlier = self.metrics()
+        self._num_logged = len(earlier)
+        self._earlier_s = max((line.get("time_s", 0.0) for line in earlier), default=0.0)
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage."""
@@ -98,7 +101,7 @@ class RunFolder:
             self.stage(stage), fingerprint=fingerprint(self.config, stage)
         )
         for sentence in refused:
-            self.console.print(f"[yellow]{sentence}[/]")
+            say(self.console, sentence, "yellow")
         first_step = restored.step if restored else 0
         # Drop the lines of steps that are repeated. The file is always rewritten, as the next line must
         # not be appended to a last line that a kill has truncated.
@@ -110,9 +113,9 @@ class RunFolder:
     def steps(
         self, stage: str, start: int, num_steps: int, trained: Callable[[], checkpoint.Trained]
     ) -> Iterator[int]:
-        """Yield the remaining step numbers, with a progress bar.
+        """Yield the remaining step numbers, with a progress bar or, without a terminal, plain lines.
 
-        After each step: save a checkpoint when it is due, and obey control.json and Ctrl-C. A stage sets
+        After each step: save a checkpoint when it is due, and obey control.json and signals. A stage sets
         `ends_stage` in its last step if that comes before `num_steps`.
 
         Args:
@@ -131,13 +134,18 @@ class RunFolder:
             TimeRemainingColumn(),
             TextColumn("{task.fields[metrics]}"),
             console=self.console,
+            disable=not self.console.is_terminal,
         ) as progress:
             task = progress.add_task(stage, total=num_steps, completed=start, metrics="")
+            is_plain = not self.console.is_terminal
+            plain = PlainProgress(self.console, stage, start, num_steps) if is_plain else None
             self.ends_stage = False
             for step in range(start, num_steps):
                 self._step_started_s = time.perf_counter()
                 yield step
                 progress.update(task, advance=1, metrics=self._bar_text)
+                if plain is not None:
+                    plain.after_step(step + 1, self._bar_text)
                 if self.ends_stage:  # without a checkpoint: a resumed run comes to the same end
                     break
                 done, stop = step + 1, self._asked_to_stop()
@@ -156,7 +164,7 @@ class RunFolder:
         Raises:
             Stopped: when asked to stop. What was done with the items is not saved.
         """
-        for item in track(items, description, console=self.console, transient=True):
+        for item in tracked(items, description, console=self.console):
             if self._asked_to_stop():
                 raise Stopped(f"stopped while {description}")
             yield item
@@ -174,7 +182,7 @@ class RunFolder:
         if is_step and self._step_started_s is not None:
             metrics["step_time"] = time.perf_counter() - self._step_started_s
             metrics["mem/peak_gib"] = peak_gib(self.device)
-        time_s = round(time.monotonic() - self._started_s, 3)
+        time_s = round(self._earlier_s + time.monotonic() - self._started_s, 3)
         line = {"stage": stage, "step": step, "time_s": time_s, **metrics}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -218,10 +226,25 @@ class RunFolder:
 
     def _asked_to_stop(self) -> bool:
         """Wait while control.json says "pause"; return whether the run has to stop."""
-        while (command := self._command()) == "pause" and not self._stop_requested:
+        while (command := self._command()) == "pause" and not self._is_stopping():
             time.sleep(_PAUSE_POLL_S)
         self._stop_requested = self._stop_requested or command == "stop"
-        return self._stop_requested
+        return self._is_stopping()
+
+    def _is_stopping(self) -> bool:
+        return self._stop_requested or signals.received() is not None
+
+    def check_stop(self, where: str) -> None:
+        """Stop here if that was asked for.
+
+        Args:
+            where: between which parts of the work, for the message.
+
+        Raises:
+            Stopped: when asked to stop.
+        """
+        if self._asked_to_stop():
+            raise Stopped(f"stopped {where}")
 
     def _command(self) -> str | None:
         try:
@@ -244,55 +267,27 @@ def open_run(
         (path / "rollouts").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {path} cannot be created: {error.strerror}.") from error
-    with (path / ".lock").open("w") as lock:
+    with signals.caught(), signals.reacts("note"), (path / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"another process is training in {path}: wait for it or stop it."
             ) from None
+        _remove_unfinished(path)
         write_text(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         (path / "control.json").unlink(missing_ok=True)
         folder = RunFolder(path, config, console, device)
-        with _ctrl_c_stops(folder), open_trackers(config, path) as folder._trackers:
+        with open_trackers(config, path) as folder._trackers:
             yield folder
 
 
-def check_folder(path: Path, config: RunConfig) -> None:
-    """Check that a run with these settings may write to a folder; write nothing.
-
-    Raises:
-        ValueError: the folder holds a run with other settings, or something else.
-    """
-    existing = next(p for p in (path, *path.resolve().parents) if p.exists())
-    if not existing.is_dir():
-        raise ValueError(f"--out {path}: {existing} is a file; name a folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {path}: {existing} cannot be written to; name another folder.")
-    if (path / "config.yaml").exists():
-        check_same_settings(path, config)
-    elif path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"--out {path} is not empty and does not hold a run: name another folder.")
-
-
-@contextmanager
-def _ctrl_c_stops(folder: RunFolder) -> Iterator[None]:
-    """Make the first Ctrl-C stop after the current step, and the second one at once."""
-
-    def handle(_signal: int, _frame: Any) -> None:
-        folder.request_stop()
-        folder.console.print("stopping after this step (Ctrl-C again: at once, without saving)")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        previous = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread (a notebook's worker): Ctrl-C is left to the caller
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a kill or a full disk has left half-written, so that there is room to resume."""
+    for folder in path.glob("stages/*/.*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in path.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def start_peak(device: torch.device) -> None:

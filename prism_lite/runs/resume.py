@@ -6,8 +6,10 @@ a resumed run computes what it would have computed without the interruption.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,44 @@ def fingerprint(config: RunConfig, stage: str) -> str:
     later = [*_FIRST_READ_BY][[*_FIRST_READ_BY].index(stage) + 1 :]
     settings = _comparable(to_dict(config), _sections(later))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def check_folder(path: Path, config: RunConfig) -> None:
+    """Check that a run with these settings may write to a folder; leave nothing behind.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or something else, or cannot be written.
+    """
+    try:
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError as error:
+        raise ValueError(f"--out {path} cannot be created: {error.strerror}.") from error
+    if not existing.is_dir():
+        raise ValueError(f"--out {path}: {existing} is a file; name a folder.")
+    if (path / "config.yaml").exists():
+        check_same_settings(path, config)
+    elif path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"--out {path} is not empty and does not hold a run: name another folder.")
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Create the folder and a file in it, and remove what was created."""
+    missing = [p for p in (path.absolute(), *path.absolute().parents) if not p.exists()]
+    created: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+            created.append(folder)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(
+            f"--out {path} cannot be created or written ({error.strerror}): name another folder."
+        ) from error
+    finally:
+        for folder in reversed(created):
+            with contextlib.suppress(OSError):  # another process has begun to write there
+                folder.rmdir()
 
 
 def check_same_settings(path: Path, config: RunConfig) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from prism_lite.config import RunConfig
+from prism_lite.files import write_text
 from prism_lite.recipe import to_dict
 
 
@@ -32,7 +34,8 @@ def check_trackers(config: RunConfig) -> None:
 def open_trackers(config: RunConfig, folder: Path) -> Iterator[list[Any]]:
     """Start accelerate's trackers of a run, log the settings, and finish the trackers at the end.
 
-    TensorBoard writes to `folder`/tensorboard; the others name their project after the recipe.
+    TensorBoard writes to `folder`/tensorboard; the others name their project after the recipe. A
+    resumed run continues its W&B run, whose id is kept in the folder.
     """
     if not config.track:
         yield []
@@ -44,14 +47,27 @@ def open_trackers(config: RunConfig, folder: Path) -> Iterator[list[Any]]:
         trackers: list[Any] = []
         for name in config.track:
             tracker_type = tracking.LOGGER_TYPE_TO_CLASS[name]
-            tracker = (
-                tracker_type(name, folder) if name == "tensorboard" else tracker_type(config.recipe)
-            )
+            if name == "tensorboard":
+                tracker = tracker_type(name, folder)
+            elif name == "wandb":
+                tracker = tracker_type(
+                    config.recipe, id=_wandb_id(folder), resume="allow", name=folder.absolute().name
+                )
+            else:
+                tracker = tracker_type(config.recipe)
             tracker.start()
             stack.callback(tracker.finish)
             tracker.store_init_configuration(flat_settings(to_dict(config)))
             trackers.append(tracker)
         yield trackers
+
+
+def _wandb_id(folder: Path) -> str:
+    """Return the id of the folder's W&B run; a new one is written to wandb_id."""
+    file = folder / "wandb_id"
+    if not file.exists():
+        write_text(file, uuid.uuid4().hex[:8] + "\n")
+    return file.read_text(encoding="utf-8").strip()
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from prism_lite.config import AlignConfig
+from prism_lite.console import say
 from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
@@ -117,7 +118,7 @@ def run_align(context: Context) -> None:
         metrics |= alarms.report(checked, step)
         run.log("align", step, metrics)
         if lost is not None and config.early_stop:
-            run.console.print(f"alignment ends after {step + 1} of {config.steps} steps")
+            say(run.console, f"alignment ends after {step + 1} of {config.steps} steps")
             run.ends_stage = True
     tensors = {"policy": backbone.adapter_state(), "discriminator": discriminator.state_dict()}
     run.save_final("align", tensors)

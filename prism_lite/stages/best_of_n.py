@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+from prism_lite.console import say
 from prism_lite.policy.advantages import weighted_sum
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_in_pieces
@@ -67,14 +68,15 @@ def _best_rollouts(context: Context) -> list[tuple[Sample, str]]:
         ]
         if accepted:
             best.append((group.sample, max(accepted, key=lambda pair: pair[0])[1]))
-    context.run.console.print(
+    say(
+        context.run.console,
         f"best of {config.group_size}: the verifier accepts a rollout of {len(best)} of {len(groups)} "
         "prompts",
-        highlight=False,
     )
     if not best:
         raise ValueError(
             f"the verifier accepts none of the {config.group_size * len(groups)} rollouts that "
-            "align.method = best_of_n would imitate: train SFT longer, or use another method."
+            "align.method = best_of_n would imitate: give another --out with a larger sft.steps or another "
+            "align.method."
         )
     return best

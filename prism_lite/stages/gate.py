@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import grounding_probe, wilson95
 from prism_lite.discriminator.step import CHANNELS
@@ -34,13 +35,13 @@ def check_gate(context: Context, discriminator: Discriminator) -> None:
         )
         passes = passes or is_open
         lines.append(f"{channel}: {verdict}")
-        run.console.print(lines[-1], highlight=False)
+        say(run.console, lines[-1])
     if not passes:
         _stop_or_warn(
             context,
             f"the discriminator does not judge content on either channel ({'; '.join(lines)}), and "
-            "alignment would follow style. Train the warm-up longer (warmup.steps, warmup.patience) or "
-            "on more prompts (warmup.num_prompts), in a new --out",
+            "alignment would follow style. Give another --out with a larger warmup.steps, "
+            "warmup.patience or warmup.num_prompts",
         )
 
 
@@ -52,8 +53,10 @@ NO_PROBE = (
 
 def _stop_or_warn(context: Context, message: str) -> None:
     if context.config.align.gate == "stop":
-        raise ValueError(f"{message}; or begin alignment all the same with align.gate=warn.")
-    context.run.console.print(f"[bold red]warning: {message}.[/]", highlight=False)
+        raise ValueError(
+            f"{message}; or begin alignment all the same: the same command with align.gate=warn."
+        )
+    say(context.run.console, f"warning: {message}.", "bold red")
 
 
 def untrained_grounding(run: RunFolder) -> dict[str, float]:

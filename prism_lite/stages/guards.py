@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prism_lite import parts
-from prism_lite.types import Group
+from prism_lite.console import say
+from prism_lite.parts import Malformed
+from prism_lite.types import Group, Rollout
 
 if TYPE_CHECKING:  # the demo reads the guards of a finished run without these
     from prism_lite.discriminator.step import GameScores
@@ -33,6 +35,13 @@ _CAPPED = 0.95
 _MAX_PAIR_ACCURACY = 0.98  # of the discriminator on its own batch
 _MIN_HELDOUT_ACCURACY = 0.5  # of the discriminator on held-out pairs: below it, noise is reinforced
 _MAX_LOST_PANELS = 3  # in a row
+_MAX_TRUNCATED_SHARE = 0.2  # of completions that are cut at the length limit
+_MAX_MALFORMED_SHARE = 0.5  # of completions, beside those that are cut
+_SFT_STEPS_JUDGED = 10  # mean loss of the first and of the last steps
+_FEWEST_SFT_STEPS = 2
+_SFT_WORSE = 1.1  # of the loss at the start
+_NEAR_CHANCE = 0.02  # of ln V
+_ZERO_GRADIENT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -74,30 +83,127 @@ def length_collapse(num_tokens: Sequence[int], *, usual_num_tokens: float) -> Al
         share,
         _MIN_LENGTH_SHARE,
         f"completions are {share:.0%} of their usual length ({usual_num_tokens:.0f} tokens), below "
-        f"{_MIN_LENGTH_SHARE:.0%}: read some rollouts; lower the learning rate or increase the weight of "
-        "the format reward.",
+        f"{_MIN_LENGTH_SHARE:.0%}: read some rollouts; repeat the stage in another --out with a lower "
+        "learning rate (STAGE.optim.learning_rate) or a larger rlvr.rewards.format.",
     )
 
 
-def zero_spread_groups(rewards: Sequence[float], *, group_size: int) -> Alarm | None:
+def truncated_completions(is_truncated: Sequence[bool], *, limit: int) -> Alarm | None:
+    """Check for completions that are cut at the length limit: they have no answer to reward.
+
+    Args:
+        is_truncated: of each completion.
+        limit: `sampling.max_completion_tokens`.
+    """
+    if not is_truncated:
+        return None
+    share = sum(is_truncated) / len(is_truncated)
+    return _above_limit(
+        "truncated_completions",
+        share,
+        _MAX_TRUNCATED_SHARE,
+        f"{share:.0%} of the completions are cut at sampling.max_completion_tokens = {limit} (limit "
+        f"{_MAX_TRUNCATED_SHARE:.0%}) and have no answer: give another --out with "
+        f"sampling.max_completion_tokens={2 * limit}; if they repeat themselves, see repeated_text.",
+    )
+
+
+def malformed_completions(rollouts: Sequence[Rollout]) -> Alarm | None:
+    """Check for completions that end by themselves and lack the parts."""
+    ended = [rollout for rollout in rollouts if rollout.finish == "end" and not rollout.is_teacher]
+    if not ended:
+        return None
+    malformed = [r.parts.reason for r in ended if isinstance(r.parts, Malformed)]
+    share = len(malformed) / len(ended)
+    if share <= _MAX_MALFORMED_SHARE:
+        return None
+    reason = statistics.mode(malformed)
+    return Alarm(
+        "malformed_completions",
+        share,
+        _MAX_MALFORMED_SHARE,
+        f"{share:.0%} of the completions are malformed (limit {_MAX_MALFORMED_SHARE:.0%}), most often: "
+        f"{reason}. The policy does not know the format yet: give another --out with more SFT (a larger "
+        "sft.steps), on demonstrations with <caption>, <think> and <answer>.",
+    )
+
+
+def diverged_sft(
+    losses: Sequence[float], grad_norm: float, *, vocab_size: int, optim: str
+) -> Alarm | None:
+    """Check for a supervised loss above its start, or at that of a guess with a gradient of zero.
+
+    Args:
+        losses: of the stage's steps so far.
+        grad_norm: of the last step.
+        vocab_size: V; ln V is the loss of a uniform guess.
+        optim: the setting of the learning rate, for the message.
+    """
+    if not losses:
+        return None
+    chance, last = math.log(vocab_size), losses[-1]
+    again = (
+        f"give another --out with a lower {optim} (a tenth of it), or look at the "
+        "demonstrations with `prism-lite data check`"
+    )
+    if not math.isfinite(last) or (
+        abs(last - chance) < _NEAR_CHANCE * chance and grad_norm < _ZERO_GRADIENT
+    ):
+        return Alarm(
+            "sft_at_chance",
+            last,
+            chance,
+            f"the loss is {last:.2f}, that of a guess among {vocab_size} tokens is {chance:.2f}, and the "
+            f"gradient is {grad_norm:.1g}: the policy is destroyed and learns nothing more; {again}.",
+        )
+    num_judged = min(_SFT_STEPS_JUDGED, len(losses) // 2)
+    if num_judged < _FEWEST_SFT_STEPS:
+        return None
+    start = statistics.fmean(losses[:num_judged])
+    now = statistics.fmean(losses[-num_judged:])
+    return _above_limit(
+        "sft_diverges",
+        now,
+        _SFT_WORSE * start,
+        f"the mean loss of the last {num_judged} steps is {now:.2f}, above that of the first ones, "
+        f"{start:.2f}: training diverges; {again}.",
+    )
+
+
+def zero_spread_groups(
+    rewards: Sequence[float], *, group_size: int, largest: float | None = None, causes: str = ""
+) -> Alarm | None:
     """Check for groups whose rollouts all got the same reward: the policy learns nothing from them.
 
     Args:
         rewards: R rewards, rows of one group adjacent.
         group_size: G.
+        largest: the largest reward that is possible, where it is known: tells easy from hard.
+        causes: other alarms of the step that explain it, by name.
     """
     assert len(rewards) % group_size == 0
     if not rewards or group_size == 1:
         return None
     groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
     share = sum(max(group) - min(group) <= _SPREAD_TOLERANCE for group in groups) / len(groups)
+    if causes:
+        why = f"see the alarm {causes}, which explains it"
+    else:
+        flat = [g[0] for g in groups if max(g) - min(g) <= _SPREAD_TOLERANCE]
+        num_best = 0 if largest is None else sum(reward >= 0.99 * largest for reward in flat)
+        why = "the prompts are too easy or too hard, or the reward does not tell completions apart"
+        if largest is not None and flat:
+            easy = num_best / len(flat)
+            why = f"{easy:.0%} of them have the largest reward (too easy), the others are equally wrong"
+        why += (
+            "; give another --out with rlvr.dynamic_sampling=true (with rlvr.game=off), a larger "
+            "rlvr.group_size, or other rows in data.rlvr"
+        )
     return _above_limit(
         "zero_spread_groups",
         share,
         _MAX_FLAT_SHARE,
-        f"{share:.0%} of the groups have no spread in reward (limit {_MAX_FLAT_SHARE:.0%}): the prompts "
-        "are too easy or too hard, or the reward does not tell completions apart; turn on dynamic "
-        "sampling or change the data.",
+        f"{share:.0%} of the groups have no spread in reward (limit {_MAX_FLAT_SHARE:.0%}): {why}.",
     )
 
 
@@ -115,7 +221,8 @@ def unscored_rollouts(rewards: Sequence[float]) -> Alarm | None:
         share,
         0.0,
         f"{share:.0%} of the rollouts have no reward, because every function of rlvr.rewards returned "
-        "None for them: the policy learns nothing from them; add a reward that always has a value.",
+        "None for them: the policy learns nothing from them; give another --out with a reward that always "
+        "has a value, as rlvr.rewards.format=0.2.",
     )
 
 
@@ -160,8 +267,9 @@ def repeated_text(completions: Sequence[str]) -> Alarm | None:
         "repeated_text",
         share,
         _MAX_LOOPING_SHARE,
-        f"{share:.0%} of the completions repeat themselves (limit {_MAX_LOOPING_SHARE:.0%}): read some; "
-        "lower the learning rate or the temperature.",
+        f"{share:.0%} of the completions repeat themselves (limit {_MAX_LOOPING_SHARE:.0%}): read some, "
+        "and repeat the stage in another --out with a lower learning rate (STAGE.optim.learning_rate) or "
+        "sampling.temperature.",
     )
 
 
@@ -212,7 +320,7 @@ def discriminator_saturation(scores: Sequence[float], *, cap: float) -> Alarm | 
         share,
         _MAX_CAPPED_SHARE,
         f"{share:.0%} of the scores are at the cap of {cap:g} (limit {_MAX_CAPPED_SHARE:.0%}), where their "
-        "gradient vanishes: lower the discriminator's learning rate.",
+        "gradient vanishes: give another --out with a lower discriminator.optim.learning_rate.",
     )
 
 
@@ -233,7 +341,8 @@ def discriminator_too_strong(
         accuracy,
         _MAX_PAIR_ACCURACY,
         f"the teacher wins {accuracy:.1%} of the pairs (limit {_MAX_PAIR_ACCURACY:.0%}): look for an "
-        "artefact that reveals the teacher, or lower the discriminator's learning rate.",
+        "artefact that reveals the teacher, or give another --out with a lower "
+        "discriminator.optim.learning_rate.",
     )
 
 
@@ -253,7 +362,7 @@ def losing_discriminator(accuracies: Sequence[tuple[float, float]]) -> Alarm | N
         _MIN_HELDOUT_ACCURACY,
         f"the teacher wins at most {highest:.0%} of the held-out pairs on either channel, in "
         f"{_MAX_LOST_PANELS} panels in a row (limit {_MIN_HELDOUT_ACCURACY:.0%}): its scores are noise "
-        "by now. Align for fewer steps (align.steps, align.early_stop=true) or raise "
+        "by now. Give another --out with fewer align.steps, align.early_stop=true or a larger "
         "discriminator.optim.learning_rate.",
     )
 
@@ -267,6 +376,7 @@ class Alarms:
 
     def __init__(self, run: RunFolder, stage: str) -> None:
         self._console = run.console
+        self._limit = run.config.sampling.max_completion_tokens
         self._stage = stage
         self._printed: set[str] = set()
         lengths = (line.get("completions/mean_length") for line in run.metrics(stage))
@@ -279,15 +389,16 @@ class Alarms:
             metrics[f"alarms/{alarm.name}"] = alarm.value
             if alarm.name not in self._printed:
                 self._printed.add(alarm.name)
-                self._console.print(
-                    f"[bold red]alarm {alarm.name} in {self._stage} step {step}:[/] "
-                    f"{alarm.message} (shown once; metrics: alarms/{alarm.name})",
-                    highlight=False,
+                say(
+                    self._console,
+                    f"alarm {alarm.name} in {self._stage} step {step}: {alarm.message} (shown once; "
+                    f"metrics: alarms/{alarm.name})",
+                    "bold red",
                 )
         return metrics
 
     def of_rollouts(self, groups: Sequence[Group]) -> list[Alarm | None]:
-        """Check for length collapse, loops, and answers inside think."""
+        """Check for completions that are cut or malformed, length collapse, loops, answers in think."""
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         texts = [rollout.text for rollout in rollouts]
@@ -297,6 +408,8 @@ class Alarms:
             length_collapse(lengths, usual_num_tokens=self.usual_num_tokens),
             repeated_text(texts),
             answers_inside_think(texts),
+            truncated_completions([r.finish == "length" for r in rollouts], limit=self._limit),
+            malformed_completions(rollouts),
         ]
 
 

@@ -11,9 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from prism_lite.config import RunConfig
+from prism_lite.console import say
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
+from prism_lite.runs.card import write_model_card
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.plots import write_plots
 from prism_lite.stages.evaluate import evaluate_inside
 
 
@@ -48,6 +51,8 @@ class InStageEvaluation:
         figures = evaluate_inside(self._backbone, self._task, self._config)
         metrics = {f"eval/{name}": value for name, value in figures.items()}
         self._run.log(self._stage, step, metrics, is_step=False)
+        write_plots(self._run, [self._stage])
+        write_model_card(self._run)
         if eval_config.keep == "last":
             return
         value = figures[eval_config.best_by]
@@ -79,10 +84,10 @@ class InStageEvaluation:
         results = self._run.results()
         results.setdefault("kept", {})[self._stage] = choice
         self._run.write_results(results)
-        self._run.console.print(
+        say(
+            self._run.console,
             f"{self._stage}: the policy after step {choice['step'] + 1} is kept, {by} "
             f"{choice['value']:.3f} in the evaluation inside the stage (last step {choice['last']:.3f})",
-            highlight=False,
         )
 
     def saved(self) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:

@@ -7,11 +7,11 @@ fits no pack after its prompt, is found here and not at the step that meets it.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from prism_lite import parts
 from prism_lite.config import RunConfig
@@ -21,6 +21,7 @@ from prism_lite.config.checks import (
     game_begins_in_rlvr,
     plays_game,
 )
+from prism_lite.console import say, tracked
 from prism_lite.data.formats.base import Finding
 from prism_lite.data.stage_rows import describe_skipped
 from prism_lite.data.task import TaskData, all_samples, without_samples
@@ -32,6 +33,7 @@ from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
 from prism_lite.stages.evaluate import subset_inside
 from prism_lite.stages.gate import NO_PROBE
+from prism_lite.stages.student_groups import FEWEST_PROMPTS
 from prism_lite.types import Sample
 
 _PICTURES_AT_ONCE = 256  # small ones of the embedded task, in one pass of the vision tower
@@ -55,8 +57,8 @@ def read_prompts(
     samples = {sample.key: sample for sample in all_samples(task)}
     stages = _stages_of(config, task)
     bad: dict[str, Finding] = {}
-    for key, sample in track(
-        samples.items(), "reading prompts", total=len(samples), console=console, transient=True
+    for key, sample in tracked(
+        samples.items(), "reading prompts", total=len(samples), console=console
     ):
         try:
             _check_room(config, backbone, sample, stages.get(key, ()))
@@ -66,13 +68,13 @@ def read_prompts(
             bad[key] = Finding(sample.file, sample.row, "too_long", str(error))
     if bad:
         skipped = tuple(bad.values())
-        console.print(describe_skipped(skipped), markup=False, highlight=False)
+        say(console, describe_skipped(skipped))
         task = without_samples(task, bad.keys())
         task = dataclasses.replace(task, skipped=(*task.skipped, *skipped))
     if config.data.task == "digits":
         kept = [sample for key, sample in samples.items() if key not in bad]
         starts = range(0, len(kept), _PICTURES_AT_ONCE)
-        for start in track(starts, "encoding pictures", console=console, transient=True):
+        for start in tracked(starts, "encoding pictures", console=console):
             encode_samples(backbone, kept[start : start + _PICTURES_AT_ONCE])
     return task
 
@@ -157,6 +159,35 @@ def _discriminator_continuations(
     yield "the longest parts of a completion", longest, remedy
 
 
+def warn_of_shared_rows(config: RunConfig, task: TaskData, console: Console) -> None:
+    """Print an alarm where held-out rows are trained on: same file, or same question and pictures."""
+    data = config.data
+    if data.task != "files" or not task.heldout:
+        return
+
+    def key_of(sample: Sample) -> tuple[object, ...]:
+        return (" ".join(sample.question.split()), *(picture.id for picture in sample.pictures))
+
+    heldout = {key_of(sample) for sample in task.heldout}
+    for setting in ("train", "warmup", "align", "rlvr"):
+        if getattr(data, setting) is not None and getattr(data, setting) == data.heldout:
+            what = f"data.heldout and data.{setting} are the same rows ({data.heldout})"
+            break
+    else:
+        trained = (*task.sft, *task.warmup, *task.align, *task.rlvr)
+        shared = heldout & {key_of(sample) for sample in trained}
+        if not shared:
+            return
+        what = f"{len(shared)} of {len(heldout)} held-out questions are also trained on"
+    fix = f"prism-lite data check {shlex.quote(data.train or '')} --eval {shlex.quote(data.heldout or '')}"
+    say(
+        console,
+        f"alarm shared_rows: {what}, so held-out figures say nothing about new rows. Keep other rows aside "
+        f"for data.heldout, in another --out; `{fix} --fix OUT` writes the training rows without them.",
+        "bold red",
+    )
+
+
 def check_rewards(
     config: RunConfig, rewards: Sequence[Reward], stages: Sequence[str], task: TaskData
 ) -> None:
@@ -211,6 +242,8 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             continue
         if stage != "sft" or config.sft.steps:
             _check_rows(stage, task)
+        if stage == "warmup":
+            _check_warmup_rows(config, task)
         if stage == "align" and alignment_verifies(config):
             _check_answers(config, task)
         if _is_gated(config, stage) and config.align.gate == "stop" and not task.probe:
@@ -266,6 +299,17 @@ def _check_rows(stage: str, task: TaskData) -> None:
         raise ValueError(
             f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
             "the other stages by name (prism-lite sft, ...)."
+        )
+
+
+def _check_warmup_rows(config: RunConfig, task: TaskData) -> None:
+    """Check for the fewest prompts that the warm-up can be trained on, before SFT is trained."""
+    num_rows = min(len(task.align), config.warmup.num_prompts)
+    if not task.warmup and num_rows < FEWEST_PROMPTS:
+        raise ValueError(
+            f"the warm-up needs at least {FEWEST_PROMPTS} prompts with a teacher completion, and there are "
+            f"{num_rows}: give more rows (data.align, warmup.num_prompts), or do without a discriminator "
+            "(align.method=sft rlvr.game=off)."
         )
 
 

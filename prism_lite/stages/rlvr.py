@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prism_lite.config import RlvrConfig, RunConfig
+from prism_lite.config import BUILT_IN_REWARDS, RlvrConfig, RunConfig
 from prism_lite.config.checks import discriminator_before_rlvr, game_begins_in_rlvr
+from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.models.backbone import REFERENCE
 from prism_lite.models.optim import learning_rate_at
@@ -49,6 +50,8 @@ from prism_lite.stages.rollout_log import (
 
 # A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
 _WIDEST_GSPO_CLIP = 0.01
+# Alarms that explain groups without spread: nothing in them can be right.
+_NO_ANSWER = ("truncated_completions", "malformed_completions")
 
 
 def control_config(config: RunConfig) -> RlvrConfig:
@@ -91,7 +94,7 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         generated_s = time.perf_counter() - started_s
         if batch.ran_out and not has_run_out:
             has_run_out = True
-            run.console.print(_running_out_message(batch, config, step))
+            say(run.console, _running_out_message(batch, config, step), "yellow")
         # 2. advantages of the groups that are kept
         reward_R = weighted_sum(batch.rewards, context.reward_weights)
         advantage_R, metrics = _advantages(context, batch)
@@ -134,9 +137,16 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         metrics |= undecided_metrics(batch.groups, batch.rewards)
         is_decided_R = ~undecided_rollouts(batch.groups, batch.rewards)
         filled_R = fill_unscored(reward_R, group_size=config.group_size)
+        of_rollouts = alarms.of_rollouts(batch.sampled)
+        causes = [a.name for a in of_rollouts if a and a.name in _NO_ANSWER]
         checked += [
-            *alarms.of_rollouts(batch.sampled),
-            zero_spread_groups(filled_R.tolist(), group_size=config.group_size),
+            *of_rollouts,
+            zero_spread_groups(
+                filled_R.tolist(),
+                group_size=config.group_size,
+                largest=_largest_reward(context.reward_weights),
+                causes=" and ".join(causes),
+            ),
             unscored_rollouts(reward_R[is_decided_R].tolist()),
             undecided_answers(metrics.get("rewards/accuracy/undecided", 0.0)),
         ]
@@ -146,6 +156,13 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     if discriminator is not None:
         tensors["discriminator"] = discriminator.state_dict()
     run.save_final(stage, tensors)
+
+
+def _largest_reward(weights: dict[str, float]) -> float | None:
+    """Return the reward of a perfect rollout; None where a user's function has an unknown range."""
+    if not weights.keys() <= set(BUILT_IN_REWARDS):
+        return None
+    return sum(weight for name, weight in weights.items() if name != "overlong")
 
 
 def _load_discriminator(context: Context) -> Discriminator:
@@ -227,20 +244,22 @@ def _print_settings(context: Context) -> None:
             f"{config.num_minibatches} optimizer steps per batch: old log-probs are computed once "
             "per batch, before the first"
         )
-    console.print(f"rlvr: {config.loss.name} loss, {updates}")
+    say(console, f"rlvr: {config.loss.name} loss, {updates}")
     if config.loss.name.startswith("gspo") and config.loss.clip_high > _WIDEST_GSPO_CLIP:
-        console.print(
-            f"[yellow]rlvr.loss.clip_high = {config.loss.clip_high:g} suits ratios of tokens; GSPO's "
+        say(
+            console,
+            f"rlvr.loss.clip_high = {config.loss.clip_high:g} suits ratios of tokens; GSPO's "
             "are of complete rollouts and need about 4e-4: rlvr.preset=gspo sets the official "
-            "values[/]"
+            "values",
+            "yellow",
         )
 
 
 def _running_out_message(batch: RolloutBatch, config: RlvrConfig, step: int) -> str:
     num_kept, num_filtered = int(batch.is_kept_P.sum()), int((~batch.is_kept_P).sum())
     return (
-        f"[yellow]rlvr step {step}: dynamic sampling drew {len(batch.groups)} groups (at most "
+        f"rlvr step {step}: dynamic sampling drew {len(batch.groups)} groups (at most "
         f"rlvr.max_sampled_batches = {config.max_sampled_batches} batches), left out {num_filtered} "
         f"without spread in their rewards, and continues with {num_kept} instead of "
-        f"{config.prompts_per_step}; metrics: dynamic_sampling/* (shown once)[/]"
+        f"{config.prompts_per_step}; metrics: dynamic_sampling/* (shown once)"
     )

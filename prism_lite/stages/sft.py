@@ -5,6 +5,7 @@ METHOD section 1: the resulting policy has drifted; alignment and RLVR correct i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
+from prism_lite.stages.guards import Alarms, diverged_sft
 from prism_lite.types import Sample
 
 
@@ -64,6 +66,9 @@ def imitate(
     """Train the current policy on the rows' completions, and save it as a stage."""
     backbone, run = context.backbone, context.run
     optimizer = context.optimizer(optim)
+    name = f"{stage}.optim.learning_rate"
+    alarms, losses = Alarms(run, stage), []
+    vocab_size = backbone.core.config.text_config.vocab_size
     for step in context.steps(stage, num_steps, {"policy": optimizer}):
         started_s = time.perf_counter()
         trees = [
@@ -78,6 +83,12 @@ def imitate(
             max_grad_norm=optim.max_grad_norm,
         )
         num_trained = sum(tree.num_tokens for tree in trees)
+        if not losses:  # of a resumed stage
+            losses = [line["loss"] for line in run.metrics(stage) if "loss" in line]
+        losses.append(metrics["loss"])
+        grad_norm = metrics.get("grad_norm", math.inf)  # not known where float16 overflowed
+        diverged = diverged_sft(losses, grad_norm, vocab_size=vocab_size, optim=name)
+        metrics |= alarms.report([diverged], step)
         metrics["train_tokens_per_s"] = num_trained / (time.perf_counter() - started_s)
         run.log(stage, step, metrics)
     run.save_final(stage, {"policy": backbone.adapter_state()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from prism_lite.console import say
 from prism_lite.data.split import split_by_picture
 from prism_lite.discriminator.negatives import StudentGroup
 from prism_lite.sampling.rollouts import sample_in_pieces
@@ -11,6 +12,7 @@ from prism_lite.seeding import epoch_order
 from prism_lite.stages.context import Context
 from prism_lite.types import Sample
 
+FEWEST_PROMPTS = 4  # of the warm-up
 _MIN_HELDOUT, _MAX_HELDOUT = 16, 64  # prompts kept out of training; a tenth in between
 
 
@@ -26,8 +28,9 @@ def student_groups(context: Context) -> list[StudentGroup]:
     config, task = context.config, context.task
     if task.warmup:
         groups = _recorded_groups(task.warmup, config.warmup.group_size)
-        context.run.console.print(
-            f"warm-up on {len(task.warmup)} recorded pairs of {len(groups)} groups"
+        say(
+            context.run.console,
+            f"warm-up on {len(task.warmup)} recorded pairs of {len(groups)} groups",
         )
         return groups
     order = epoch_order(len(task.align), 0, config.seed, "align")
@@ -42,11 +45,13 @@ def student_groups(context: Context) -> list[StudentGroup]:
         seed=(config.seed, "warmup"),
     )
     groups = [StudentGroup(group.sample, group.students) for group in sampled if group.students]
-    if len(groups) < 4:
+    if len(groups) < FEWEST_PROMPTS:
         num_samples = len(samples) * config.warmup.group_size
         raise ValueError(
-            f"only {num_students(groups)} of {num_samples} samples of the SFT policy are well-formed: "
-            "train SFT longer (sft.steps) before the warm-up."
+            f"only {num_students(groups)} of {num_samples} samples of the SFT policy are well-formed. "
+            "SFT is finished here and cannot be prolonged: give another --out with a larger sft.steps "
+            f"(now {config.sft.steps}), or remove {context.run.path / 'stages'} and results.json and "
+            "give the command with it."
         )
     return groups
 

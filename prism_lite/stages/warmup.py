@@ -13,6 +13,7 @@ from random import Random
 
 from rich.table import Table
 
+from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.negatives import (
     Corrupt,
@@ -103,9 +104,10 @@ def run_warmup(context: Context) -> None:
         run.log("warmup", step, metrics)
         if is_over:
             num_steps = step + 1
-            run.console.print(
+            say(
+                run.console,
                 f"warm-up ends after {num_steps} of {config.steps} steps: the loss on {len(heldout)} "
-                f"held-out prompts has not improved for {config.patience} checks"
+                f"held-out prompts has not improved for {config.patience} checks",
             )
             run.ends_stage = True
     trained = grounding_probe(backbone, discriminator, context.task.probe)
@@ -113,7 +115,7 @@ def run_warmup(context: Context) -> None:
     if trained:
         run.console.print(_probe_table(untrained, trained))
     else:
-        run.console.print("grounding probe: not measured, too few rows to keep pairs aside")
+        say(run.console, "grounding probe: not measured, too few rows to keep pairs aside")
     run.save_final("warmup", {"discriminator": discriminator.state_dict()})
 
 
@@ -198,10 +200,10 @@ def _choose_head_start(
             metrics[f"disc/heldout_pair_accuracy_{name}_untrained"] = accuracy
         texts.append(f"{name} {measured} ({'full' if is_judge else 'a tenth of the'} weight)")
     discriminator.weaken_likelihood((factors[0], factors[1]))
-    context.run.console.print(
+    say(
+        context.run.console,
         f"held-out pairs that the untrained likelihood wins, and its weight at the start: "
         f"{', '.join(texts)}",
-        highlight=False,
     )
     return metrics
 
@@ -233,9 +235,9 @@ def _report_corruptible(context: Context, groups: Sequence[StudentGroup], corrup
     rng = Random(seed_of(context.config.seed, "warmup", "corruptible"))
     num_without = sum(corrupt(sample, sample.teacher_parts, rng) is None for sample in samples)
     if num_without:
-        context.run.console.print(
+        say(
+            context.run.console,
             f"corrupted negatives: {num_without} of {len(samples)} teacher texts have nothing to corrupt",
-            highlight=False,
         )
 
 
@@ -249,7 +251,9 @@ def _report_cuts(
     student = discriminator.part_lengths(backbone, (student for _, student in probed))
     share, sentence = about_cuts(teacher, student, limit)
     is_warning = share > CUT_WARNING
-    context.run.console.print(f"[yellow]warning: {sentence}[/]" if is_warning else sentence)
+    if is_warning:
+        sentence = f"warning: {sentence}"
+    say(context.run.console, sentence, "yellow" if is_warning else "")
     return cut_metrics(teacher, student, limit)
 
 
@@ -266,10 +270,12 @@ def _report_artefacts(context: Context, discriminator: Discriminator, pairs: lis
         [text_of(student) for _, student in probed],
     )
     console = context.run.console
-    console.print(f"artefact probe (0.5: the form reveals nothing): AUC {auc:.2f}")
+    say(console, f"artefact probe (0.5: the form reveals nothing): AUC {auc:.2f}")
     if auc > ARTEFACT_WARNING:
-        console.print(
-            f"[yellow]warning: length and white space alone tell teacher from student (AUC {auc:.2f} "
-            f"> {ARTEFACT_WARNING}); the discriminator may win without looking at content[/]"
+        say(
+            console,
+            f"warning: length and white space alone tell teacher from student (AUC {auc:.2f} "
+            f"> {ARTEFACT_WARNING}); the discriminator may win without looking at content",
+            "yellow",
         )
     return auc

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from prism_lite.console import say
 from prism_lite.files import read_json, write_text
 from prism_lite.runs.report import markdown_rows, rows_table
 from prism_lite.study.plots import plot_curves, plot_means
@@ -89,12 +90,12 @@ def print_study(study: Mapping[str, Any], console: Console) -> None:
         return
     rows = _mean_rows(study, None)
     console.print(rows_table(rows, f"recipe {study['recipe']}", is_tight=True))
-    console.print(f"{_about_means(study)} {about_budgets(study)}", highlight=False)
+    say(console, f"{_about_means(study)} {about_budgets(study)}")
     if rows := _difference_rows(study, None):
         console.print(rows_table(rows, "paired differences", is_tight=True))
-        console.print(_about_differences(study), highlight=False)
+        say(console, _about_differences(study))
     for sentence in _conclusions(study):
-        console.print(sentence, highlight=False, markup=False)
+        say(console, sentence)
 
 
 def about_budgets(study: Mapping[str, Any]) -> str:

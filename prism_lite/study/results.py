@@ -14,12 +14,12 @@ import numpy as np
 
 from prism_lite.discriminator.step import CHANNELS
 from prism_lite.files import read_json, read_jsonl
-from prism_lite.runs.environment import git_commit, installed_version
 from prism_lite.study.arms import START, budget
 from prism_lite.study.curves import add_areas, curve_of, training_seconds
 from prism_lite.study.plan import PlannedRun
 from prism_lite.study.statistics import mean_of_seeds, paired_differences
 from prism_lite.types import Stage
+from prism_lite.version import git_commit, installed_version
 
 # The figures that arms are compared by, and their titles.
 FIGURES = {

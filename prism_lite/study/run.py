@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from prism_lite import pipeline
+from prism_lite.console import say
 from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from prism_lite.recipe import load_recipe, to_dict
-from prism_lite.runs.folder import check_folder
+from prism_lite.runs.resume import check_folder
 from prism_lite.study import report
 from prism_lite.study.arms import recipe_arm
 from prism_lite.study.plan import Cell, PlannedRun, cells_of, plan_study, sources_of
@@ -167,20 +168,21 @@ def _run_all(runs: Sequence[PlannedRun], title: str, console: Console) -> None:
         return
     sources = sources_of(runs)
     with Progress(
-        TextColumn(f"[bold]{title}[/] {{task.description}}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
+        disable=not console.is_terminal,
     ) as progress:
-        bar = progress.add_task("", total=len(runs))
+        bar = progress.add_task(title, total=len(runs))
         for run in runs:
             name = f"seed {run.seed}, {run.arm}"
-            progress.update(bar, description=name)
+            progress.update(bar, description=f"{title} {name}")
             if _is_finished(run):
-                console.print(f"{name}: already done")
+                say(console, f"{name}: already done")
             else:
-                console.print(f"[bold]{name}[/]: {run.folder}", highlight=False)
+                say(console, f"{name}: {run.folder}")
                 for stage in run.stages:
                     if source := sources.get((run.folder, stage)):
                         _copy_stage(source.folder, run, stage)

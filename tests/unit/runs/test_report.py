@@ -6,7 +6,7 @@ import json
 from rich.console import Console
 
 from prism_lite.runs.changes import change_rows
-from prism_lite.runs.report import results_table
+from prism_lite.runs.report import markdown_table, results_table, stage_line
 
 FIGURES = {
     "accuracy": 0.5586,
@@ -51,3 +51,15 @@ def test_changes_are_paired_by_prompt(tmp_path) -> None:
 
 def test_changes_need_two_evaluated_stages(tmp_path) -> None:
     assert change_rows(tmp_path, rlvr_start="align") == []
+
+
+def test_a_skewed_interval_is_a_range_and_keeps_the_figure() -> None:
+    """16 of 16: Wilson's interval is 0.81 to 1, and 1.00±0.10 would be wrong on both sides."""
+    figures = {"accuracy": 1.0, "ci95": {"accuracy": (0.806, 1.0)}, "mean_tokens": 9.0}
+    text = io.StringIO()
+    results = {"n": 16, "stages": {"base": figures}}
+    Console(file=text, width=80).print(results_table(results))
+    assert "1.00" in text.getvalue() and "0.81-1.00" in text.getvalue()
+    assert "±" not in text.getvalue() and "warm-up" not in text.getvalue()
+    assert "| 1.000 (0.806 to 1.000) |" in markdown_table(results)
+    assert stage_line("base", figures) == "base  accuracy 1.000 (0.806 to 1.000)"
