@@ -110,7 +110,7 @@ def judge_grounding(untrained: float | None, trained: float, num_pairs: int) -> 
         Whether alignment may rely on the channel, and the verdict. It may where the trained probe is
         above chance (the lower end of Wilson's 95 % interval is above 0.5) and either above the untrained
         one by more than half of the interval, or the untrained one is at least 0.9. A channel that was
-        known and no longer is has been lost in training: the teacher errs there.
+        known and no longer is has been lost in training, as where the teacher errs.
     """
     before = "unknown" if untrained is None else f"{untrained:.2f}"
     low, high = wilson95(trained, num_pairs)
