@@ -49,7 +49,7 @@ def stated_rows(text: str) -> list[tuple[str, str]]:
 
 
 def measured_rows() -> set[tuple[str, str]]:
-    """Write the row of every arm of every stored study."""
+    """Write the row of every arm of every stored study, without and with its seconds."""
     rows = set()
     for study in studies():
         for name, arm in study["arms"].items():
@@ -57,8 +57,8 @@ def measured_rows() -> set[tuple[str, str]]:
             for column in COLUMNS:
                 low, high = arm["means"][column]["bootstrap95"]
                 cells.append(f"{arm['means'][column]['mean']:.3f} [{low:.3f}, {high:.3f}]")
-            cells.append(f"{fmean(seed['seconds'] for seed in arm['seeds'].values()):.0f}")
-            rows.add((name, " | ".join(cells)))
+            seconds = f"{fmean(seed['seconds'] for seed in arm['seeds'].values()):.0f}"
+            rows |= {(name, " | ".join(cells)), (name, " | ".join([*cells, seconds]))}
     return rows
 
 
