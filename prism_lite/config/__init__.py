@@ -205,7 +205,7 @@ class AlignConfig:
     "Prompts whose rollouts are kept for replay, in memory and in checkpoints."
     gate: Literal["stop", "warn"] = "stop"
     """What happens before the first step if the probes do not show that the discriminator judges content
-    on any channel. stop: an error. warn: a warning."""
+    on every channel that has weight (align.alpha). stop: an error. warn: a warning."""
     early_stop: bool = False
     "End the stage when the teacher wins under half of the held-out pairs in three panels in a row."
     dpo_beta: PositiveFloat = 0.1

@@ -1,6 +1,7 @@
 """The studies of the tiny recipe that are stored with the package, as study.json.
 
-`tiny.json`: the recipe and its rivals. `tiny-more-arms.json`: other forms of the game, on fewer seeds.
+`tiny.json`: the recipe and its rivals. `tiny-more-arms.json`: other forms of the game, on two
+seeds. `tiny-other-arms.json`: further rivals and forms, on three.
 `tiny-erring-teacher.json`: a teacher that errs in a quarter of its captions and thinks.
 """
 

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from demo.runs.folder import StageProgress
+from demo.runs.folder import SAMPLE_RUN, StageProgress, read_json
 from demo.screens import curves
 from demo.screens import html as view
 from demo.screens.marks import mark, marks_line
-from demo.tabs import train
+from demo.tabs import compare, train
 from demo.tabs.rewards import reward_weights, weighted_rewards
 from prism_lite.digits import wording
 from prism_lite.digits.wording import DigitsFacts
@@ -269,6 +269,23 @@ def test_the_recorded_bars_add_up_to_the_logged_reward() -> None:
         )
         mean = weighted.sum(axis=1).mean()
         assert math.isclose(mean, logged["reward"], abs_tol=1e-5)
+
+
+def test_the_drift_meter_shows_the_figures_of_the_run() -> None:
+    drift = read_json(SAMPLE_RUN / "results.json")["drift"]
+    table, note, box = compare.drift_screen({"drift": drift})
+    assert box.visible
+    assert "nats per token" in note
+    header = table.headers
+    rows = {row[0]: dict(zip(header, row, strict=True)) for row in table.value["data"]}
+    assert [*rows] == ["Base", "SFT", "RLVR alone", "Aligned", "RLVR"]
+    for title, stage in (("Base", "base"), ("Aligned", "align"), ("RLVR", "rlvr")):
+        wrong = f"{drift[stage]['perception_errors']:.3f}"
+        assert rows[title]["captions wrong"] == wrong
+        assert rows[title]["tokens"] == f"{drift[stage]['token_difference']:+.1f}"
+    assert rows["Base"]["KL to start"] == "-"
+    assert float(rows["RLVR"]["captions wrong"]) < 0.2 < float(rows["RLVR alone"]["captions wrong"])
+    assert not compare.drift_screen({})[2].visible
 
 
 def test_the_questions_that_the_model_has_learned_are_the_ones_offered() -> None:
