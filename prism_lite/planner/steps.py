@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prism_lite.config import OptimConfig
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.step import discriminator_step
+from prism_lite.models import placement
 from prism_lite.models.backbone import REFERENCE, TRUNK, Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.optim import Optimizer, make_optimizer, optimizer_name, optimizer_step
@@ -208,9 +209,13 @@ def _fill_caches(
 
 def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) -> None:
     group_size, num_prompts = workload.sampling_batch(phase.stage)
-    # only a CPU holds dense weights
-    sampling = dataclasses.replace(workload.config.sampling, dense_weights="never")
-    with _scripted_draws(tracker, workload.backbone.end_id, num_draws):
+    sampling = workload.config.sampling
+    if tracker.free_bytes is None:  # a CPU's free memory is not what is planned for
+        sampling = dataclasses.replace(sampling, dense_weights="never")
+    with (
+        mock.patch.object(placement, "free_bytes", lambda _device: tracker.free_bytes),
+        _scripted_draws(tracker, workload.backbone.end_id, num_draws),
+    ):
         sample_groups(
             workload.backbone,
             workload.samples(num_prompts),

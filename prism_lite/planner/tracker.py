@@ -104,6 +104,11 @@ class Tracker:
         self.note_peak()
 
     @property
+    def free_bytes(self) -> int | None:
+        """The card's memory that is free now; None without a card."""
+        return None if self._card is None else int(self._card.gib * 2**30) - self.now
+
+    @property
     def peak(self) -> Peak:
         """The highest of all regions."""
         return max(self.regions.values(), key=lambda peak: peak.total)

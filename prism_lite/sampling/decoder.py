@@ -1,10 +1,10 @@
 """A lean forward of the text decoder for sampling: the model's own weights without the framework's cost.
 
 Decoding a small batch token by token is dominated by what surrounds the matrix products: module calls,
-LoRA's three extra products per linear, dequantising NF4 for every token. Here a layer's linears are called
-through their modules (so LoRA and NF4 apply), or through weights that were dequantised and merged with the
-active adapter once per sampling call (`dense`). Equal to transformers' forward
-(tests/unit/sampling/test_decoder.py).
+LoRA's products of each linear, dequantising NF4 for every token. Here no module is called: weights are
+dequantised and merged with the active adapter once per update (`dense`); where they do not fit, 4-bit
+products read the packed weights, and linears with the same input share one LoRA product. Equal to
+transformers' forward (tests/unit/sampling/test_decoder.py).
 
 Shape letters: T tokens (of prompts end to end, or one per row), B prompts, F their tokens, V vocabulary,
 H query heads, J key-value heads, d head size, D hidden.
@@ -97,8 +97,9 @@ def dense_bytes(core: Core) -> int:
 
 def _lean_layer(layer: Any, dense: bool) -> LeanLayer:
     input_norm, post_norm = family.layer_norms(layer)
-    make = partial(_merged, dtype=input_norm.weight.dtype) if dense else _called
-    qkv, out, gate_up, down = (make(modules) for modules in family.layer_linears(layer))
+    make = _merged if dense else _with_lora
+    dtype = input_norm.weight.dtype
+    qkv, out, gate_up, down = (make(modules, dtype) for modules in family.layer_linears(layer))
     return LeanLayer(
         qkv=qkv,
         out=out,
@@ -110,10 +111,55 @@ def _lean_layer(layer: Any, dense: bool) -> LeanLayer:
     )
 
 
-def _called(modules: Sequence[nn.Module]) -> Linear:
-    if len(modules) == 1:
-        return modules[0]
-    return lambda x: torch.cat([module(x) for module in modules], -1)
+def _with_lora(modules: Sequence[Any], dtype: torch.dtype) -> Linear:
+    """Return the base product of every module, and one LoRA product for all, added by addmm."""
+    products = [_base_product(getattr(module, "base_layer", module)) for module in modules]
+    factors = _lora_factors(modules, dtype)
+
+    def linear(x_TI: Tensor) -> Tensor:
+        outputs = [product(x_TI) for product in products]
+        out_TO = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        return out_TO if factors is None else out_TO.addmm_(x_TI @ factors[0], factors[1])
+
+    return linear
+
+
+def _base_product(base: Any) -> Linear:
+    """Return the product with a frozen weight; bitsandbytes reads a 4-bit one of few rows as it is packed."""
+    assert getattr(base, "bias", None) is None
+    if not hasattr(base.weight, "quant_state"):
+        return partial(F.linear, weight=base.weight)
+    from bitsandbytes import matmul_4bit
+
+    return lambda x_TI: matmul_4bit(x_TI, base.weight, quant_state=base.weight.quant_state)
+
+
+def _lora_factors(modules: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """Return the active adapter of modules with the same input as two factors, or None without one.
+
+    The A matrices are side by side, [I, r]; the B matrices, scaled, are the blocks of a block diagonal
+    [r, O]: O and r are the modules' outputs and ranks end to end.
+    """
+    pairs = [pair for module in modules for pair in _active_lora(module)]
+    if not pairs:
+        return None
+    assert len(pairs) == len(modules), "an adapter is on all modules of an input, or on none"
+    a_rI = torch.cat([a for a, _ in pairs])
+    b_Or = torch.block_diag(*[b for _, b in pairs])
+    return a_rI.to(dtype).T.contiguous(), b_Or.to(dtype).T.contiguous()
+
+
+def _active_lora(module: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return A [r, in] and B [out, r] times the scale of each active adapter of a module."""
+    if not hasattr(module, "base_layer") or module.disable_adapters:
+        return []
+    return [
+        (
+            module.lora_A[name].weight.detach(),
+            module.lora_B[name].weight.detach() * module.scaling[name],
+        )
+        for name in module.active_adapters
+    ]
 
 
 def _merged(modules: Sequence[Any], dtype: torch.dtype) -> Linear:

@@ -11,7 +11,6 @@ L positions, d head size, D hidden.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from prism_lite import parts
 from prism_lite.config import SamplingConfig
+from prism_lite.models import placement
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
@@ -68,12 +68,31 @@ def sample_groups(
         One Group per sample, in order. Sampling log-probs and entropies are of the distribution drawn
         from (see `draw_tokens`).
     """
-    prompts = [backbone.prompt(sample) for sample in samples]
+    decoder = _decoder_for_sampling(backbone, len(samples), group_size, sampling)
+    return _sample_groups(backbone, decoder, samples, group_size, sampling, seed)
+
+
+def _decoder_for_sampling(
+    backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
+) -> LeanDecoder:
+    """Read the decoder under the active role; dense weights are merged here."""
     backbone.core.eval()
-    dense = _holds_dense_weights(backbone, sampling)
-    decoder = lean_decoder(
-        backbone.core, dense=dense, float32_residual=backbone.precision.float32_residual
+    return lean_decoder(
+        backbone.core,
+        dense=_holds_dense_weights(backbone, num_prompts, group_size, sampling),
+        float32_residual=backbone.precision.float32_residual,
     )
+
+
+def _sample_groups(
+    backbone: Backbone,
+    decoder: LeanDecoder,
+    samples: Sequence[Sample],
+    group_size: int,
+    sampling: SamplingConfig,
+    seed: tuple[object, ...],
+) -> list[Group]:
+    prompts = [backbone.prompt(sample) for sample in samples]
     max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
     ids = [prompt.id for prompt in prompts]
     first_number = [group_size * ids[:i].count(name) for i, name in enumerate(ids)]
@@ -105,17 +124,18 @@ def sample_in_pieces(
 ) -> list[Group]:
     """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
 
+    The weights must not change meanwhile: they are read once.
+
     Args:
         with_progress: yields the pieces and shows `description` (`RunFolder.with_progress`).
     """
     size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
     pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
+    decoder = _decoder_for_sampling(backbone, min(size, len(samples)), group_size, sampling)
     return [
         group
         for piece in with_progress(pieces, description)
-        for group in sample_groups(
-            backbone, piece, group_size=group_size, sampling=sampling, seed=seed
-        )
+        for group in _sample_groups(backbone, decoder, piece, group_size, sampling, seed)
     ]
 
 
@@ -137,27 +157,46 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
     """
     if backbone.device.type != "cuda":
         return MOST_ROWS
-    text = backbone.core.config.text_config
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    token_bytes *= backbone.precision.compute_dtype.itemsize
     longest = max(map(len, prompts), default=0)
-    row_bytes = token_bytes * (2 * sampling.max_completion_tokens + longest)
-    row_bytes += 4 * 4 * text.vocab_size
-    free, _ = torch.cuda.mem_get_info(backbone.device)
-    free += torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(
-        backbone.device
-    )
-    return max(1, min(MOST_ROWS, int(0.8 * free / row_bytes)))
+    row_bytes = _token_bytes(backbone) * (2 * sampling.max_completion_tokens + longest)
+    row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
+    free = placement.free_bytes(backbone.device)
+    return max(1, min(MOST_ROWS, int(placement.USED_SHARE * free / row_bytes)))
 
 
-def _holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
-    """Decide on dequantised, merged weights: if set, or on a CPU with twice the memory they take."""
+def _holds_dense_weights(
+    backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
+) -> bool:
+    """Decide on dequantised, merged weights: if set, or where they fit beside what sampling needs."""
     if sampling.dense_weights != "auto":
         return sampling.dense_weights == "always"
-    if backbone.device.type != "cpu":
-        return False
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return dense_bytes(backbone.core) < free / 2
+    return placement.dense_weights_fit(
+        dense_bytes(backbone.core),
+        _sampling_bytes(backbone, num_prompts, group_size, sampling),
+        placement.free_bytes(backbone.device),
+    )
+
+
+def _sampling_bytes(
+    backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
+) -> int:
+    """Return the memory of rows decoded side by side: keys, values, and four float32 rows of logits.
+
+    Prompts count as if each were as long as it may be: the answer does not vary from step to step.
+    """
+    num_rows = min(num_prompts * group_size, sampling.max_rows or MOST_ROWS)
+    num_prompts = min(num_prompts, -(-num_rows // group_size))
+    num_tokens = num_rows * sampling.max_completion_tokens
+    num_tokens += num_prompts * backbone.config.max_prompt_tokens
+    vocab_size = backbone.core.config.text_config.vocab_size
+    return num_tokens * _token_bytes(backbone) + num_rows * 4 * 4 * vocab_size
+
+
+def _token_bytes(backbone: Backbone) -> int:
+    """Return the size of a token's keys and values in all layers."""
+    text = backbone.core.config.text_config
+    num_numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return num_numbers * backbone.precision.compute_dtype.itemsize
 
 
 def _uniform(sampling: SamplingConfig, *name: object) -> Tensor:

@@ -47,17 +47,20 @@ def test_prefill_logits_equal_transformers(make_backbone, quantization, dense):
         assert layers[0][0].shape[0] == sum(map(len, prompts))
 
 
+@pytest.mark.parametrize("is_dense", [True, False])
 @pytest.mark.parametrize("role", ["policy", "reference"])
-def test_dense_weights_are_those_of_the_active_role(backbone, role):
+def test_products_are_those_of_the_active_role(backbone, role, is_dense):
+    """Of merged weights, and of 4-bit weights with one LoRA product for modules with the same input."""
     fill_adapter(backbone)
     x_TD = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     layer = backbone.core.model.language_model.layers[1]
     with torch.no_grad(), backbone.role(role):
-        dense = lean_decoder(backbone.core, dense=True, float32_residual=False).layers[1]
+        lean = lean_decoder(backbone.core, dense=is_dense, float32_residual=False).layers[1]
         mlp, attention = layer.mlp, layer.self_attn
         for found, modules in (
-            (dense.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
-            (dense.gate_up, (mlp.gate_proj, mlp.up_proj)),
+            (lean.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (lean.out, (attention.o_proj,)),
+            (lean.gate_up, (mlp.gate_proj, mlp.up_proj)),
         ):
             expected = torch.cat([module(x_TD) for module in modules], -1)
             torch.testing.assert_close(found(x_TD), expected, rtol=0, atol=1e-5)
