@@ -26,7 +26,7 @@ USED_SHARE = 0.8  # of the free memory that sampling plans with
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that new tensors can take; a card's includes what torch's allocator keeps unused."""
+    """Return the memory for new tensors; a card's includes what torch's allocator keeps unused."""
     if device.type == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     free, _ = torch.cuda.mem_get_info(device)

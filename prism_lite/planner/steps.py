@@ -31,7 +31,7 @@ from prism_lite.planner.fake_backbone import tensors_of
 from prism_lite.planner.tracker import Tracker
 from prism_lite.planner.workload import Phase, Workload
 from prism_lite.policy.step import update_policy
-from prism_lite.sampling import rollouts
+from prism_lite.sampling import token_step
 from prism_lite.sampling.draw import Drawn
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.stages.sft import sft_step
@@ -228,7 +228,7 @@ def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) 
 @contextlib.contextmanager
 def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[None]:
     """Let all rows draw the same token, and end together at draw `num_draws`; mark each draw."""
-    draw_tokens = rollouts.draw_tokens
+    draw_tokens = token_step.draw_tokens
     count = 0
 
     def draw(logits_RV: Tensor, *args: Any, **kwargs: Any) -> Drawn:
@@ -239,7 +239,7 @@ def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[N
         token = end_id if count >= num_draws else 0
         return drawn._replace(token_R=torch.full(drawn.token_R.shape, token))
 
-    with mock.patch.object(rollouts, "draw_tokens", draw):
+    with mock.patch.object(token_step, "draw_tokens", draw):
         yield
 
 

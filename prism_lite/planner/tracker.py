@@ -35,6 +35,8 @@ _BY_CODE = (
     ("/prism_lite/sampling/kv_cache.py", "_empty", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "_rows", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "keep", "kv_cache"),
+    ("/prism_lite/sampling/packed_cache.py", "_buffer", "kv_cache"),
+    ("/prism_lite/sampling/packed_cache.py", "keep", "kv_cache"),
     ("/prism_lite/sampling/decoder.py", "_contiguous", "kv_cache"),
     ("/prism_lite/sampling/decoder.py", "_join_chunks", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
@@ -30,7 +30,8 @@ from prism_lite.models.prompts import Prompt
 from prism_lite.models.tree_attention import TreeCall, attend_pack
 
 Linear = Callable[[Tensor], Tensor]
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_THd, k_TJd, v_TJd -> [T, H * d]
+# A layer's number and its product for queries, keys and values [T, H + 2 * J, d] -> [T, H * d]
+Attend = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def _with_lora(modules: Sequence[Any], dtype: torch.dtype) -> Linear:
 
 
 def _base_product(base: Any) -> Linear:
-    """Return the product with a frozen weight; bitsandbytes reads a 4-bit one of few rows as it is packed."""
+    """Return the product with a frozen weight; of few rows and 4 bit, bitsandbytes reads packed weights."""
     assert getattr(base, "bias", None) is None
     if not hasattr(base.weight, "quant_state"):
         return partial(F.linear, weight=base.weight)
@@ -186,8 +187,6 @@ def _merged_weight(module: Any) -> Tensor:
 def run_lean_decoder(
     decoder: LeanDecoder,
     hidden_TD: Tensor,
-    cos_T1d: Tensor,
-    sin_T1d: Tensor,
     attend: Attend,
     *,
     is_picture_T: Tensor | None = None,
@@ -197,26 +196,17 @@ def run_lean_decoder(
 
     Args:
         hidden_TD: input embeddings.
-        cos_T1d, sin_T1d: of each token's M-RoPE position.
-        attend: stores the keys and values of a layer and attends.
+        attend: rotates a layer's queries and keys (`rotated`), stores keys and values, and attends.
         is_picture_T, deepstack: DeepStack levels, added to visual tokens after the first layers.
     """
-    num_qk = decoder.num_heads + decoder.num_kv_heads
-    head_shape = (-1, num_qk + decoder.num_kv_heads, decoder.head_size)
-    size, eps = (decoder.head_size,), decoder.eps
-    width, dtype = (hidden_TD.shape[-1],), hidden_TD.dtype
+    num_heads = decoder.num_heads + 2 * decoder.num_kv_heads
+    width, eps, dtype = (hidden_TD.shape[-1],), decoder.eps, hidden_TD.dtype
     if decoder.float32_residual:
         hidden_TD = hidden_TD.float()
     for number, layer in enumerate(decoder.layers):
         x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.input_norm_D).to(dtype)
-        # Heads of one product: H queries, J keys, J values. Norm and rotation take q and k together.
-        qkv = layer.qkv(x_TD).view(head_shape)
-        qk, v_TJd = qkv[:, :num_qk], qkv[:, num_qk:]
-        qk = F.rms_norm(qk, size, None, eps) * layer.qk_norm
-        first, second = qk.chunk(2, -1)
-        qk = torch.addcmul(qk * cos_T1d, torch.cat((-second, first), -1), sin_T1d)
-        q_THd, k_TJd = qk[:, : decoder.num_heads], qk[:, decoder.num_heads :]
-        hidden_TD = hidden_TD + layer.out(attend(number, q_THd, k_TJd, v_TJd))
+        qkv = layer.qkv(x_TD).view(-1, num_heads, decoder.head_size)
+        hidden_TD = hidden_TD + layer.out(attend(number, qkv))
         x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.post_norm_D).to(dtype)
         gate, up = layer.gate_up(x_TD).chunk(2, -1)
         hidden_TD = hidden_TD + layer.down(decoder.activation(gate) * up)
@@ -227,6 +217,25 @@ def run_lean_decoder(
             )
             hidden_TD = hidden_TD + level_TD
     return (F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D).to(dtype)
+
+
+def rotated(
+    decoder: LeanDecoder, layer: int, qkv: Tensor, cos_T1d: Tensor, sin_T1d: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm a layer's queries and keys and rotate them to their M-RoPE positions.
+
+    Args:
+        qkv: [T, H + 2 * J, d], heads of queries, keys and values.
+
+    Returns:
+        q_THd, k_TJd, v_TJd.
+    """
+    num_qk = decoder.num_heads + decoder.num_kv_heads
+    qk, v_TJd = qkv[:, :num_qk], qkv[:, num_qk:]
+    qk = F.rms_norm(qk, (decoder.head_size,), None, decoder.eps) * decoder.layers[layer].qk_norm
+    first, second = qk.chunk(2, -1)
+    qk = torch.addcmul(qk * cos_T1d, torch.cat((-second, first), -1), sin_T1d)
+    return qk[:, : decoder.num_heads], qk[:, decoder.num_heads :], v_TJd
 
 
 def prefill(
@@ -247,14 +256,17 @@ def prefill(
         keys_values: list[tuple[Tensor, Tensor]] = []
         call = TreeCall(pack.layout, "parts")
 
+        cos_F1d, sin_F1d = cos_1Fd[0][:, None], sin_1Fd[0][:, None]
+
         def attend(
             layer: int,
-            q_FHd: Tensor,
-            k_FJd: Tensor,
-            v_FJd: Tensor,
+            qkv: Tensor,
             keys_values=keys_values,
             call=call,
+            cos_F1d=cos_F1d,
+            sin_F1d=sin_F1d,
         ) -> Tensor:
+            q_FHd, k_FJd, v_FJd = rotated(decoder, layer, qkv, cos_F1d, sin_F1d)
             keys_values.append(_contiguous(k_FJd, v_FJd))
             q, k, v = (x.transpose(0, 1) for x in (q_FHd, k_FJd, v_FJd))
             return attend_pack(q, k, v, call, layer, decoder.scale).transpose(0, 1).flatten(1)
@@ -262,8 +274,6 @@ def prefill(
         hidden_FD = run_lean_decoder(
             decoder,
             embeds_FD,
-            cos_1Fd[0][:, None],
-            sin_1Fd[0][:, None],
             attend,
             is_picture_T=pack.is_picture_F.to(core.device),
             deepstack=deepstack,

@@ -1,9 +1,10 @@
 """Sampling groups of completions: each prompt is encoded once, its rows decode side by side.
 
-A prompt's keys and values are stored once and shared by its rows (kv_cache.py). Rows of all prompts decode
-together, whatever the prompts' lengths, and finished rows leave the batch. Every rollout draws from its own
-random numbers, fixed before decoding starts, so its tokens do not depend on its neighbours. (Its logits do
-in the last float32 digits: other batch shapes sum in another order.)
+A prompt's keys and values are stored once and shared by its rows (kv_cache.py; packed_cache.py on newer
+cards). Rows of all prompts decode together, whatever the prompts' lengths (token_step.py), and finished rows
+leave the batch. Every rollout draws from its own random numbers, fixed before decoding starts, so its tokens
+do not depend on its neighbours. (Its logits do in the last float32 digits: other batch shapes sum in another
+order.)
 
 Shape letters: R rows (rollouts), B prompts, V vocabulary, F prompt tokens end to end, C completion tokens,
 L positions, d head size, D hidden.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,23 +22,27 @@ from torch import Tensor
 from prism_lite import parts
 from prism_lite.config import SamplingConfig
 from prism_lite.models import placement
+from prism_lite.models.attention import packed_attention
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
-from prism_lite.sampling.decoder import (
-    LeanDecoder,
-    dense_bytes,
-    lean_decoder,
-    prefill,
-    run_lean_decoder,
-)
-from prism_lite.sampling.draw import draw_tokens
+from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, prefill
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
+from prism_lite.sampling.packed_cache import PackedCache
+from prism_lite.sampling.token_step import (
+    CHECK_INTERVAL,
+    ROW_MULTIPLE,
+    Drawings,
+    Rows,
+    StepRunner,
+    draw_next,
+    rows_to_keep,
+    take_step,
+)
 from prism_lite.seeding import generator_for
 from prism_lite.types import Group, Rollout, Sample
 
 MOST_ROWS = 512  # decoded side by side if nothing else limits them
-_DROP_SHARE = 1 / 8  # finished rows are dropped when they are this share of the batch
 
 
 @dataclass(frozen=True)
@@ -216,54 +222,40 @@ def _decode(
 ) -> list[list[Rollout]]:
     """Return the rollouts of each prompt, one per row of random numbers."""
     device, max_tokens = backbone.device, sampling.max_completion_tokens
-    embedding = backbone.core.get_input_embeddings()
+    is_card = device.type == "cuda"
     logits_BV, cache, order = _prefilled(backbone, decoder, prompts, uniforms, max_tokens)
     prompt_R = torch.tensor(order, device=device)
+    rows = Rows(
+        row_R=torch.arange(len(order), device=device),
+        token_R=torch.zeros_like(prompt_R),
+        position_R=torch.tensor([prompts[p].next_position for p in order], device=device),
+        is_ended_R=torch.zeros_like(prompt_R, dtype=torch.bool),
+    )
     prompts_in_order = dict.fromkeys(order)  # each prompt once
     uniform_RC = torch.stack([row for p in prompts_in_order for row in uniforms[p]]).to(device)
-    next_position_R = torch.tensor([prompts[p].next_position for p in order], device=device)
-    num_positions = max(prompt.next_position for prompt in prompts) + max_tokens
-    cos_Ld, sin_Ld = _rotary(decoder, num_positions)
-    logits_RV = logits_BV[prompt_R]
-
-    num_rows = len(order)
-    token_RC = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
-    logprob_RC = torch.zeros(num_rows, max_tokens, device=device)
-    entropy_RC = torch.zeros(num_rows, max_tokens, device=device)
-    row_R = torch.arange(num_rows, device=device)  # rows still in the batch; R shrinks
-    is_ended_R = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    suppressed = torch.tensor(backbone.suppressed_ids, device=device)
-    for step in range(max_tokens):
-        logits_RV.index_fill_(1, suppressed, -torch.inf)
-        drawn = draw_tokens(logits_RV, uniform_RC[row_R, step], sampling)
-        token_RC[row_R, step] = drawn.token_R
-        logprob_RC[row_R, step] = drawn.logprob_R
-        entropy_RC[row_R, step] = drawn.entropy_R
-        is_ended_R |= drawn.token_R == backbone.end_id
-        if step + 1 == max_tokens:
+    drawings = Drawings.of(uniform_RC, backbone.suppressed_ids)
+    rotary_Ld = _rotary(decoder, max(prompt.next_position for prompt in prompts) + max_tokens)
+    draw_next(rows, drawings, logits_BV[prompt_R], sampling, backbone.end_id)
+    runner = StepRunner(backbone, sampling)
+    interval = CHECK_INTERVAL if is_card else 1
+    for first in range(1, max_tokens, interval):
+        is_ended = rows.is_ended_R.tolist()  # waits for the card
+        kept = rows_to_keep(is_ended, multiple=ROW_MULTIPLE if is_card else 1)
+        if not kept:
             break
-        token_R = drawn.token_R
-        unfinished = (~is_ended_R).nonzero()[:, 0]
-        if len(unfinished) == 0:
-            break
-        if len(row_R) - len(unfinished) >= _DROP_SHARE * len(row_R):
-            cache.keep(unfinished.tolist())
-            row_R, token_R = row_R[unfinished], token_R[unfinished]
-            is_ended_R = is_ended_R[unfinished]
-        position_R = next_position_R[row_R] + step
-        hidden_RD = run_lean_decoder(
-            decoder,
-            embedding(token_R),
-            cos_Ld[position_R][:, None],
-            sin_Ld[position_R][:, None],
-            lambda layer, q, k, v: cache.attend(layer, q, k, v, decoder.scale),
-        )
-        cache.length += 1
-        logits_RV = backbone.next_logits(hidden_RD)
-    rows = zip(token_RC.tolist(), logprob_RC.cpu(), entropy_RC.cpu(), strict=True)
+        if len(kept) < len(is_ended):
+            cache.keep(kept)
+            rows = rows.keep(kept)
+            runner.forget()
+        num_steps = min(interval, max_tokens - first)
+        if cache.reserve(first - 1 + num_steps):
+            runner.forget()
+        step = partial(take_step, backbone, decoder, cache, rows, drawings, rotary_Ld, sampling)
+        runner.take(step, num_steps)
+    tensors = drawings.token_NC.tolist(), drawings.logprob_NC.cpu(), drawings.entropy_NC.cpu()
     groups: list[list[Rollout]] = [[] for _ in prompts]
-    for prompt, row in zip(order, rows, strict=True):
-        groups[prompt].append(_rollout(backbone, prompts[prompt], *row))
+    for prompt, token_ids, logprob_C, entropy_C in zip(order, *tensors, strict=True):
+        groups[prompt].append(_rollout(backbone, prompts[prompt], token_ids, logprob_C, entropy_C))
     return groups
 
 
@@ -273,14 +265,28 @@ def _prefilled(
     prompts: Sequence[Prompt],
     uniforms: Sequence[Sequence[Tensor]],
     max_tokens: int,
-) -> tuple[Tensor, GroupCache, list[int]]:
+) -> tuple[Tensor, GroupCache | PackedCache, list[int]]:
     """Encode the prompts and share them out to their rows.
 
     Returns:
-        next-token logits [B, V], the cache, and each row's prompt. Rows are ordered by bucket, since the
-        rows of a bucket attend in one call.
+        next-token logits [B, V], the cache, and each row's prompt. In buckets rows are ordered by bucket,
+        since the rows of a bucket attend in one call.
     """
     logits_BV, layers, spans = prefill(backbone, decoder, prompts)
+    attention = packed_attention(
+        backbone.device, backbone.precision.compute_dtype, decoder.head_size, decoder.scale
+    )
+    if attention is not None:
+        rows = [len(of_prompt) for of_prompt in uniforms]
+        cache = PackedCache(
+            layers,
+            [len(prompt) for prompt in prompts],
+            rows,
+            max_tokens=max_tokens,
+            num_shared=decoder.num_heads // decoder.num_kv_heads,
+            attention=attention,
+        )
+        return logits_BV, cache, [p for p, count in enumerate(rows) for _ in range(count)]
     members = bucket_prompts([len(prompt) for prompt in prompts])
     padded = pad_prompts(layers, [[spans[p] for p in bucket] for bucket in members])
     buckets = [
@@ -290,7 +296,8 @@ def _prefilled(
         for bucket in members
     ]
     order = [p for bucket in members for p in bucket for _ in uniforms[p]]
-    return logits_BV, GroupCache(buckets, max_tokens), order
+    cache = GroupCache(buckets, max_tokens, is_fixed=backbone.device.type == "cuda")
+    return logits_BV, cache, order
 
 
 def _rotary(decoder: LeanDecoder, num_positions: int) -> tuple[Tensor, Tensor]:
