@@ -1,10 +1,10 @@
 """Sampling groups of completions: each prompt is encoded once, its rows decode side by side.
 
 A prompt's keys and values are stored once and shared by its rows (kv_cache.py; packed_cache.py on newer
-cards). Rows of all prompts decode together, whatever the prompts' lengths (token_step.py), and finished rows
-leave the batch. Every rollout draws from its own random numbers, fixed before decoding starts, so its tokens
-do not depend on its neighbours. (Its logits do in the last float32 digits: other batch shapes sum in another
-order.)
+cards). Rows of all prompts decode together, whatever the prompts' lengths (token_step.py), and finished
+rows leave the batch. Every rollout draws from its own random numbers, fixed before decoding starts, so its
+tokens do not depend on its neighbours. (Its logits do in the last float32 digits: other batch shapes sum in
+another order.)
 
 Shape letters: R rows (rollouts), B prompts, V vocabulary, F prompt tokens end to end, C completion tokens,
 L positions, d head size, D hidden.
@@ -30,11 +30,10 @@ from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, 
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from prism_lite.sampling.packed_cache import PackedCache
 from prism_lite.sampling.token_step import (
-    CHECK_INTERVAL,
-    ROW_MULTIPLE,
     Drawings,
     Rows,
     StepRunner,
+    check_schedule,
     draw_next,
     rows_to_keep,
     take_step,
@@ -222,7 +221,6 @@ def _decode(
 ) -> list[list[Rollout]]:
     """Return the rollouts of each prompt, one per row of random numbers."""
     device, max_tokens = backbone.device, sampling.max_completion_tokens
-    is_card = device.type == "cuda"
     logits_BV, cache, order = _prefilled(backbone, decoder, prompts, uniforms, max_tokens)
     prompt_R = torch.tensor(order, device=device)
     rows = Rows(
@@ -237,10 +235,10 @@ def _decode(
     rotary_Ld = _rotary(decoder, max(prompt.next_position for prompt in prompts) + max_tokens)
     draw_next(rows, drawings, logits_BV[prompt_R], sampling, backbone.end_id)
     runner = StepRunner(backbone, sampling)
-    interval = CHECK_INTERVAL if is_card else 1
+    interval, multiple = check_schedule(device)
     for first in range(1, max_tokens, interval):
         is_ended = rows.is_ended_R.tolist()  # waits for the card
-        kept = rows_to_keep(is_ended, multiple=ROW_MULTIPLE if is_card else 1)
+        kept = rows_to_keep(is_ended, multiple=multiple)
         if not kept:
             break
         if len(kept) < len(is_ended):

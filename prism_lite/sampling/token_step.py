@@ -2,7 +2,7 @@
 
 All that changes from token to token is in tensors that the step changes in place, so that its shapes are
 fixed: on a card it is recorded once as a CUDA graph and replayed, which costs the host one launch instead
-of thousands. Between two checks for finished rows (`CHECK_INTERVAL`) nothing waits for the card.
+of thousands. Between two checks for finished rows (`check_schedule`) nothing waits for the card.
 
 Shape letters: R rows in the batch, N rows at the start, C completion tokens, L positions, V vocabulary, d
 head size.
@@ -124,10 +124,18 @@ def take_step(
     draw_next(rows, drawings, backbone.next_logits(hidden_RD), sampling, backbone.end_id)
 
 
-def rows_to_keep(is_ended: list[bool], *, multiple: int) -> list[int]:
-    """Return the rows that decode on: all, or without finished ones if these are an eighth.
+def check_schedule(device: torch.device) -> tuple[int, int]:
+    """Return after how many tokens finished rows are dropped, and of what the rows left are a multiple.
 
-    Some finished rows are kept so that their number is a multiple of `multiple`. None: all are finished.
+    On a card a check waits for it, and another number of rows is another step to record.
+    """
+    return (32, 8) if device.type == "cuda" else (1, 1)
+
+
+def rows_to_keep(is_ended: list[bool], *, multiple: int) -> list[int]:
+    """Return the rows that continue: all, or without finished ones if these are an eighth of them.
+
+    Some finished rows are kept so that their number is a multiple of `multiple`. No rows: all are finished.
     """
     num_rows, num_ended = len(is_ended), sum(is_ended)
     if num_ended == num_rows:
