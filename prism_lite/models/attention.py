@@ -48,8 +48,8 @@ class TreeLayout:
         return self.branches[0][0]
 
 
-# Queries [N, J, d], keys and values [K, J, d] of sequences end to end, where each begins in N and in K (int32,
-# and where the last one ends), most queries and keys of one -> output [N, J, d], log-sum [J, N]
+# Queries [N, J, d], keys and values [K, J, d] of sequences end to end, where each begins in N and in K
+# (int32, with the end of the last one), most queries and keys of one -> output [N, J, d], log-sum [J, N]
 PackedAttention = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]
 ]

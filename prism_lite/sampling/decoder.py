@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+import triton_kernels as tk
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
@@ -58,7 +59,6 @@ class LeanDecoder:
     num_kv_heads: int
     head_size: int
     scale: float
-    activation: Callable[[Tensor], Tensor]
     rotary: Callable[..., tuple[Tensor, Tensor]]
     float32_residual: bool
 
@@ -73,6 +73,7 @@ def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDeco
     """
     text = family.decoder(core)
     first = text.layers[0].self_attn
+    assert first.config.hidden_act == "silu", "swiglu is what run_lean_decoder computes"
     return LeanDecoder(
         layers=tuple(_lean_layer(layer, dense) for layer in text.layers),
         norm_D=text.norm.weight,
@@ -81,7 +82,6 @@ def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDeco
         num_kv_heads=first.config.num_key_value_heads,
         head_size=first.head_dim,
         scale=first.scaling,
-        activation=text.layers[0].mlp.act_fn,
         rotary=text.rotary_emb,
         float32_residual=float32_residual,
     )
@@ -200,23 +200,23 @@ def run_lean_decoder(
         is_picture_T, deepstack: DeepStack levels, added to visual tokens after the first layers.
     """
     num_heads = decoder.num_heads + 2 * decoder.num_kv_heads
-    width, eps, dtype = (hidden_TD.shape[-1],), decoder.eps, hidden_TD.dtype
+    eps, dtype, delta_TD = decoder.eps, hidden_TD.dtype, None
     if decoder.float32_residual:
         hidden_TD = hidden_TD.float()
     for number, layer in enumerate(decoder.layers):
-        x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.input_norm_D).to(dtype)
+        hidden_TD, x_TD = tk.add_rms_norm(hidden_TD, delta_TD, layer.input_norm_D, eps, dtype)
         qkv = layer.qkv(x_TD).view(-1, num_heads, decoder.head_size)
-        hidden_TD = hidden_TD + layer.out(attend(number, qkv))
-        x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.post_norm_D).to(dtype)
-        gate, up = layer.gate_up(x_TD).chunk(2, -1)
-        hidden_TD = hidden_TD + layer.down(decoder.activation(gate) * up)
+        delta_TD = layer.out(attend(number, qkv))
+        hidden_TD, x_TD = tk.add_rms_norm(hidden_TD, delta_TD, layer.post_norm_D, eps, dtype)
+        delta_TD = layer.down(tk.swiglu(layer.gate_up(x_TD)))
         if number < len(deepstack):
             assert is_picture_T is not None
+            hidden_TD = hidden_TD + delta_TD
             level_TD = torch.zeros_like(hidden_TD).masked_scatter(
                 is_picture_T[:, None], deepstack[number].to(hidden_TD.dtype)
             )
-            hidden_TD = hidden_TD + level_TD
-    return (F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D).to(dtype)
+            hidden_TD, delta_TD = hidden_TD + level_TD, None
+    return tk.add_rms_norm(hidden_TD, delta_TD, decoder.norm_D, eps, dtype)[1]
 
 
 def rotated(
@@ -231,11 +231,9 @@ def rotated(
         q_THd, k_TJd, v_TJd.
     """
     num_qk = decoder.num_heads + decoder.num_kv_heads
-    qk, v_TJd = qkv[:, :num_qk], qkv[:, num_qk:]
-    qk = F.rms_norm(qk, (decoder.head_size,), None, decoder.eps) * decoder.layers[layer].qk_norm
-    first, second = qk.chunk(2, -1)
-    qk = torch.addcmul(qk * cos_T1d, torch.cat((-second, first), -1), sin_T1d)
-    return qk[:, : decoder.num_heads], qk[:, decoder.num_heads :], v_TJd
+    weight = decoder.layers[layer].qk_norm
+    qk = tk.rotate_heads(qkv[:, :num_qk], weight, decoder.eps, cos_T1d, sin_T1d)
+    return qk[:, : decoder.num_heads], qk[:, decoder.num_heads :], qkv[:, num_qk:]
 
 
 def prefill(

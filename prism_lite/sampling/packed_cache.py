@@ -17,8 +17,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from prism_lite.models.attention import PackedAttention, merge
-from prism_lite.sampling.decoder import LeanDecoder, rotated
+import triton_kernels as tk
+from prism_lite.models.attention import PackedAttention
+from prism_lite.sampling.decoder import LeanDecoder
 
 
 class PackedCache:
@@ -94,12 +95,16 @@ class PackedCache:
         self, decoder: LeanDecoder, layer: int, qkv: Tensor, cos_R1d: Tensor, sin_R1d: Tensor
     ) -> Tensor:
         """Rotate a layer's queries and keys, store keys and values in the open slot, and attend."""
-        buffer = self._buffers[layer]
-        q_RHd, k_RJd, v_RJd = rotated(decoder, layer, qkv, cos_R1d, sin_R1d)
-        num_rows, num_kv_heads, size = k_RJd.shape
-        buffer.index_copy_(0, self._slot_R, torch.cat([k_RJd, v_RJd], 1))
-        q_RSJd = q_RHd.view(num_rows, num_kv_heads, -1, size).transpose(1, 2)
-        q_NJd = q_RSJd.expand(2, *q_RSJd.shape).reshape(-1, num_kv_heads, size)
+        buffer, num_kv_heads = self._buffers[layer], decoder.num_kv_heads
+        q_NJd = tk.rotate_and_store(
+            qkv,
+            decoder.layers[layer].qk_norm,
+            decoder.eps,
+            cos_R1d,
+            sin_R1d,
+            buffer,
+            self._slot_R,
+        )
         out_NJd, lse_JN = self._attention(
             q_NJd,
             buffer[:, :num_kv_heads],
@@ -109,9 +114,7 @@ class PackedCache:
             self._most_queries,
             self._most_keys,
         )
-        shared, own = out_NJd.view(2, *q_RSJd.shape)
-        shared_lse, own_lse = lse_JN.view(num_kv_heads, 2, num_rows, -1).permute(1, 2, 3, 0)
-        return merge(shared, shared_lse, own, own_lse).transpose(1, 2).reshape(num_rows, -1)
+        return tk.merge_halves(out_NJd, lse_JN, len(self._prompt_R))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these (ascending); the others' slots move up in their buffer."""

@@ -22,7 +22,7 @@ from prism_lite.models.tree_attention import (
     tree_mask,
 )
 from prism_lite.planner.tracker import Tracker
-from prism_lite.sampling import kv_cache, packed_cache, rollouts
+from prism_lite.sampling import rollouts
 from prism_lite.sampling.decoder import dense_bytes, lean_decoder, prefill
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from prism_lite.sampling.packed_cache import PackedCache
@@ -134,7 +134,7 @@ def packed(flat, lengths, counts):
 
 
 @pytest.mark.parametrize("kind", ["buckets", "fixed", "packed"])
-def test_the_shared_cache_equals_one_row_at_a_time(kind, monkeypatch):
+def test_the_shared_cache_equals_one_row_at_a_time(kind):
     """Prompts of four lengths, uneven groups, rows leaving, windows growing; float64."""
     generator = torch.Generator().manual_seed(2)
 
@@ -142,11 +142,11 @@ def test_the_shared_cache_equals_one_row_at_a_time(kind, monkeypatch):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     num_heads, num_kv_heads, size, scale = 4, 2, 8, 8**-0.5
-    decoder: Any = SimpleNamespace(scale=scale)
-    for module in (kv_cache, packed_cache):  # no norm, no rotation: the heads as they are
-        monkeypatch.setattr(
-            module, "rotated", lambda _decoder, _layer, qkv, *_: qkv.split([4, 2, 2], 1)
-        )
+    ones, zeros = torch.ones(1, 1, size).double(), torch.zeros(1, 1, size).double()
+    layer = SimpleNamespace(qk_norm=ones[0].expand(num_heads + num_kv_heads, -1))
+    decoder: Any = SimpleNamespace(
+        layers=[layer], eps=0.0, num_heads=4, num_kv_heads=2, head_size=size, scale=scale
+    )
     lengths, counts = [30, 9, 11, 10], [3, 2, 1, 4]
     prompts = [(random(n, num_kv_heads, size), random(n, num_kv_heads, size)) for n in lengths]
     flat = [(torch.cat([k for k, _ in prompts]), torch.cat([v for _, v in prompts]))]
@@ -162,15 +162,31 @@ def test_the_shared_cache_equals_one_row_at_a_time(kind, monkeypatch):
             own = [x[leaving[step]] for x in own]
             prompt_R = [prompt_R[row] for row in leaving[step]]
         q, k, v = (random(len(prompt_R), h, size) for h in (num_heads, num_kv_heads, num_kv_heads))
+        qkv = torch.cat([q, k, v], 1)
+        q, k = (torch.nn.functional.rms_norm(x, (size,)) for x in (q, k))
         own = [torch.cat([x, new[:, None]], 1) for x, new in zip(own, (k, v), strict=True)]
         has_grown = cache.reserve(step + 1)
         if kind != "buckets":
             assert has_grown == (kind == "fixed" and step == 128)
         cache.open_slot()
-        found = cache.attend_product(decoder, 0, torch.cat([q, k, v], 1), q, q)
+        found = cache.attend_product(decoder, 0, qkv, ones, zeros)  # no rotation
         torch.testing.assert_close(
             found, naive(q, prompts, prompt_R, own, scale), rtol=0, atol=1e-12
         )
+
+
+@torch.library.custom_op("prism_tests::packed", mutates_args=())
+def packed_without_waiting(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    begin_q: torch.Tensor,
+    begin_k: torch.Tensor,
+    most_queries: int,
+    most_keys: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One operation, as the call on a card is."""
+    return packed_reference(q, k, v, begin_q, begin_k, most_queries, most_keys)
 
 
 class FixedShapes(TorchDispatchMode):
@@ -222,20 +238,6 @@ def test_a_token_step_neither_waits_nor_changes_its_shapes(
             torch.testing.assert_close(
                 rollout.sampling_logprob_C, same.sampling_logprob_C, rtol=0, atol=1e-5
             )
-
-
-@torch.library.custom_op("prism_tests::packed", mutates_args=())
-def packed_without_waiting(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    begin_q: torch.Tensor,
-    begin_k: torch.Tensor,
-    most_queries: int,
-    most_keys: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One operation, as the call on a card is."""
-    return packed_reference(q, k, v, begin_q, begin_k, most_queries, most_keys)
 
 
 def test_rows_are_dropped_once_they_are_an_eighth_and_to_a_multiple():
