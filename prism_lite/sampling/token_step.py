@@ -185,8 +185,8 @@ def _may_record(backbone: Backbone, sampling: SamplingConfig) -> bool:
 
 def _recorded(step: Callable[[], None]) -> Callable[[], None] | None:
     """Record a step without taking it; return what replays it, or None if it cannot be recorded."""
-    graph = torch.cuda.CUDAGraph()
     try:
+        graph = torch.cuda.CUDAGraph()
         # other threads (a page that answers meanwhile) may use the card
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
