@@ -17,6 +17,7 @@ from prism_lite.sampling.decoder import lean_decoder, run_lean_decoder
 from prism_lite.sampling.packed_cache import PackedCache
 from prism_lite.sampling.token_step import StepRunner
 from tests.micro import fill_adapter
+from tests.unit.sampling.test_decoder import packed_without_waiting
 
 CARD: Any = SimpleNamespace(
     device=torch.device("cuda"), config=SimpleNamespace(embeddings_on_cpu=False)
@@ -35,20 +36,6 @@ class Launches(TorchDispatchMode):
         if not func.is_view and "empty" not in name:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
-
-
-@torch.library.custom_op("prism_tests::packed_attention", mutates_args=())
-def packed_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    begin_q: torch.Tensor,
-    begin_k: torch.Tensor,
-    most_queries: int,
-    most_keys: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The one call that it is on a card; of any values."""
-    return torch.zeros_like(q), torch.zeros(q.shape[1], q.shape[0])
 
 
 @torch.no_grad()
@@ -73,7 +60,7 @@ def launches_of_a_layer(backbone, monkeypatch, *, dense: bool) -> int:
             [4],
             max_tokens=8,
             num_shared=decoder.num_heads // decoder.num_kv_heads,
-            attention=packed_attention,
+            attention=packed_without_waiting,
         )
         cache.open_slot()
         table_R1d = torch.zeros(4, 1, decoder.head_size, dtype=torch.bfloat16)
