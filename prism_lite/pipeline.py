@@ -49,7 +49,7 @@ from prism_lite.stages.preflight import (
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
-from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, Stage
+from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, NotFiniteError, Stage
 
 _ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
@@ -127,35 +127,60 @@ def _run(
             say(console, text)
     if config.sft.start_from is not None and _waits(out, "sft") and "sft" in stages:
         read_adapter(config.sft.start_from, config.lora)  # refused before the base is evaluated
-    started_s = time.monotonic()
-    base_path = base_folder(config)
-    base_s = time.monotonic() - started_s
-    if config.model.name != "tiny":
-        say(console, f"loading {config.model.name} (a hub id is downloaded the first time)")
-    backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
-    say(console, f"{backbone.precision.reason}; {backbone.loader}")
-    task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
-    check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
-    with open_run(out, config, console, backbone.device) as folder:
-        _write_skipped(folder, task)
-        context = Context(config, folder, backbone, task, rewards)
-        write_environment(out, config, backbone.core, rewards, command)
-        if not folder.results().get("stages", {}).get("base"):
-            _evaluate(context, "base", base_s)
-        for stage in stages:
-            folder.check_stop(f"before stage {stage}")
-            if not folder.is_done(stage):
-                start_peak(backbone.device)
-                with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
-                    RUN_STAGE[stage](context)
-            results = folder.results()
-            if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
-                context.load_policy(stage)
-                _evaluate(context, stage, results.get("seconds", {}).get(stage))
-                _write_reports(context)
-        _write_exports(context)
-        _write_reports(context)
-        return folder.results()
+    with open_run(out, config, console) as folder:
+        started_s = time.monotonic()
+        base_path = base_folder(config)
+        base_s = time.monotonic() - started_s
+        if config.model.name != "tiny":
+            say(console, f"loading {config.model.name} (a hub id is downloaded the first time)")
+        backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
+        folder.device = backbone.device
+        say(console, f"{backbone.precision.reason}; {backbone.loader}")
+        task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
+        check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
+        with signals.reacts("note"):
+            context = Context(config, folder, backbone, task, rewards)
+            return _train(context, stages, base_s, command)
+
+
+def _train(
+    context: Context, stages: Sequence[Stage], base_s: float, command: str | None
+) -> dict[str, Any]:
+    """Run and evaluate the stages, and write what a run hands on."""
+    config, folder, backbone = context.config, context.run, context.backbone
+    _write_skipped(folder, context.task)
+    write_environment(folder.path, config, backbone.core, context.rewards, command)
+    if not folder.results().get("stages", {}).get("base"):
+        _evaluate(context, "base", base_s)
+    for stage in stages:
+        folder.check_stop(f"before stage {stage}")
+        if not folder.is_done(stage):
+            start_peak(backbone.device)
+            with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
+                _run_stage(context, stage)
+        results = folder.results()
+        if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
+            context.load_policy(stage)
+            _evaluate(context, stage, results.get("seconds", {}).get(stage))
+            _write_reports(context)
+    _write_exports(context)
+    _write_reports(context)
+    return folder.results()
+
+
+def _run_stage(context: Context, stage: Stage) -> None:
+    """Run a stage; where a step is not finite, leave it out and resume from the checkpoint before it."""
+    backbone = context.backbone
+    start = {name: tensor.cpu() for name, tensor in backbone.adapter_state().items()}
+    while True:
+        try:
+            RUN_STAGE[stage](context)
+            return
+        except NotFiniteError as error:
+            context.run.skip_step(stage, error)
+        for parameter in backbone.policy_parameters():
+            parameter.grad = None
+        backbone.load_adapter_state(start)
 
 
 def _waits(out: Path, stage: str) -> bool:

@@ -33,7 +33,9 @@ def write_model_card(folder: RunFolder) -> None:
     """Write README.md of the run folder; nothing where the pipeline has not written env.json."""
     if not (folder.path / "env.json").is_file():
         return
-    environment = read_json(folder.path / "env.json")
+    environment = folder.read("env.json", "the next session writes it again")
+    if not environment:
+        return
     peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
     config, results = folder.config, folder.results()
     finished = [stage for stage in _WORK if folder.is_done(stage)]

@@ -15,8 +15,8 @@ import torch
 
 from prism_lite.config import DataConfig, RunConfig
 from prism_lite.config.checks import alignment_verifies
-from prism_lite.files import read_json, write_json
 from prism_lite.rewards.load import Reward
+from prism_lite.runs.small_files import read_object, set_aside, write_object
 from prism_lite.version import git_commit, installed_version
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
@@ -29,10 +29,8 @@ def check_same_data(folder: Path, data: DataConfig) -> None:
     Raises:
         ValueError: a data file has changed; names the setting.
     """
-    path = folder / "env.json"
-    if not path.exists():
-        return
-    before, now = read_json(path).get("data", {}), _data_hashes(data)
+    environment, _ = read_object(folder / "env.json")
+    before, now = environment.get("data", {}), _data_hashes(data)
     for name in before.keys() & now.keys():
         if before[name] != now[name]:
             raise ValueError(
@@ -47,12 +45,12 @@ def check_same_rewards(folder: Path, config: RunConfig, rewards: Sequence[Reward
     Raises:
         ValueError: the file of a function has changed; names it.
     """
-    path = folder / "env.json"
     readers = ("align", "rlvr") if alignment_verifies(config) else ("rlvr",)
     started = [stage for stage in readers if (folder / "stages" / stage).is_dir()]
-    if not started or not path.exists():
+    environment, _ = read_object(folder / "env.json")
+    if not started:
         return
-    before = read_json(path).get("rewards", {})
+    before = environment.get("rewards", {})
     for reward in rewards:
         if reward.name in before and before[reward.name]["sha256"] != reward.sha256:
             stage = folder / "stages" / started[0]
@@ -96,13 +94,15 @@ def write_environment(
             if reward.file is not None
         },
     }
-    before = read_json(path) if path.exists() else {}
+    before, problem = read_object(path)
+    if problem:
+        set_aside(path)
     earlier = before.pop("earlier_sessions", [])
     if before and before != now:
         earlier = [*earlier, before]
     if earlier:
         now["earlier_sessions"] = earlier
-    write_json(path, now)
+    write_object(path, now)
 
 
 def package_versions() -> dict[str, str | None]:

@@ -86,7 +86,11 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     for step in context.steps(
         stage, config.steps, optimizers, discriminator=discriminator, buffers={"spread": spread}
     ):
-        if step == 0 and discriminator is not None and game_begins_in_rlvr(context.config):
+        if (
+            step == run.first_step
+            and discriminator is not None
+            and game_begins_in_rlvr(context.config)
+        ):
             check_gate(context, discriminator)  # otherwise it was checked before alignment
         # 1. sample and reward groups; with dynamic sampling replace those without spread
         started_s = time.perf_counter()

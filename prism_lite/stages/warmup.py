@@ -82,6 +82,7 @@ def run_warmup(context: Context) -> None:
             corrupt=corrupt,
             splits_parts=disc_config.reasoning_sees_caption,
         )
+        run.batch = [group.sample for group in batch]
         learning_rate = learning_rate_at(config.optim, step, config.steps)
         scores = discriminator_step(
             backbone,

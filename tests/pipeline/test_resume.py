@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -68,12 +69,18 @@ def cut_back(finished: Path, folder: Path, stage: str) -> Path:
         results["stages"].pop(later, None)
         if later != stage:
             shutil.rmtree(folder / "stages" / later)
-    (folder / "results.json").write_text(json.dumps(results))
+    write_results(folder, results)
     lines = read_jsonl(folder / "metrics.jsonl")
     kept = STAGES[: STAGES.index(stage) + 1]
     text = "".join(json.dumps(m) + "\n" for m in lines if m["stage"] in kept)
     (folder / "metrics.jsonl").write_text(text)
     return folder / "stages" / stage
+
+
+def write_results(folder: Path, results: dict) -> None:
+    """Write results.json as an edition without hashes did."""
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / ".results.json.sha256").unlink()
 
 
 def test_the_last_two_checkpoints_are_kept(micro_run):
@@ -102,7 +109,7 @@ def damage_weights(checkpoint: Path) -> str:
 
 
 def damage_optimizer(checkpoint: Path) -> str:
-    (checkpoint / "policy.optimizer.pt").unlink()
+    (checkpoint / "policy.optimizer.safetensors").unlink()
     return "torn"
 
 
@@ -121,9 +128,16 @@ def flip_one_bit(checkpoint: Path) -> str:
 
 def make_foreign(checkpoint: Path) -> str:
     state = json.loads((checkpoint / "state.json").read_text())
-    state["fingerprint"] = "0" * 64
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    state["settings"]["seed"] += 1
+    write_state(checkpoint, state)
     return "foreign"
+
+
+def write_state(checkpoint: Path, state: dict) -> None:
+    """Write state.json with a digest that fits: SHA-256 of its JSON with sorted keys."""
+    state.pop("digest")
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "state.json").write_text(json.dumps(state | {"digest": digest}))
 
 
 @pytest.mark.parametrize(
