@@ -27,11 +27,14 @@ from prism_lite.files import cache_folder, make_cache_folder, write_text
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine
+from prism_lite.output import lasting_output
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
 from prism_lite.runs.drift_report import drift_line
-from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
+from prism_lite.runs.environment import check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, open_run, peak_gib, start_peak
+from prism_lite.runs.go_back import go_back
+from prism_lite.runs.inputs import base_inputs, check_inputs, data_inputs, write_inputs
 from prism_lite.runs.resume import check_folder
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
@@ -73,6 +76,9 @@ def run(
     stages: Sequence[Stage] = STAGES,
     console: Console | None = None,
     command: str | None = None,
+    from_checkpoint: str | None = None,
+    accept_changed_inputs: bool = False,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
@@ -82,6 +88,9 @@ def run(
         stages: a part of the pipeline; the stages before it must be finished in this folder. All
             stages: without the warm-up if alignment has no discriminator.
         command: the command line that started the run, for env.json and the card.
+        from_checkpoint: STAGE:STEP, resume from it instead of the newest one (`go_back`).
+        accept_changed_inputs: resume although files that the run reads have changed; recorded.
+        strict: compare pictures and the base by content too.
 
     Returns:
         The content of results.json.
@@ -90,8 +99,17 @@ def run(
         ValueError: something that the user gave is wrong; nothing was half-written.
         Stopped: asked to stop; saved.
     """
-    with signals.caught():
-        return _run(config, Path(out), stages, console or Console(), command)
+    with signals.caught(), lasting_output():
+        return _run(
+            config,
+            Path(out),
+            stages,
+            console or Console(),
+            command,
+            from_checkpoint,
+            accept_changed_inputs=accept_changed_inputs,
+            strict=strict,
+        )
 
 
 def _run(
@@ -100,6 +118,10 @@ def _run(
     stages: Sequence[Stage],
     console: Console,
     command: str | None,
+    from_checkpoint: str | None,
+    *,
+    accept_changed_inputs: bool,
+    strict: bool,
 ) -> dict[str, Any]:
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
@@ -111,13 +133,14 @@ def _run(
     check_machine(config)
     check_trackers(config)
     check_folder(out, config)
-    check_same_data(out, config.data)
     rewards = load_rewards(config)
-    check_same_rewards(out, config, rewards)
+    changed = check_same_rewards(out, config, rewards, accept=accept_changed_inputs)
     if config.data.task == "files":
         say(console, "reading and checking the data")
         make_cache_folder()
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
+    inputs = data_inputs(config, task, strict=strict)
+    changed += check_inputs(out, inputs, config, accept=accept_changed_inputs)
     check_stages(config, out, stages, task)
     check_rewards(config, rewards, stages, task)
     warn_of_shared_rows(config, task, console)
@@ -128,6 +151,8 @@ def _run(
     if config.sft.start_from is not None and _waits(out, "sft") and "sft" in stages:
         read_adapter(config.sft.start_from, config.lora)  # refused before the base is evaluated
     with open_run(out, config, console) as folder:
+        if from_checkpoint is not None:
+            go_back(folder, from_checkpoint)
         started_s = time.monotonic()
         base_path = base_folder(config)
         base_s = time.monotonic() - started_s
@@ -136,6 +161,10 @@ def _run(
         backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
         folder.device = backbone.device
         say(console, f"{backbone.precision.reason}; {backbone.loader}")
+        commit = getattr(backbone.core.config, "_commit_hash", None)
+        base = base_inputs(config, base_path, commit, strict=strict)
+        changed += check_inputs(out, base, config, accept=accept_changed_inputs)
+        write_inputs(out, inputs | base, changed, console)
         task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
         check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
         with signals.reacts("note"):

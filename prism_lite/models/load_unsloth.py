@@ -79,6 +79,7 @@ def load_with_unsloth(path: str, model: ModelConfig, precision: Precision, *, se
     loader = import_unsloth().FastVisionModel.from_pretrained
     settings = {
         "model_name": path,
+        "revision": model.revision,
         "max_seq_length": max(model.max_pack_tokens, model.max_prompt_tokens),
         "dtype": precision.compute_dtype,
         "load_in_4bit": model.quantization == "nf4",

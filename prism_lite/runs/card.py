@@ -12,6 +12,7 @@ from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 from prism_lite.runs.changes import change_rows
 from prism_lite.runs.drift_report import drift_section
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.inputs import accepted_changes
 from prism_lite.runs.report import INSIDE, markdown_rows, markdown_table, reward_name
 
 _WORK = {
@@ -66,7 +67,7 @@ def write_model_card(folder: RunFolder) -> None:
 | seed | {config.seed} |
 {_rewards_row(config, finished)}| packages | {", ".join(packages)} |
 | data | {environment["data"] or config.data.task} |
-
+{_changed_inputs(folder)}
 {prompt_section(config)}
 {"".join(f"![{name}](plots/{name})" + chr(10) for name in plots)}
 {_usage(folder, environment["compute_dtype"])}"""
@@ -100,6 +101,12 @@ def prompt_section(config: RunConfig) -> str:
     """Return the system prompt in a block of code, so that its tags survive Markdown."""
     prompt = system_prompt_of(config)
     return f"System prompt:\n\n```text\n{prompt}\n```\n" if prompt else "No system prompt.\n"
+
+
+def _changed_inputs(folder: RunFolder) -> str:
+    """Return a row of the table on inputs that changed between sessions, if any."""
+    changes = accepted_changes(folder.path)
+    return f"| changed between sessions | {'; '.join(changes)} |\n" if changes else ""
 
 
 def _about_figures(config: RunConfig, results: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ loaded.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prism_lite.files import read_json, write_json, write_text
+from prism_lite.files import read_json, system_error, write_json, write_text
 from prism_lite.models.optimizer_state import join_state, not_finite, split_state
 from prism_lite.runs.resume import changed_settings
 
@@ -107,7 +106,7 @@ def load_final(stage_folder: Path) -> dict[str, dict[str, Tensor]]:
             f"{folder} is missing: stage {stage_folder.name} of this run is not finished. Run "
             "`prism-lite run` with the same --out first, or the earlier stages one by one."
         )
-    restored, problem = _load(folder, settings=None)
+    restored, problem = load_folder(folder, settings=None)
     if restored is None:
         raise ValueError(f"{folder}: {problem}. Remove it and run the stage again.")
     return restored.tensors
@@ -127,7 +126,7 @@ def load_latest(
     """
     refused: list[str] = []
     for folder in reversed(checkpoint_folders(stage_folder)):
-        restored, problem = _load(folder, settings=settings, needed=needed)
+        restored, problem = load_folder(folder, settings=settings, needed=needed)
         if restored is not None:
             return restored, refused
         refused.append(f"{folder} refused: {problem}")
@@ -203,8 +202,8 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise RuntimeError(_poison(path.name, name))
     try:
         save_file(tensors, path, metadata)
-    except SafetensorError as error:  # its text alone says why
-        raise OSError(_errno_of(str(error)), str(error)) from error
+    except SafetensorError as error:
+        raise system_error(error) from error
 
 
 def _poison(file: str, name: str) -> str:
@@ -216,13 +215,7 @@ def _poison(file: str, name: str) -> str:
     )
 
 
-def _errno_of(message: str) -> int:
-    """Return the number in "(os error 28)", or that of an input/output error."""
-    match = re.search(r"os error (\d+)", message)
-    return int(match[1]) if match else errno.EIO
-
-
-def _load(
+def load_folder(
     folder: Path, *, settings: Mapping[str, Any] | None, needed: Collection[str] = ()
 ) -> tuple[Restored | None, str]:
     """Load a folder; None, and the reason, where it must not be used."""

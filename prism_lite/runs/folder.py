@@ -247,8 +247,12 @@ class RunFolder:
             metrics["mem/peak_gib"] = peak_gib(self.device)
         time_s = round(self._earlier_s + time.monotonic() - self._started_s, 3)
         line = {"stage": stage, "step": step, "time_s": time_s, **metrics}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         if self._trackers is None:
             self._trackers = self._closes.enter_context(open_trackers(self.config, self.path))
         for tracker in self._trackers:
@@ -393,7 +397,9 @@ def _remove_unfinished(path: Path) -> None:
 
 def _remove_empty_run(path: Path, created: Sequence[Path]) -> None:
     """Remove the files of a run that has computed nothing, and the folders that were created for it."""
-    for name in ("config.yaml", "control.json", "env.json", ".env.json.sha256", LOCK):
+    names = ("env.json", "inputs.json")
+    hashes = (f".{name}.sha256" for name in names)
+    for name in ("config.yaml", "control.json", "skipped.jsonl", *names, *hashes, LOCK):
         (path / name).unlink(missing_ok=True)
     for folder in (path / "rollouts", *created):
         with contextlib.suppress(OSError):  # it holds something of the user's

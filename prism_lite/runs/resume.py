@@ -26,6 +26,7 @@ _MAY_CHANGE = frozenset(
         "max_skipped_steps",
         "track",
         "align.gate",
+        "model.revision",  # the commit is a fingerprint in inputs.json
         "model.max_pack_tokens",
         "model.max_cached_pictures",
         "model.picture_cache_gib",

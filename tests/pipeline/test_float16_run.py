@@ -49,4 +49,3 @@ def test_every_stage_trains_in_float16_and_resumes_with_its_scale(micro_cache, t
         for tensors in restored.tensors.values()
         for tensor in tensors.values()
     )
-

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from prism_lite import pipeline
 from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
 from prism_lite.runs.checkpoint import Trained
-from prism_lite.runs.environment import check_same_data, write_environment
 from prism_lite.runs.folder import open_run
 from prism_lite.types import STAGES, Stopped
 from tests.micro import micro_recipe, quiet_console
@@ -373,31 +371,28 @@ def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next_one(tmp_path):
         assert [(m["stage"], m["loss"]) for m in run.metrics()] == [("sft", 1.0), ("warmup", 2.0)]
 
 
-def test_data_that_changed_is_refused_by_name(tmp_path):
+def test_data_that_changed_is_refused_before_the_model_is_loaded(
+    micro_cache, tmp_path, monkeypatch
+):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"query": "a", "answer": "1"}\n')
-    data = micro_recipe(data__task="files", data__train=str(rows)).data
-    config = micro_recipe(data__task="files", data__train=str(rows))
-    core = torch.nn.Linear(1, 1)
-    core.device, core.dtype = torch.device("cpu"), torch.float32
-    core.config = SimpleNamespace(_commit_hash="0123abc")  # the hub's revision
-    write_environment(tmp_path, config, core)
-    check_same_data(tmp_path, data)
-    write_environment(tmp_path, config, core)
-    environment = json.loads((tmp_path / "env.json").read_text())
-    assert "earlier_sessions" not in environment
-    assert environment["model_revision"] == "0123abc"
-    rows.write_text('{"query": "a", "answer": "2"}\n')
-    with pytest.raises(ValueError, match=r"data\.train = .*rows\.jsonl has changed"):
-        check_same_data(tmp_path, data)
-    torch.set_num_threads(torch.get_num_threads() + 1)
-    try:
-        write_environment(tmp_path, config, core)
-    finally:
-        torch.set_num_threads(torch.get_num_threads() - 1)
-    environment = json.loads((tmp_path / "env.json").read_text())
-    assert len(environment["earlier_sessions"]) == 1
-    assert environment["earlier_sessions"][0]["data"] != environment["data"]
+    text = "<caption>a</caption><think>b</think><answer>3</answer>"
+    lines = (json.dumps({"query": f"How high {i}?", "response": text}) + "\n" for i in range(4))
+    rows.write_text("".join(lines))
+    config = micro_recipe(data__task="files", data__train=str(rows), sft__steps=1)
+    folder = tmp_path / "r"
+    pipeline.run(config, folder, stages=("sft",), console=quiet_console())
+    rows.write_text(rows.read_text().replace("How high 0", "How deep 0"))
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "load_backbone", None)  # calling it would fail
+        with pytest.raises(ValueError, match=r"data\.train = .*rows\.jsonl has changed"):
+            pipeline.run(config, folder, stages=("sft",), console=quiet_console())
+    console = quiet_console()
+    pipeline.run(config, folder, stages=("sft",), console=console, accept_changed_inputs=True)
+    assert "accepted: data.train:" in console.file.getvalue()
+    assert "rows.jsonl has changed |" in (folder / "README.md").read_text()
+    environment = json.loads((folder / "env.json").read_text())
+    [earlier] = environment["earlier_sessions"]
+    assert earlier["data"] != environment["data"]
 
 
 def test_seconds_of_several_sessions_add_up(micro_run, tmp_path):
