@@ -40,7 +40,7 @@ def _run(command_line: list[str]) -> int:
     from prism_lite.types import Stopped
 
     command_text = shlex.join(["prism-lite", *command_line])
-    once = _without_once(command_line)  # given again, they would go back again
+    resuming = shlex.join(["prism-lite", *_without_once(command_line)])
     try:
         arguments, rest = _parser().parse_known_args(command_line)
         _check_system(sys.platform)
@@ -50,10 +50,7 @@ def _run(command_line: list[str]) -> int:
         return arguments.handler(arguments, _overrides(rest))
     except (Stopped, KeyboardInterrupt) as stop:
         with signals.reacts("note"):
-            print(
-                f"{str(stop) or 'interrupted'}; resume with: {shlex.join(['prism-lite', *once])}",
-                flush=True,
-            )
+            print(f"{str(stop) or 'interrupted'}; resume with: {resuming}", flush=True)
         return 3
     except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -229,8 +229,8 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
     """
     if model.revision is not None and Path(path).is_dir():
         raise ValueError(
-            f"model.revision = {model.revision!r}: {path} is a folder, and only a hub id has revisions; leave "
-            "it out, or name the hub id."
+            f"model.revision = {model.revision!r}: {path} is a folder, and only a hub id has revisions; "
+            "leave it out, or name the hub id."
         )
     card = card_of(model)
     precision = choose_precision(model, card)
