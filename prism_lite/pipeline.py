@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from prism_lite import signals
@@ -32,7 +31,7 @@ from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
 from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_rewards, write_environment
-from prism_lite.runs.folder import RunFolder, open_run, peak_gib, start_peak
+from prism_lite.runs.folder import RunFolder, open_run, start_peak
 from prism_lite.runs.go_back import go_back
 from prism_lite.runs.inputs import base_inputs, check_inputs, data_inputs, write_inputs
 from prism_lite.runs.resume import check_folder
@@ -43,6 +42,7 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.drift import measure_drift
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
+from prism_lite.stages.memory import context_with_less_memory, free_memory
 from prism_lite.stages.preflight import (
     check_rewards,
     check_stages,
@@ -180,35 +180,42 @@ def _train(
     _write_skipped(folder, context.task)
     write_environment(folder.path, config, backbone.core, context.rewards, command)
     if not folder.results().get("stages", {}).get("base"):
-        _evaluate(context, "base", base_s)
+        context = _evaluate(context, "base", base_s)
     for stage in stages:
         folder.check_stop(f"before stage {stage}")
         if not folder.is_done(stage):
             start_peak(backbone.device)
-            with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
-                _run_stage(context, stage)
+            with _adds_seconds(folder, stage):
+                context = _run_stage(context, stage)
         results = folder.results()
         if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
             context.load_policy(stage)
-            _evaluate(context, stage, results.get("seconds", {}).get(stage))
+            context = _evaluate(context, stage, results.get("seconds", {}).get(stage))
             _write_reports(context)
     _write_exports(context)
     _write_reports(context)
     return folder.results()
 
 
-def _run_stage(context: Context, stage: Stage) -> None:
-    """Run a stage; where a step is not finite, leave it out and resume from the checkpoint before it."""
+def _run_stage(context: Context, stage: Stage) -> Context:
+    """Run a stage, and return the context that later ones use.
+
+    Where a step is not finite, it is left out, and the stage resumes from the checkpoint before it; where
+    memory is short, it resumes with less.
+    """
     backbone = context.backbone
     start = {name: tensor.cpu() for name, tensor in backbone.adapter_state().items()}
     while True:
         try:
             RUN_STAGE[stage](context)
-            return
+            return context
         except NotFiniteError as error:
             context.run.skip_step(stage, error)
+        except (RuntimeError, MemoryError) as error:
+            context = context_with_less_memory(context, error, f"stage {stage}")
         for parameter in backbone.policy_parameters():
             parameter.grad = None
+        free_memory()
         backbone.load_adapter_state(start)
 
 
@@ -235,22 +242,6 @@ def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskDat
     return dataclasses.replace(task, **unread)
 
 
-@contextmanager
-def _memory_advice(context: Context, activity: str) -> Iterator[None]:
-    """Name the settings that help when the GPU runs out of memory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        config, peak = context.config, peak_gib(context.backbone.device)
-        raise RuntimeError(
-            f"out of GPU memory in {activity} (peak so far {peak:.1f} GiB). Give the same command a "
-            f"smaller model.max_pack_tokens (now {config.model.max_pack_tokens}) or "
-            f"sampling.max_rows (now {config.sampling.max_rows or 'automatic'}), or "
-            "model.gradient_checkpointing=true; it resumes from the last checkpoint. Smaller "
-            "pictures (model.max_pixels) need a new --out."
-        ) from error
-
-
 def _write_skipped(folder: RunFolder, task: TaskData) -> None:
     """Write skipped.jsonl: every row that this session's data leaves out, and why."""
     path = folder.path / "skipped.jsonl"
@@ -262,26 +253,40 @@ def _write_skipped(folder: RunFolder, task: TaskData) -> None:
     say(folder.console, f"{path} lists the {len(task.skipped)} skipped rows")
 
 
-def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
-    """Evaluate the loaded policy, if it is wanted, and add its figures to results.json.
+def _evaluate(context: Context, stage: str, seconds: float | None) -> Context:
+    """Evaluate the loaded policy, if it is wanted, with less memory where that is short.
 
     Args:
         seconds: training time of the stage; None where it is not known.
+
+    Returns:
+        The context that later stages use.
     """
-    config, folder = context.config, context.run
-    if stage not in config.eval.stages:
-        return
+    if stage not in context.config.eval.stages:
+        return context
     if not context.task.heldout:
-        say(folder.console, "no held-out rows (data.heldout): nothing to evaluate")
-        return
-    with _memory_advice(context, f"the evaluation of stage {stage}"):
-        started_s = time.monotonic()
-        evaluation = evaluate(
-            context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
-        )
-        evaluated_s = time.monotonic()
-        drift = measure_drift(context, stage, evaluation.groups) if config.eval.drift else None
-        drift_share = (time.monotonic() - evaluated_s) / (time.monotonic() - started_s)
+        say(context.run.console, "no held-out rows (data.heldout): nothing to evaluate")
+        return context
+    while True:
+        try:
+            _add_figures(context, stage, seconds)
+            return context
+        except (RuntimeError, MemoryError) as error:
+            activity = f"the evaluation of stage {stage}"
+            context = context_with_less_memory(context, error, activity)
+        free_memory()
+
+
+def _add_figures(context: Context, stage: str, seconds: float | None) -> None:
+    """Evaluate the loaded policy and add its figures to results.json."""
+    config, folder = context.config, context.run
+    started_s = time.monotonic()
+    evaluation = evaluate(
+        context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
+    )
+    evaluated_s = time.monotonic()
+    drift = measure_drift(context, stage, evaluation.groups) if config.eval.drift else None
+    drift_share = (time.monotonic() - evaluated_s) / (time.monotonic() - started_s)
     figures = evaluation.figures
     if seconds is not None:
         figures["seconds"] = seconds
