@@ -8,10 +8,8 @@ command "stop".
 
 from __future__ import annotations
 
-import contextlib
 import json
 import resource
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,7 +34,8 @@ from prism_lite.console import PlainProgress, say, tracked
 from prism_lite.files import write_jsonl, write_text
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
-from prism_lite.runs.lock import LOCK, locked
+from prism_lite.runs.leftovers import remove_empty_run, remove_unfinished
+from prism_lite.runs.lock import locked
 from prism_lite.runs.resume import check_folder, has_begun, stage_settings
 from prism_lite.runs.skipped_steps import FILE as SKIPPED_STEPS
 from prism_lite.runs.skipped_steps import add_skipped, num_in_a_row, read_skipped
@@ -367,7 +366,7 @@ def open_run(
         raise ValueError(f"--out {path} cannot be created: {error.strerror}.") from error
     with signals.caught(), locked(path):
         check_folder(path, config)  # another process may have begun meanwhile
-        _remove_unfinished(path)
+        remove_unfinished(path)
         write_text(path / "config.yaml", settings)
         (path / "rollouts").mkdir(exist_ok=True)
         (path / "control.json").unlink(missing_ok=True)
@@ -380,30 +379,8 @@ def open_run(
                 yield folder
         except BaseException:
             if is_new and not has_begun(path):
-                _remove_empty_run(path, missing)
+                remove_empty_run(path, missing)
             raise
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Remove what a kill or a full disk has left half-written, so that there is room to resume."""
-    for folder in path.glob("stages/*/.*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
-    for file in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):
-        if file.is_file():
-            file.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(file, ignore_errors=True)
-
-
-def _remove_empty_run(path: Path, created: Sequence[Path]) -> None:
-    """Remove the files of a run that has computed nothing, and the folders that were created for it."""
-    names = ("env.json", "inputs.json")
-    hashes = (f".{name}.sha256" for name in names)
-    for name in ("config.yaml", "control.json", "skipped.jsonl", *names, *hashes, LOCK):
-        (path / name).unlink(missing_ok=True)
-    for folder in (path / "rollouts", *created):
-        with contextlib.suppress(OSError):  # it holds something of the user's
-            folder.rmdir()
 
 
 def start_peak(device: torch.device) -> None:
