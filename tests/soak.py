@@ -1,9 +1,9 @@
 """A kill harness: `python -m tests.soak --kills 200` (make soak).
 
-A micro run, with the training of its tiny base, is started again and again and killed (SIGKILL) at random
-instants or at its n-th file operation, until it is finished; then the next round begins, until there were
-enough kills. Each finished run must have the bytes of the run that nothing interrupted. Starts are forks
-of this process, which has imported everything.
+A round trains a tiny base and then runs a micro pipeline (with the stored micro base). Each is started
+again and again and killed (SIGKILL) at random instants or at its n-th file operation, until it is finished.
+What is finished must have the bytes of the one that nothing interrupted. Starts are forks of this process,
+which has imported everything.
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 # Events of Python's audit hooks: what changes files. (Rust code, as safetensors', raises none.)
 _FILE_EVENTS = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
-_MOST_STARTS = 60  # of one round
-_MOST_OPERATIONS = 260
-_MOST_SECONDS = 9.0
-BASE_STEPS = 20
+_MOST_STARTS = 80  # of one piece of work
+_MOST_KILLS_OF_BASE = 4  # in a round: it starts from the beginning after each
+_MOST_OPERATIONS = 200
+_MOST_SECONDS = 8.0
+_SETTINGS = {
+    "save_every": 1,
+    "sft__steps": 4,
+    "warmup__steps": 2,
+    "align__steps": 3,
+    "rlvr__steps": 3,
+}
+Work = Callable[[Path], None]
 
 
 @dataclass
@@ -35,9 +44,8 @@ class Report:
     """What happened.
 
     Attributes:
-        num_kills: of these `num_at_operations` at a file operation.
-        num_in_base: kills before the base was trained.
-        problems: a finished run with other bytes, or a start that ended with a traceback.
+        num_kills: of these `num_at_operations` at a file operation, `num_in_base` in the base's training.
+        problems: finished work with other bytes, or a start that ended with a traceback.
     """
 
     num_kills: int = 0
@@ -47,41 +55,47 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-def soak(
-    folder: Path,
-    num_kills: int,
-    *,
-    seed: int = 0,
-    config: Any = None,
-    most_seconds: float = _MOST_SECONDS,
-) -> Report:
+def soak(folder: Path, num_kills: int, *, seed: int = 0) -> Report:
     """Run rounds in `folder` until there were `num_kills` kills."""
-    from tests.micro import micro_recipe
-
-    config = config or micro_recipe(tiny__steps=BASE_STEPS)
     report, rng = Report(), random.Random(seed)
-    reference = folder / "reference"
-    code = _wait(_start(config, reference, lambda: None))
-    assert code == 0, "the run that nothing interrupts failed"
-    expected = result_bytes(reference)
+    works: dict[str, Work] = {"base": _train_base, "run": _run_pipeline}
+    expected = {}
+    for name, work in works.items():
+        code = _wait(_start(work, folder / "reference" / name))
+        assert code == 0, (folder / "reference" / name / "output").read_text()
+        expected[name] = result_bytes(folder / "reference" / name)
     while report.num_kills < num_kills and not report.problems:
         report.num_rounds += 1
-        current = folder / f"round-{report.num_rounds}"
-        for _ in range(_MOST_STARTS):
-            if report.num_kills >= num_kills:
-                code = _wait(_start(config, current, lambda: None))
-            else:
-                code = _start_and_kill(config, current, rng, report, most_seconds)
-            if code == 0:
-                break
-            if code != -signal.SIGKILL:
-                report.problems.append(f"a start ended with {code}: see {current / 'output'}")
-                break
-        if not report.problems and result_bytes(current) != expected:
-            report.problems.append(f"{current} has other bytes than {reference}")
+        for name, work in works.items():
+            current = folder / f"round-{report.num_rounds}" / name
+            most = num_kills - report.num_kills
+            most = min(most, _MOST_KILLS_OF_BASE) if name == "base" else most
+            num_before = report.num_kills
+            _finish_in_spite_of_kills(work, current, rng, report, most)
+            report.num_in_base += report.num_kills - num_before if name == "base" else 0
+            if not report.problems and result_bytes(current) != expected[name]:
+                report.problems.append(f"{current} has other bytes than the reference")
         if not report.problems:
-            shutil.rmtree(current)
+            shutil.rmtree(folder / f"round-{report.num_rounds}")
     return report
+
+
+def _finish_in_spite_of_kills(
+    work: Work, folder: Path, rng: random.Random, report: Report, most_kills: int
+) -> None:
+    """Start a piece of work until it is finished; at most `most_kills` starts are killed."""
+    stop_at = report.num_kills + most_kills
+    for _ in range(_MOST_STARTS):
+        if report.num_kills >= stop_at:
+            code = _wait(_start(work, folder))
+        else:
+            code = _start_and_kill(work, folder, rng, report)
+        if code == 0:
+            return
+        if code != -signal.SIGKILL:
+            break
+    output = (folder / "output").read_text()[-2000:]
+    report.problems.append(f"{folder}: a start ended with {code}: {output}")
 
 
 def result_bytes(folder: Path) -> dict[str, bytes]:
@@ -90,21 +104,36 @@ def result_bytes(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(files)}
 
 
-def _start_and_kill(
-    config: Any, folder: Path, rng: random.Random, report: Report, most_seconds: float
-) -> int:
+def _train_base(folder: Path) -> None:
+    from prism_lite.digits.base_model import tiny_base
+    from tests.micro import micro_recipe
+
+    config = micro_recipe(tiny__steps=12)
+    tiny_base(config.tiny, config.data.digits, cache=folder / "cache")
+
+
+def _run_pipeline(folder: Path) -> None:
+    from prism_lite import pipeline
+    from tests.make_micro_base import put_micro_base
+    from tests.micro import micro_recipe, quiet_console
+
+    cache = folder / "cache"
+    if not cache.exists():
+        put_micro_base(folder / "copying")
+        os.replace(folder / "copying", cache)
+    os.environ["PRISM_LITE_CACHE"] = str(cache)
+    pipeline.run(micro_recipe(**_SETTINGS), folder / "run", console=quiet_console())
+
+
+def _start_and_kill(work: Work, folder: Path, rng: random.Random, report: Report) -> int:
     """Start once; kill at a random instant, or at a random file operation. Return the exit code."""
-    has_base = any((folder / "cache").glob("tiny-*/digest.json"))
     if rng.random() < 0.5:
         number = rng.randint(1, _MOST_OPERATIONS)
-        code = _wait(_start(config, folder, lambda: _kill_at_operation(number, folder)))
+        code = _wait(_start(work, folder, partial(_kill_at_operation, number, folder)))
         report.num_at_operations += code == -signal.SIGKILL
     else:
-        pid = _start(config, folder, lambda: None)
-        code = _wait(pid, timeout_s=rng.uniform(0.02, most_seconds))
-    if code == -signal.SIGKILL:
-        report.num_kills += 1
-        report.num_in_base += not has_base
+        code = _wait(_start(work, folder), timeout_s=rng.uniform(0.02, _MOST_SECONDS))
+    report.num_kills += code == -signal.SIGKILL
     return code
 
 
@@ -124,12 +153,12 @@ def _kill_at_operation(number: int, folder: Path) -> None:
     sys.addaudithook(count)
 
 
-def _start(config: Any, folder: Path, prepare: Callable[[], None]) -> int:
-    """Fork a process that runs the pipeline in `folder`; its output goes to the file `output`."""
-    from prism_lite import pipeline
-    from tests.micro import quiet_console
+def _start(work: Work, folder: Path, prepare: Callable[[], Any] = lambda: None) -> int:
+    """Fork a process that does the work in `folder`; its output goes to the file `output`."""
+    import prism_lite.pipeline  # noqa: F401 - once, in the parent
 
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "copying", ignore_errors=True)
     pid = os.fork()
     if pid:
         return pid
@@ -138,13 +167,13 @@ def _start(config: Any, folder: Path, prepare: Callable[[], None]) -> int:
         with (folder / "output").open("w") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        os.environ["PRISM_LITE_CACHE"] = str(folder / "cache")
         prepare()
-        pipeline.run(config, folder / "run", console=quiet_console())
+        work(folder)
         code = 0
     except BaseException:  # noqa: BLE001 - the process ends here, and the harness reports its output
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
         os._exit(code)
 
 

@@ -104,7 +104,9 @@ def known_to(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str
         RuntimeError: it does not take one that the right model depends on.
     """
     names = inspect.signature(function).parameters
-    missing = [name for name in ("model_name", "dtype", "load_in_4bit") if name not in names]
+    needed = ["model_name", "dtype", "load_in_4bit"]
+    needed += ["revision"] if settings.get("revision") else []
+    missing = [name for name in needed if name not in names]
     if missing:
         raise RuntimeError(
             f"this release of Unsloth does not take {', '.join(missing)}: set "
