@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from prism_lite import files
 from prism_lite.recipe import to_dict
 from prism_lite.runs.changes import change_rows
 from prism_lite.runs.checkpoint import Trained
@@ -121,13 +122,14 @@ def test_other_settings_may_begin_where_a_kill_came_before_the_first_evaluation(
 def test_a_run_of_an_earlier_edition_is_resumed_and_the_new_settings_are_named(tmp_path):
     folder = small_run(tmp_path / "r")
     settings = to_dict(CONFIG)
-    del settings["save_minutes"], settings["model"]["min_pixels"], settings["align"]["spread_floor"]
+    del settings["save_minutes"], settings["model"]["min_pixels"], settings["sampling"]["top_p"]
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    assert "did not have yet: align.spread_floor, model.min_pixels" in open_everything(folder)
-    del settings["align"]["alpha"]
+    assert "did not have yet: model.min_pixels, sampling.top_p (defaults)" in open_everything(
+        folder
+    )
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match=r"align\.alpha = None, and now it is 0\.25"), open_run(
-        folder, micro_recipe(align__alpha=0.25), quiet_console()
+    with pytest.raises(ValueError, match=r"sampling\.top_p = None, and now it is 0\.9"), open_run(
+        folder, micro_recipe(sampling__top_p=0.9), quiet_console()
     ):  # fmt: skip
         pass
 
@@ -182,18 +184,19 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_sixty_bit_flips_in_each_small_file(tmp_path, name):
+def test_sixty_bit_flips_in_each_small_file(tmp_path, name, monkeypatch):
     """Each start ends with the run opened, or with one sentence that names the file or the setting."""
+    monkeypatch.setattr(files.os, "fsync", lambda _descriptor: None)  # many files in little time
     folder = small_run(tmp_path / "r")
     (folder / "stages" / "sft").mkdir(parents=True)
     (folder / "stages" / "sft" / "LATEST").write_text("checkpoint-2\n")
     (folder / "stages" / "sft" / "skipped_steps.jsonl").write_text('{"step": 3, "reason": "x"}\n')
-    files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    contents = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     control = folder / "control.json"
-    files[control] = b'{"command": "resume"}'
-    content, rng = files[folder / name], random.Random(name)
+    contents[control] = b'{"command": "resume"}'
+    content, rng = contents[folder / name], random.Random(name)
     for _ in range(60):
-        for path, original in files.items():
+        for path, original in contents.items():
             path.write_bytes(original)
         bit = rng.randrange(8 * len(content))
         flipped = bytearray(content)
