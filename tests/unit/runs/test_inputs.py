@@ -61,7 +61,8 @@ def change_row(files: Path) -> str:
 
 
 def add_file(files: Path) -> str:
-    shutil.copy(files / "b.jsonl", files / "c.jsonl")
+    text = (files / "b.jsonl").read_text()
+    (files / "c.jsonl").write_text(text.replace("How high b", "How high c"))
     return r"data\.train = .*c\.jsonl is new since"
 
 
