@@ -33,12 +33,12 @@ def test_a_stage_continues_with_fewer_rows_and_smaller_packs(
 
     def limited_states(self, pack, **more):
         if len(pack.target_N) > 200:
-            raise error
+            raise type(error)(*error.args)  # a new one: a traceback grows
         return hidden_states(self, pack, **more)
 
     def limited_decode(backbone, decoder, prompts, uniforms, sampling):
         if sum(map(len, uniforms)) > 4:
-            raise error
+            raise type(error)(*error.args)  # a new one: a traceback grows
         return decode(backbone, decoder, prompts, uniforms, sampling)
 
     monkeypatch.setattr(Backbone, "hidden_states", limited_states)
