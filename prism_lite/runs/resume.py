@@ -69,15 +69,25 @@ def changed_settings(
     Returns:
         (key, earlier value, value) of each setting that differs; and the keys that are new.
     """
-    changes, added = [], []
+    changes: list[tuple[str, Any, Any]] = []
+    added: list[str] = []
     defaults = dict(_flat(to_dict(RunConfig())))
     before_flat, now_flat = dict(_flat(before)), dict(_flat(now))
     for key in sorted(before_flat.keys() | now_flat.keys()):
         if key not in before_flat and key in defaults and now_flat[key] == defaults[key]:
             added.append(key)
         elif before_flat.get(key) != now_flat.get(key) or key not in now_flat:
-            changes.append((key, before_flat.get(key), now_flat.get(key)))
+            changes += _entries(key, before_flat.get(key), now_flat.get(key))
     return changes, added
+
+
+def _entries(key: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """Return the change of a setting; of two mappings, those of their entries."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [(key, before, now)]
+    names = sorted(before.keys() | now.keys())
+    pairs = [(f"{key}.{name}", before.get(name), now.get(name)) for name in names]
+    return [entry for entry in pairs if entry[1] != entry[2]]
 
 
 def check_folder(path: Path, config: RunConfig) -> list[str]:
