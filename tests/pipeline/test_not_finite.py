@@ -102,6 +102,17 @@ def test_the_first_step_of_a_run_can_be_left_out(micro_cache, tmp_path):
     assert final_bytes(tmp_path / "other") == final_bytes(tmp_path / "r")
 
 
+def test_a_step_of_dpo_with_a_bad_gradient_is_left_out(micro_cache, tmp_path):
+    config = micro_recipe(sft__steps=1, align__method="dpo", align__steps=3, eval__stages=[])
+    run_stage(config, tmp_path / "r", "sft")
+    with bad_gradients(1, of_policy=True):
+        printed = run_stage(config, tmp_path / "r", "align")
+    assert "align step 0 is left out" in printed
+    check_finite(tmp_path / "r" / "stages" / "align")
+    lines = [m for m in read_jsonl(tmp_path / "r" / "metrics.jsonl") if m["stage"] == "align"]
+    assert [m["step"] for m in lines if "loss" in m] == [1, 2]
+
+
 def test_three_in_a_row_stop_the_run_and_the_next_start_continues_after_them(micro_cache, tmp_path):
     config = micro_recipe(sft__steps=7)
     with (
