@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup run test test-cpus check demo bench gpu-check test-unsloth resolve-gpu clean
+.PHONY: setup run test test-cpus check demo bench gpu-check test-unsloth resolve-gpu soak clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ check: setup
 # thread and with two; about 15 minutes.
 test-cpus: setup
 	$(BIN)/python -m tests.cpus
+
+# Kills micro runs 200 times and compares what they end with; about half an hour. KILLS=50 for fewer.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(or $(KILLS),200)
 
 demo: setup
 	$(BIN)/prism-lite demo

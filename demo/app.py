@@ -6,13 +6,12 @@ what Gradio's page would load elsewhere.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import secrets
-import shutil
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # Must be set before gradio is imported: its analytics and version check contact other hosts.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -20,13 +19,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from starlette.middleware import Middleware
 
-from demo.headers import SecurityHeaders
+from demo.headers import LOCAL_HOSTS, OwnHostsOnly, SecurityHeaders
 from demo.runs import folder
 from demo.runs.folder import Home
 from demo.runs.trainer import Trainer
 from demo.screens import html
 from demo.site import Header, Site, connect
 from demo.tabs import compare, data, discriminator, memory, rewards, train
+from demo.uploads import make_uploads_private
 
 _TICK_S = 2.0
 _MAX_WAITING = 16
@@ -103,7 +103,12 @@ def _header(site: Site, page: gr.Blocks) -> Header:
 
 
 def launch(
-    home: Home, *, port: int | None = None, is_open: bool = True, trainer: Trainer | None = None
+    home: Home,
+    *,
+    port: int | None = None,
+    is_open: bool = True,
+    trainer: Trainer | None = None,
+    hosts: Sequence[str] = (),
 ) -> tuple[gr.Blocks, str, str | None]:
     """Serve the app.
 
@@ -112,6 +117,7 @@ def launch(
         port: None takes the first free one from 7860.
         is_open: whether to block until Ctrl-C; otherwise threads serve the app (tests, notebooks).
         trainer: starts trainings; default: `prism-lite run` in the folder of the runs.
+        hosts: further names that the page is opened under, as that of a proxy.
 
     Returns:
         The app, its address, and the guests' password (None if it is not shared).
@@ -119,10 +125,13 @@ def launch(
     Raises:
         ValueError: the port is in use, or no public link can be created.
     """
-    _make_uploads_private()
+    make_uploads_private()
     page = build_app(Site(home, trainer or Trainer(home.root)))
     password = secrets.token_urlsafe(9) if home.is_shared else None
-    address = _serve(page, port, password)
+    own_hosts = {*LOCAL_HOSTS, *hosts}
+    address = _serve(page, port, password, own_hosts)
+    if page.share_url:
+        own_hosts.add(str(urlsplit(page.share_url).hostname))
     if password and not page.share_url:
         page.close(verbose=False)
         raise ValueError(
@@ -141,7 +150,7 @@ def launch(
     return page, address, password
 
 
-def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
+def _serve(page: gr.Blocks, port: int | None, password: str | None, hosts: set[str]) -> str:
     """Serve the app in threads, with a public link if there is a password; return its address."""
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
@@ -165,18 +174,15 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
-            app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+            app_kwargs={
+                "middleware": [
+                    Middleware(SecurityHeaders),
+                    Middleware(OwnHostsOnly, hosts=hosts),
+                ]
+            },
         )
     except OSError as error:
         raise ValueError(
             f"cannot serve on port {port}: {error}. Choose another --port, or omit it."
         ) from error
     return address
-
-
-def _make_uploads_private() -> None:
-    """Store uploads and drawings in a folder that only this user can read; delete it on exit."""
-    if "GRADIO_TEMP_DIR" not in os.environ:
-        uploads = tempfile.mkdtemp(prefix="prism_lite_demo_")
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        atexit.register(shutil.rmtree, uploads, ignore_errors=True)

@@ -40,6 +40,7 @@ def _run(command_line: list[str]) -> int:
     from prism_lite.types import Stopped
 
     command_text = shlex.join(["prism-lite", *command_line])
+    resuming = shlex.join(["prism-lite", *_without_once(command_line)])
     try:
         arguments, rest = _parser().parse_known_args(command_line)
         _check_system(sys.platform)
@@ -49,7 +50,7 @@ def _run(command_line: list[str]) -> int:
         return arguments.handler(arguments, _overrides(rest))
     except (Stopped, KeyboardInterrupt) as stop:
         with signals.reacts("note"):
-            print(f"{str(stop) or 'interrupted'}; resume with: {command_text}", flush=True)
+            print(f"{str(stop) or 'interrupted'}; resume with: {resuming}", flush=True)
         return 3
     except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,6 +66,18 @@ def _run(command_line: list[str]) -> int:
             raise
         print(f"prism-lite: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _without_once(command_line: Sequence[str]) -> list[str]:
+    """Return the arguments that resume a run: without --from-checkpoint and --accept-changed-inputs."""
+    kept, waiting = [], list(command_line)
+    while waiting:
+        item = waiting.pop(0)
+        if item == "--from-checkpoint":
+            del waiting[:1]
+        elif item != "--accept-changed-inputs" and not item.startswith("--from-checkpoint="):
+            kept.append(item)
+    return kept
 
 
 def _check_system(platform: str) -> None:

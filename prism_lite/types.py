@@ -40,6 +40,10 @@ class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
     """The run was asked to stop and has saved; running the same command again resumes it."""
 
 
+class NotFiniteError(RuntimeError):
+    """A step met NaN or infinity: in its gradient, in scores or in logits. Nothing of it was kept."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture of a prompt, opened when it is needed.

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.decoded_size import check_decoded_size
 from demo.runs import folder, samples
 from demo.runs.samples import ALL, CORRECT, WITH_ERRORS
 from demo.screens import html, widgets
@@ -151,6 +152,7 @@ def _check_file(path: str | None, stage: str) -> tuple[Any, ...]:
     name = Path(path).name
     if Path(path).suffix.lower() not in _FILE_TYPES:
         raise ValueError(f"{name}: expected a file of type {', '.join(_FILE_TYPES)}.")
+    check_decoded_size(Path(path))
     rules = CheckRules() if stage == _ANY_STAGE else CheckRules(stage=stage)  # pyright: ignore
     report = check(path, rules=rules, limit=_MAX_CHECKED_ROWS)
     counts = ", ".join(f"{kind} {num}" for kind, num in sorted(report.counts.items()))

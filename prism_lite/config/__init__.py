@@ -321,6 +321,11 @@ class RunConfig:
     "Decides every random choice of the run."
     save_every: PositiveInt = 20
     "Steps between checkpoints."
+    save_minutes: NonNegativeFloat = 10.0
+    "A checkpoint is also saved when the last one is this many minutes old. 0: by steps only."
+    max_skipped_steps: PositiveInt = 3
+    """A step with NaN or infinity is left out and recorded in skipped_steps.jsonl; the run stops when this
+    many in a row are."""
     track: Annotated[
         tuple[Literal["tensorboard", "trackio", "wandb"], ...],
         BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),

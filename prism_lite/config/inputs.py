@@ -144,6 +144,8 @@ class ModelConfig:
     __pydantic_config__: ClassVar = STRICT
     name: str = "tiny"
     "tiny (trained here on first use), or the hub id or folder of a Qwen3-VL."
+    revision: str | None = None
+    "Commit, tag or branch of model.name on the hub. null: the newest commit."
     backend: Literal["auto", "transformers", "unsloth"] = "auto"
     "Library that loads the model. auto: Unsloth where it is installed and there is a GPU."
     quantization: Literal["nf4", "none"] = "nf4"

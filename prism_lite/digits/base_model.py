@@ -28,11 +28,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from prism_lite.config import DigitsConfig, RunConfig, TinyConfig
-from prism_lite.console import tracked
+from prism_lite.console import say, tracked
 from prism_lite.digits import task as digits
 from prism_lite.digits import tiny_qwen
 from prism_lite.digits.lessons import Lesson, lesson_kinds, make_lesson
@@ -75,7 +76,7 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     if _is_shipped(config, task):
         return _SHIPPED
     folder = tiny_base_folder(config, task, cache=cache)
-    if folder.exists():
+    if _is_sound(folder):
         return folder
     if cache is None:
         make_cache_folder()
@@ -83,15 +84,45 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
     # If two runs start at once, one trains and the other waits for the same base.
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
+        if _is_sound(folder):
             return folder
-        unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
+        if folder.exists():
+            say(Console(), f"the tiny base in {folder} is damaged: it is trained again", "yellow")
+        unfinished = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process
+        unfinished.mkdir()
         try:
             train_tiny_base(config, task, unfinished)
+            _write_digest(unfinished, config, task)
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(unfinished, folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _is_sound(folder: Path) -> bool:
+    """Check that a cached base is there and that its files are what was written.
+
+    One without a digest (of an earlier edition) is sound if its weights can be opened.
+    """
+    try:
+        digest = json.loads((folder / "digest.json").read_bytes())
+        return digest["sha256"] == _digest_of(folder)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as weights:
+            return bool(weights.keys()) and (folder / "config.json").is_file()
+    except (OSError, SafetensorError):
+        return False
+
+
+def _write_digest(folder: Path, config: TinyConfig, task: DigitsConfig) -> None:
+    key = _fingerprint(config, task)
+    write_json(folder / "digest.json", {"key": key, "sha256": _digest_of(folder)})
 
 
 def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
@@ -321,8 +352,7 @@ def ship_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path = _SHIPP
         train_tiny_base(config, task, Path(unfinished))
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(unfinished, folder)
-    key = _fingerprint(config, task)
-    write_json(folder / "digest.json", {"key": key, "sha256": _digest_of(folder)})
+    _write_digest(folder, config, task)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from prism_lite.models.optim import Optimizer, optimizer_step
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts, num_bullets, num_steps
+from prism_lite.types import NotFiniteError
 
 CHANNELS = ("perception", "reasoning")
 
@@ -191,14 +192,13 @@ def _by_prompt(scores: Scores, batch: Sequence[JudgedPrompt]) -> tuple[Tensor, l
     """Return the teachers' scores [P, 2] and, per prompt, the students' [G, 2].
 
     Raises:
-        RuntimeError: a score is not finite; nothing was changed.
+        NotFiniteError: a score is not finite; nothing was changed.
     """
     score_K2 = torch.stack([scores.perception_K, scores.reasoning_K], 1)
     if not score_K2.isfinite().all():
-        raise RuntimeError(
+        raise NotFiniteError(
             f"the discriminator's scores of {', '.join(item.prompt.id for item in batch)} are not "
-            "finite: it diverged, or numbers exceed float16. Give another --out with a "
-            "lower discriminator.optim.learning_rate, or with model.compute_dtype=float32."
+            "finite: it diverged, or numbers exceed float16 (model.compute_dtype=float32)"
         )
     groups = score_K2.split([1 + len(item.students) for item in batch])
     return torch.stack([group[0] for group in groups]), [group[1:] for group in groups]

@@ -79,6 +79,7 @@ def load_with_unsloth(path: str, model: ModelConfig, precision: Precision, *, se
     loader = import_unsloth().FastVisionModel.from_pretrained
     settings = {
         "model_name": path,
+        "revision": model.revision,
         "max_seq_length": max(model.max_pack_tokens, model.max_prompt_tokens),
         "dtype": precision.compute_dtype,
         "load_in_4bit": model.quantization == "nf4",
@@ -103,7 +104,9 @@ def known_to(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str
         RuntimeError: it does not take one that the right model depends on.
     """
     names = inspect.signature(function).parameters
-    missing = [name for name in ("model_name", "dtype", "load_in_4bit") if name not in names]
+    needed = ["model_name", "dtype", "load_in_4bit"]
+    needed += ["revision"] if settings.get("revision") else []
+    missing = [name for name in needed if name not in names]
     if missing:
         raise RuntimeError(
             f"this release of Unsloth does not take {', '.join(missing)}: set "

@@ -12,6 +12,7 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,10 +33,25 @@ _REPLY = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 Post = Callable[[str, dict[str, Any], dict[str, str], float], dict[str, Any]]
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects: another host would get the key and the questions."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+        raise urllib.error.HTTPError(
+            req.full_url,
+            code,
+            f"the server redirects to {urllib.parse.urlsplit(newurl).netloc}, which is not followed; set "
+            "rlvr.judge.base_url to the final address",
+            headers,
+            None,
+        )
+
+
 def _post_json(url: str, body: dict[str, Any], headers: dict[str, str], timeout_s: float) -> dict:
-    """POST `body` as JSON and return the JSON reply."""
+    """POST `body` as JSON and return the JSON reply; a redirect is not followed."""
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+    opener = urllib.request.build_opener(_NoRedirect)
+    with opener.open(request, timeout=timeout_s) as reply:
         return json.load(reply)
 
 
@@ -55,8 +71,9 @@ def ask_judge(
         RuntimeError: no usable reply after `num_attempts` tries.
     """
     if not settings.base_url.startswith(("http://", "https://")):
+        address = _without_password(settings.base_url)
         raise ValueError(
-            f"rlvr.judge.base_url {settings.base_url!r} is not an http address; give it like "
+            f"rlvr.judge.base_url {address!r} is not an http address; give it like "
             "http://localhost:8000/v1."
         )
     headers, body = _request(question, predicted, gold, settings)
@@ -79,17 +96,29 @@ def ask_judge(
             KeyError,
             IndexError,
         ) as error:
-            problem = f"{type(error).__name__}: {error}"
+            problem = _without_key(f"{type(error).__name__}: {error}", settings)
             continue
         match = _REPLY.match(text or "")
         if match:
             return match.group(1).lower() == "yes"
-        problem = f"the reply {str(text)[:60]!r} is neither yes nor no"
+        shown = _without_key(str(text), settings)[:60]
+        problem = f"the reply {shown!r} is neither yes nor no"
     raise RuntimeError(
-        f"the judge {settings.model} at {settings.base_url} gave no verdict in "
+        f"the judge {settings.model} at {_without_password(settings.base_url)} gave no verdict in "
         f"{settings.num_attempts} tries ({problem}). Start it, fix rlvr.judge, or leave "
         "judge out of rlvr.rewards."
     )
+
+
+def _without_key(text: str, settings: JudgeConfig) -> str:
+    """Replace the key in a text that came from elsewhere: a server may repeat its request."""
+    key = os.environ.get(settings.key_variable)
+    return text.replace(key, "[key]") if key else text
+
+
+def _without_password(url: str) -> str:
+    """Return an address without user name and password."""
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _request(

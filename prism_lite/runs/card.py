@@ -13,6 +13,7 @@ from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 from prism_lite.runs.changes import change_rows
 from prism_lite.runs.drift_report import drift_section
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.inputs import accepted_changes
 from prism_lite.runs.report import INSIDE, markdown_rows, markdown_table, reward_name
 
 _WORK = {
@@ -34,7 +35,9 @@ def write_model_card(folder: RunFolder) -> None:
     """Write README.md of the run folder; nothing where the pipeline has not written env.json."""
     if not (folder.path / "env.json").is_file():
         return
-    environment = read_json(folder.path / "env.json")
+    environment = folder.read("env.json", "the next session writes it again")
+    if not environment:
+        return
     peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
     config, results = folder.config, folder.results()
     finished = [stage for stage in _WORK if folder.is_done(stage)]
@@ -65,7 +68,7 @@ def write_model_card(folder: RunFolder) -> None:
 | seed | {config.seed} |
 {_rewards_row(config, finished)}| packages | {", ".join(packages)} |
 | data | {environment["data"] or config.data.task} |
-
+{_changed_inputs(folder)}
 {prompt_section(config)}
 {"".join(f"![{name}](plots/{name})" + chr(10) for name in plots)}
 {_usage(folder, environment["compute_dtype"])}"""
@@ -99,6 +102,12 @@ def prompt_section(config: RunConfig) -> str:
     """Return the system prompt in a block of code, so that its tags survive Markdown."""
     prompt = system_prompt_of(config)
     return f"System prompt:\n\n```text\n{prompt}\n```\n" if prompt else "No system prompt.\n"
+
+
+def _changed_inputs(folder: RunFolder) -> str:
+    """Return a row of the table on inputs that changed between sessions, if any."""
+    changes = accepted_changes(folder.path)
+    return f"| changed between sessions | {'; '.join(changes)} |\n" if changes else ""
 
 
 def _about_figures(config: RunConfig, results: Mapping[str, Any]) -> str:

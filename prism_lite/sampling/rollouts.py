@@ -39,7 +39,7 @@ from prism_lite.sampling.token_step import (
     take_step,
 )
 from prism_lite.seeding import generator_for
-from prism_lite.types import Group, Rollout, Sample
+from prism_lite.types import Group, NotFiniteError, Rollout, Sample
 
 MOST_ROWS = 512  # decoded side by side if nothing else limits them
 
@@ -312,13 +312,13 @@ def _rollout(
     """Build the rollout of a row, up to its end token if it has one.
 
     Raises:
-        RuntimeError: the model's logits were NaN or infinite. Tokens are drawn all the same; the log-probs
-            show it.
+        NotFiniteError: the model's logits were NaN or infinite. Tokens are drawn all the same; the
+            log-probs show it.
     """
     is_ended = backbone.end_id in token_ids
     length = token_ids.index(backbone.end_id) + 1 if is_ended else len(token_ids)
     if not torch.isfinite(logprob_C[:length]).all():
-        raise RuntimeError(
+        raise NotFiniteError(
             f"sampling prompt {prompt.id}: the model's logits are not finite. Weights that diverged, or "
             "numbers beyond float16: try an earlier checkpoint, model.compute_dtype=float32 or "
             "model.float32_vision=true."

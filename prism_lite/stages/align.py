@@ -58,13 +58,14 @@ def run_align(context: Context) -> None:
         discriminator=discriminator,
         buffers={"replay": replay, "spread": spread},
     ):
-        if step == 0:
+        if step == run.first_step:
             check_gate(context, discriminator)
         # 1. sample G completions of each prompt from the current policy; split into parts
         started_s = time.perf_counter()
+        run.batch = batch_at(task.align, step, config.prompts_per_step, seed, "align")
         groups = sample_groups(
             backbone,
-            batch_at(task.align, step, config.prompts_per_step, seed, "align"),
+            run.batch,
             group_size=config.group_size,
             sampling=sampling,
             seed=(seed, "align", step),

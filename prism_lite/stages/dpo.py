@@ -33,10 +33,8 @@ def run_dpo(context: Context) -> None:
     optimizer = context.optimizer(config.optim)
     for step in context.steps("align", config.steps, {"policy": optimizer}):
         started_s = time.perf_counter()
-        trees = [
-            Tree(backbone.prompt(sample), pairs[sample.key])
-            for sample in _rows(context, step, config.prompts_per_step)
-        ]
+        run.batch = _rows(context, step, config.prompts_per_step)
+        trees = [Tree(backbone.prompt(sample), pairs[sample.key]) for sample in run.batch]
         metrics: dict[str, float] = {}
         for packed in split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2):
             pack_metrics = _backward(

@@ -47,6 +47,7 @@ from prism_lite.stages.rollout_log import (
     rollout_records,
     undecided_metrics,
 )
+from prism_lite.types import NotFiniteError
 
 # A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
 _WIDEST_GSPO_CLIP = 0.01
@@ -86,7 +87,11 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     for step in context.steps(
         stage, config.steps, optimizers, discriminator=discriminator, buffers={"spread": spread}
     ):
-        if step == 0 and discriminator is not None and game_begins_in_rlvr(context.config):
+        if (
+            step == run.first_step
+            and discriminator is not None
+            and game_begins_in_rlvr(context.config)
+        ):
             check_gate(context, discriminator)  # otherwise it was checked before alignment
         # 1. sample and reward groups; with dynamic sampling replace those without spread
         started_s = time.perf_counter()
@@ -214,7 +219,8 @@ def _advantages(context: Context, batch: RolloutBatch) -> tuple[Tensor, dict[str
     if config.kl_in == "reward" and config.kl_weight > 0 and batch.kept:
         temperature = context.config.sampling.temperature
         kl_R = rollout_kl(context.backbone, batch.kept, config.kl_kind, temperature=temperature)
-        assert kl_R.isfinite().all(), "NaN would count as a reward without opinion"
+        if not kl_R.isfinite().all():  # NaN would count as a reward without opinion
+            raise NotFiniteError("the KL of a rollout to the reference is not finite")
         is_scored_R = ~weighted_sum(rewards, weights).isnan()
         rewards |= {"kl": torch.where(is_scored_R, -kl_R, torch.nan)}
         weights |= {"kl": config.kl_weight}

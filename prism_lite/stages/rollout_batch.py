@@ -73,6 +73,7 @@ def sample_batch(context: Context, step: int) -> RolloutBatch:
         samples = batch_at(task.rlvr, step, config.prompts_per_step, seed, "rlvr", *name)
         if config.dynamic_sampling:
             samples = _new_prompts(samples, sampled_keys)
+        context.run.batch = [*(context.run.batch if num_batches > 1 else ()), *samples]
         if samples:
             sampled = sample_groups(
                 context.backbone,

@@ -71,9 +71,10 @@ def imitate(
     vocab_size = backbone.core.config.text_config.vocab_size
     for step in context.steps(stage, num_steps, {"policy": optimizer}):
         started_s = time.perf_counter()
+        run.batch = batch_at(rows, step, batch_size, context.config.seed, stage)
         trees = [
             Tree(backbone.prompt(sample), (backbone.tokenize(completion_of(sample)),))
-            for sample in batch_at(rows, step, batch_size, context.config.seed, stage)
+            for sample in run.batch
         ]
         metrics = sft_step(
             backbone,

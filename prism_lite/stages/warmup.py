@@ -8,6 +8,7 @@ has the trunk's likelihood.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 
@@ -82,6 +83,7 @@ def run_warmup(context: Context) -> None:
             corrupt=corrupt,
             splits_parts=disc_config.reasoning_sees_caption,
         )
+        run.batch = [group.sample for group in batch]
         learning_rate = learning_rate_at(config.optim, step, config.steps)
         scores = discriminator_step(
             backbone,
@@ -129,7 +131,7 @@ class EarlyStop:
 
     def is_over(self, loss: float | None) -> bool:
         """Note the loss of a check (None: not measured); return whether training has to end."""
-        if loss is None:
+        if loss is None or not math.isfinite(loss):
             return False
         if self._lowest is None or loss < self._lowest:
             self._lowest, self._num_since = loss, 0

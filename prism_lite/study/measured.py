@@ -17,7 +17,9 @@ from prism_lite.study.results import FIGURES
 
 MEASURED = Path(__file__).with_name("tiny-more-arms.json")
 # Settings that leave the figures of the last policy what they are, but for chance.
-_FREE = ("seed", "save_every", "track", "eval", "model", "tiny")
+_FREE = (
+    "seed", "save_every", "save_minutes", "max_skipped_steps", "track", "eval", "model", "tiny",
+)  # fmt: skip
 
 
 def room_of(config: RunConfig) -> str | None:

@@ -43,7 +43,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, small_files, what):
         if what == "final":
             save_final(stage, TENSORS)
         else:
-            save_checkpoint(stage, 2, trained, fingerprint="x")
+            save_checkpoint(stage, 2, trained, settings={})
 
     with pytest.raises(OSError) as full:
         save()
@@ -52,7 +52,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, small_files, what):
     small_files()
     save()
     if what != "final":
-        restored, refused = load_latest(stage, fingerprint="x")
+        restored, refused = load_latest(stage, settings={})
         assert restored is not None and restored.step == 2 and not refused
 
 
