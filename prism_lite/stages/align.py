@@ -23,7 +23,7 @@ from prism_lite.policy.advantages import Verified, alignment_advantages, weighte
 from prism_lite.policy.step import update_policy
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.seeding import batch_at, seed_of
+from prism_lite.seeding import seed_of
 from prism_lite.stages.context import Context
 from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
@@ -34,6 +34,7 @@ from prism_lite.stages.rollout_log import (
     rollout_records,
     undecided_metrics,
 )
+from prism_lite.stages.teachers import samples_at
 from prism_lite.types import Group, Sample
 
 
@@ -64,7 +65,7 @@ def run_align(context: Context) -> None:
         started_s = time.perf_counter()
         groups = sample_groups(
             backbone,
-            batch_at(task.align, step, config.prompts_per_step, seed, "align"),
+            samples_at(task.align, step, config.prompts_per_step, seed, "align"),
             group_size=config.group_size,
             sampling=sampling,
             seed=(seed, "align", step),
@@ -175,17 +176,21 @@ class Replay:
         self._kept = self._kept[-self._num_prompts :]
 
     def state(self) -> list[Any]:
-        """Return JSON-able content: each prompt's key and the parts of its students."""
+        """Return JSON-able content: each prompt's key, its teacher's number, the parts of its students."""
         return [
-            [sample.key, [[p.caption, p.think, p.answer] for p in students]]
+            [
+                sample.key,
+                self._samples[sample.key].teachers.index(sample.teacher or ""),
+                [[p.caption, p.think, p.answer] for p in students],
+            ]
             for sample, students in self._kept
         ]
 
     def load(self, state: Sequence[Any]) -> None:
         """Restore what `state` returned."""
         self._kept = [
-            (self._samples[key], tuple(Parts(*bodies) for bodies in students))
-            for key, students in state
+            (self._samples[key].with_teacher(number), tuple(Parts(*bodies) for bodies in students))
+            for key, number, students in state
         ]
 
 

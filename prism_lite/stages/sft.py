@@ -15,9 +15,9 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import Optimizer, learning_rate_at, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import predicted_logprobs
-from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
 from prism_lite.stages.guards import Alarms, diverged_sft
+from prism_lite.stages.teachers import samples_at
 from prism_lite.types import Sample
 
 
@@ -73,7 +73,7 @@ def imitate(
         started_s = time.perf_counter()
         trees = [
             Tree(backbone.prompt(sample), (backbone.tokenize(completion_of(sample)),))
-            for sample in batch_at(rows, step, batch_size, context.config.seed, stage)
+            for sample in samples_at(rows, step, batch_size, context.config.seed, stage)
         ]
         metrics = sft_step(
             backbone,
