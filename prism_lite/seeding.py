@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import torch
 
+    from prism_lite.types import Sample
+
 T = TypeVar("T")
 
 
@@ -45,6 +47,12 @@ def places_at(num_items: int, step: int, batch_size: int, *name: object) -> list
         epoch, place = divmod(position, num_items)
         places.append((epoch, epoch_order(num_items, epoch, *name)[place]))
     return places
+
+
+def samples_at(samples: Sequence[Sample], step: int, count: int, *name: object) -> list[Sample]:
+    """Return the rows of `batch_at`; one with several teacher completions has the next in each epoch."""
+    places = places_at(len(samples), step, count, *name)
+    return [samples[number].with_teacher(epoch) for epoch, number in places]
 
 
 def epoch_order(num_items: int, epoch: int, *name: object) -> tuple[int, ...]:

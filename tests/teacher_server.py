@@ -74,7 +74,7 @@ def reply_body(text: str | None, finish: str = "stop", **fields: Any) -> dict[st
 
 @contextmanager
 def endpoint(answer: Answer) -> Iterator[Server]:
-    """Serve until the block ends. `answer(body, n)` is called with the n-th request of a question, from 0."""
+    """Serve until the block ends; `answer(body, n)` answers the n-th request of a question, from 0."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

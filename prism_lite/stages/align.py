@@ -23,7 +23,7 @@ from prism_lite.policy.advantages import Verified, alignment_advantages, weighte
 from prism_lite.policy.step import update_policy
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.seeding import seed_of
+from prism_lite.seeding import samples_at, seed_of
 from prism_lite.stages.context import Context
 from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
@@ -34,7 +34,6 @@ from prism_lite.stages.rollout_log import (
     rollout_records,
     undecided_metrics,
 )
-from prism_lite.stages.teachers import samples_at
 from prism_lite.types import Group, Sample
 
 

@@ -14,8 +14,8 @@ from prism_lite.parts import parse
 from prism_lite.policy.advantages import group_zscore, weighted_sum
 from prism_lite.rewards.group_rewards import rewards_of
 from prism_lite.sampling.rollouts import sample_groups
+from prism_lite.seeding import samples_at
 from prism_lite.stages.context import Context
-from prism_lite.stages.teachers import samples_at
 from prism_lite.types import Group, Rollout, Sample
 
 

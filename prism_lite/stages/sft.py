@@ -15,9 +15,9 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import Optimizer, learning_rate_at, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import predicted_logprobs
+from prism_lite.seeding import samples_at
 from prism_lite.stages.context import Context
 from prism_lite.stages.guards import Alarms, diverged_sft
-from prism_lite.stages.teachers import samples_at
 from prism_lite.types import Sample
 
 

@@ -54,6 +54,7 @@ def local_config(settings: TeachSettings, *, batch_rows: int) -> RunConfig:
             "recipe": f"teacher {settings.model}",
             "model.name": settings.model,
             "model.min_gpu_gib": 0,
+            "model.device": "auto",
             "model.max_pixels": settings.max_pixels,
             "model.max_prompt_tokens": max_prompt_tokens,
             "model.max_pack_tokens": max_prompt_tokens + settings.max_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import itertools
 import json
 import threading
 import time
@@ -111,7 +112,7 @@ def test_pace_limits_requests_and_a_stop_ends_the_wait():
         for _ in range(4):
             asked.reply(PROMPT)
     times = [request["at_s"] for request in server.requests]
-    assert all(b - a >= 0.2 for a, b in zip(times, times[1:], strict=False))
+    assert all(b - a >= 0.2 for a, b in itertools.pairwise(times))
     stop = threading.Event()
     pace = Pace(0, stop)
     pace.hold(60)
@@ -133,7 +134,7 @@ def test_what_every_row_would_meet_ends_the_run_and_shows_no_key(status):
 
 def test_a_bad_request_is_this_rows_alone_and_not_repeated():
     with endpoint(lambda body, n: Fault(400, body="too large")) as server:
-        with pytest.raises(NoReplyError, match="status 400: 'too large', after 1 request$"):
+        with pytest.raises(NoReplyError, match=r"status 400: 'too large', after 1 request$"):
             teacher(server.url).reply(PROMPT)
         assert len(server.requests) == 1
 
@@ -146,7 +147,8 @@ def test_redirects_are_not_followed(status):
             with pytest.raises(RefusedError, match="redirects are not followed"):
                 teacher(server.url).reply(PROMPT)
             with pytest.raises(EndpointError, match="not followed"):
-                post_json(f"{server.url}/x", {"messages": [{"role": "user", "content": "?"}]}, json_headers(KEY), 2.0)  # fmt: skip
+                body = {"messages": [{"role": "user", "content": "?"}]}
+                post_json(f"{server.url}/x", body, json_headers(KEY), 2.0)
     assert not elsewhere.requests
 
 
@@ -165,7 +167,7 @@ def test_no_text_is_a_reason_and_a_cut_off_reply_is_not():
 
 
 def test_nobody_listens():
-    with pytest.raises(NoReplyError, match="no complete reply .*refused"):
+    with pytest.raises(NoReplyError, match=r"no complete reply .*refused"):
         teacher("http://127.0.0.1:9/v1", retries=0).reply(PROMPT)
 
 
@@ -185,7 +187,7 @@ def test_keys_and_addresses(monkeypatch):
         assert bad not in str(raised.value)
     assert check_address("https://a.example/v1/", "--x") == "https://a.example/v1"
     for address in ("file:///etc", "localhost:80", "http://", ""):
-        with pytest.raises(ValueError, match="--x .* is not an http address"):
+        with pytest.raises(ValueError, match=r"--x .* is not an http address"):
             check_address(address, "--x")
     for address in ("https://me:pw@a.example/v1", "https://a.example/v1?key=pw"):
         with pytest.raises(ValueError, match="more than an address") as raised:
