@@ -119,18 +119,24 @@ def _teach(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     import yaml
     from rich.console import Console
 
-    from prism_lite.data.formats.load import load_samples
+    from prism_lite.cli.imports import prepare_imports
     from prism_lite.teach import run
+    from prism_lite.teach.local_settings import local_config, with_own_instruction
 
     columns = yaml.safe_load(arguments.columns) if arguments.columns else None
     if columns is not None and not isinstance(columns, dict):
         raise ValueError(f"--columns {arguments.columns!r}: expected '{{ours: theirs, ...}}'.")
-    opened = load_samples(arguments.data, columns=columns, image_root=arguments.image_root)
+    opened = run.open_rows(arguments.data, columns, arguments.image_root)
     out = Path(arguments.out)
     if out.resolve() in {path.resolve() for path in opened.source.files}:
         raise ValueError(f"--out {out} is the data itself: give another file.")
     settings = _settings(arguments)
-    teacher = _endpoint(arguments) if arguments.base_url else arguments.batch or 4
+    if arguments.base_url:
+        teacher = _endpoint(arguments)
+    else:
+        settings = with_own_instruction(settings)
+        teacher = local_config(settings, batch_rows=arguments.batch or 4)
+        prepare_imports(teacher.model)
     job = run.Job(opened, out, settings, teacher, tuple(arguments.price or ()) or None)
     if arguments.dry_run:
         return run.dry_run(job, arguments.card, Console(soft_wrap=True))

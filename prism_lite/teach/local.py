@@ -6,20 +6,17 @@ needs.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from prism_lite import signals
 from prism_lite.config import RunConfig
-from prism_lite.digits import lessons
 from prism_lite.digits.base_model import base_folder
 from prism_lite.models.backbone import Backbone, load_backbone
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.plan import card_for
 from prism_lite.planner.simulate_phase import Simulated, simulate_phase
 from prism_lite.planner.workload import Phase
-from prism_lite.recipe import load_recipe
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.teach.ask import Outcome, Task
 from prism_lite.teach.journal import Journal
@@ -29,55 +26,8 @@ from prism_lite.teach.replies import (
     next_prompt,
     progress_of,
 )
-from prism_lite.teach.settings import INSTRUCTION, TeachSettings
+from prism_lite.teach.settings import TeachSettings
 from prism_lite.types import Rollout, Sample, Stopped
-
-_QUESTION_TOKENS = 1024  # of a prompt, beside its pictures and a reply that is asked again
-_TEMPERATURE = 0.7
-
-
-def local_config(settings: TeachSettings, *, batch_rows: int) -> RunConfig:
-    """Return the settings of a run that only samples the teacher.
-
-    Args:
-        batch_rows: rows that are asked at the same time.
-
-    Raises:
-        ValueError: the model is not known.
-    """
-    num_picture_tokens = settings.max_pixels // 1024  # 32 x 32 pixels make one token
-    max_prompt_tokens = num_picture_tokens + _QUESTION_TOKENS + settings.max_tokens
-    recipe = "tiny" if settings.model == "tiny" else "rtx3060-2b"
-    config = load_recipe(
-        recipe,
-        {
-            "recipe": f"teacher {settings.model}",
-            "model.name": settings.model,
-            "model.min_gpu_gib": 0,
-            "model.device": "auto",
-            "model.max_pixels": settings.max_pixels,
-            "model.max_prompt_tokens": max_prompt_tokens,
-            "model.max_pack_tokens": max_prompt_tokens + settings.max_tokens,
-            "model.max_cached_pictures": 4 * batch_rows,  # a row's pictures are not seen again
-            "lora.rank": 1,  # untrained: it changes nothing
-            "lora.alpha": 1,
-            "sampling.max_completion_tokens": settings.max_tokens,
-            "sampling.max_rows": batch_rows * settings.num,
-        },
-    )
-    temperature = _TEMPERATURE if settings.temperature is None else settings.temperature
-    return dataclasses.replace(
-        config,
-        sampling=dataclasses.replace(config.sampling, temperature=temperature),
-        align=dataclasses.replace(
-            config.align, group_size=settings.num, prompts_per_step=batch_rows
-        ),
-    )
-
-
-def local_instruction(instruction: str) -> str:
-    """Return the instruction for the tiny model, which was trained on one of its own."""
-    return lessons.INSTRUCTION if instruction == INSTRUCTION else instruction
 
 
 def memory_plan(config: RunConfig, card_gib: float | None) -> Simulated:

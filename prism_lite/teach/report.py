@@ -119,6 +119,10 @@ def cost(prompt_tokens: int, reply_tokens: int, price: Price) -> float:
     return (prompt_tokens * price[0] + reply_tokens * price[1]) / 1e6
 
 
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
+
+
 def estimate_lines(need: Estimate, settings: TeachSettings, price: Price | None) -> list[str]:
     """Return an estimate as sentences."""
     lines = [
@@ -130,7 +134,7 @@ def estimate_lines(need: Estimate, settings: TeachSettings, price: Price | None)
     if price:
         expected = cost(need.prompt_tokens, need.reply_tokens, price)
         most = cost(need.prompt_tokens * settings.tries, need.at_most[1], price)
-        lines.append(f"estimated cost: {expected:,.2f}, at most about {most:,.2f}")
+        lines.append(f"estimated cost: {_money(expected)}, at most about {_money(most)}")
     return lines
 
 
@@ -146,7 +150,7 @@ def report_lines(tally: Tally, price: Price | None, out: Path) -> list[str]:
     if tally.num_uncounted:
         lines[-1] += f" (not those of {tally.num_uncounted:,} replies, which came without counts)"
     if price:
-        lines.append(f"cost: {cost(tally.prompt_tokens, tally.completion_tokens, price):,.2f}")
+        lines.append(f"cost: {_money(cost(tally.prompt_tokens, tally.completion_tokens, price))}")
     left_out = {name: num for name, num in ends.items() if name != "taught" and num}
     if left_out:
         counts = ", ".join(f"{num:,} {name}" for name, num in left_out.items())

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from prism_lite.config import RunConfig
 from prism_lite.console import say, tracked
-from prism_lite.data.formats.files import iter_rows
-from prism_lite.data.formats.load import SampleFile, plural_rows
+from prism_lite.data.formats.base import FileError
+from prism_lite.data.formats.files import find_source, iter_rows
+from prism_lite.data.formats.load import SampleFile, load_samples, plural_rows
+from prism_lite.data.formats.names import QUESTION_NAMES, plain_name
 from prism_lite.endpoint import read_key
 from prism_lite.teach.ask import Outcome, Rows, Task, ask_in_parallel, ask_row, tasks_of
 from prism_lite.teach.endpoint import EndpointTeacher, Pace
@@ -37,15 +40,32 @@ class Job:
     Attributes:
         opened: the rows.
         out: .jsonl file of the rows with teacher text; its journal is beside it.
-        teacher: an endpoint, or how many rows a local model is asked at the same time.
+        teacher: an endpoint, or the settings of a local model (see `local_config`).
         price: of a million tokens of prompts and of replies, or None.
     """
 
     opened: SampleFile
     out: Path
     settings: TeachSettings
-    teacher: EndpointSettings | int
+    teacher: EndpointSettings | RunConfig
     price: Price | None = None
+
+
+def open_rows(path: str, columns: Mapping[str, str] | None, image_root: str | None) -> SampleFile:
+    """Open a data file as `load_samples`; a question is enough, which no stage could train on.
+
+    Raises:
+        ValueError: as `load_samples`.
+    """
+    try:
+        return load_samples(path, columns=columns, image_root=image_root)
+    except FileError as error:
+        first = next((row.value for row in iter_rows(find_source(path))), None)
+        names = {plain_name(name): name for name in first} if isinstance(first, dict) else {}
+        questions = [names[name] for name in QUESTION_NAMES if name in names]
+        if error.kind != "unknown_format" or columns or len(questions) != 1:
+            raise
+        return load_samples(path, columns={"prompt": questions[0]}, image_root=image_root)
 
 
 def teach(job: Job, console: Console) -> int:
@@ -59,7 +79,6 @@ def teach(job: Job, console: Console) -> int:
         RuntimeError: the endpoint does not answer; the machine lacks what a local model needs.
         Stopped: a signal has come.
     """
-    job = _with_instruction(job)
     with Journal(job.out, job.settings) as journal:
         rows = Rows(job.opened, job.settings, journal.finished)
         try:
@@ -88,7 +107,6 @@ def dry_run(job: Job, card_gib: float | None, console: Console) -> int:
     Returns:
         0, or 2 where rows cannot be asked.
     """
-    job = _with_instruction(job)
     path = journal_path(job.out)
     rows = Rows(job.opened, job.settings, read_finished(path))
     need = estimate((sample for _, sample in rows), job.settings, read_tally(path))
@@ -97,15 +115,15 @@ def dry_run(job: Job, card_gib: float | None, console: Console) -> int:
     if rows.num_finished:
         say(console, f"{plural_rows(rows.num_finished)} finished before")
     _print_unusable(rows, console)
-    if isinstance(job.teacher, int):
-        from prism_lite.teach.local import local_config, memory_plan
+    if isinstance(job.teacher, RunConfig):
+        from prism_lite.teach.local import memory_plan
 
-        config = local_config(job.settings, batch_rows=job.teacher)
-        planned = memory_plan(config, card_gib)
+        planned = memory_plan(job.teacher, card_gib)
         by_category = ", ".join(
             f"{k} {v:.2f}" for k, v in planned.by_category.items() if v >= 0.005
         )
-        line = f"{job.settings.model} as teacher, {job.teacher} rows at the same time"
+        num_rows = job.teacher.align.prompts_per_step
+        line = f"{job.settings.model} as teacher, {num_rows} rows at the same time"
         if card_gib:
             fits = "fits" if planned.peak_gib <= 0.9 * card_gib else "does not fit"
             line += f", {fits} a card of {card_gib:g} GiB"
@@ -113,28 +131,17 @@ def dry_run(job: Job, card_gib: float | None, console: Console) -> int:
     return 2 if rows.unusable else 0
 
 
-def _with_instruction(job: Job) -> Job:
-    """Return the job with the instruction of the tiny model, where that is the teacher."""
-    if isinstance(job.teacher, int) and job.settings.model == "tiny":
-        from prism_lite.teach.local import local_instruction
-
-        text = local_instruction(job.settings.instruction)
-        return replace(job, settings=replace(job.settings, instruction=text))
-    return job
-
-
 def _outcomes(
     job: Job, tasks: Iterator[Task], journal: Journal, console: Console
 ) -> Iterator[Outcome]:
     """Return the outcomes of the rows, asked at the endpoint or of a local model."""
     settings, teacher = job.settings, job.teacher
-    if isinstance(teacher, int):
-        from prism_lite.teach.local import ask_local, load_teacher, local_config
+    if isinstance(teacher, RunConfig):
+        from prism_lite.teach.local import ask_local, load_teacher
 
-        config = local_config(settings, batch_rows=teacher)
-        backbone = load_teacher(config)
+        backbone = load_teacher(teacher)
         say(console, f"{backbone.precision.reason}; {backbone.loader}")
-        return ask_local(tasks, backbone, config, journal, settings)
+        return ask_local(tasks, backbone, teacher, journal, settings)
     key = read_key(*teacher.key_variables)
     address = urlsplit(teacher.base_url)
     if key and address.scheme == "http" and address.hostname not in _LOCAL_ADDRESSES:

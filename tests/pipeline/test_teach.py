@@ -154,7 +154,7 @@ def test_several_completions_and_wrong_ones_without_keep_right(tmp_path):
     assert all(sample.demonstration == sample.teacher for sample in rows)
     text = " ".join(done.stdout.split())
     assert "counted tokens: 900 of prompts, 180 of replies" in text
-    assert "cost: 0.00" in text and "1 kept replies do not give the gold answer" in text
+    assert "cost: 0.0036" in text and "1 kept replies do not give the gold answer" in text
     assert [f.kind for f in check(out).findings] == ["wrong_teacher"]
 
 
@@ -179,6 +179,21 @@ def test_the_estimate_sends_nothing(tmp_path, monkeypatch):
         text = " ".join(teach(data, server.url, out, *options, "--dry-run").stdout.split())
         assert "9 rows to ask" in text and "360 of replies" in text, "20 tokens each were counted"
         assert "1 row finished before" in text
+
+
+def test_a_question_and_a_picture_are_enough(tmp_path):
+    data, out = make_data(tmp_path, 2), tmp_path / "taught.jsonl"
+    rows = [{"Question": r["prompt"], "image": r["images"]} for r in read_jsonl(data)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with endpoint(lambda body, n: right(body)) as server:
+        assert teach(data, server.url, out).returncode == 0
+        refused = teach(data, server.url, tmp_path / "x.jsonl", "--keep-right")
+        assert refused.returncode == 2 and "2 rows not asked: 2 missing_answer" in refused.stdout
+        data.write_text('{"caption": "a dog"}\n')
+        check_refused(teach(data, server.url, out), "no known format has the fields caption")
+    samples = list(load_samples(out))
+    assert [len(s.pictures) for s in samples] == [1, 1] and check(out).ok
+    assert {s.teacher_parts.answer for s in samples} == {"cat", "dog"}
 
 
 def test_what_ends_the_run(tmp_path):
@@ -323,6 +338,25 @@ def test_ctrl_c_stores_the_replies_on_their_way(tmp_path):
         process.send_signal(signal.SIGINT)
         text, _ = process.communicate(timeout=30)
         assert process.returncode == 3 and "Traceback" not in text, text
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(tmp_path):
+    """The resident memory after a quarter of the rows and at the end; 5,000 rows: 59 and 66 MiB."""
+    data, out = make_data(tmp_path / "data", 400), tmp_path / "taught.jsonl"
+    resident: dict[int, float] = {}
+    with endpoint(lambda body, n: right(body)) as server:
+        process = started(data, server.url, out)
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            if "VmRSS" in status:
+                kib = int(status.partition("VmRSS:")[2].split()[0])
+                resident[len(finished_rows(out))] = kib / 1024
+            time.sleep(0.1)
+    assert process.returncode == 0
+    early = max(mib for num, mib in resident.items() if 50 <= num <= 150)
+    late = max(mib for num, mib in resident.items() if num >= 300)
+    assert late < early + 8, resident
 
 
 def test_teach_at_an_endpoint_imports_no_torch(tmp_path):
