@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 
@@ -33,8 +34,9 @@ def test_a_list_is_read(tmp_path):
     assert sample_of(tmp_path, teacher=[], demonstration=TEXTS[0]).teachers == ()
     foreign = TEXTS[1].replace("caption", "DESCRIPTION").replace("think", "REASONING")
     assert sample_of(tmp_path, teacher=[TEXTS[0], foreign]).teachers == tuple(TEXTS[:2])
-    cell = json.dumps(json.dumps(TEXTS))[1:-1].replace('\\"', '""')
-    (tmp_path / "rows.csv").write_text(f'prompt,answer,teacher\nHow many?,1,"{cell}"\n')
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        table = [["prompt", "answer", "teacher"], ["How many?", "1", json.dumps(TEXTS)]]
+        csv.writer(file).writerows(table)
     (sample,) = load_samples(tmp_path / "rows.csv")
     assert sample.teachers == tuple(TEXTS)
 
