@@ -297,9 +297,10 @@ def _check_rows(stage: str, task: TaskData) -> None:
             if task.skipped
             else ""
         )
+        way_on = " `prism-lite teach` writes teacher completions." if "teacher" in needed else ""
         raise ValueError(
             f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
-            "the other stages by name (prism-lite sft, ...)."
+            f"the other stages by name (prism-lite sft, ...).{way_on}"
         )
 
 

@@ -123,7 +123,7 @@ def dry_run(job: Job, card_gib: float | None, console: Console) -> int:
             f"{k} {v:.2f}" for k, v in planned.by_category.items() if v >= 0.005
         )
         num_rows = job.teacher.align.prompts_per_step
-        line = f"{job.settings.model} as teacher, {num_rows} rows at the same time"
+        line = f"{job.settings.model} as teacher, {plural_rows(num_rows)} at the same time"
         if card_gib:
             fits = "fits" if planned.peak_gib <= 0.9 * card_gib else "does not fit"
             line += f", {fits} a card of {card_gib:g} GiB"
