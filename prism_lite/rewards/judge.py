@@ -7,17 +7,13 @@ reward.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from prism_lite.config import JudgeConfig
+from prism_lite.endpoint import EndpointError, check_address, json_headers, post_json, read_key
 from prism_lite.rewards.accuracy import accuracy_reward, gold_columns
 from prism_lite.rewards.format import Completion, answer_of, completion_text
 
@@ -33,102 +29,49 @@ _REPLY = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 Post = Callable[[str, dict[str, Any], dict[str, str], float], dict[str, Any]]
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects: another host would get the key and the questions."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):
-        raise urllib.error.HTTPError(
-            req.full_url,
-            code,
-            f"the server redirects to {urllib.parse.urlsplit(newurl).netloc}, which is not followed; set "
-            "rlvr.judge.base_url to the final address",
-            headers,
-            None,
-        )
-
-
-def _post_json(url: str, body: dict[str, Any], headers: dict[str, str], timeout_s: float) -> dict:
-    """POST `body` as JSON and return the JSON reply; a redirect is not followed."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    opener = urllib.request.build_opener(_NoRedirect)
-    with opener.open(request, timeout=timeout_s) as reply:
-        return json.load(reply)
-
-
 def ask_judge(
     question: str,
     predicted: str,
     gold: str,
     settings: JudgeConfig,
     *,
-    post: Post = _post_json,
+    post: Post = post_json,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Return whether the judge says yes; wait 2, 4, 8, ... seconds between attempts.
 
     Raises:
-        ValueError: `base_url` is not an http(s) address.
+        ValueError: `base_url` is not an http(s) address, or the key cannot be sent.
         RuntimeError: no usable reply after `num_attempts` tries.
     """
-    if not settings.base_url.startswith(("http://", "https://")):
-        address = _without_password(settings.base_url)
-        raise ValueError(
-            f"rlvr.judge.base_url {address!r} is not an http address; give it like "
-            "http://localhost:8000/v1."
-        )
+    base_url = check_address(settings.base_url, "rlvr.judge.base_url")
     headers, body = _request(question, predicted, gold, settings)
     problem = ""
     for attempt in range(settings.num_attempts):
         if attempt:
             sleep(2.0**attempt)  # a server that is starting or says "too many requests"
         try:
-            reply = post(
-                f"{settings.base_url.rstrip('/')}/chat/completions",
-                body,
-                headers,
-                settings.timeout_s,
-            )
+            reply = post(f"{base_url}/chat/completions", body, headers, settings.timeout_s)
             text = reply["choices"][0]["message"]["content"]
-        except (
-            OSError,
-            urllib.error.HTTPError,
-            json.JSONDecodeError,
-            KeyError,
-            IndexError,
-        ) as error:
-            problem = _without_key(f"{type(error).__name__}: {error}", settings)
+        except (EndpointError, OSError, KeyError, IndexError, TypeError) as error:
+            problem = f"{type(error).__name__}: {error}"
             continue
         match = _REPLY.match(text or "")
         if match:
             return match.group(1).lower() == "yes"
-        shown = _without_key(str(text), settings)[:60]
-        problem = f"the reply {shown!r} is neither yes nor no"
+        problem = f"the reply {str(text)[:60]!r} is neither yes nor no"
     raise RuntimeError(
-        f"the judge {settings.model} at {_without_password(settings.base_url)} gave no verdict in "
+        f"the judge {settings.model} at {settings.base_url} gave no verdict in "
         f"{settings.num_attempts} tries ({problem}). Start it, fix rlvr.judge, or leave "
         "judge out of rlvr.rewards."
     )
-
-
-def _without_key(text: str, settings: JudgeConfig) -> str:
-    """Replace the key in a text that came from elsewhere: a server may repeat its request."""
-    key = os.environ.get(settings.key_variable)
-    return text.replace(key, "[key]") if key else text
-
-
-def _without_password(url: str) -> str:
-    """Return an address without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _request(
     question: str, predicted: str, gold: str, settings: JudgeConfig
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Return headers, with the key if there is one, and body."""
-    headers = {"Content-Type": "application/json"}
-    key = os.environ.get(settings.key_variable)
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    headers = json_headers(read_key(settings.key_variable))
     # Limits that no honest short answer exceeds, so that a rollout cannot flood the judge.
     content = _JUDGE_PROMPT.format(
         question=question[:4000], gold=gold[:1000], predicted=predicted[:1000]
@@ -149,7 +92,7 @@ def judge_reward(
     settings: JudgeConfig,
     answer: Sequence[Any] | None = None,
     solution: Sequence[Any] | None = None,
-    post: Post = _post_json,
+    post: Post = post_json,
     **columns: Any,
 ) -> list[float | None]:
     """Return 1.0 where the verifier or, failing that, the judge accepts the answer part; else 0.0.

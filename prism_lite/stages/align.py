@@ -23,7 +23,7 @@ from prism_lite.policy.advantages import Verified, alignment_advantages, weighte
 from prism_lite.policy.step import update_policy
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.seeding import batch_at, seed_of
+from prism_lite.seeding import samples_at, seed_of
 from prism_lite.stages.context import Context
 from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
@@ -62,7 +62,7 @@ def run_align(context: Context) -> None:
             check_gate(context, discriminator)
         # 1. sample G completions of each prompt from the current policy; split into parts
         started_s = time.perf_counter()
-        run.batch = batch_at(task.align, step, config.prompts_per_step, seed, "align")
+        run.batch = samples_at(task.align, step, config.prompts_per_step, seed, "align")
         groups = sample_groups(
             backbone,
             run.batch,
@@ -176,17 +176,21 @@ class Replay:
         self._kept = self._kept[-self._num_prompts :]
 
     def state(self) -> list[Any]:
-        """Return JSON-able content: each prompt's key and the parts of its students."""
+        """Return JSON-able content: each prompt's key, its teacher's number, the parts of its students."""
         return [
-            [sample.key, [[p.caption, p.think, p.answer] for p in students]]
+            [
+                sample.key,
+                self._samples[sample.key].teachers.index(sample.teacher or ""),
+                [[p.caption, p.think, p.answer] for p in students],
+            ]
             for sample, students in self._kept
         ]
 
     def load(self, state: Sequence[Any]) -> None:
         """Restore what `state` returned."""
         self._kept = [
-            (self._samples[key], tuple(Parts(*bodies) for bodies in students))
-            for key, students in state
+            (self._samples[key].with_teacher(number), tuple(Parts(*bodies) for bodies in students))
+            for key, number, students in state
         ]
 
 

@@ -126,8 +126,8 @@ def _continuations(
     samples = config.align.method in ("adversarial", "best_of_n")
     if "rlvr" in stages or ("align" in stages and samples):
         yield sampled, limit, shorten_sampled
-    teacher = parts.parse(sample.teacher or "")
-    num_teacher = len(backbone.tokenize(teacher.render())) if isinstance(teacher, Parts) else 0
+    teachers = [parsed for parsed in map(parts.parse, sample.teachers) if isinstance(parsed, Parts)]
+    num_teacher = max((len(backbone.tokenize(t.render())) for t in teachers), default=0)
     if "rlvr" in stages and config.rlvr.teacher_rollout:
         yield "its teacher completion", num_teacher, "shorten that completion"
     if "discriminator" in stages:
@@ -144,8 +144,9 @@ def _discriminator_continuations(
 ) -> Iterator[tuple[str, int, str]]:
     """Yield the two parts of a completion, as the discriminator reads them."""
     disc, remedy = config.discriminator, "lower discriminator.max_part_tokens"
-    for side in ("teacher", "student"):
-        parsed = parts.parse(getattr(sample, side) or "")
+    texts = [*(("teacher", text) for text in sample.teachers), ("student", sample.student or "")]
+    for side, text in texts:
+        parsed = parts.parse(text)
         if isinstance(parsed, Parts):
             num_tokens = part_tokens(backbone, disc, parsed).num_tokens
             if side == "teacher" and config.warmup.corrupted_fraction > 0:
@@ -296,9 +297,10 @@ def _check_rows(stage: str, task: TaskData) -> None:
             if task.skipped
             else ""
         )
+        way_on = " `prism-lite teach` writes teacher completions." if "teacher" in needed else ""
         raise ValueError(
             f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
-            "the other stages by name (prism-lite sft, ...)."
+            f"the other stages by name (prism-lite sft, ...).{way_on}"
         )
 
 

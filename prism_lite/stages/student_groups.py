@@ -44,11 +44,17 @@ def student_groups(context: Context) -> list[StudentGroup]:
         sampling=config.sampling,
         seed=(config.seed, "warmup"),
     )
-    groups = [StudentGroup(group.sample, group.students) for group in sampled if group.students]
-    if len(groups) < FEWEST_PROMPTS:
+    answered = [group for group in sampled if group.students]
+    groups = [
+        StudentGroup(group.sample.with_teacher(number), group.students)
+        for group in answered
+        for number in range(len(group.sample.teachers))
+    ]
+    if len(answered) < FEWEST_PROMPTS:
         num_samples = len(samples) * config.warmup.group_size
+        num_well_formed = sum(len(group.students) for group in answered)
         raise ValueError(
-            f"only {num_students(groups)} of {num_samples} samples of the SFT policy are well-formed. "
+            f"only {num_well_formed} of {num_samples} samples of the SFT policy are well-formed. "
             "SFT is finished here and cannot be prolonged: give another --out with a larger sft.steps "
             f"(now {config.sft.steps}), or remove {context.run.path / 'stages'} and results.json and "
             "give the command with it."
