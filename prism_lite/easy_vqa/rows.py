@@ -127,9 +127,7 @@ def write_files(folder: Path, *, rates: Rates, seed: int) -> list[WrittenFile]:
     return files
 
 
-def demonstration_rows(
-    items: Sequence[Item], *, rates: Rates, seed: int
-) -> list[dict[str, Any]]:
+def demonstration_rows(items: Sequence[Item], *, rates: Rates, seed: int) -> list[dict[str, Any]]:
     """Return one row for each training question, with a demonstration that may err."""
     rng = Random(f"{DATASET} {seed} demonstrations")
     return [
