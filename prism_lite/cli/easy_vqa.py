@@ -52,4 +52,9 @@ def _write(arguments: argparse.Namespace, _overrides: list[str]) -> int:
             f"{file.path}: {file.num_rows} rows on {file.num_pictures} pictures; {file.num_left_out} "
             "questions are left out, as the answers do not settle color and shape of their picture"
         )
+    if arguments.tiny:
+        from prism_lite.easy_vqa.base_model import easy_vqa_base, write_recipe
+
+        recipe = write_recipe(out, easy_vqa_base(rates))
+        print(f"train the tiny model: prism-lite run --recipe {recipe} --out runs/easy")
     return 0

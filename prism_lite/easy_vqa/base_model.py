@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+import yaml
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -25,11 +26,12 @@ from transformers import PreTrainedTokenizerFast
 from prism_lite.config import TinyConfig
 from prism_lite.console import tracked
 from prism_lite.digits import tiny_qwen, train_base
+from prism_lite.digits.lessons import INSTRUCTION
 from prism_lite.digits.train_base import LessonTask
 from prism_lite.easy_vqa.facts import VALUES
 from prism_lite.easy_vqa.lessons import Lessons
 from prism_lite.easy_vqa.rows import Rates, read_items
-from prism_lite.files import cache_folder
+from prism_lite.files import cache_folder, write_text
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
 from prism_lite.models.vision import PictureFeatures
@@ -38,6 +40,7 @@ from prism_lite.models.vision import PictureFeatures
 _VERSION = 1
 CONFIG = TinyConfig(vision_steps=600, steps=800)
 _CORPUS_LESSONS = 2000  # the tokenizer's training text
+_WORD_REPEATS = 100  # so that every colour and shape becomes one token
 _VISION_BATCH = 64
 
 
@@ -56,6 +59,31 @@ def easy_vqa_base(rates: Rates, config: TinyConfig = CONFIG) -> Path:
     return train_base.trained_folder(
         cache_folder() / name, lambda folder: train(config, rates, folder), is_in_cache=True
     )
+
+
+def write_recipe(folder: Path, base: Path) -> Path:
+    """Write tiny.yaml beside the files of `write_files`: the tiny recipe on them and on `base`.
+
+    Paths are absolute, so that the recipe can be run from any folder.
+    """
+    folder = folder.absolute()
+    recipe = {
+        "extends": "tiny",
+        "model": {"name": str(base)},
+        "data": {
+            "task": "files",
+            "train": f"{folder}/demonstrations.jsonl#2048",
+            "align": f"{folder}/train.jsonl#1024",
+            "rlvr": f"{folder}/train.jsonl#1024",
+            "heldout": f"{folder}/heldout.jsonl#512",
+            "system_prompt": INSTRUCTION,
+        },
+        # No text has a number to corrupt: the teacher's parts of other pictures are the negatives.
+        "warmup": {"corrupted_fraction": 0.0, "mismatched_fraction": 0.25},
+    }
+    path = folder / "tiny.yaml"
+    write_text(path, yaml.safe_dump(recipe, sort_keys=False))
+    return path
 
 
 def train(config: TinyConfig, rates: Rates, folder: Path) -> None:
@@ -83,6 +111,7 @@ def build_tokenizer(lessons: Lessons, config: TinyConfig) -> PreTrainedTokenizer
     rng = Random("corpus")
     drawn = [lessons.draw(rng) for _ in range(_CORPUS_LESSONS)]
     texts = [t for lesson in drawn for t in (lesson.system, lesson.question, *lesson.replies)]
+    texts += _WORD_REPEATS * [f" {value}" for values in VALUES.values() for value in values]
     return tiny_qwen.build_tokenizer(texts, config.vocab_size)
 
 
@@ -95,7 +124,7 @@ def _train_vision(
     names_CD = {}
     for attribute, values in VALUES.items():
         ids = [tokenizer(f" {value}")["input_ids"] for value in values]
-        assert all(len(tokens) == 1 for tokens in ids), "raise _CORPUS_LESSONS or tiny.vocab_size"
+        assert all(len(tokens) == 1 for tokens in ids), "raise _WORD_REPEATS"
         names_CD[attribute] = embeddings_VD[torch.tensor(ids)[:, 0]]
     for _ in tracked(range(config.vision_steps), "tiny base: vision", console=Console()):
         drawn = rng.integers(len(lessons.items), size=_VISION_BATCH).tolist()
