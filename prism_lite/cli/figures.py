@@ -35,9 +35,10 @@ def _print(arguments: argparse.Namespace, _overrides: list[str]) -> int:
     names = [name for name in FIGURES if name in records[0]]
     table = Table("stage", arguments.by, "n", *(FIGURES[name] for name in names))
     for record in records:
-        cells = (
-            f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in map(record.get, names)
-        )
+        cells = []
+        for name in names:
+            mean, low, high = record[name]
+            cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
         title = TITLES.get(record["stage"], record["stage"])
         table.add_row(title, Text(record["value"]), str(record["n"]), *cells)
     Console(soft_wrap=True).print(table)

@@ -45,7 +45,7 @@ from prism_lite.models.vision import PictureFeatures
 # another base from the same settings, and run `python -m tests.make_micro_base` and
 # `python -m prism_lite.digits.base_model`.
 BASE_VERSION = 2
-_SHIPPED = Path(__file__).with_name("base")
+STORED_BASE = Path(__file__).with_name("base")
 _CORPUS_LESSONS = 3000  # the tokenizer's training text
 _SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
 
@@ -62,7 +62,7 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
         RuntimeError: the stored base is damaged.
     """
     if _is_shipped(config, task):
-        return _SHIPPED
+        return STORED_BASE
     folder = tiny_base_folder(config, task, cache=cache)
     return train_base.trained_folder(
         folder,
@@ -74,7 +74,7 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
 def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
     """Return the folder of the base of these settings; a cached one may not be trained yet."""
     if _is_shipped(config, task):
-        return _SHIPPED
+        return STORED_BASE
     return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
@@ -178,15 +178,15 @@ def _corpus(task: DigitsConfig) -> list[str]:
 
 def _is_shipped(config: TinyConfig, task: DigitsConfig) -> bool:
     """Check whether the stored base is the one of these settings, and its weights for damage."""
-    stored = _SHIPPED / "digest.json"
+    stored = STORED_BASE / "digest.json"
     if not stored.is_file():
         return False
     digest = read_json(stored)
     if digest["key"] != _fingerprint(config, task):
         return False
-    if _digest_of(_SHIPPED) != digest["sha256"]:
+    if _digest_of(STORED_BASE) != digest["sha256"]:
         raise RuntimeError(
-            f"the weights in {_SHIPPED} are damaged: install prism_lite again, or train them again with "
+            f"the weights in {STORED_BASE} are damaged: install prism_lite again, or train them again with "
             "`python -m prism_lite.digits.base_model`."
         )
     return True
@@ -211,7 +211,7 @@ def base_folder(config: RunConfig) -> str:
     return str(tiny_base(config.tiny, config.data.digits))
 
 
-def ship_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path = _SHIPPED) -> None:
+def ship_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path = STORED_BASE) -> None:
     """Train the base of these settings and store it, with the digest of its weights, in `folder`."""
     with tempfile.TemporaryDirectory() as unfinished:
         train_tiny_base(config, task, Path(unfinished))

@@ -1,6 +1,7 @@
-"""The tiny Qwen3-VL of easy-VQA, trained from scratch on the package's training pictures and cached.
+"""The tiny Qwen3-VL of easy-VQA, trained on the package's training pictures and cached.
 
-The vision tower learns to name colour and shape (the mean of its merged tokens against the words'
+It starts from the stored base of the digits task with a tokenizer of its own, which halves the training: the
+template and how to look at pictures are known. The vision tower learns to name colour and shape (the mean of its merged tokens against the words'
 embeddings) and is frozen; then the decoder learns the lessons of lessons.py.
 
 Shape letters: B pictures, N visual tokens of one picture, C colours or shapes, D hidden size.
@@ -20,12 +21,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from prism_lite.config import TinyConfig
 from prism_lite.console import tracked
 from prism_lite.digits import tiny_qwen, train_base
+from prism_lite.digits.base_model import STORED_BASE
 from prism_lite.digits.lessons import INSTRUCTION
 from prism_lite.digits.train_base import LessonTask
 from prism_lite.easy_vqa.facts import VALUES
@@ -91,6 +94,7 @@ def train(config: TinyConfig, rates: Rates, folder: Path) -> None:
     lessons = Lessons(read_items("train")[0], rates.misread)
     tokenizer = build_tokenizer(lessons, config)
     model = train_base.new_model(config, tokenizer)
+    _start_from_digits(model, tokenizer)
     rng = np.random.default_rng(config.seed)
     task = LessonTask(
         draw=lessons.draw,
@@ -113,6 +117,20 @@ def build_tokenizer(lessons: Lessons, config: TinyConfig) -> PreTrainedTokenizer
     texts = [t for lesson in drawn for t in (lesson.system, lesson.question, *lesson.replies)]
     texts += _WORD_REPEATS * [f" {value}" for values in VALUES.values() for value in values]
     return tiny_qwen.build_tokenizer(texts, config.vocab_size)
+
+
+def _start_from_digits(model: Any, tokenizer: Any) -> None:
+    """Copy the weights of the stored digits base; of the embeddings, those of tokens that both know."""
+    stored = load_file(STORED_BASE / "model.safetensors")
+    ours = model.state_dict()
+    for name, tensor in stored.items():
+        if "embed_tokens" not in name:
+            ours[name].copy_(tensor)
+    vocabulary = AutoTokenizer.from_pretrained(STORED_BASE).get_vocab()
+    (name,) = (name for name in stored if "embed_tokens" in name)
+    for token, index in tokenizer.get_vocab().items():
+        if token in vocabulary:
+            ours[name][index] = stored[name][vocabulary[token]]
 
 
 def _train_vision(

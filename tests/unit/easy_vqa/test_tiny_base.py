@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from prism_lite import load_recipe
-from prism_lite.config import TinyConfig
 from prism_lite.digits import tiny_qwen
 from prism_lite.digits.lessons import DESCRIBE, INSTRUCTION
 from prism_lite.easy_vqa import base_model, wording
@@ -19,13 +18,9 @@ from prism_lite.easy_vqa.facts import COLORS, SHAPES, read_question
 from prism_lite.easy_vqa.lessons import Lessons
 from prism_lite.easy_vqa.rows import Rates, read_items
 from prism_lite.parts import parse
-from tests.micro import MICRO
 from tests.pipeline.commands import in_process
 
-SMALL = TinyConfig(
-    **{key.removeprefix("tiny."): value for key, value in MICRO.items() if key.startswith("tiny.")}
-    | {"vision_steps": 1, "steps": 1, "batch_size": 2, "vocab_size": 512}
-)
+SMALL = dataclasses.replace(base_model.CONFIG, vision_steps=1, steps=1, batch_size=2)
 
 
 def test_lessons_misread_in_answers_only(package):
