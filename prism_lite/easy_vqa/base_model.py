@@ -1,7 +1,7 @@
 """The tiny Qwen3-VL of easy-VQA, trained on the package's training pictures and cached.
 
-It starts from the stored base of the digits task with a tokenizer of its own, which halves the training: the
-template and how to look at pictures are known. The vision tower learns to name colour and shape (the mean of its merged tokens against the words'
+It starts from the stored base of the digits task, which knows the template, with a tokenizer of its own.
+The vision tower learns to name colour and shape (the mean of its merged tokens against the words'
 embeddings) and is frozen; then the decoder learns the lessons of lessons.py.
 
 Shape letters: B pictures, N visual tokens of one picture, C colours or shapes, D hidden size.
