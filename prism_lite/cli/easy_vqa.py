@@ -53,8 +53,9 @@ def _write(arguments: argparse.Namespace, _overrides: list[str]) -> int:
             "questions are left out, as the answers do not settle color and shape of their picture"
         )
     if arguments.tiny:
-        from prism_lite.easy_vqa.base_model import easy_vqa_base, write_recipe
+        from prism_lite.easy_vqa import base_model
 
-        recipe = write_recipe(out, easy_vqa_base(rates))
+        base = base_model.easy_vqa_base(rates, base_model.CONFIG)
+        recipe = base_model.write_recipe(out, base)
         print(f"train the tiny model: prism-lite run --recipe {recipe} --out runs/easy")
     return 0

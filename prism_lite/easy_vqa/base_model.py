@@ -47,7 +47,7 @@ _WORD_REPEATS = 100  # so that every colour and shape becomes one token
 _VISION_BATCH = 64
 
 
-def easy_vqa_base(rates: Rates, config: TinyConfig = CONFIG) -> Path:
+def easy_vqa_base(rates: Rates, config: TinyConfig) -> Path:
     """Return the folder of the tiny base in the cache; it is trained first where it is not there.
 
     Args:

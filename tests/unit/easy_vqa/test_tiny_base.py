@@ -113,9 +113,9 @@ def test_other_rates_and_settings_have_a_base_of_their_own(tmp_path, monkeypatch
     monkeypatch.setenv("PRISM_LITE_CACHE", str(tmp_path))
     monkeypatch.setattr(base_model.train_base, "trained_folder", lambda folder, *_, **__: folder)
     folders = {
-        base_model.easy_vqa_base(Rates(misread=0.9)),
-        base_model.easy_vqa_base(Rates(misread=0.9, slip=0.5)),
-        base_model.easy_vqa_base(Rates(misread=0.5)),
+        base_model.easy_vqa_base(Rates(misread=0.9), SMALL),
+        base_model.easy_vqa_base(Rates(misread=0.9, slip=0.5), SMALL),
+        base_model.easy_vqa_base(Rates(misread=0.5), SMALL),
         base_model.easy_vqa_base(Rates(), dataclasses.replace(SMALL, steps=7)),
     }
     assert len(folders) == 3, "slips are not in the lessons"
