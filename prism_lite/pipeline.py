@@ -26,7 +26,7 @@ from prism_lite.discriminator.model import save_discriminator
 from prism_lite.files import cache_folder, make_cache_folder, write_text
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
-from prism_lite.models.device import check_machine
+from prism_lite.models.device import check_machine, release_unused
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
 from prism_lite.runs.drift_report import drift_line
@@ -221,6 +221,7 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
         say(folder.console, "no held-out rows (data.heldout): nothing to evaluate")
         return
     with _memory_advice(context, f"the evaluation of stage {stage}"):
+        release_unused(context.backbone.device)
         started_s = time.monotonic()
         evaluation = evaluate(
             context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage

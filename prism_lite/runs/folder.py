@@ -34,6 +34,7 @@ from prism_lite import signals
 from prism_lite.config import RunConfig
 from prism_lite.console import PlainProgress, say, tracked
 from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from prism_lite.models.device import release_unused
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
 from prism_lite.runs.resume import check_folder, fingerprint
@@ -142,6 +143,7 @@ class RunFolder:
             self.ends_stage = False
             for step in range(start, num_steps):
                 self._step_started_s = time.perf_counter()
+                release_unused(self.device)
                 yield step
                 progress.update(task, advance=1, metrics=self._bar_text)
                 if plain is not None:
@@ -182,6 +184,8 @@ class RunFolder:
         if is_step and self._step_started_s is not None:
             metrics["step_time"] = time.perf_counter() - self._step_started_s
             metrics["mem/peak_gib"] = peak_gib(self.device)
+            if self.device.type == "cuda":
+                metrics["mem/reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         time_s = round(self._earlier_s + time.monotonic() - self._started_s, 3)
         line = {"stage": stage, "step": step, "time_s": time_s, **metrics}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -291,7 +295,8 @@ def _remove_unfinished(path: Path) -> None:
 
 
 def start_peak(device: torch.device) -> None:
-    """Forget the peak of earlier stages. (That of a CPU process cannot be reset.)"""
+    """Release what earlier work left unused, and forget its peak (that of a CPU process cannot be reset)."""
+    release_unused(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

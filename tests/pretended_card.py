@@ -1,0 +1,395 @@
+"""A pretended card: tensors that say cuda:0, values computed on the CPU.
+
+A pretended tensor is a FakeTensor on cuda:0 with a CPU tensor of the same layout, its shadow. Each operation
+is computed on the shadows, after the rule of devices was checked. So the branches for a card run with true
+values on any machine: devices that are mixed, types that a CUDA kernel refuses and reads of device memory
+are found, launches and synchronisations are counted.
+
+What it does not show: Triton's kernels (the torch path runs instead), managed memory, streams, the C++
+formulas of torch's own backwards, speed.
+
+Shape letters: A batch, H heads, Q queries, K keys, d head size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+aten: Any = torch.ops.aten
+CUDA = torch.device("cuda:0")
+T4, RTX_4090 = (7, 5), (8, 9)
+# CUDA takes indices that are on the CPU; they are copied, which synchronises.
+_TAKES_CPU_INDICES = (
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+)
+_QUANTISED = ("quant_state", "compress_statistics", "quant_type", "bnb_quantized", "blocksize", "quant_storage")  # fmt: skip
+
+
+class PretendedCard(TorchDispatchMode):
+    """The mode under which tensors on cuda:0 have values.
+
+    Attributes:
+        launches: kernels by operation; views launch nothing.
+        synchronisations: moments at which the host waits for the card, by kind.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.launches: Counter[str] = Counter()
+        self.synchronisations: Counter[str] = Counter()
+        self._num_backwards = 0  # of torch's engine that are running
+
+    @property
+    def num_launches(self) -> int:
+        return self.launches.total()
+
+    def __enter__(self) -> PretendedCard:
+        # As in FakeTensorMode: torch.tensor(..., device="cuda") is made on the CPU and moved.
+        self._lifted_before = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)
+        _set_device_guard()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch._C._set_only_lift_cpu_tensors(self._lifted_before)
+        super().__exit__(*error)
+
+    def pretend(self, value: Tensor) -> FakeTensor:
+        """Return a tensor on the card with this CPU tensor as its shadow."""
+        meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        return self._pair(FakeTensor(self.fake_mode, meta, CUDA), value)
+
+    @contextlib.contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """Mark torch's engine as running: its C++ formulas make zeros on a device that is unknown here."""
+        self._num_backwards += 1
+        try:
+            yield
+        finally:
+            self._num_backwards -= 1
+
+    def __torch_dispatch__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.ops.prim.device.default:
+            return torch.device("cpu") if self._num_backwards else args[0].fake_device
+        kwargs.pop("pin_memory", None)
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        pretended = [x for x in tensors if isinstance(x, FakeTensor)]
+        device = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+        if not pretended and (device is None or device.type != "cuda"):
+            return function(*args, **kwargs)
+        self._check_devices(function, args, tensors, device)
+        self._count_synchronisation(function, args, pretended, device)
+        to_cpu = device is not None and device.type == "cpu" and not self._num_backwards
+        if device is not None and device.type == "cuda":
+            kwargs["device"] = torch.device("cpu")
+        flat, spec = tree_flatten((args, kwargs))
+        shadow_args, shadow_kwargs = tree_unflatten([shadow(x) for x in flat], spec)
+        result = _ON_CARD.get(function, function)(*shadow_args, **shadow_kwargs)
+        if to_cpu or function is aten._local_scalar_dense.default:
+            return result
+        if function.is_view:
+            with in_kernel_invocation_manager(self.fake_mode):
+                fake = function(*args, **kwargs)
+            return self._pair(fake, result)
+        self.launches[str(function)] += 1
+        if function._schema.is_mutable:
+            return self._written(args, tensors, result)
+        return tree_map_only(Tensor, self.pretend, result)
+
+    def _check_devices(
+        self, function: Any, args: Any, tensors: list[Tensor], device: torch.device | None
+    ) -> None:
+        """Refuse tensors of both devices, as CUDA does; numbers (no dimension) may be on the CPU."""
+        on_cpu = [x for x in tensors if not isinstance(x, FakeTensor) and x.dim() > 0]
+        if not on_cpu or len(on_cpu) == len(tensors) or device is not None:
+            return
+        if function in (aten.copy_.default, aten._to_copy.default):
+            return
+        if function in _TAKES_CPU_INDICES and isinstance(args[0], FakeTensor):
+            self.synchronisations["index on the CPU"] += 1
+            return
+        if self._num_backwards and function not in _TAKES_CPU_INDICES:
+            return
+        where = [(tuple(x.shape), "cuda" if isinstance(x, FakeTensor) else "cpu") for x in tensors]
+        raise RuntimeError(f"Expected all tensors on the same device: {function} of {where}")
+
+    def _count_synchronisation(
+        self, function: Any, args: Any, pretended: list[FakeTensor], device: torch.device | None
+    ) -> None:
+        if function is aten._local_scalar_dense.default:
+            self.synchronisations["item"] += 1
+        elif function is aten.nonzero.default:
+            self.synchronisations["nonzero"] += 1
+        elif function is aten.copy_.default and not isinstance(args[0], FakeTensor):
+            self.synchronisations["copy to the CPU"] += 1
+        elif device is not None and device.type == "cpu" and not self._num_backwards:
+            self.synchronisations["copy to the CPU"] += 1
+        elif function in (aten.copy_.default, aten._to_copy.default) and (
+            not pretended or not isinstance(args[-1], FakeTensor)
+        ):
+            self.synchronisations["copy to the card"] += 1
+
+    def _written(self, args: Any, tensors: list[Tensor], result: Any) -> Any:
+        """Return what an operation in place returns: the very tensors that it was given."""
+        if not isinstance(result, Tensor):
+            return result
+        for tensor in tensors:
+            if shadow(tensor) is result:
+                return tensor
+        return args[0] if shadow(args[0]).data_ptr() == result.data_ptr() else self.pretend(result)
+
+    def _pair(self, fake: Any, value: Any) -> Any:
+        if not isinstance(fake, Tensor):
+            return type(fake)(self._pair(f, v) for f, v in zip(fake, value, strict=True))
+        if not isinstance(fake, FakeTensor):
+            fake = FakeTensor(self.fake_mode, fake, CUDA)
+        fake.pretended_values = value
+        return fake
+
+
+class _GuardOfNothing(torch._C._acc.DeviceGuard):
+    def type_(self) -> Any:
+        return torch._C._autograd.DeviceType.PrivateUse1
+
+
+_GUARD = _GuardOfNothing()
+
+
+def _set_device_guard() -> None:
+    """Give CUDA a device guard that does nothing; without any, operations in C++ raise an error.
+
+    A CUDA build of torch without a card has a function for it. A CPU build has no guard to replace: it gets
+    one that torch makes for devices written in Python.
+    """
+    torch._C._ensureCUDADeviceGuardSet()
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    symbol = "_ZN3c104impl26device_guard_impl_registryE"
+    cuda, of_python = 1, 20  # c10::DeviceType
+    guards = (ctypes.c_void_p * (of_python + 1)).in_dll(library, symbol)
+    if not guards[cuda]:
+        torch._C._acc.register_python_privateuseone_device_guard(_GUARD)
+        guards[cuda], guards[of_python] = guards[of_python], None
+
+
+def shadow(value: Any) -> Any:
+    """Return the CPU tensor of a pretended one; anything else as it is."""
+    return value.pretended_values if isinstance(value, FakeTensor) else value
+
+
+def _efficient_attention(
+    q_AHQd: Tensor, k_AHKd: Tensor, v_AHKd: Tensor, bias: Tensor | None,
+    compute_log_sumexp: bool, dropout: float = 0.0, is_causal: bool = False, *, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Compute what the CUDA kernel computes, in its layout, and refuse what it refuses."""
+    assert q_AHQd.dtype == k_AHKd.dtype == v_AHKd.dtype and compute_log_sumexp and not dropout
+    assert all(x.stride(-1) == 1 for x in (q_AHQd, k_AHKd, v_AHKd)), "d must be contiguous"
+    assert q_AHQd.shape[0] <= 65535 and q_AHQd.shape[1] <= 65535
+    score_AHQK = _scores(q_AHQd, k_AHKd, is_causal, scale)
+    if bias is not None:
+        assert bias.dtype == q_AHQd.dtype and bias.shape == score_AHQK.shape
+        assert bias.stride(-1) == 1
+        # the kernel reads the bias in aligned chunks of eight
+        assert all(bias.shape[i] == 1 or bias.stride(i) % 8 == 0 for i in range(3)), bias.stride()
+        score_AHQK = score_AHQK + bias.float()
+    out_AHQd = (score_AHQK.softmax(-1) @ v_AHKd.float()).to(q_AHQd.dtype)
+    out_AHQd = out_AHQd.transpose(1, 2).contiguous().transpose(1, 2)  # stored as [A, Q, H, d]
+    lse_AHQ = score_AHQK.logsumexp(-1)
+    padded = nn.functional.pad(lse_AHQ, (0, -lse_AHQ.shape[2] % 32), value=math.inf)
+    zero = torch.zeros((), dtype=torch.long)  # seed and offset of dropout
+    return out_AHQd, padded, zero, zero.clone()
+
+
+def _efficient_attention_backward(
+    grad_AHQd: Tensor, q_AHQd: Tensor, k_AHKd: Tensor, v_AHKd: Tensor, bias: Tensor | None,
+    out_AHQd: Tensor, lse_AHQ: Tensor, _seed: Tensor, _offset: Tensor, _dropout: float,
+    _needed: list[bool], is_causal: bool = False, *, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, None]:  # fmt: skip
+    """Differentiate, from output and log-sum as they are given (the merged ones of a tree)."""
+    assert bias is None and lse_AHQ.shape[2] % 32 == 0
+    assert grad_AHQd.stride(-1) == 1 and out_AHQd.stride(-1) == 1
+    num_queries, grad = q_AHQd.shape[2], grad_AHQd.float()
+    score_AHQK = _scores(q_AHQd, k_AHKd, is_causal, scale)
+    weight_AHQK = torch.exp(score_AHQK - lse_AHQ[:, :, :num_queries, None])
+    delta_AHQ1 = (grad * out_AHQd.float()).sum(-1, keepdim=True)
+    d_score = weight_AHQK * (grad @ v_AHKd.float().transpose(-1, -2) - delta_AHQ1) * scale
+    d_q = d_score @ k_AHKd.float()
+    d_k = d_score.transpose(-1, -2) @ q_AHQd.float()
+    d_v = weight_AHQK.transpose(-1, -2) @ grad
+    dtype = q_AHQd.dtype
+    return d_q.to(dtype), d_k.to(dtype), d_v.to(dtype), None
+
+
+def _scores(q_AHQd: Tensor, k_AHKd: Tensor, is_causal: bool, scale: float) -> Tensor:
+    score_AHQK = (q_AHQd.float() @ k_AHKd.float().transpose(-1, -2)) * scale
+    if not is_causal:
+        return score_AHQK
+    is_hidden = torch.ones(score_AHQK.shape[-2:], dtype=torch.bool).triu(1)
+    return score_AHQK.masked_fill(is_hidden, -math.inf)
+
+
+def _product_in_float32(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
+    assert a.dtype == b.dtype and a.dtype in (torch.float16, torch.bfloat16)
+    assert out_dtype == torch.float32
+    return a.float() @ b.float()
+
+
+# Operations that only CUDA has.
+_ON_CARD: dict[Any, Callable[..., Any]] = {
+    aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
+    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
+    aten.mm.dtype: _product_in_float32,
+}
+
+
+def move_module(card: PretendedCard, module: nn.Module, device: torch.device) -> None:
+    """Move parameters, buffers and bitsandbytes' states to the card or back; shared ones stay shared."""
+    moved: dict[int, Any] = {}
+    originals: list[Any] = []  # kept, or a new tensor could get the id of one that is gone
+
+    def move(value: Tensor) -> Tensor:
+        if isinstance(value, FakeTensor) == (device.type == "cuda"):
+            return value
+        if id(value) not in moved:
+            originals.append(value)
+            cpu = shadow(value).detach()
+            moved[id(value)] = card.pretend(cpu.contiguous()) if device.type == "cuda" else cpu
+        return moved[id(value)]
+
+    def move_parameter(parameter: nn.Parameter) -> nn.Parameter:
+        if isinstance(parameter, FakeTensor) == (device.type == "cuda"):
+            return parameter
+        if id(parameter) not in moved:
+            originals.append(parameter)
+            data = move(parameter.data) if device.type == "cuda" else shadow(parameter).detach()
+            made = nn.Parameter(data, requires_grad=parameter.requires_grad)
+            if device.type == "cuda":
+                made.pretended_values = shadow(data)  # nn.Parameter makes a new tensor object
+            for name in _QUANTISED:
+                if hasattr(parameter, name):
+                    setattr(made, name, getattr(parameter, name))
+            if (state := getattr(made, "quant_state", None)) is not None:
+                for part, names in ((state, ("absmax", "code", "offset")), (state.state2, ("absmax", "code"))):
+                    for name in names:
+                        setattr(part, name, move(getattr(part, name)))
+            moved[id(parameter)] = made
+        return moved[id(parameter)]
+
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = move_parameter(parameter)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = move(buffer)
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor):
+                setattr(part, name, move(value))
+
+
+@contextlib.contextmanager
+def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterator[PretendedCard]:
+    """Let torch.cuda, Module.to and the loaders answer as if there were this card."""
+    card = PretendedCard()
+    total = int(gib * 2**30)
+    properties = types.SimpleNamespace(
+        name="pretended", major=capability[0], minor=capability[1], total_memory=total,
+        multi_processor_count=64,
+    )  # fmt: skip
+    answers: dict[str, Any] = {
+        "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
+        "get_device_properties": properties, "get_device_capability": capability,
+        "get_device_name": "pretended", "mem_get_info": (total // 2, total), "memory_reserved": 0,
+        "memory_allocated": 0, "max_memory_allocated": 2**30, "max_memory_reserved": 2**30,
+        "reset_peak_memory_stats": None, "synchronize": None, "empty_cache": None,
+        "is_bf16_supported": capability >= (8, 0), "_lazy_init": None,
+    }  # fmt: skip
+    module_to, backward = nn.Module.to, torch.autograd.backward
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        given = [*args, *kwargs.values()]
+        dtypes = [x for x in given if isinstance(x, torch.dtype)]
+        devices = [torch.device(x) for x in given if isinstance(x, str | torch.device)]
+        if dtypes:
+            module_to(module, dtypes[0])
+        if devices:
+            move_module(card, module, devices[0])
+        return module
+
+    def run_backward(*args: Any, **kwargs: Any) -> Any:
+        with card.in_backward():
+            return backward(*args, **kwargs)
+
+    with contextlib.ExitStack() as patches:
+        for name, answer in answers.items():
+            patches.enter_context(mock.patch.object(torch.cuda, name, lambda *_, a=answer, **__: a))
+        patches.enter_context(mock.patch.object(nn.Module, "to", to))
+        patches.enter_context(mock.patch.object(nn.Module, "cuda", lambda m: to(m, "cuda:0")))
+        patches.enter_context(mock.patch.object(torch.autograd, "backward", run_backward))
+        for patch in _patches_of_product(card):
+            patches.enter_context(patch)
+        patches.enter_context(card)
+        yield card
+
+
+def _patches_of_product(card: PretendedCard) -> Iterator[Any]:
+    """Replace what needs a card's driver or reads tensors' memory: loading weights, Triton, files."""
+    from prism_lite.models import backbone, load_transformers
+    from triton_kernels import _common, logprob
+
+    load = load_transformers.AutoModelForImageTextToText.from_pretrained
+
+    def load_on_cpu(path: str, **settings: Any) -> Any:
+        place = settings.pop("device_map", None)
+        with _without(card):
+            model = load(path, device_map={"": "cpu"}, **settings)
+        if place is not None and torch.device(place[""]).type == "cuda":
+            move_module(card, model, CUDA)
+        return model
+
+    for module in (_common, logprob):
+        yield mock.patch.object(module, "is_fake", lambda _tensor: False)
+    yield mock.patch.dict("os.environ", PRISM_KERNELS="torch")
+    yield mock.patch.object(
+        load_transformers.AutoModelForImageTextToText, "from_pretrained", load_on_cpu
+    )
+    assert backbone.load_with_transformers is load_transformers.load_with_transformers
+    save = torch.save
+
+    def save_values(value: Any, *args: Any) -> None:
+        save(tree_map_only(FakeTensor, lambda x: shadow(x).detach().clone(), value), *args)
+
+    yield mock.patch.object(torch, "save", save_values)
+
+
+@contextlib.contextmanager
+def _without(card: PretendedCard) -> Iterator[None]:
+    """Leave the mode for a while."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes():
+        yield
