@@ -1,9 +1,9 @@
 """A pretended card: tensors that say cuda:0, values computed on the CPU.
 
-A pretended tensor is a FakeTensor on cuda:0 with a CPU tensor of the same layout, its shadow. Each operation
-is computed on the shadows, after the rule of devices was checked. So the branches for a card run with true
-values on any machine: devices that are mixed, types that a CUDA kernel refuses and reads of device memory
-are found, launches and synchronisations are counted.
+A pretended tensor is a FakeTensor on cuda:0 with a CPU tensor of the same layout, its shadow. Each
+operation is computed on the shadows, after the rule of devices was checked. So the branches for a card run
+with true values on any machine: devices that are mixed, types that a CUDA kernel refuses and reads of
+device memory are found, launches and synchronisations are counted.
 
 What it does not show: Triton's kernels (the torch path runs instead), managed memory, streams, the C++
 formulas of torch's own backwards, speed.
@@ -43,7 +43,10 @@ _TAKES_CPU_INDICES = (
     aten.index_put_.default,
     aten._index_put_impl_.default,
 )
-_QUANTISED = ("quant_state", "compress_statistics", "quant_type", "bnb_quantized", "blocksize", "quant_storage")  # fmt: skip
+_OF_4BIT_WEIGHTS = (
+    "quant_state", "compress_statistics", "quant_type", "bnb_quantized", "blocksize",
+    "quant_storage",
+)  # fmt: skip
 
 
 class PretendedCard(TorchDispatchMode):
@@ -103,7 +106,7 @@ class PretendedCard(TorchDispatchMode):
         if not pretended and (device is None or device.type != "cuda"):
             return function(*args, **kwargs)
         self._check_devices(function, args, tensors, device)
-        self._count_synchronisation(function, args, pretended, device)
+        self._count_synchronisation(function, args, device)
         to_cpu = device is not None and device.type == "cpu" and not self._num_backwards
         if device is not None and device.type == "cuda":
             kwargs["device"] = torch.device("cpu")
@@ -138,20 +141,16 @@ class PretendedCard(TorchDispatchMode):
         where = [(tuple(x.shape), "cuda" if isinstance(x, FakeTensor) else "cpu") for x in tensors]
         raise RuntimeError(f"Expected all tensors on the same device: {function} of {where}")
 
-    def _count_synchronisation(
-        self, function: Any, args: Any, pretended: list[FakeTensor], device: torch.device | None
-    ) -> None:
+    def _count_synchronisation(self, function: Any, args: Any, device: torch.device | None) -> None:
+        is_copy = function in (aten.copy_.default, aten._to_copy.default)
+        to_cpu = device is not None and device.type == "cpu" and not self._num_backwards
         if function is aten._local_scalar_dense.default:
             self.synchronisations["item"] += 1
         elif function is aten.nonzero.default:
             self.synchronisations["nonzero"] += 1
-        elif function is aten.copy_.default and not isinstance(args[0], FakeTensor):
+        elif to_cpu or (is_copy and device is None and not isinstance(args[0], FakeTensor)):
             self.synchronisations["copy to the CPU"] += 1
-        elif device is not None and device.type == "cpu" and not self._num_backwards:
-            self.synchronisations["copy to the CPU"] += 1
-        elif function in (aten.copy_.default, aten._to_copy.default) and (
-            not pretended or not isinstance(args[-1], FakeTensor)
-        ):
+        elif is_copy and not isinstance(args[function is aten.copy_.default], FakeTensor):
             self.synchronisations["copy to the card"] += 1
 
     def _written(self, args: Any, tensors: list[Tensor], result: Any) -> Any:
@@ -266,6 +265,14 @@ _ON_CARD: dict[Any, Callable[..., Any]] = {
 }
 
 
+def _scales_of(weight: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    """Return the states of a 4-bit weight with the names of their tensors."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return []
+    return [(state, ("absmax", "code", "offset")), (state.state2, ("absmax", "code"))]
+
+
 def move_module(card: PretendedCard, module: nn.Module, device: torch.device) -> None:
     """Move parameters, buffers and bitsandbytes' states to the card or back; shared ones stay shared."""
     moved: dict[int, Any] = {}
@@ -289,13 +296,12 @@ def move_module(card: PretendedCard, module: nn.Module, device: torch.device) ->
             made = nn.Parameter(data, requires_grad=parameter.requires_grad)
             if device.type == "cuda":
                 made.pretended_values = shadow(data)  # nn.Parameter makes a new tensor object
-            for name in _QUANTISED:
+            for name in _OF_4BIT_WEIGHTS:
                 if hasattr(parameter, name):
                     setattr(made, name, getattr(parameter, name))
-            if (state := getattr(made, "quant_state", None)) is not None:
-                for part, names in ((state, ("absmax", "code", "offset")), (state.state2, ("absmax", "code"))):
-                    for name in names:
-                        setattr(part, name, move(getattr(part, name)))
+            for state, names in _scales_of(made):
+                for name in names:
+                    setattr(state, name, move(getattr(state, name)))
             moved[id(parameter)] = made
         return moved[id(parameter)]
 

@@ -57,7 +57,9 @@ def describe() -> str:
     if trouble := torchao_trouble(installed_version("torchao")):
         lines["torchao"] = trouble
     if torch.cuda.is_available():
-        lines["kernels"] = "; ".join(warnings_of(card_of(model))) or "Triton's, a tiny one was launched"
+        lines["kernels"] = (
+            "; ".join(warnings_of(card_of(model))) or "Triton's, a tiny one was launched"
+        )
         gpus = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
         lines["gpu"] = "; ".join(
             f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, sm{gpu.major}{gpu.minor}"

@@ -11,8 +11,8 @@ products that are left beside 16-bit ones (LoRA's, the router's) are TF32. The a
 in tree_attention.py. Matrix products are the libraries' own, so no card needs one of Triton's.
 
 On a card some operations add in an order that varies: `index_add`, `scatter_reduce`, `index_put` with
-accumulation and the backward of fused attention. Two runs with the same seed, or a run and its resumed copy,
-agree there to rounding; on the CPU they agree to the byte.
+accumulation and the backward of fused attention. Two runs with the same seed, or a run and its resumed
+copy, agree there to rounding; on the CPU they agree to the byte.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def warnings_of(card: Card | None) -> list[str]:
     sentences = []
     if card.capability < _OLDEST_SUPPORTED:
         sentences.append(
-            f"{card.name} ({card.sm}) is older than sm75, the oldest that bitsandbytes and torch are built for "
-            "with CUDA 13: 4-bit weights may fail with a missing kernel (use builds for CUDA 12, or "
+            f"{card.name} ({card.sm}) is older than sm75, the oldest that bitsandbytes and torch are built "
+            "for with CUDA 13: 4-bit weights may fail with a missing kernel (use builds for CUDA 12, or "
             "model.quantization=none)"
         )
     if reason := tk.why_no_triton(0):

@@ -1,11 +1,11 @@
 """Choosing the loader, transformers + bitsandbytes or Unsloth, and loading with Unsloth.
 
-Unsloth is chosen by "auto" only where `python -m tests.gpu_check` has passed with it, on this card and
-with these versions: its kernels run nowhere but on a card. Both give the same `Qwen3VLForConditionalGeneration` with the same linears in NF4; adapters, roles,
+Both give the same `Qwen3VLForConditionalGeneration` with the same linears in NF4; adapters, roles,
 checkpointing and sampling are ours with either. Unsloth adds its kernels for NF4, norms, rotation and MLP.
-Its compiler, checkpoint offload, block compilation and generation stay off: they do not support our hooks,
-packed masks and several adapters, and what is switched off in the tests is off in a run. This file must not
-import transformers.
+They run on a card only: "auto" chooses it where `python -m tests.gpu_check` has passed with it, on the same
+card and with the same versions. Its compiler, checkpoint offload, block compilation and generation stay
+off: they do not support our hooks, packed masks and several adapters. This file must not import
+transformers.
 """
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ def _remove_unfinished(path: Path) -> None:
 
 
 def start_peak(device: torch.device) -> None:
-    """Release what earlier work left unused, and forget its peak (that of a CPU process cannot be reset)."""
+    """Release what earlier work left unused, and forget its peak. (A CPU process keeps its peak.)"""
     release_unused(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

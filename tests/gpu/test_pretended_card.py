@@ -48,7 +48,7 @@ CARDS = {"float16": T4, "bfloat16": RTX_4090}
 # Paged states are managed memory, which is the driver's; 8-bit states of a T4, float32 ones of the other.
 OPTIMIZER = {"float16": "adamw8bit", "bfloat16": "adamw"}
 STAGES_WITH_OPTIMIZER = ("sft", "warmup", "discriminator", "align", "rlvr")
-# Launches and synchronisations of a token: of a layer, and of what is beside the layers (the head, the draw).
+# Launches and synchronisations of a token: in a layer, and beside the layers (the head, the draw).
 BOUNDS = {
     "dense": {"launches_per_layer": 42, "launches_beside": 90, "synchronisations": 2},
     "modules": {"launches_per_layer": 96, "launches_beside": 90, "synchronisations": 2},
@@ -226,7 +226,11 @@ def test_a_run_with_every_option_for_memory(micro_cache, tmp_path, dtype):
         record = export_merged(out, tmp_path / "merged", bound=10.0, console=quiet_console())
         backbone = load_stage(out, config, "rlvr")
         text = answer(
-            backbone, load_task(config).heldout[0], temperature=0.0, max_tokens=4, streamer=_Silent()
+            backbone,
+            load_task(config).heldout[0],
+            temperature=0.0,
+            max_tokens=4,
+            streamer=_Silent(),
         )
     assert isinstance(text, str) and len(backbone.tokenize(text, end=False)) <= 4
     check = record["merged_against_base_and_adapter"]
@@ -285,7 +289,11 @@ def test_decoding_launches_and_waits_rarely(micro_cache, task, weights, record_p
     per_layer = (per_token[many] - per_token[few]) / (many - few)
     beside = per_token[few] - few * per_layer
     waits = (counts[few, long][1] - counts[few, short][1]) / (long - short)
-    figures = {"launches_per_layer": per_layer, "launches_beside": beside, "synchronisations": waits}
+    figures = {
+        "launches_per_layer": per_layer,
+        "launches_beside": beside,
+        "synchronisations": waits,
+    }
     print(f"{weights}: {figures}")
     assert all(figures[name] <= bound for name, bound in BOUNDS[weights].items()), figures
 
