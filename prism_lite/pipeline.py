@@ -27,6 +27,12 @@ from prism_lite.files import cache_folder, make_cache_folder, write_text
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine, release_unused
+from prism_lite.planner.rehearsal import (
+    config_of_largest_rows,
+    rehearse,
+    rehearsed_phases,
+    with_longest_demonstration,
+)
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
 from prism_lite.runs.drift_report import drift_line
@@ -73,6 +79,7 @@ def run(
     stages: Sequence[Stage] = STAGES,
     console: Console | None = None,
     command: str | None = None,
+    rehearsal: bool = True,
 ) -> dict[str, Any]:
     """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
@@ -82,6 +89,7 @@ def run(
         stages: a part of the pipeline; the stages before it must be finished in this folder. All
             stages: without the warm-up if alignment has no discriminator.
         command: the command line that started the run, for env.json and the card.
+        rehearsal: on a card, take one step of every stage with the largest rows before the first one.
 
     Returns:
         The content of results.json.
@@ -91,7 +99,7 @@ def run(
         Stopped: asked to stop; saved.
     """
     with signals.caught():
-        return _run(config, Path(out), stages, console or Console(), command)
+        return _run(config, Path(out), stages, console or Console(), command, rehearsal)
 
 
 def _run(
@@ -100,6 +108,7 @@ def _run(
     stages: Sequence[Stage],
     console: Console,
     command: str | None,
+    rehearsal: bool,
 ) -> dict[str, Any]:
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
@@ -140,6 +149,8 @@ def _run(
         _write_skipped(folder, task)
         context = Context(config, folder, backbone, task, rewards)
         write_environment(out, config, backbone.core, rewards, command)
+        if rehearsal and backbone.device.type == "cuda":
+            _rehearse(context, stages)
         if not folder.results().get("stages", {}).get("base"):
             _evaluate(context, "base", base_s)
         for stage in stages:
@@ -156,6 +167,36 @@ def _run(
         _write_exports(context)
         _write_reports(context)
         return folder.results()
+
+
+def _rehearse(context: Context, stages: Sequence[Stage]) -> None:
+    """Take one step of every stage that has not begun, with the largest rows of the run.
+
+    Raises:
+        RuntimeError: the card has too little memory for one; names the stage and what helps.
+    """
+    backbone, task, device = context.backbone, context.task, context.backbone.device
+    new = [stage for stage in stages if not context.run.stage(stage).exists()]
+    rows = [*task.sft, *task.warmup, *task.align, *task.rlvr]
+    config = config_of_largest_rows(context.config, backbone, rows)
+    phases = rehearsed_phases(config, new)
+    if not phases:
+        return
+    started_s = time.monotonic()
+    start_peak(device)
+    for phase in phases:
+        of_phase = config
+        if phase.stage == "sft":
+            of_phase = with_longest_demonstration(config, backbone, task.sft)
+        with _memory_advice(context, f"the rehearsal of stage {phase.stage}"):
+            rehearse(backbone, of_phase, phase)
+    reserved_gib = torch.cuda.max_memory_reserved(device) / 2**30
+    rehearsed = ", ".join(dict.fromkeys(phase.stage for phase in phases))
+    say(
+        context.run.console,
+        f"rehearsal: a step of {rehearsed} with the largest rows fits, {reserved_gib:.1f} GiB "
+        f"({time.monotonic() - started_s:.0f} s; --no-rehearsal skips it)",
+    )
 
 
 def _waits(out: Path, stage: str) -> bool:

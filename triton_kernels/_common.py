@@ -109,20 +109,14 @@ def why_no_triton(index: int) -> str | None:
         return f"compute capability {capability[0]}.{capability[1]} is older than {oldest}"
     from triton.errors import TritonError
 
+    from triton_kernels import _tiny_launch
+
     try:
-        found, expected = _tiny_launch(torch.device("cuda", index))
+        found, expected = _tiny_launch.tiny_launch(torch.device("cuda", index))
     except (TritonError, RuntimeError, OSError, ImportError, SubprocessError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"a tiny kernel cannot be launched ({lines[0]})"
     return None if found == expected else f"a tiny kernel returned {found} and not {expected}"
-
-
-def _tiny_launch(device: torch.device) -> tuple[float, float]:
-    """Return 3 * 2 * 0.5 as the kernel of the LoRA experts computes it, and the right value."""
-    from triton_kernels import lora_triton
-
-    low_TR, weights_TE = (torch.full((1, 1), x, device=device) for x in (3.0, 0.5))
-    return float(lora_triton.scale_ranks(low_TR, weights_TE, 2.0)), 3.0
 
 
 def choose_backend(tensor: Tensor) -> Backend:

@@ -146,7 +146,7 @@ def test_one_tiny_launch_decides_between_the_kernels_and_torch(
     monkeypatch: pytest.MonkeyPatch, outcome: Any, reason: str | None
 ) -> None:
     """Kernels are built at the first launch: a machine without a C compiler gets the torch path."""
-    from triton_kernels import _common
+    from triton_kernels import _common, _tiny_launch
 
     launches = []
 
@@ -156,7 +156,7 @@ def test_one_tiny_launch_decides_between_the_kernels_and_torch(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(_common, "_tiny_launch", launch)
+    monkeypatch.setattr(_tiny_launch, "tiny_launch", launch)
     monkeypatch.setattr(_common, "has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (7, 5))
     monkeypatch.delenv("PRISM_KERNELS", raising=False)
@@ -188,8 +188,8 @@ def test_the_tiny_launch_computes_what_it_is_compared_with() -> None:
     """In Triton's interpreter, which has to be chosen before triton is imported."""
     program = """
 import torch
-from triton_kernels import _common
-assert _common._tiny_launch(torch.device("cpu")) == (3.0, 3.0)
+from triton_kernels._tiny_launch import tiny_launch
+assert tiny_launch(torch.device("cpu")) == (6.0, 6.0)
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
