@@ -145,7 +145,7 @@ class ModelConfig:
     name: str = "tiny"
     "tiny (trained here on first use), or the hub id or folder of a Qwen3-VL."
     backend: Literal["auto", "transformers", "unsloth"] = "auto"
-    "Library that loads the model. auto: Unsloth where it is installed and there is a GPU."
+    "Library that loads the model. auto: Unsloth where gpu-check has passed with it on this card."
     quantization: Literal["nf4", "none"] = "nf4"
     "nf4: frozen weights in 4 bit. none: in the compute type."
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

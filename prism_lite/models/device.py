@@ -10,9 +10,9 @@ LoRA weights, losses, log-probs and norms' statistics are float32 everywhere. On
 products that are left beside 16-bit ones (LoRA's, the router's) are TF32. The attention of packs is chosen
 in tree_attention.py. Matrix products are the libraries' own, so no card needs one of Triton's.
 
-On a card some operations add in an order that varies: `index_add`, `scatter_reduce`, `index_put` with
-accumulation and the backward of fused attention. Two runs with the same seed, or a run and its resumed
-copy, agree there to rounding; on the CPU they agree to the byte.
+On a card some operations add in an order that varies: `index_add`, `cumsum`, the backward of
+`repeat_interleave` and that of fused attention. Two runs with the same seed, or a run and its resumed copy,
+agree there to rounding; on the CPU they agree to the byte.
 """
 
 from __future__ import annotations
