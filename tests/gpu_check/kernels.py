@@ -7,7 +7,7 @@ Q queries, K keys, d head size.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -33,12 +33,12 @@ def kernel_facts(device: str, *, small: bool) -> Iterator[Mapping[str, Any]]:
         RuntimeError: a result is wrong.
     """
     yield {"triton": tk.why_no_triton(0) or "runs" if device == "cuda" else "no card"}
-    num_tokens, width, vocabulary = (33, 64, 700) if small else (512, 2048, VOCABULARY)
+    num_tokens, width, vocabulary = (33, 64, 700) if small else (256, 2048, VOCABULARY)
     paths = ("triton", "torch") if device == "cuda" and tk.why_no_triton(0) is None else ("torch",)
     logprobs = [
-        logprob_errors(device, num_tokens, width, vocabulary, dtype, path)
+        facts
         for dtype in MOST_RELATIVE
-        for path in paths
+        for facts in logprob_errors(device, num_tokens, width, vocabulary, dtype, paths)
     ]
     yield {"token_logprobs": logprobs}
     experts = [expert_errors(device, num_tokens, width, path) for path in paths]
@@ -52,8 +52,13 @@ def kernel_facts(device: str, *, small: bool) -> Iterator[Mapping[str, Any]]:
 
 
 def logprob_errors(
-    device: str, num_tokens: int, width: int, vocabulary: int, dtype: torch.dtype, path: str
-) -> dict[str, Any]:
+    device: str,
+    num_tokens: int,
+    width: int,
+    vocabulary: int,
+    dtype: torch.dtype,
+    paths: Sequence[str],
+) -> Iterator[dict[str, Any]]:
     """Compare log-probs, entropies and gradients with the reference in float64."""
     generator = torch.Generator(device).manual_seed(0)
     hidden_TD = torch.randn(num_tokens, width, device=device, generator=generator).to(dtype)
@@ -62,28 +67,26 @@ def logprob_errors(
     ids_T = torch.randint(0, vocabulary, (num_tokens,), device=device, generator=generator)
     ids_T[0] = tk.IGNORED_ID
     weight_T = torch.linspace(-1, 1, num_tokens, device=device)
-    x_TD = hidden_TD.clone().requires_grad_()
-    with mock.patch.dict(os.environ, PRISM_KERNELS=path):
-        logprob_T, entropy_T = tk.token_logprobs(
-            x_TD, head_VD, ids_T, temperature=0.7, return_entropy=True
-        )
-        (logprob_T * weight_T).sum().backward()
-    true_TD = hidden_TD.double().requires_grad_()
-    pieces = [
-        reference.token_logprobs(
-            piece_TD, head_VD.double(), ids, temperature=0.7, return_entropy=True
-        )
-        for piece_TD, ids in zip(true_TD.split(64), ids_T.split(64), strict=True)
+    true_TD, true_head_VD = hidden_TD.double().requires_grad_(), head_VD.double()
+    true = [
+        reference.token_logprobs(x, true_head_VD, ids, temperature=0.7, return_entropy=True)
+        for x, ids in zip(true_TD.split(64), ids_T.split(64), strict=True)
     ]
-    true_T = torch.cat([piece[0] for piece in pieces])
-    true_entropy_T = torch.cat([piece[1] for piece in pieces])
-    (true_T * weight_T).sum().backward()
-    nats = max(_largest(logprob_T, true_T), _largest(entropy_T, true_entropy_T))
-    relative = _relative(x_TD.grad, true_TD.grad)
-    return {
-        "dtype": _name(dtype), "path": path, "vocabulary": vocabulary, "most_nats": nats,
-        "gradient": relative, "is_right": nats < MOST_NATS and relative < MOST_RELATIVE[dtype],
-    }  # fmt: skip
+    true_logprob_T, true_entropy_T = (torch.cat(pieces) for pieces in zip(*true, strict=True))
+    (true_logprob_T * weight_T).sum().backward()
+    for path in paths:
+        x_TD = hidden_TD.clone().requires_grad_()
+        with mock.patch.dict(os.environ, PRISM_KERNELS=path):
+            logprob_T, entropy_T = tk.token_logprobs(
+                x_TD, head_VD, ids_T, temperature=0.7, return_entropy=True
+            )
+            (logprob_T * weight_T).sum().backward()
+        nats = max(_largest(logprob_T, true_logprob_T), _largest(entropy_T, true_entropy_T))
+        relative = _relative(x_TD.grad, true_TD.grad)
+        yield {
+            "dtype": _name(dtype), "path": path, "vocabulary": vocabulary, "most_nats": nats,
+            "gradient": relative, "is_right": nats < MOST_NATS and relative < MOST_RELATIVE[dtype],
+        }  # fmt: skip
 
 
 def expert_errors(device: str, num_tokens: int, width: int, path: str) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def test_one_tiny_launch_decides_between_the_kernels_and_torch(
     monkeypatch.setattr(_common, "has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (7, 5))
     monkeypatch.delenv("PRISM_KERNELS", raising=False)
-    _common.why_no_triton.cache_clear()
+    _common._launch_problem.cache_clear()
     try:
         on_card = types.SimpleNamespace(device=torch.device("cuda:0"), get_device=lambda: 0)
         found = [_common.choose_backend(on_card) for _ in range(3)]  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_one_tiny_launch_decides_between_the_kernels_and_torch(
         said = tk.why_no_triton(0)
         assert said is None if reason is None else re.search(reason, said or "")
     finally:
-        _common.why_no_triton.cache_clear()
+        _common._launch_problem.cache_clear()
 
 
 def test_an_old_card_is_not_asked_to_launch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +177,11 @@ def test_an_old_card_is_not_asked_to_launch(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(_common, "has_triton", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (6, 0))
-    _common.why_no_triton.cache_clear()
+    _common._launch_problem.cache_clear()
     try:
         assert tk.why_no_triton(0) == "compute capability 6.0 is older than 7.5"
     finally:
-        _common.why_no_triton.cache_clear()
+        _common._launch_problem.cache_clear()
 
 
 def test_the_tiny_launch_computes_what_it_is_compared_with() -> None:
