@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prism_lite import pipeline
+from prism_lite.cli.doctor import describe
 from prism_lite.config import PolicyLossConfig
 from prism_lite.data.task import load_task
 from prism_lite.deploy.chat import answer
@@ -314,6 +315,13 @@ def test_decoding_launches_and_waits_rarely(micro_cache, task, weights, record_p
     }
     print(f"{weights}: {figures}")
     assert all(figures[name] <= bound for name, bound in BOUNDS[weights].items()), figures
+
+
+def test_doctor_says_what_a_card_lacks():
+    with pretended_card((6, 0)):  # the age of a P100
+        text = describe()
+    assert "pretended (sm60) is older than sm75" in text
+    assert "no Triton kernels, the slower torch path instead: PRISM_KERNELS=torch" in text
 
 
 def test_the_pretended_card_finds_what_it_is_for():
