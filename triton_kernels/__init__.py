@@ -10,10 +10,7 @@ NAME_torch.py), NAME_triton.py its kernels, imported only to launch one: this pa
 `triton_kernels.reference` has eager versions with the same signatures.
 """
 
-<<<<<<< HEAD
 from triton_kernels._common import mm_float32, why_no_triton
-=======
-from triton_kernels._common import mm_float32
 from triton_kernels.decoding import (
     add_rms_norm,
     merge_halves,
@@ -21,18 +18,12 @@ from triton_kernels.decoding import (
     rotate_heads,
     swiglu,
 )
->>>>>>> decode
 from triton_kernels.logprob import token_logprobs
 from triton_kernels.lora import lora_experts
 from triton_kernels.routing import route_topk
 from triton_kernels.types import IGNORED_ID, Routing
 
 __all__ = [
-<<<<<<< HEAD
-    "IGNORED_ID", "Routing", "lora_experts", "mm_float32", "route_topk", "token_logprobs",
-    "why_no_triton",
-]  # fmt: skip
-=======
     "IGNORED_ID",
     "Routing",
     "add_rms_norm",
@@ -44,5 +35,5 @@ __all__ = [
     "route_topk",
     "swiglu",
     "token_logprobs",
+    "why_no_triton",
 ]
->>>>>>> decode
