@@ -3,7 +3,8 @@
 A pretended tensor is a FakeTensor on cuda:0 with a CPU tensor of the same layout, its shadow. Each
 operation is computed on the shadows, after the rule of devices was checked. So the branches for a card run
 with true values on any machine: devices that are mixed, types that a CUDA kernel refuses and reads of
-device memory are found, launches and synchronisations are counted.
+device memory are found, launches and synchronisations are counted. A pretended CUDA graph records a step
+and replays it; it refuses what waits for the card, and a shape that depends on data fails in a replay.
 
 What it does not show: Triton's kernels (the torch path runs instead), managed memory, streams, the C++
 formulas of torch's own backwards, speed.
@@ -19,6 +20,9 @@ import math
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -53,7 +57,8 @@ class PretendedCard(TorchDispatchMode):
     """The mode under which tensors on cuda:0 have values.
 
     Attributes:
-        launches: kernels by operation; views launch nothing.
+        launches: kernels by operation; views launch nothing, a kernel of triton_kernels and the replay
+            of a graph are one.
         synchronisations: moments at which the host waits for the card, by kind.
     """
 
@@ -63,6 +68,8 @@ class PretendedCard(TorchDispatchMode):
         self.launches: Counter[str] = Counter()
         self.synchronisations: Counter[str] = Counter()
         self._num_backwards = 0  # of torch's engine that are running
+        self._num_kernels = 0  # of triton_kernels that are running, as their torch path
+        self._tape: list[_Recorded] | None = None  # of the graph that is being recorded
 
     @property
     def num_launches(self) -> int:
@@ -83,6 +90,31 @@ class PretendedCard(TorchDispatchMode):
         """Return a tensor on the card with this CPU tensor as its shadow."""
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
         return self._pair(FakeTensor(self.fake_mode, meta, CUDA), value)
+
+    def count(self, name: str) -> None:
+        """Count a launch; there is none while a graph is recorded, nor in another kernel."""
+        if not self._num_kernels and self._tape is None:
+            self.launches[name] += 1
+
+    @contextlib.contextmanager
+    def in_kernel(self, name: str) -> Iterator[None]:
+        """Count all operations inside as one launch."""
+        self.count(name)
+        self._num_kernels += 1
+        try:
+            yield
+        finally:
+            self._num_kernels -= 1
+
+    @contextlib.contextmanager
+    def recording(self, graph: PretendedGraph, **_settings: Any) -> Iterator[None]:
+        """Record the operations inside: `torch.cuda.graph`."""
+        self._tape = graph.tape
+        graph.card = self
+        try:
+            yield
+        finally:
+            self._tape = None
 
     @contextlib.contextmanager
     def in_backward(self) -> Iterator[None]:
@@ -112,14 +144,17 @@ class PretendedCard(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         flat, spec = tree_flatten((args, kwargs))
         shadow_args, shadow_kwargs = tree_unflatten([shadow(x) for x in flat], spec)
-        result = _ON_CARD.get(function, function)(*shadow_args, **shadow_kwargs)
+        run = _on_card().get(function, function)
+        result = run(*shadow_args, **shadow_kwargs)
+        if self._tape is not None and not function.is_view:
+            self._tape.append(_Recorded(run, shadow_args, shadow_kwargs, result))
         if to_cpu or function is aten._local_scalar_dense.default:
             return result
         if function.is_view:
             with in_kernel_invocation_manager(self.fake_mode):
                 fake = function(*args, **kwargs)
             return self._pair(fake, result)
-        self.launches[str(function)] += 1
+        self.count(str(function))
         if function._schema.is_mutable:
             return self._written(args, tensors, result)
         return tree_map_only(Tensor, self.pretend, result)
@@ -145,13 +180,18 @@ class PretendedCard(TorchDispatchMode):
         is_copy = function in (aten.copy_.default, aten._to_copy.default)
         to_cpu = device is not None and device.type == "cpu" and not self._num_backwards
         if function is aten._local_scalar_dense.default:
-            self.synchronisations["item"] += 1
-        elif function is aten.nonzero.default:
-            self.synchronisations["nonzero"] += 1
+            kind = "item"
+        elif function in (aten.nonzero.default, aten.masked_select.default):
+            kind = "shape that depends on data"
         elif to_cpu or (is_copy and device is None and not isinstance(args[0], FakeTensor)):
-            self.synchronisations["copy to the CPU"] += 1
+            kind = "copy to the CPU"
         elif is_copy and not isinstance(args[function is aten.copy_.default], FakeTensor):
-            self.synchronisations["copy to the card"] += 1
+            kind = "copy to the card"
+        else:
+            return
+        if self._tape is not None:
+            raise RuntimeError(f"a CUDA graph cannot hold this: {kind}, {function}")
+        self.synchronisations[kind] += 1
 
     def _written(self, args: Any, tensors: list[Tensor], result: Any) -> Any:
         """Return what an operation in place returns: the very tensors that it was given."""
@@ -193,6 +233,42 @@ def _set_device_guard() -> None:
     if not guards[cuda]:
         torch._C._acc.register_python_privateuseone_device_guard(_GUARD)
         guards[cuda], guards[of_python] = guards[of_python], None
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """An operation of a recorded step, with its shadows."""
+
+    run: Callable[..., Any]
+    args: Any
+    kwargs: dict[str, Any]
+    result: Any
+
+    def run_again(self) -> None:
+        """Compute again, into the memory of the first result."""
+        again = self.run(*self.args, **self.kwargs)
+        for old, new in zip(tree_flatten(self.result)[0], tree_flatten(again)[0], strict=True):
+            if isinstance(old, Tensor) and old is not new:
+                assert old.shape == new.shape, "the shape depends on data"
+                old.copy_(new)
+
+
+class PretendedGraph:
+    """`torch.cuda.CUDAGraph`. Recording takes the step, so the first replay has nothing left to do."""
+
+    def __init__(self) -> None:
+        self.tape: list[_Recorded] = []
+        self.card: PretendedCard | None = None
+        self._num_replays = 0
+
+    def replay(self) -> None:
+        assert self.card is not None and self.tape, "nothing was recorded"
+        self.card.count("replay of a graph")
+        self._num_replays += 1
+        if self._num_replays > 1:
+            with _without(self.card):
+                for operation in self.tape:
+                    operation.run_again()
 
 
 def shadow(value: Any) -> Any:
@@ -257,13 +333,42 @@ def _product_in_float32(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     return a.float() @ b.float()
 
 
-# Operations that only CUDA has.
-_ON_CARD: dict[Any, Callable[..., Any]] = {
-    aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
-    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
-    aten.mm.dtype: _product_in_float32,
-    aten._fused_sdp_choice.default: lambda *_, **__: 0,  # plain products: no fused kernel is here
-}
+def _packed_attention(
+    q_NJd: Tensor, k_KJd: Tensor, v_KJd: Tensor, begin_q: Tensor, begin_k: Tensor,
+    most_queries: int, most_keys: int, *_others: Any, **_settings: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Attend within sequences end to end; flash attention's variable-length call."""
+    assert q_NJd.dtype in (torch.float16, torch.bfloat16) and begin_k.dtype == torch.int32
+    out_NJd = torch.zeros_like(q_NJd)
+    lse_JN = torch.full((q_NJd.shape[1], len(q_NJd)), -math.inf)
+    begins = (list(pairwise(begin.tolist())) for begin in (begin_q, begin_k))
+    for (first_q, stop_q), (first_k, stop_k) in zip(*begins, strict=True):
+        assert stop_q - first_q <= most_queries and stop_k - first_k <= most_keys
+        if first_q == stop_q or first_k == stop_k:
+            continue
+        q, k, v = q_NJd[first_q:stop_q], k_KJd[first_k:stop_k], v_KJd[first_k:stop_k]
+        score = torch.einsum("qjd,kjd->jqk", q.float(), k.float()) * q.shape[2] ** -0.5
+        out = torch.einsum("jqk,kjd->qjd", score.softmax(-1), v.float())
+        out_NJd[first_q:stop_q], lse_JN[:, first_q:stop_q] = out.to(q.dtype), score.logsumexp(-1)
+    return out_NJd, lse_JN, torch.zeros(0)
+
+
+@cache
+def _on_card() -> dict[Any, Callable[..., Any]]:
+    """Return what computes the operations that only CUDA has."""
+    import torch.nn.attention.varlen  # its operator is registered here
+
+    return {
+        aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
+        aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
+        aten.mm.dtype: _product_in_float32,
+        aten._fused_sdp_choice.default: lambda *_, **__: 0,  # plain products: none is fused here
+        torch.ops.torch_attn._varlen_attn.default: _packed_attention,
+    }
+
+
+# Each is one kernel on a card.
+_KERNELS = ("add_rms_norm", "swiglu", "rotate_and_store", "merge_halves")
 
 
 def _scales_of(weight: Any) -> list[tuple[Any, tuple[str, ...]]]:
@@ -358,6 +463,8 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
         patches.enter_context(mock.patch.object(nn.Module, "to", to))
         patches.enter_context(mock.patch.object(nn.Module, "cuda", lambda m: to(m, "cuda:0")))
         patches.enter_context(mock.patch.object(torch.autograd, "backward", run_backward))
+        patches.enter_context(mock.patch.object(torch.cuda, "CUDAGraph", PretendedGraph))
+        patches.enter_context(mock.patch.object(torch.cuda, "graph", card.recording))
         for patch in _patches_of_product(card):
             patches.enter_context(patch)
         patches.enter_context(card)
@@ -368,6 +475,7 @@ def _patches_of_product(card: PretendedCard) -> Iterator[Any]:
     """Replace what needs a card's driver or reads tensors' memory: loading weights, Triton, files."""
     from transformers import PreTrainedModel
 
+    import triton_kernels
     from prism_lite.models import load_transformers
     from triton_kernels import _common, logprob
 
@@ -383,6 +491,8 @@ def _patches_of_product(card: PretendedCard) -> Iterator[Any]:
 
     for module in (_common, logprob):
         yield mock.patch.object(module, "is_fake", lambda _tensor: False)
+    for name in _KERNELS:
+        yield mock.patch.object(triton_kernels, name, _as_kernel(card, name))
     yield mock.patch.dict("os.environ", PRISM_KERNELS="torch")
     yield mock.patch.object(
         load_transformers.AutoModelForImageTextToText, "from_pretrained", load_on_cpu
@@ -405,6 +515,18 @@ def _patches_of_product(card: PretendedCard) -> Iterator[Any]:
         move_module(card, model, device)
 
     yield mock.patch.object(PreTrainedModel, "save_pretrained", save_from_cpu)
+
+
+def _as_kernel(card: PretendedCard, name: str) -> Callable[..., Any]:
+    import triton_kernels
+
+    function = getattr(triton_kernels, name)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with card.in_kernel(name):
+            return function(*args, **kwargs)
+
+    return run
 
 
 @contextlib.contextmanager
