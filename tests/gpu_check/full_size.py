@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -252,7 +253,7 @@ def _forget(backbone: Backbone, device: str) -> None:
 def decode_facts(
     backbone: Backbone, config: RunConfig, device: str, *, small: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield milliseconds of a token step and tokens a second, for weights and numbers of rows.
+    """Yield milliseconds of a token step and tokens a second, by rows, weights, and with or without a graph.
 
     The end token is not drawn, so that all rows have the same length; the time of a token is the difference
     of two lengths.
@@ -260,13 +261,15 @@ def decode_facts(
     workload = Workload(backbone, config)
     backbone.suppressed_ids.append(backbone.end_id)
     lengths = (3, 6) if small else _DECODED
+    graphs = ("never", "auto") if device == "cuda" else ("never",)
     for num_rows in (4,) if small else (16, 32, 64):
-        for weights in ("never", "always"):
-            facts: dict[str, Any] = {"dense_weights": weights, "rows": num_rows}
+        for weights, graph in itertools.product(("never", "always"), graphs):
+            settings = {"dense_weights": weights, "cuda_graph": graph}
+            facts: dict[str, Any] = {"rows": num_rows} | settings
             _forget(backbone, device)
             try:
                 taken = {
-                    length: _seconds_of_decoding(workload, device, num_rows, weights, length)
+                    length: _seconds_of_decoding(workload, device, num_rows, settings, length)
                     for length in (*lengths, *lengths)  # the first two only warm up
                 }
             except torch.OutOfMemoryError as error:
@@ -278,13 +281,13 @@ def decode_facts(
 
 
 def _seconds_of_decoding(
-    workload: Workload, device: str, num_rows: int, weights: Any, length: int
+    workload: Workload, device: str, num_rows: int, settings: Any, length: int
 ) -> float:
     sampling = dataclasses.replace(
         workload.config.sampling,
         max_completion_tokens=length,
         max_rows=num_rows,
-        dense_weights=weights,
+        **settings,
     )
     wait_for(device)
     started_s = time.perf_counter()
