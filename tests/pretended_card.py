@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import os
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -79,7 +80,8 @@ class PretendedCard(TorchDispatchMode):
         # As in FakeTensorMode: torch.tensor(..., device="cuda") is made on the CPU and moved.
         self._lifted_before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
-        _set_device_guard()
+        if os.environ.get("GUARD"):
+            _set_device_guard()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -89,7 +91,7 @@ class PretendedCard(TorchDispatchMode):
     def pretend(self, value: Tensor) -> FakeTensor:
         """Return a tensor on the card with this CPU tensor as its shadow."""
         meta = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        return self._pair(FakeTensor(self.fake_mode, meta, CUDA), value)
+        return self._pair(meta, value)
 
     def count(self, name: str) -> None:
         """Count a launch; there is none while a graph is recorded, nor in another kernel."""
@@ -206,7 +208,9 @@ class PretendedCard(TorchDispatchMode):
         if not isinstance(fake, Tensor):
             return type(fake)(self._pair(f, v) for f, v in zip(fake, value, strict=True))
         if not isinstance(fake, FakeTensor):
-            fake = FakeTensor(self.fake_mode, fake, CUDA)
+            # With the dispatch keys of a card autograd's engine would look for its driver.
+            fake = FakeTensor(self.fake_mode, fake, torch.device("cpu"))
+        fake.fake_device = CUDA
         fake.pretended_values = value
         return fake
 

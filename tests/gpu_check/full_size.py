@@ -253,7 +253,7 @@ def _forget(backbone: Backbone, device: str) -> None:
 def decode_facts(
     backbone: Backbone, config: RunConfig, device: str, *, small: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield milliseconds of a token step and tokens a second, by rows, weights, and with or without a graph.
+    """Yield milliseconds of a token step and tokens a second by rows and weights, with and without a graph.
 
     The end token is not drawn, so that all rows have the same length; the time of a token is the difference
     of two lengths.
