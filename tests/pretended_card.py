@@ -15,16 +15,13 @@ Shape letters: A batch, H heads, Q queries, K keys, d head size.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-import os
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -35,6 +32,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     in_kernel_invocation_manager,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
@@ -80,8 +78,6 @@ class PretendedCard(TorchDispatchMode):
         # As in FakeTensorMode: torch.tensor(..., device="cuda") is made on the CPU and moved.
         self._lifted_before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
-        if os.environ.get("GUARD"):
-            _set_device_guard()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -132,7 +128,9 @@ class PretendedCard(TorchDispatchMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if function is torch.ops.prim.device.default:
-            return torch.device("cpu") if self._num_backwards else args[0].fake_device
+            # Torch's own C++ asks: for a card, autograd would look for its driver. Python code sees
+            # cuda:0, and what depends on the device in C++ is in `_DeviceInPython`.
+            return torch.device("cpu")
         kwargs.pop("pin_memory", None)
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         pretended = [x for x in tensors if isinstance(x, FakeTensor)]
@@ -141,8 +139,7 @@ class PretendedCard(TorchDispatchMode):
             return function(*args, **kwargs)
         self._check_devices(function, args, tensors, device)
         self._count_synchronisation(function, args, device)
-        to_cpu = device is not None and device.type == "cpu" and not self._num_backwards
-        if device is not None and device.type == "cuda":
+        if device is not None:
             kwargs["device"] = torch.device("cpu")
         flat, spec = tree_flatten((args, kwargs))
         shadow_args, shadow_kwargs = tree_unflatten([shadow(x) for x in flat], spec)
@@ -150,7 +147,7 @@ class PretendedCard(TorchDispatchMode):
         result = run(*shadow_args, **shadow_kwargs)
         if self._tape is not None and not function.is_view:
             self._tape.append(_Recorded(run, shadow_args, shadow_kwargs, result))
-        if to_cpu or function is aten._local_scalar_dense.default:
+        if self._is_to_cpu(function, device) or function is aten._local_scalar_dense.default:
             return result
         if function.is_view:
             with in_kernel_invocation_manager(self.fake_mode):
@@ -180,9 +177,11 @@ class PretendedCard(TorchDispatchMode):
 
     def _count_synchronisation(self, function: Any, args: Any, device: torch.device | None) -> None:
         is_copy = function in (aten.copy_.default, aten._to_copy.default)
-        to_cpu = device is not None and device.type == "cpu" and not self._num_backwards
+        to_cpu = self._is_to_cpu(function, device)
         if function is aten._local_scalar_dense.default:
             kind = "item"
+        elif function is aten.equal.default:
+            kind = "comparison"
         elif function in (aten.nonzero.default, aten.masked_select.default):
             kind = "shape that depends on data"
         elif to_cpu or (is_copy and device is None and not isinstance(args[0], FakeTensor)):
@@ -194,6 +193,11 @@ class PretendedCard(TorchDispatchMode):
         if self._tape is not None:
             raise RuntimeError(f"a CUDA graph cannot hold this: {kind}, {function}")
         self.synchronisations[kind] += 1
+
+    def _is_to_cpu(self, function: Any, device: torch.device | None) -> bool:
+        """Check for a move to the CPU; other operations get the device of their input, seen from C++."""
+        is_cpu = device is not None and device.type == "cpu"
+        return is_cpu and function is aten._to_copy.default and not self._num_backwards
 
     def _written(self, args: Any, tensors: list[Tensor], result: Any) -> Any:
         """Return what an operation in place returns: the very tensors that it was given."""
@@ -213,30 +217,6 @@ class PretendedCard(TorchDispatchMode):
         fake.fake_device = CUDA
         fake.pretended_values = value
         return fake
-
-
-class _GuardOfNothing(torch._C._acc.DeviceGuard):
-    def type_(self) -> Any:
-        return torch._C._autograd.DeviceType.PrivateUse1
-
-
-_GUARD = _GuardOfNothing()
-
-
-def _set_device_guard() -> None:
-    """Give CUDA a device guard that does nothing; without any, operations in C++ raise an error.
-
-    A CUDA build of torch without a card has a function for it. A CPU build has no guard to replace: it gets
-    one that torch makes for devices written in Python.
-    """
-    torch._C._ensureCUDADeviceGuardSet()
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-    symbol = "_ZN3c104impl26device_guard_impl_registryE"
-    cuda, of_python = 1, 20  # c10::DeviceType
-    guards = (ctypes.c_void_p * (of_python + 1)).in_dll(library, symbol)
-    if not guards[cuda]:
-        torch._C._acc.register_python_privateuseone_device_guard(_GUARD)
-        guards[cuda], guards[of_python] = guards[of_python], None
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +253,46 @@ class PretendedGraph:
             with _without(self.card):
                 for operation in self.tape:
                     operation.run_again()
+
+
+class _DeviceInPython(TorchFunctionMode):
+    """The methods of a tensor that look at its device in C++, where a pretended one says "cpu"."""
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not args or not isinstance(args[0], FakeTensor):
+            return function(*args, **kwargs)
+        tensor = args[0]
+        if function in (torch.Tensor.to, torch.Tensor.type_as):
+            return _moved(tensor, *args[1:], **kwargs)
+        if function is torch.Tensor.cpu:
+            return _moved(tensor, "cpu")
+        if function is torch.Tensor.cuda:
+            return tensor
+        if function is torch.Tensor.tolist:
+            return _moved(tensor.detach(), "cpu").tolist()
+        if function is torch.Tensor.is_cuda.__get__:
+            return True
+        return function(*args, **kwargs)
+
+
+def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Return `tensor.to(...)`: itself where it has the device and the type already."""
+    device, dtype = torch.device("cuda:0"), tensor.dtype
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            device, dtype = value.device, value.dtype
+        elif isinstance(value, torch.dtype):
+            dtype = value
+        elif isinstance(value, str | torch.device):
+            device = torch.device(value)
+    if device.type == "cpu":
+        return aten._to_copy.default(tensor, dtype=dtype, device=device)
+    if dtype != tensor.dtype or kwargs.get("copy"):
+        return aten._to_copy.default(tensor, dtype=dtype)
+    return tensor
 
 
 def shadow(value: Any) -> Any:
@@ -366,7 +386,6 @@ def _on_card() -> dict[Any, Callable[..., Any]]:
         aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
         aten.mm.dtype: _product_in_float32,
-        aten._fused_sdp_choice.default: lambda *_, **__: 0,  # plain products: none is fused here
         torch.ops.torch_attn._varlen_attn.default: _packed_attention,
     }
 
@@ -458,7 +477,7 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
         return module
 
     def run_backward(*args: Any, **kwargs: Any) -> Any:
-        with card.in_backward():
+        with card.in_backward(), _DeviceInPython():  # `Tensor.backward` has left the mode
             return backward(*args, **kwargs)
 
     with contextlib.ExitStack() as patches:
@@ -472,6 +491,7 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
         for patch in _patches_of_product(card):
             patches.enter_context(patch)
         patches.enter_context(card)
+        patches.enter_context(_DeviceInPython())
         yield card
 
 
