@@ -15,6 +15,7 @@ from prism_lite.config import SamplingConfig
 from prism_lite.sampling import token_step
 from prism_lite.sampling.decoder import lean_decoder, run_lean_decoder
 from prism_lite.sampling.packed_cache import PackedCache
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.sampling.token_step import StepRunner
 from tests.micro import fill_adapter
 from tests.unit.sampling.test_decoder import packed_without_waiting
@@ -141,3 +142,22 @@ def test_a_recording_that_fails_is_said_and_not_tried_again(monkeypatch):
     runner = StepRunner(CARD, SamplingConfig())  # the next batch
     runner.take(lambda: calls.append("step"), 32)
     assert len(calls) == 96
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
+@pytest.mark.filterwarnings("error:sampling takes one operation:UserWarning")  # it is recorded
+@pytest.mark.parametrize("dense", ["always", "never"])
+def test_replayed_steps_draw_the_tokens_of_eager_ones(make_backbone, task, dense):
+    backbone = make_backbone()
+    fill_adapter(backbone)
+    tokens = []
+    for graph in ("auto", "never"):
+        sampling = SamplingConfig(
+            max_completion_tokens=80, dense_weights=dense, cuda_graph=graph, temperature=0.8
+        )
+        groups = sample_groups(
+            backbone, task.heldout[:3], group_size=8, sampling=sampling, seed=("graph",)
+        )
+        tokens.append([rollout.token_ids for group in groups for rollout in group.rollouts])
+    assert tokens[0] == tokens[1]
