@@ -337,8 +337,8 @@ def test_a_decoded_token_launches_little_and_waits_once_in_32(
 
 def test_a_graph_refuses_what_waits_and_replays_in_place():
     with pretended_card(T4) as card:
-        x = torch.ones(3, device="cuda")
-        total = torch.zeros((), device="cuda")
+        x = torch.ones(3, device="cuda:0")
+        total = torch.zeros((), device="cuda:0")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             doubled = 2 * x
@@ -382,7 +382,7 @@ def test_the_pretended_card_finds_what_it_is_for():
         assert product.cpu().device.type == "cpu"
         waits = {"item": 1, "shape that depends on data": 1, "copy to the CPU": 1}
         assert card.synchronisations == waits
-        weight = torch.nn.Parameter(torch.ones(3, device="cuda"))
+        weight = torch.nn.Parameter(torch.ones(3, device="cuda:0"))
         (on_card @ weight).square().sum().backward()
         gradient = shadow(weight.grad)
     assert gradient.tolist() == [72.0, 102.0, 132.0]
