@@ -49,7 +49,7 @@ def rehearsed_phases(config: RunConfig, stages: Collection[Stage]) -> list[Phase
     return [
         phase
         for phase in phases_of(config)
-        if phase.stage in stages and (has_game or phase.work != "judge")
+        if phase.stage in stages and (has_game or phase.work not in ("judge", "panel"))
     ]
 
 

@@ -36,6 +36,7 @@ from tests.gpu_check.record import (
     missing_packages,
     read_measured,
     slug,
+    stages_of,
 )
 
 _SLOWER_CPU = (
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     file = options.out / f"{slug(record['card'])}.json"
     if options.part is not None and file.exists():  # the other part was run before
         record = json.loads(file.read_text(encoding="utf-8")) | record
+    record["stages"] = stages_of(record)
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(measured_table([record]))
     print(f"written: {file}")

@@ -86,6 +86,19 @@ def checks_in(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: facts for name, facts in record.items() if name.startswith(names)}
 
 
+def stages_of(record: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return seconds of a step by recipe and stage, without stages of which a phase failed."""
+    stages: dict[str, dict[str, dict[str, float]]] = {}
+    for name, facts in checks_in(record).items():
+        for stage in STAGES:
+            phases = [p for p in facts.get("phases", ()) if p["stage"] == stage]
+            if phases and not any("error" in phase for phase in phases):
+                step_s = sum(phase["step_s"] for phase in phases)
+                recipe = stages.setdefault(name.removeprefix("size "), {})
+                recipe[stage] = {"step_s": round(step_s, 3)}
+    return stages
+
+
 def is_good(record: Mapping[str, Any]) -> bool:
     """Return whether something was checked and nothing failed."""
     checks = checks_in(record).values()

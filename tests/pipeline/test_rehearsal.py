@@ -23,7 +23,8 @@ from tests.micro import fill_adapter, micro_recipe, quiet_console
 
 
 def phases(config, stages=STAGES):
-    return [tuple(phase) for phase in rehearsed_phases(config, stages)]
+    found = [tuple(phase) for phase in rehearsed_phases(config, stages)]
+    return [phase for phase in found if phase[1] in ("sample", "judge", "train")]
 
 
 def test_the_phases_are_those_of_the_stages_that_wait():

@@ -12,9 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from prism_lite import load_recipe
+from prism_lite.planner.workload import phases_of
 from tests.gpu_check import __main__ as gpu_check
 from tests.gpu_check import record
-from tests.gpu_check.record import MARKS, is_good, measured_table, parse_pytest, read_measured, slug
+from tests.gpu_check.record import (
+    MARKS,
+    is_good,
+    measured_table,
+    parse_pytest,
+    read_measured,
+    slug,
+    stages_of,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 NOT_NEEDED = ("gradio", "trl", "datasets")
@@ -94,6 +104,7 @@ def test_the_table_shows_measured_failed_and_not_run(tmp_path):
     )
     assert head.count("|") == row.count("|")
     assert not is_good(failed)
+    assert stages_of(failed) == {"t4-2b": {"sft": {"step_s": 1.234}, "align": {"step_s": 24.0}}}
     assert is_good(RECORD)
     assert not is_good({"card": "Tesla T4"}), "nothing was checked"
 
@@ -153,10 +164,9 @@ def test_it_runs_on_a_cpu_without_gradio_trl_and_datasets(tmp_path):
         assert micro["resumed_difference"] == 0 and dtype in micro["precision"]
         assert set(micro["format_rates"]) == {"base", "sft", "align", "rlvr"}
     size = found["size rtx4090-4b"]
-    assert [(p["stage"], p["work"]) for p in size["phases"]] == [
-        ("sft", "train"), ("warmup", "sample"), ("warmup", "judge"), ("align", "sample"),
-        ("align", "judge"), ("align", "train"), ("rlvr", "sample"), ("rlvr", "train"),
-    ]  # fmt: skip
+    planned = phases_of(load_recipe("rtx4090-4b"))
+    assert [(p["stage"], p["work"]) for p in size["phases"]] == [tuple(p) for p in planned]
+    assert set(found["stages"]["rtx4090-4b"]) == {"sft", "warmup", "align", "rlvr"}
     assert all(p["step_s"] >= 0 and p["predicted_gib"] > 0 for p in size["phases"])
     assert {d["dense_weights"] for d in size["decode"]} == {"never", "always"}
     assert "rtx4090-4b" in measured_table([found])
