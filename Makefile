@@ -47,10 +47,11 @@ demo: setup
 bench: setup
 	$(BIN)/python -m tests.bench
 
-# On a machine with an NVIDIA card: its tests, benchmarks and a few real steps of every stage, as a JSON file.
-# RECIPE=t4-2b measures that recipe's model too.
+# On a machine with an NVIDIA card, in two parts of six minutes: its tests, kernels, all stages of the micro
+# model, and a step of every stage of Qwen3-VL at full size with random weights. Writes a JSON file.
+# RECIPE=t4-2b measures that recipe's size alone. Without network: python -m tests.gpu_check --random
 gpu-check: setup
-	$(BIN)/python -m tests.gpu_check $(if $(RECIPE),--recipe $(RECIPE))
+	$(BIN)/python -m tests.gpu_check --random $(if $(RECIPE),--recipe $(RECIPE))
 
 # The real Unsloth on the CPU, in an environment of its own (about 2.6 GB).
 UNSLOTH_VENV := .venv-unsloth

@@ -25,8 +25,9 @@ from prism_lite.discriminator.model import save_discriminator
 from prism_lite.files import cache_folder, make_cache_folder, write_text
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
-from prism_lite.models.device import check_machine
+from prism_lite.models.device import check_machine, release_unused
 from prism_lite.output import lasting_output
+from prism_lite.rehearsal import rehearse_stages
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
 from prism_lite.runs.drift_report import drift_line
@@ -79,6 +80,7 @@ def run(
     from_checkpoint: str | None = None,
     accept_changed_inputs: bool = False,
     strict: bool = False,
+    rehearsal: bool = True,
 ) -> dict[str, Any]:
     """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
@@ -91,6 +93,7 @@ def run(
         from_checkpoint: STAGE:STEP, resume from it instead of the newest one (`go_back`).
         accept_changed_inputs: resume although files that the run reads have changed; recorded.
         strict: compare pictures and the base by content too.
+        rehearsal: on a card, take one step of every stage with the largest rows before the first one.
 
     Returns:
         The content of results.json.
@@ -109,6 +112,7 @@ def run(
             from_checkpoint,
             accept_changed_inputs=accept_changed_inputs,
             strict=strict,
+            rehearsal=rehearsal,
         )
 
 
@@ -122,6 +126,7 @@ def _run(
     *,
     accept_changed_inputs: bool,
     strict: bool,
+    rehearsal: bool,
 ) -> dict[str, Any]:
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
@@ -169,6 +174,8 @@ def _run(
         check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
         with signals.reacts("note"):
             context = Context(config, folder, backbone, task, rewards)
+            if rehearsal and backbone.device.type == "cuda":
+                context = rehearse_stages(context, stages)
             return _train(context, stages, base_s, command)
 
 
@@ -280,6 +287,7 @@ def _evaluate(context: Context, stage: str, seconds: float | None) -> Context:
 def _add_figures(context: Context, stage: str, seconds: float | None) -> None:
     """Evaluate the loaded policy and add its figures to results.json."""
     config, folder = context.config, context.run
+    release_unused(context.backbone.device)
     started_s = time.monotonic()
     evaluation = evaluate(
         context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage

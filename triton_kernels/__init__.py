@@ -10,7 +10,7 @@ NAME_torch.py), NAME_triton.py its kernels, imported only to launch one: this pa
 `triton_kernels.reference` has eager versions with the same signatures.
 """
 
-from triton_kernels._common import mm_float32
+from triton_kernels._common import mm_float32, why_no_triton
 from triton_kernels.decoding import (
     add_rms_norm,
     merge_halves,
@@ -35,4 +35,5 @@ __all__ = [
     "route_topk",
     "swiglu",
     "token_logprobs",
+    "why_no_triton",
 ]

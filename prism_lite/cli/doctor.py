@@ -33,7 +33,7 @@ def describe() -> str:
 
     from prism_lite.config import ModelConfig
     from prism_lite.files import cache_folder
-    from prism_lite.models.device import card_of, choose_precision
+    from prism_lite.models.device import card_of, choose_precision, warnings_of
     from prism_lite.models.load_unsloth import choose_backend
     from prism_lite.version import describe_version, installed_version
 
@@ -57,6 +57,9 @@ def describe() -> str:
     if trouble := torchao_trouble(installed_version("torchao")):
         lines["torchao"] = trouble
     if torch.cuda.is_available():
+        lines["kernels"] = (
+            "; ".join(warnings_of(card_of(model))) or "Triton's, a tiny one was launched"
+        )
         gpus = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
         lines["gpu"] = "; ".join(
             f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, sm{gpu.major}{gpu.minor}"

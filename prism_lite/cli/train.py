@@ -63,6 +63,11 @@ def add_command(commands: Any) -> None:
         command.add_argument(
             "--dry-run", action="store_true", help="print the resolved settings and exit"
         )
+        command.add_argument(
+            "--no-rehearsal",
+            action="store_true",
+            help="on a card: skip the step of every stage that is taken before the run begins",
+        )
         command.set_defaults(handler=_run, stages=None if name == "run" else (name,))
 
 
@@ -111,6 +116,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             from_checkpoint=arguments.from_checkpoint,
             accept_changed_inputs=arguments.accept_changed_inputs,
             strict=arguments.strict,
+            rehearsal=not arguments.no_rehearsal,
         )
         if results.get("stages"):
             console.print(results_table(results))

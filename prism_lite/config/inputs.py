@@ -147,7 +147,7 @@ class ModelConfig:
     revision: str | None = None
     "Commit, tag or branch of model.name on the hub. null: the newest commit."
     backend: Literal["auto", "transformers", "unsloth"] = "auto"
-    "Library that loads the model. auto: Unsloth where it is installed and there is a GPU."
+    "Library that loads the model. auto: Unsloth where gpu-check has passed with it on this card."
     quantization: Literal["nf4", "none"] = "nf4"
     "nf4: frozen weights in 4 bit. none: in the compute type."
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -213,7 +213,8 @@ def ship_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path = STORED
         train_tiny_base(config, task, Path(unfinished))
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(unfinished, folder)
-    _write_digest(folder, config, task)
+    key = _fingerprint(config, task)
+    write_json(folder / "digest.json", {"key": key, "sha256": train_base.digest_of(folder)})
 
 
 if __name__ == "__main__":

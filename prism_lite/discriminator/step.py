@@ -22,6 +22,7 @@ from prism_lite.discriminator.losses import bradley_terry_loss, rank_spread_pena
 from prism_lite.discriminator.model import Discriminator, Scores
 from prism_lite.discriminator.part_tokens import cut_metrics, part_texts
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.device import release_unused
 from prism_lite.models.optim import Optimizer, optimizer_step
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
@@ -98,6 +99,7 @@ def discriminator_step(
     """
     if not judged:
         return GameScores.empty()
+    release_unused(backbone.device)
     num_judged, num_all = _num_pairs(judged, config), _num_pairs([*judged, *replayed], config)
     max_pack_tokens = backbone.config.max_pack_tokens
     # GRGC needs all scores of a group at once: groups are then not split.

@@ -26,7 +26,13 @@ from transformers import PreTrainedModel
 import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
 from prism_lite.files import system_error
-from prism_lite.models.device import Precision, card_of, choose_precision
+from prism_lite.models.device import (
+    Precision,
+    card_of,
+    choose_precision,
+    use_tensor_cores,
+    warnings_of,
+)
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.float16 import keep_residual_in_float32
@@ -53,7 +59,7 @@ class Backbone:
         peft: the PEFT wrapper that owns the adapters.
         processor: tokenizer and picture processor.
         precision: number types, and whether losses are scaled.
-        loader: a sentence on which library loaded it and why.
+        loader: a sentence on which library loaded it and why, and what the card lacks.
         end_id: the token that ends a completion, also the discriminator's sentinel.
         suppressed_ids: tokens that sampling never draws.
     """
@@ -235,6 +241,8 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
     card = card_of(model)
     precision = choose_precision(model, card)
     backend, loader = choose_backend(model, card)
+    use_tensor_cores(precision, card)
+    loader = "; ".join([loader, *warnings_of(card)])
     try:
         if backend == "unsloth":
             core = load_with_unsloth(path, model, precision, seed=seed)

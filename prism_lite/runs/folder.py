@@ -32,6 +32,7 @@ from prism_lite import signals
 from prism_lite.config import RunConfig
 from prism_lite.console import PlainProgress, say, tracked
 from prism_lite.files import write_jsonl, write_text
+from prism_lite.models.device import release_unused
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
 from prism_lite.runs.leftovers import remove_empty_run, remove_unfinished
@@ -169,6 +170,7 @@ class RunFolder:
                     self.log(stage, step, {"not_finite_steps": 1.0}, is_step=False)
                 else:
                     self._step_started_s, self._open_step = time.perf_counter(), step
+                    release_unused(self.device)
                     yield step
                 progress.update(task, advance=1, metrics=self._bar_text)
                 if plain is not None:
@@ -244,6 +246,8 @@ class RunFolder:
         if is_step and self._step_started_s is not None:
             metrics["step_time"] = time.perf_counter() - self._step_started_s
             metrics["mem/peak_gib"] = peak_gib(self.device)
+            if self.device.type == "cuda":
+                metrics["mem/reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         time_s = round(self._earlier_s + time.monotonic() - self._started_s, 3)
         line = {"stage": stage, "step": step, "time_s": time_s, **metrics}
         path = self.path / "metrics.jsonl"
@@ -384,7 +388,8 @@ def open_run(
 
 
 def start_peak(device: torch.device) -> None:
-    """Forget the peak of earlier stages. (That of a CPU process cannot be reset.)"""
+    """Release what earlier work left unused, and forget its peak. (A CPU process keeps its peak.)"""
+    release_unused(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
