@@ -9,18 +9,20 @@ for finite numbers pass.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+import sys
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from prism_lite.planner.tracker import Tracker, tensors_in
 
 _LARGEST_REAL = 2**18  # elements
-_CPU = torch.device("cpu")
+_CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 _aten = torch.ops.aten
 _INDEXING = {
     _aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default,
@@ -51,16 +53,27 @@ class Simulation(TorchDispatchMode):
         self._tracker = tracker
         self._fake_mode = fake_mode
         self._on_card = on_card
+        self._device = CARD if on_card else _CPU
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard costs more than an operation
 
+    def __enter__(self) -> Self:
+        # torch.tensor(values, device="cuda") then asks this mode for the copy, not a driver
+        self._lifted_before = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch._C._set_only_lift_cpu_tensors(self._lifted_before)
+        super().__exit__(*error)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.prim.device.default:
-            return args[0].fake_device
+            return _CPU if _engine_asks() else args[0].fake_device
         inputs = tensors_in(args)
         outputs = self._run(func, args, kwargs or {}, inputs)
         if func is _aten.all.default and isinstance(outputs, FakeTensor):
@@ -75,6 +88,8 @@ class Simulation(TorchDispatchMode):
         tensors = [*inputs, *tensors_in(tuple(kwargs.values()))] if kwargs else inputs
         num_fake = sum(isinstance(tensor, FakeTensor) for tensor in tensors)
         if num_fake == 0 and not _is_large(func, args, tensors):
+            if kwargs.get("device") is not None:  # small tensors keep their values, so the CPU has them
+                kwargs = {**kwargs, "device": _CPU}
             return func(*args, **kwargs)
         if func is _aten._local_scalar_dense.default:
             return _unknown_value(args[0])
@@ -85,8 +100,7 @@ class Simulation(TorchDispatchMode):
         if func in _INDEXING or num_fake < len(tensors):
             args, kwargs = tree_map_only(Tensor, self._as_fake, (args, kwargs))
         if not tensors or kwargs.get("device") is not None:
-            with self._fake_mode:
-                return func(*args, **kwargs)
+            return self._made_for_device(func, args, kwargs)
         if func.is_view or func._schema.is_mutable:
             return self._computed(func, args, kwargs)
         # Layers repeat: an operation on arguments of the same forms returns tensors of the same forms.
@@ -98,6 +112,16 @@ class Simulation(TorchDispatchMode):
         form = _FORMS[key]
         return self._computed(func, args, kwargs) if form is None else self._made(form)
 
+    def _made_for_device(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that names a device: a factory, or a copy from one device to another."""
+        device = torch.device(kwargs.get("device") or "cpu")
+        with self._fake_mode:
+            outputs = func(*args, **{**kwargs, "device": _CPU})
+        return relabelled(outputs, CARD if device.type == "cuda" else _CPU)
+
+    def _on_device(self, tensor: Any) -> Any:
+        return relabelled(tensor, self._device)
+
     def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what FakeTensorMode does, without its checks and caches: they double a plan's time."""
         with in_kernel_invocation_manager(self._fake_mode):
@@ -108,20 +132,34 @@ class Simulation(TorchDispatchMode):
         """Return a new tensor, or a tuple of them, of this form."""
         if isinstance(form, _TensorForm):
             meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
-            return FakeTensor(self._fake_mode, meta, _CPU)
+            return self._on_device(FakeTensor(self._fake_mode, meta, _CPU))
         return tuple(map(self._made, form))
 
     def _as_fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        return self._fake_mode.from_tensor(tensor, static_shapes=True)
+        return self._on_device(self._fake_mode.from_tensor(tensor, static_shapes=True))
 
     def _wrapped(self, outputs: Any) -> Any:
         if isinstance(outputs, Tensor) and not isinstance(outputs, FakeTensor):
-            return FakeTensor(self._fake_mode, outputs, _CPU)
+            return self._on_device(FakeTensor(self._fake_mode, outputs, _CPU))
         if isinstance(outputs, (tuple, list)):
             return type(outputs)(self._wrapped(output) for output in outputs)
         return outputs
+
+
+def relabelled(tensor: Any, device: torch.device) -> Any:
+    """Let a fake tensor say that it is on a device.
+
+    It keeps the dispatch keys of a CPU's tensor: with a card's, torch would look for a driver.
+    """
+    tensor.fake_device = device
+    return tensor
+
+
+def _engine_asks() -> bool:
+    """Whether autograd's engine asks for a tensor's device, in C++: it would look for a CUDA driver."""
+    return sys._getframe(2).f_code is _engine_run_backward.__code__
 
 
 def _is_large(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> bool:

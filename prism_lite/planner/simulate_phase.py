@@ -16,7 +16,7 @@ from prism_lite.planner.architectures import Architecture
 from prism_lite.planner.cards import Card
 from prism_lite.planner.cpu_memory import separate_cpu_memory
 from prism_lite.planner.fake_backbone import build_backbone, faking
-from prism_lite.planner.fake_tensors import Simulation
+from prism_lite.planner.fake_tensors import CARD, Simulation
 from prism_lite.planner.steps import run_phase
 from prism_lite.planner.tracker import Key, Peak, Tracker
 from prism_lite.planner.workload import Phase, Workload
@@ -62,15 +62,18 @@ def simulate_phase(
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker(vocab_size=architecture.config.text_config.vocab_size, card=card)
     num_tokens = config.sampling.max_completion_tokens
+    device = CARD if card else torch.device("cpu")
     with card_memory(tracker) if card else contextlib.nullcontext():
-        backbone = build_backbone(config, architecture, _compute_dtype(config, card), fake_mode)
+        backbone = build_backbone(
+            config, architecture, _compute_dtype(config, card), fake_mode, device
+        )
         workload = Workload(backbone, config)
         run_phase(
             tracker,
             Simulation(tracker, fake_mode, on_card=card is not None),
             workload,
             phase,
-            building=faking(fake_mode),
+            building=faking(fake_mode, device),
             on_card=card is not None,
             num_draws=min(NUM_DRAWS, num_tokens),
         )

@@ -187,13 +187,15 @@ def _fill_caches(
     if phase.stage != "sft" and phase.work != "sample":
         num_own = workload.groups_per_pack if phase.stage == "warmup" else 1
     for own_prompt in workload.prompts(num_own):
-        merged, *deepstack = levels = [torch.zeros(shape[1:], dtype=dtype) for _ in range(shape[0])]
+        merged, *deepstack = levels = [
+            torch.zeros(shape[1:], dtype=dtype, device=backbone.device) for _ in range(shape[0])
+        ]
         tracker.seed(levels, "pictures")
         backbone.vision.put(own_prompt.pictures[0], PictureFeatures(merged, tuple(deepstack)))
     limit_bytes = int(workload.config.model.picture_cache_gib * 2**30)
     max_pictures = limit_bytes // (math.prod(shape) * dtype.itemsize)
     num_others = max(0, min(workload.num_cached_pictures, max_pictures) - num_own)
-    others = torch.empty((num_others, *shape), dtype=dtype)
+    others = torch.empty((num_others, *shape), dtype=dtype, device=backbone.device)
     tracker.seed([others], "pictures")
     if memory.discriminator is None:
         return [others]
@@ -201,7 +203,7 @@ def _fill_caches(
     own_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     own_bytes *= backbone.precision.compute_dtype.itemsize * num_own * len(prompt)
     num_bytes = max(0, memory.discriminator.prompt_cache.max_bytes - own_bytes)
-    states = torch.empty(num_bytes, dtype=torch.uint8)
+    states = torch.empty(num_bytes, dtype=torch.uint8, device=backbone.device)
     tracker.seed([states], "kv_cache")
     return [others, states]
 
