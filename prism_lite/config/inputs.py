@@ -229,4 +229,6 @@ class SamplingConfig:
     max_rows: NonNegativeInt = 0
     "Rollouts decoded at the same time. 0: as many as free memory allows, up to 512."
     dense_weights: Literal["auto", "always", "never"] = "auto"
-    "Sample from dequantised, merged weights: faster. auto: on a CPU with memory to spare."
+    "Sample from dequantised, merged weights: faster. auto: where they fit beside what sampling needs."
+    cuda_graph: Literal["auto", "never"] = "auto"
+    "Record a token's step as a CUDA graph and replay it. auto: on a card, where it can be recorded."

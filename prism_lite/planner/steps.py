@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prism_lite.config import OptimConfig
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.step import discriminator_step
+from prism_lite.models import placement
 from prism_lite.models.backbone import REFERENCE, TRUNK, Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.optim import Optimizer, make_optimizer, optimizer_name, optimizer_step
@@ -30,7 +31,7 @@ from prism_lite.planner.fake_backbone import tensors_of
 from prism_lite.planner.tracker import Tracker
 from prism_lite.planner.workload import Phase, Workload
 from prism_lite.policy.step import update_policy
-from prism_lite.sampling import rollouts
+from prism_lite.sampling import token_step
 from prism_lite.sampling.draw import Drawn
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.stages.sft import sft_step
@@ -210,9 +211,13 @@ def _fill_caches(
 
 def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) -> None:
     group_size, num_prompts = workload.sampling_batch(phase.stage)
-    # only a CPU holds dense weights
-    sampling = dataclasses.replace(workload.config.sampling, dense_weights="never")
-    with _scripted_draws(tracker, workload.backbone.end_id, num_draws):
+    sampling = workload.config.sampling
+    if tracker.free_bytes is None:  # a CPU's free memory is not what is planned for
+        sampling = dataclasses.replace(sampling, dense_weights="never")
+    with (
+        mock.patch.object(placement, "free_bytes", lambda _device: tracker.free_bytes),
+        _scripted_draws(tracker, workload.backbone.end_id, num_draws),
+    ):
         sample_groups(
             workload.backbone,
             workload.samples(num_prompts),
@@ -225,7 +230,7 @@ def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) 
 @contextlib.contextmanager
 def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[None]:
     """Let all rows draw the same token, and end together at draw `num_draws`; mark each draw."""
-    draw_tokens = rollouts.draw_tokens
+    draw_tokens = token_step.draw_tokens
     count = 0
 
     def draw(logits_RV: Tensor, *args: Any, **kwargs: Any) -> Drawn:
@@ -236,7 +241,7 @@ def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[N
         token = end_id if count >= num_draws else 0
         return drawn._replace(token_R=torch.full(drawn.token_R.shape, token))
 
-    with mock.patch.object(rollouts, "draw_tokens", draw):
+    with mock.patch.object(token_step, "draw_tokens", draw):
         yield
 
 

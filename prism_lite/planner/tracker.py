@@ -35,6 +35,8 @@ _BY_CODE = (
     ("/prism_lite/sampling/kv_cache.py", "_empty", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "_rows", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "keep", "kv_cache"),
+    ("/prism_lite/sampling/packed_cache.py", "_buffer", "kv_cache"),
+    ("/prism_lite/sampling/packed_cache.py", "keep", "kv_cache"),
     ("/prism_lite/sampling/decoder.py", "_contiguous", "kv_cache"),
     ("/prism_lite/sampling/decoder.py", "_join_chunks", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
@@ -102,6 +104,11 @@ class Tracker:
             self.regions[key] = Peak(self.now, dict(self._by_category), self._off_card_now)
         self._region = self.regions[key]
         self.note_peak()
+
+    @property
+    def free_bytes(self) -> int | None:
+        """The card's memory that is free now; None without a card."""
+        return None if self._card is None else int(self._card.gib * 2**30) - self.now
 
     @property
     def peak(self) -> Peak:

@@ -37,6 +37,7 @@ _MAY_CHANGE = frozenset(
         "model.min_gpu_gib",
         "sampling.max_rows",
         "sampling.dense_weights",
+        "sampling.cuda_graph",
         "discriminator.prompt_cache_gib",
     }
 )

@@ -251,13 +251,14 @@ def raise_a_channel_of_down(monkeypatch, core, value):
     downs = [layer.mlp.down_proj for layer in core.model.language_model.layers]
     for down in downs:
         down.register_forward_hook(lambda _m, _a, out: raised(out))
-    merge = decoder._merged
+    for name in ("_merged", "_with_lora"):
+        make = getattr(decoder, name)
 
-    def merged(modules, dtype):
-        linear = merge(modules, dtype)
-        return (lambda x: raised(linear(x))) if modules[0] in downs else linear
+        def made(modules, dtype, make=make):
+            linear = make(modules, dtype)
+            return (lambda x: raised(linear(x))) if modules[0] in downs else linear
 
-    monkeypatch.setattr(decoder, "_merged", merged)
+        monkeypatch.setattr(decoder, name, made)
 
 
 @pytest.mark.parametrize("weights", ["never", "always"])
@@ -290,7 +291,7 @@ def test_sampling_in_float16_holds_a_large_stream_and_agrees_with_training(
 def test_logits_that_are_not_finite_stop_sampling(backbone, task):
     """A NaN draws token 0 for ever; without a word the rollouts would count as malformed."""
     down = backbone.core.model.language_model.layers[1].mlp.down_proj
-    handle = down.register_forward_hook(lambda _m, _a, out: out * torch.nan)
+    torch.nn.init.constant_(down.lora_B["policy"].weight, torch.nan)
     with pytest.raises(RuntimeError, match=rf"{task.heldout[0].id}.*not finite.*float32"):
         sample_groups(
             backbone,
@@ -299,4 +300,3 @@ def test_logits_that_are_not_finite_stop_sampling(backbone, task):
             sampling=SamplingConfig(max_completion_tokens=3, dense_weights="never"),
             seed=("nan",),
         )
-    handle.remove()
