@@ -169,6 +169,24 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
     return max(1, min(MOST_ROWS, int(placement.USED_SHARE * free / row_bytes)))
 
 
+def rows_without_training(backbone: Backbone, group_size: int, sampling: SamplingConfig) -> int:
+    """Return `sampling.max_rows` for an evaluation or a panel: on a card more where memory is free.
+
+    `max_rows` leaves room for the update that follows. Nothing follows these, and a token costs nearly the
+    same for more rows. Dense weights come first: they save more than rows do.
+    """
+    if backbone.device.type != "cuda" or sampling.max_rows == 0:
+        return sampling.max_rows
+    num_tokens = sampling.max_completion_tokens + backbone.config.max_prompt_tokens / group_size
+    row_bytes = num_tokens * _token_bytes(backbone)
+    row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
+    room = placement.USED_SHARE * placement.free_bytes(backbone.device)
+    if sampling.dense_weights != "never":
+        room -= dense_bytes(backbone.core)
+    num_rows = min(MOST_ROWS, int(room / row_bytes)) // ROW_MULTIPLE * ROW_MULTIPLE
+    return max(sampling.max_rows, num_rows)
+
+
 def _holds_dense_weights(
     backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
 ) -> bool:

@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from prism_lite.config import RunConfig
+from prism_lite.config import RunConfig, SamplingConfig
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
 from prism_lite.rewards.group_rewards import group_verdicts
-from prism_lite.sampling.rollouts import sample_groups, sample_in_pieces
+from prism_lite.sampling.rollouts import (
+    rows_without_training,
+    sample_groups,
+    sample_in_pieces,
+)
 from prism_lite.types import Group, Sample
 
 T = TypeVar("T")
@@ -62,12 +66,12 @@ def evaluate(
     """
 
     def sample(samples: Sequence[Sample], name: str, *, greedy: bool) -> list[Group]:
-        temperature = 0.0 if greedy else 1.0
+        group_size = 1 if greedy else config.eval.num_samples
         return sample_in_pieces(
             backbone,
             samples[: config.eval.num_prompts or None],
-            group_size=1 if greedy else config.eval.num_samples,
-            sampling=dataclasses.replace(config.sampling, temperature=temperature),
+            group_size=group_size,
+            sampling=_sampling(backbone, config, group_size, temperature=0.0 if greedy else 1.0),
             description=f"evaluating {stage}, {name}",
             seed=(config.seed, "evaluate"),
             with_progress=with_progress,
@@ -110,7 +114,7 @@ def evaluate_inside(backbone: Backbone, task: TaskData, config: RunConfig) -> di
             backbone,
             subset_inside(samples, config),
             group_size=config.eval.num_samples,
-            sampling=dataclasses.replace(config.sampling, temperature=1.0),
+            sampling=_sampling(backbone, config, config.eval.num_samples, temperature=1.0),
             seed=(config.seed, "evaluate", "inside"),
         )
         return _rates(groups, task)
@@ -119,6 +123,14 @@ def evaluate_inside(backbone: Backbone, task: TaskData, config: RunConfig) -> di
     if task.transfer:
         rates["transfer_accuracy"] = rates_on(task.transfer)["accuracy"]
     return _means(rates)
+
+
+def _sampling(
+    backbone: Backbone, config: RunConfig, group_size: int, *, temperature: float
+) -> SamplingConfig:
+    """Return the settings of the run at another temperature; rows by the memory that is free."""
+    max_rows = rows_without_training(backbone, group_size, config.sampling)
+    return dataclasses.replace(config.sampling, temperature=temperature, max_rows=max_rows)
 
 
 def spaced(items: Sequence[T], num: int) -> list[T]:
