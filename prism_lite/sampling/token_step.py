@@ -24,10 +24,6 @@ from prism_lite.sampling.draw import draw_tokens
 from prism_lite.sampling.kv_cache import GroupCache
 from prism_lite.sampling.packed_cache import PackedCache
 
-CHECK_INTERVAL = (
-    32  # tokens between two checks for finished rows on a card; each waits for the card
-)
-ROW_MULTIPLE = 8  # a card decodes a multiple of so many rows where rows were dropped: few shapes
 _DROP_SHARE = 1 / 8  # finished rows are dropped when they are this share of the batch
 _FEWEST_REPLAYS = 4  # recording costs about two steps of the host
 
@@ -185,8 +181,8 @@ def _may_record(backbone: Backbone, sampling: SamplingConfig) -> bool:
 
 def _recorded(step: Callable[[], None]) -> Callable[[], None] | None:
     """Record a step without taking it; return what replays it, or None if it cannot be recorded."""
-    graph = torch.cuda.CUDAGraph()
     try:
+        graph = torch.cuda.CUDAGraph()
         # other threads (a page that answers meanwhile) may use the card
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()

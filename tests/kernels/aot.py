@@ -101,7 +101,7 @@ def _run_lora(dtype: torch.dtype, num_experts: int, rank: int) -> None:
 
 
 def _run_decoding(dtype: torch.dtype, stream: torch.dtype, hidden_size: int, size: int) -> None:
-    """A token step's operations: 2 rows, 4 query heads and 2 key heads; rotary tables as the norms' type."""
+    """A token step's operations: 2 rows, 4 query heads and 2 key heads."""
     hidden, weight = (
         torch.zeros(2, hidden_size, dtype=stream),
         torch.zeros(hidden_size, dtype=dtype),
