@@ -73,7 +73,9 @@ def seconds_on(card: Card, function: Any, args: Any, tensors: Sequence[Tensor]) 
     flops = _flops_of(function, args)
     is_16_bit = bool(tensors) and tensors[0].dtype in _SUMMED_IN_32_BIT
     rate = card.tflops if is_16_bit else card.tflops32
-    return max(flops / (rate * 1e12), _bytes_of(card, function, args, tensors) / (card.gb_per_s * 1e9))
+    return max(
+        flops / (rate * 1e12), _bytes_of(card, function, args, tensors) / (card.gb_per_s * 1e9)
+    )
 
 
 def _bytes_of(card: Card, function: Any, args: Any, tensors: Sequence[Tensor]) -> float:

@@ -88,7 +88,9 @@ class Simulation(TorchDispatchMode):
         tensors = [*inputs, *tensors_in(tuple(kwargs.values()))] if kwargs else inputs
         num_fake = sum(isinstance(tensor, FakeTensor) for tensor in tensors)
         if num_fake == 0 and not _is_large(func, args, tensors):
-            if kwargs.get("device") is not None:  # small tensors keep their values, so the CPU has them
+            if (
+                kwargs.get("device") is not None
+            ):  # small tensors keep their values, so the CPU has them
                 kwargs = {**kwargs, "device": _CPU}
             return func(*args, **kwargs)
         if func is _aten._local_scalar_dense.default:

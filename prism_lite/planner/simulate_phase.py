@@ -140,7 +140,14 @@ def simulate_phase(
     )  # fmt: skip
 
 
-_COUNTED = ("sample", "judge", "train", "optimizer", "panel", "evaluate")  # regions of a phase's work
+_COUNTED = (
+    "sample",
+    "judge",
+    "train",
+    "optimizer",
+    "panel",
+    "evaluate",
+)  # regions of a phase's work
 
 
 @contextlib.contextmanager
@@ -161,9 +168,9 @@ def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
         total_memory=int(card.gib * GIB),
         multi_processor_count=64,
     )
-    import triton_kernels.decoding_triton  # noqa: F401 - their launches are replaced below
-    import triton_kernels.logprob_triton  # noqa: F401
-    import triton_kernels.lora_triton  # noqa: F401
+    import triton_kernels.decoding_triton
+    import triton_kernels.logprob_triton
+    import triton_kernels.lora_triton
     import triton_kernels.routing_triton  # noqa: F401
 
     kernels = [
@@ -212,6 +219,8 @@ def _token_cost(regions: dict[Key, Peak]) -> Cost:
     buffers have their full length from the start, so later draws need no more memory than the third.
     """
     numbers = sorted(key[1] for key in regions if key[0] == "draw")[:-1]  # nothing follows the last
-    second, third = (regions["draw", number] for number in (numbers[-2:-1] or numbers)[:1] + numbers[-1:])
+    second, third = (
+        regions["draw", number] for number in (numbers[-2:-1] or numbers)[:1] + numbers[-1:]
+    )
     assert second.total == third.total, "memory grows while decoding: simulate more draws"
     return Cost(third.busy_s, third.num_launches)

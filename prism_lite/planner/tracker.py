@@ -175,7 +175,9 @@ class Tracker:
         if self._card is None or function.is_view or str(function).startswith(_WITHOUT_KERNEL):
             return
         used = [*inputs, *tensors]
-        if any(isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda" for tensor in used):
+        if any(
+            isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda" for tensor in used
+        ):
             self.launch(seconds_on(self._card, function, args, used), "atten" in str(function))
 
     def launch(self, seconds: float, is_attention: bool = False) -> None:

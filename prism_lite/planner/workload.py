@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
 from typing import Literal, NamedTuple
 
 import torch
@@ -157,9 +156,7 @@ class Workload:
         if work == "judge":
             num_groups = self.groups_per_pack if stage == "warmup" else 1
             return num_groups * self._judged_tokens(self._students_per_pack(group_size))
-        return (
-            self.prompt_tokens + self._rollouts_per_pack(group_size) * self._completion_tokens
-        )
+        return self.prompt_tokens + self._rollouts_per_pack(group_size) * self._completion_tokens
 
     def _judged_tokens(self, num_students: int) -> int:
         """Tokens of a prompt with its teacher's parts and those of so many students."""

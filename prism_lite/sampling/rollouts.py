@@ -183,7 +183,8 @@ def rows_without_training(backbone: Backbone, group_size: int, sampling: Samplin
     room = placement.USED_SHARE * placement.free_bytes(backbone.device)
     if sampling.dense_weights != "never":
         room -= dense_bytes(backbone.core)
-    num_rows = min(MOST_ROWS, int(room / row_bytes)) // ROW_MULTIPLE * ROW_MULTIPLE
+    _, multiple = check_schedule(backbone.device)
+    num_rows = min(MOST_ROWS, int(room / row_bytes)) // multiple * multiple
     return max(sampling.max_rows, num_rows)
 
 
