@@ -1,18 +1,19 @@
 """Hours of a recipe on a card: predicted from the simulated operations.
 
-A step takes the larger of two times. The host's: operations it issues x `Card.host_us`. The card's: arithmetic
-or memory traffic of each operation at sustained speeds (cards.py), and `Card.kernel_us` for each. Where a
-token's step is recorded as a CUDA graph the host issues one operation, and kernels follow one another in
-`GRAPH_SHARE` of that time. Between two checks for finished rows nothing waits for the card; the checks
-themselves (one in 32 tokens) and the copies of a step's results cost less than a hundredth and are left out.
+A step takes the larger of two times. The host's: operations that it issues x `Card.host_us`. The card's:
+arithmetic or memory traffic of each operation at sustained speeds (cards.py), and `Card.kernel_us` each.
+Where a token's step is recorded as a CUDA graph the host issues one operation, and kernels follow one
+another in `GRAPH_SHARE` of that time. Nothing waits for the card between two checks for finished rows; the
+checks (one in 32 tokens) and the copies of a step's results cost less than a hundredth and are left out.
 
 Lengths are assumed: prompts, completions and parts are half as long as they may be on average, and of the
-rows decoded side by side one reaches the limit. Rows that finish earlier are counted as if they decoded on.
-All warm-up steps are counted, though it may end early. Loading, tokenising, checkpoints and plots are not.
+rows decoded side by side one reaches the limit. Rows that finish earlier count as if they were decoded to
+the end. All warm-up steps are counted, though it may end early. Not counted: loading, tokenising,
+checkpoints, plots.
 
-Sources: host cost, 59 ms for 28 layers x 79 operations (27 us) on a slow shared core, 15 to 20 us estimated for
-servers and 8 to 11 us for desktops; speeds see cards.py. A figure may be wrong by 40 %. `prism-lite plan
---measured FILE` scales each stage by what `gpu-check` has measured on the card.
+Host cost: 59 ms were measured for 28 layers x 79 operations (27 us each) on a slow shared core; 16 us for
+servers and Colab and 9 us for desktops are estimates from it by clock. A figure may be wrong by 40 %.
+`prism-lite plan --measured FILE` scales each stage by what `gpu-check` has measured on the card.
 """
 
 from __future__ import annotations

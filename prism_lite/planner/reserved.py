@@ -1,9 +1,9 @@
 """What torch's allocator reserves of a card for a sequence of tensors.
 
-Its rules with expandable segments (c10/cuda/CUDACachingAllocator.cpp, PyTorch 2.8 to 2.13): sizes are rounded
-up to 512 bytes; tensors up to 1 MiB and larger ones have a segment each; a tensor takes the smallest free
-block that holds it, else the segment grows, by 2 or 20 MiB at a time. A segment that has grown keeps its
-memory. One stream is assumed.
+Its rules with expandable segments (c10/cuda/CUDACachingAllocator.cpp, PyTorch 2.8 to 2.13): sizes are
+rounded up to 512 bytes; tensors up to 1 MiB have a segment, larger ones another; a tensor takes the least
+free block that holds it, else the segment grows, by 2 or 20 MiB at a time. A segment that has grown keeps
+its memory. One stream is assumed.
 """
 
 from __future__ import annotations

@@ -86,8 +86,7 @@ def run_phase(
             if phase.work == "panel":
                 assert memory.discriminator is not None
                 tracker.mark(("scoring",))
-                judged = workload.judged("align")
-                heldout_pairs(workload.backbone, memory.discriminator, judged)
+                heldout_pairs(workload.backbone, memory.discriminator, workload.panel())
             if phase.work == "evaluate":
                 tracker.mark(("saving",))
                 workload.backbone.adapter_state()
@@ -125,6 +124,7 @@ def _build_memory(
             ).to(backbone.device)
         if stage == "rlvr" and config.rlvr.kl_weight > 0 and config.rlvr.kl_reference == "start":
             backbone.freeze_copy(REFERENCE)
+        backbone.core.to(backbone.device)  # new adapters
     if discriminator is not None:
         optim = config.warmup.optim if stage == "warmup" else config.discriminator.optim
         discriminator_optimizer = _optimizer(list(discriminator.parameters()), optim, on_card)
@@ -225,7 +225,7 @@ def _fill_caches(
 def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) -> int:
     """Sample one batch of rows; return their number."""
     sampling = workload.config.sampling
-    if phase.work != "sample":
+    if phase.work != "sample" or phase.stage == "warmup":
         group_size, _ = workload.sampled(phase)
         rows = rows_without_training(workload.backbone, group_size, sampling)
         sampling = dataclasses.replace(sampling, max_rows=rows)

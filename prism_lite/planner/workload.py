@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from PIL import Image
 
 from prism_lite.config import AlignConfig, RlvrConfig, RunConfig, WarmupConfig
 from prism_lite.digits.task import DIGIT_PIXELS
+from prism_lite.discriminator.probes import PROMPTS_PER_CALL
 from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree
@@ -105,6 +107,15 @@ class Workload:
         student = Parts(caption, think, "w")
         return [
             JudgedPrompt(prompt, Parts(teacher, teacher, "w"), (student,) * num_students)
+            for prompt in self.prompts(num_prompts)
+        ]
+
+    def panel(self) -> list[JudgedPrompt]:
+        """Return what one call of the panel's scores takes: prompts with a teacher and a student each."""
+        num_prompts = min(PROMPTS_PER_CALL, self.sampled(Phase("align", "panel"))[1])
+        (judged, *_) = self.judged("align")
+        return [
+            dataclasses.replace(judged, prompt=prompt, students=judged.students[:1])
             for prompt in self.prompts(num_prompts)
         ]
 

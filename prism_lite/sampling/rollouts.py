@@ -12,6 +12,7 @@ L positions, d head size, D hidden.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,11 +130,14 @@ def sample_in_pieces(
 ) -> list[Group]:
     """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
 
-    The weights must not change meanwhile: they are read once.
+    The weights must not change meanwhile: they are read once. On a card rows come from the memory that is
+    free (`rows_without_training`).
 
     Args:
         with_progress: yields the pieces and shows `description` (`RunFolder.with_progress`).
     """
+    max_rows = rows_without_training(backbone, group_size, sampling)
+    sampling = dataclasses.replace(sampling, max_rows=max_rows)
     size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
     pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
     decoder = _decoder_for_sampling(backbone, min(size, len(samples)), group_size, sampling)
@@ -170,10 +174,11 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
 
 
 def rows_without_training(backbone: Backbone, group_size: int, sampling: SamplingConfig) -> int:
-    """Return `sampling.max_rows` for an evaluation or a panel: on a card more where memory is free.
+    """Return the rows for many prompts without an update: on a card more where memory is free.
 
-    `max_rows` leaves room for the update that follows. Nothing follows these, and a token costs nearly the
-    same for more rows. Dense weights come first: they save more than rows do.
+    These are evaluations, panels, and what the SFT policy answers before a stage. `sampling.max_rows` is
+    for a step's rollouts; a token costs nearly the same for more rows. Dense weights come first: they save
+    more than rows do.
     """
     if backbone.device.type != "cuda" or sampling.max_rows == 0:
         return sampling.max_rows

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from prism_lite.config import RunConfig, SamplingConfig
+from prism_lite.config import RunConfig
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
@@ -66,12 +66,12 @@ def evaluate(
     """
 
     def sample(samples: Sequence[Sample], name: str, *, greedy: bool) -> list[Group]:
-        group_size = 1 if greedy else config.eval.num_samples
+        temperature = 0.0 if greedy else 1.0
         return sample_in_pieces(
             backbone,
             samples[: config.eval.num_prompts or None],
-            group_size=group_size,
-            sampling=_sampling(backbone, config, group_size, temperature=0.0 if greedy else 1.0),
+            group_size=1 if greedy else config.eval.num_samples,
+            sampling=dataclasses.replace(config.sampling, temperature=temperature),
             description=f"evaluating {stage}, {name}",
             seed=(config.seed, "evaluate"),
             with_progress=with_progress,
@@ -110,11 +110,12 @@ def evaluate_inside(backbone: Backbone, task: TaskData, config: RunConfig) -> di
     """
 
     def rates_on(samples: Sequence[Sample]) -> dict[str, list[float]]:
+        max_rows = rows_without_training(backbone, config.eval.num_samples, config.sampling)
         groups = sample_groups(
             backbone,
             subset_inside(samples, config),
             group_size=config.eval.num_samples,
-            sampling=_sampling(backbone, config, config.eval.num_samples, temperature=1.0),
+            sampling=dataclasses.replace(config.sampling, temperature=1.0, max_rows=max_rows),
             seed=(config.seed, "evaluate", "inside"),
         )
         return _rates(groups, task)
@@ -123,14 +124,6 @@ def evaluate_inside(backbone: Backbone, task: TaskData, config: RunConfig) -> di
     if task.transfer:
         rates["transfer_accuracy"] = rates_on(task.transfer)["accuracy"]
     return _means(rates)
-
-
-def _sampling(
-    backbone: Backbone, config: RunConfig, group_size: int, *, temperature: float
-) -> SamplingConfig:
-    """Return the settings of the run at another temperature; rows by the memory that is free."""
-    max_rows = rows_without_training(backbone, group_size, config.sampling)
-    return dataclasses.replace(config.sampling, temperature=temperature, max_rows=max_rows)
 
 
 def spaced(items: Sequence[T], num: int) -> list[T]:

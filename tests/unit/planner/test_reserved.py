@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from prism_lite.planner.reserved import Reserved
@@ -52,7 +53,7 @@ def test_blocks_never_overlap_and_everything_freed_is_one_block():
             live.append(reserved.allocate(int(2 ** random.uniform(5, 26))))
     for is_small in (True, False):
         spans = sorted((b.start, b.start + b.size) for b in live if b.is_small == is_small)
-        assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
     assert sum(block.size for block in live) <= reserved.num_bytes
     before = reserved.num_bytes
     for block in live:
