@@ -181,9 +181,10 @@ def faking(fake_mode: FakeTensorMode, device: torch.device) -> Iterator[None]:
     (`Module.to` would move them there by swapping, which fake tensors do not allow.)
     """
 
-    def to(module: nn.Module, *_args: Any, **_kwargs: Any) -> nn.Module:
+    def to(module: nn.Module, *args: Any, **_kwargs: Any) -> nn.Module:
+        to_cpu = args and str(args[0]) == "cpu"
         for tensor in tensors_of_module(module):
-            relabelled(tensor, device)
+            relabelled(tensor, torch.device("cpu") if to_cpu else device)
         return module
 
     with mock.patch.object(nn.Module, "to", to), fake_mode:
