@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prism_lite.config import RunConfig
-from prism_lite.models import placement
+from prism_lite.models import placement, vision
 from prism_lite.planner.architectures import Architecture
 from prism_lite.planner.cards import Card
 from prism_lite.planner.cpu_memory import separate_cpu_memory
@@ -27,6 +27,7 @@ from prism_lite.planner.steps import run_phase
 from prism_lite.planner.tracker import Key, Peak, Tracker
 from prism_lite.planner.workload import Phase, Workload
 from prism_lite.sampling.decoder import dense_bytes
+from prism_lite.types import Picture
 
 GIB = 2**30
 NUM_DRAWS = 4  # tokens decoded in simulation: the others need as much as the third
@@ -158,6 +159,11 @@ def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
     def launch(_kernel: Any, _grid: Any, on: Tensor, *args: Any, **_config: Any) -> None:
         tracker.launch_kernel(arg for arg in args if isinstance(arg, Tensor))
 
+    def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Process one picture: all are equal (workload.py)."""
+        one = encode_pixels(image_processor, pictures[:1])
+        return {name: torch.cat([tensor] * len(pictures)) for name, tensor in one.items()}
+
     def free_bytes(_device: torch.device) -> int:
         assert tracker.free_bytes is not None
         return tracker.free_bytes
@@ -184,6 +190,8 @@ def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "launch", launch))
         stack.enter_context(mock.patch.dict(os.environ, PRISM_KERNELS="triton"))
         stack.enter_context(mock.patch.object(placement, "free_bytes", free_bytes))
+        encode_pixels = vision.pixel_inputs
+        stack.enter_context(mock.patch.object(vision, "pixel_inputs", pixel_inputs))
         stack.enter_context(
             mock.patch.multiple(
                 torch.cuda,

@@ -45,6 +45,7 @@ _BY_CODE = (
     ("/prism_lite/sampling/packed_cache.py", "_buffer", "kv_cache"),
     ("/prism_lite/sampling/packed_cache.py", "keep", "kv_cache"),
     ("/prism_lite/sampling/decoder.py", "_contiguous", "kv_cache"),
+    ("/prism_lite/sampling/decoder.py", "_merged", "weights"),
     ("/prism_lite/sampling/decoder.py", "_join_chunks", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
     ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
