@@ -179,7 +179,7 @@ class Tracker:
         if any(
             isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda" for tensor in used
         ):
-            self.launch(seconds_on(self._card, function, args, used), "atten" in str(function))
+            self.launch(seconds_on(self._card, function, args, used), _is_attention(function))
 
     def launch(self, seconds: float, is_attention: bool = False) -> None:
         """Count a kernel on the card."""
@@ -268,6 +268,10 @@ class Tracker:
             if frame is None:
                 break
         return "activations"
+
+
+def _is_attention(function: Any) -> bool:
+    return "attention" in str(function) or "_varlen_attn" in str(function)
 
 
 def tensors_in(values: Any) -> list[Tensor]:
