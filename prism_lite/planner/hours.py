@@ -7,9 +7,9 @@ another in `GRAPH_SHARE` of that time. Nothing waits for the card between two ch
 checks (one in 32 tokens) and the copies of a step's results cost less than a hundredth and are left out.
 
 Lengths are assumed: prompts, completions and parts are half as long as they may be on average, and of the
-rows decoded side by side one reaches the limit. Rows that finish earlier count as if they were decoded to
-the end. All warm-up steps are counted, though it may end early. Not counted: loading, tokenising,
-checkpoints, plots.
+rows decoded side by side one reaches the limit. Finished rows are dropped, so that fewer keys are read; the
+rest of a token is counted for all rows. All warm-up steps are counted, though it may end early. Not
+counted: loading, tokenising, checkpoints, plots.
 
 Host cost: 59 ms were measured for 28 layers x 79 operations (27 us each) on a slow shared core; 16 us for
 servers and Colab and 9 us for desktops are estimates from it by clock. A figure may be wrong by 40 %.
@@ -31,6 +31,9 @@ from prism_lite.planner.workload import Phase
 from prism_lite.types import STAGES, Stage
 
 MEAN_SHARE = 0.5  # mean length of a prompt or completion, as a share of its limit
+# Own tokens that a token reads on average, as a share of rows x longest completion: a sixth if lengths are
+# spread evenly and every finished row is dropped at once; they are when they are an eighth of the rows.
+OWN_SHARE = 0.2
 GRAPH_SHARE = 0.4  # of the time between two kernels that a CUDA graph leaves
 SESSION_HOURS = 12.0  # of Colab
 _START_HOURS = 0.25  # of a session, until the first step: installation, download, loading
@@ -137,10 +140,10 @@ def calibration(card: Card, record: Mapping[str, Any] | None) -> dict[Stage, flo
 
 
 def token_seconds(config: RunConfig, card: Card, sampled: Simulated, group_size: int) -> float:
-    """Return the time of one token of all rows, with half of the longest completion in memory."""
+    """Return the mean time of one token of all rows."""
     assert sampled.token_cost is not None
     num_prompts = sampled.num_rows / group_size
-    num_tokens = sampled.num_rows * config.sampling.max_completion_tokens / 2
+    num_tokens = OWN_SHARE * sampled.num_rows * config.sampling.max_completion_tokens
     num_tokens += num_prompts * MEAN_SHARE * sampled.prompt_tokens
     keys_s = num_tokens * sampled.key_bytes / (card.gb_per_s * 1e9)
     cost = sampled.token_cost

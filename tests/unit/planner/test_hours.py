@@ -58,8 +58,8 @@ def test_hours_are_what_the_model_says():
     """Everything by hand, for a card of 1 GB/s, 10 us a kernel and 100 us a launch."""
     found = predict_hours(made_recipe(), CARD, made_phases())
     pack = 2 * 2.0 + 2 * 1000 * 10e-6  # half of 4,000 tokens: 2 packs of 1,000
-    # rows' own tokens, half of the longest, and half a prompt for each group; 0.4 of the kernels' gaps
-    token = 0.004 + (8 * 100 + 1 * 50) * 1000 / 1e9 + 0.4 * 100 * 10e-6
+    # a fifth of rows x longest, and half a prompt for each group; 0.4 of the kernels' gaps
+    token = 0.004 + (8 * 40 + 1 * 50) * 1000 / 1e9 + 0.4 * 100 * 10e-6
     batch = 1.0 + 1000 * 10e-6 + 200 * token
     assert found.step_s == pytest.approx(
         {"sft": pack, "warmup": pack, "align": 2 * batch + 2 * pack, "rlvr": batch + pack}
