@@ -72,7 +72,9 @@ def check_tensor(
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must be one of {names}, got {describe(tensor)}")
-    if like is not None and tensor.device != like[1].device:
+    # small tensors of a simulated card keep their values, on the CPU (prism_lite/planner)
+    is_simulated = like is not None and any(isinstance(x, FakeTensor) for x in (tensor, like[1]))
+    if like is not None and not is_simulated and tensor.device != like[1].device:
         raise ValueError(
             f"{name} must be on the device of {like[0]} ({like[1].device}), got {describe(tensor)}"
         )
@@ -177,7 +179,7 @@ def mm_float32(a_MK: Tensor, b_KN: Tensor, *, out: Tensor | None = None) -> Tens
     """
     if a_MK.dtype == torch.float32:
         return torch.mm(a_MK, b_KN, out=out)
-    if is_fake(a_MK):  # memory planning: allocate what the library allocates on CUDA
+    if is_fake(a_MK) and a_MK.device.type != "cuda":  # allocate what the library allocates on CUDA
         return a_MK.new_empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32)
     if a_MK.device.type == "cpu":
         return torch.mm(a_MK.float(), b_KN.float(), out=out)

@@ -212,6 +212,8 @@ class AlignConfig:
     "Inverse temperature of DPO: a lower one lets the policy move further (method dpo)."
     panel_every: PositiveInt = 10
     "Steps between convergence panels on held-out pairs."
+    panel_pairs: PositiveInt = 200
+    "Held-out pairs of a panel, evenly spaced among those of the probes: the policy answers each."
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(5e-4))
 
 

@@ -12,6 +12,7 @@ L positions, d head size, D hidden.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,11 +130,14 @@ def sample_in_pieces(
 ) -> list[Group]:
     """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
 
-    The weights must not change meanwhile: they are read once.
+    The weights must not change meanwhile: they are read once. On a card rows come from the memory that is
+    free (`rows_without_training`).
 
     Args:
         with_progress: yields the pieces and shows `description` (`RunFolder.with_progress`).
     """
+    max_rows = rows_without_training(backbone, group_size, sampling)
+    sampling = dataclasses.replace(sampling, max_rows=max_rows)
     size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
     pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
     decoder = _decoder_for_sampling(backbone, min(size, len(samples)), group_size, sampling)
@@ -167,6 +171,26 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
     row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
     free = placement.free_bytes(backbone.device)
     return max(1, min(MOST_ROWS, int(placement.USED_SHARE * free / row_bytes)))
+
+
+def rows_without_training(backbone: Backbone, group_size: int, sampling: SamplingConfig) -> int:
+    """Return the rows for many prompts without an update: on a card more where memory is free.
+
+    These are evaluations, panels, and what the SFT policy answers before a stage. `sampling.max_rows` is
+    for a step's rollouts; a token costs nearly the same for more rows. Dense weights come first: they save
+    more than rows do.
+    """
+    if backbone.device.type != "cuda" or sampling.max_rows == 0:
+        return sampling.max_rows
+    num_tokens = sampling.max_completion_tokens + backbone.config.max_prompt_tokens / group_size
+    row_bytes = num_tokens * _token_bytes(backbone)
+    row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
+    room = placement.USED_SHARE * placement.free_bytes(backbone.device)
+    if sampling.dense_weights != "never":
+        room -= dense_bytes(backbone.core)
+    _, multiple = check_schedule(backbone.device)
+    num_rows = min(MOST_ROWS, int(room / row_bytes)) // multiple * multiple
+    return max(sampling.max_rows, num_rows)
 
 
 def _holds_dense_weights(
