@@ -45,6 +45,15 @@ def form_values(recipe: str) -> list[int]:
     return [functools.reduce(getattr, key.split("."), config) for key, _, _ in FORM_SETTINGS]
 
 
+def check_run_name(run_id: str) -> None:
+    """Raise a ValueError unless this can be the name of a run."""
+    if not RUN_ID.fullmatch(run_id):
+        raise ValueError(
+            f"run name {run_id!r}: expected 1 to 40 lower-case letters, digits, hyphens or underscores, "
+            "starting with a letter or digit."
+        )
+
+
 def training_arguments(recipe: str, values: Sequence[float | None]) -> list[str]:
     """Return the arguments of `prism-lite run --out DIR`: the recipe and what differs from it.
 
@@ -125,11 +134,7 @@ class Trainer:
 
     def start(self, run_id: str, arguments: Sequence[str]) -> TrainingProcess:
         """Start `prism-lite run --out DIR` with these arguments, for a new or an unfinished run."""
-        if not RUN_ID.fullmatch(run_id):
-            raise ValueError(
-                f"run name {run_id!r}: expected 1 to 40 lower-case letters, digits, hyphens or "
-                "underscores, starting with a letter or digit."
-            )
+        check_run_name(run_id)
         log = self._log(run_id)
         log.parent.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK).open("w") as lock:
