@@ -152,6 +152,11 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
         radius_size=gr.themes.sizes.radius_sm,
+    ).set(  # the default's white on light teal is hard to read
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
     try:
         _, address, _ = page.launch(

@@ -56,15 +56,15 @@ def think_errors(facts: DigitsFacts, parts: Parts) -> list[Span]:
     expected = max(candidates, key=lambda steps: _num_equal(written, steps))
     if len(expected) != len(written) or not _num_equal(written, expected):
         return [Span(parts.think, f"expected: {','.join(expected)}")]
-    wrong_at = next((i for i, step in enumerate(written) if step != expected[i]), len(written))
-    before, step, after = (
-        written[:wrong_at],
-        written[wrong_at : wrong_at + 1],
-        written[wrong_at + 1 :],
-    )
-    spans = [Span("".join(f"{text}," for text in before))]
-    spans += [Span(text, f"{text}: expected {expected[wrong_at]}") for text in step]
-    spans.append(Span("".join(f",{text}" for text in after)))
+    wrong_at = next((i for i, step in enumerate(written) if step != expected[i]), None)
+    if wrong_at is None:
+        return [Span(parts.think)]
+    step = written[wrong_at]
+    spans = [
+        Span("".join(f"{text}," for text in written[:wrong_at])),
+        Span(step, f"{step}: expected {expected[wrong_at]}"),
+        Span("".join(f",{text}" for text in written[wrong_at + 1 :])),
+    ]
     return [span for span in spans if span.text]
 
 

@@ -22,10 +22,10 @@ _PART_CLASSES = {CAPTION: "c", THINK: "t", ANSWER: "a"}
 # Figure, title, class of its line.
 _CHART_FIGURES = (
     ("accuracy", "answers", "a"),
-    ("transfer_accuracy", "answers, new kinds", "x"),
+    ("transfer_accuracy", "new kinds", "x"),
     ("caption_accuracy", "captions", "c"),
 )
-_WIDTH, _HEIGHT, _LEFT, _TOP, _LABELS = 500, 230, 34, 14, 150
+_WIDTH, _HEIGHT, _LEFT, _TOP, _LABELS = 480, 230, 34, 14, 116
 
 
 def question_html(sample: Sample, number: int, num_examples: int) -> str:
@@ -142,8 +142,8 @@ def chart_html(results: Mapping[str, Any]) -> str:
         for name, title, _ in names
     )
     caption = (
-        f"Right answers and captions, shares of {results.get('n')} held-out prompts; new kinds of questions "
-        "are those that alignment and RLVR never ask."
+        f"Right answers and captions, shares of {results.get('n')} held-out prompts. New kinds: "
+        "answers to questions that alignment and RLVR never ask."
     )
     if "control" in stages:
         caption += " Dashed: RLVR alone, with as many updates."

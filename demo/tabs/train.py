@@ -42,7 +42,7 @@ FIGURES = (
     ("peak memory", "mem/peak_gib", "{:.2f} GiB", "Peak of this stage; on a CPU, of the process."),
 )  # fmt: skip
 _STATES = {
-    "recorded": "A recorded run that ships with the demo: real results, no weights. "
+    "recorded": "A recorded run that ships with the demo: real results, and the final weights. "
     "Start a run of your own below.",
     "finished": "Finished: every stage is trained and evaluated.",
     "training": "Training as a separate process: closing this page, or the demo, does not stop it.",

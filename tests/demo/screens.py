@@ -66,8 +66,8 @@ def take(out: Path, run: str | None, wait_s: float) -> None:
         for mode, (width, height) in MODES.items():
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{url}?__theme={'dark' if mode == 'dark' else 'light'}")
-            page.wait_for_selector("#compare-note .note")
-            for tab in ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory"):
+            page.wait_for_selector(".story-card")
+            for tab in ("Story", "Compare", "Discriminator", "Train", "Rewards", "Data", "Memory"):
                 open_tab(page, tab)
                 page.mouse.wheel(0, 20_000)  # pictures further down load when they are near
                 page.wait_for_timeout(int(1000 * wait_s))
