@@ -1,4 +1,4 @@
-"""The app: the header, seven tabs, and how it is served.
+"""The app: the header, eight tabs, and how it is served.
 
 Nothing is loaded from other hosts: system fonts, no analytics, and a content security policy that blocks
 what Gradio's page would load elsewhere.
@@ -26,7 +26,7 @@ from demo.runs.folder import Home
 from demo.runs.trainer import Trainer
 from demo.screens import html
 from demo.site import Header, Site, connect
-from demo.tabs import compare, data, discriminator, memory, rewards, story, train
+from demo.tabs import compare, data, discriminator, memory, rewards, story, train, two_runs
 
 _TICK_S = 2.0
 _MAX_WAITING = 64
@@ -50,6 +50,8 @@ def build_app(site: Site) -> gr.Blocks:
             if not site.home.is_shared:
                 with gr.Tab("Train"):
                     train.build(site, header)
+            with gr.Tab("Two runs"):
+                two_runs.build(site, header)
             with gr.Tab("Rewards"):
                 rewards.build(site, header)
             with gr.Tab("Data") as data_tab:

@@ -20,6 +20,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+TABS = (
+    "Story", "Compare", "Discriminator", "Train", "Two runs", "Rewards", "Data", "Memory",
+)  # fmt: skip
 PHONE = (390, 844)
 README_WIDTH = 960
 MODES = {"light": (1280, 860), "dark": (1280, 860), "phone": PHONE}
@@ -67,11 +70,22 @@ def take(out: Path, run: str | None, wait_s: float) -> None:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{url}?__theme={'dark' if mode == 'dark' else 'light'}")
             page.wait_for_selector(".story-card")
-            for tab in ("Story", "Compare", "Discriminator", "Train", "Rewards", "Data", "Memory"):
+            for tab in (
+                "Story",
+                "Compare",
+                "Discriminator",
+                "Train",
+                "Two runs",
+                "Rewards",
+                "Data",
+                "Memory",
+            ):
                 open_tab(page, tab)
                 page.mouse.wheel(0, 20_000)  # pictures further down load when they are near
                 page.wait_for_timeout(int(1000 * wait_s))
-                page.screenshot(path=out / f"{tab.lower()}-{mode}.png", full_page=True)
+                page.screenshot(
+                    path=out / f"{tab.lower().replace(' ', '-')}-{mode}.png", full_page=True
+                )
         browser.close()
     app.close(verbose=False)
 

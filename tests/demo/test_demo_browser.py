@@ -16,11 +16,10 @@ import pytest
 
 from demo.runs import folder
 from prism_lite.recipe import load_recipe
-from tests.demo.screens import PHONE, open_tab
+from tests.demo.screens import PHONE, TABS, open_tab
 
 pytestmark = pytest.mark.browser
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
-TABS = ("Story", "Compare", "Discriminator", "Train", "Rewards", "Data", "Memory")
 
 
 def text_of(page: Any, selector: str) -> str:
@@ -282,7 +281,7 @@ def test_hostile_and_endless_completions_are_only_text(
         page.wait_for_selector("#marks-rlvr .mark")
         assert HOSTILE in text_of(page, "#answer-base")
         assert "characters]" in text_of(page, "#answer-rlvr")
-        for tab in TABS[2:6]:
+        for tab in TABS[2:7]:
             open_tab(page, tab)
             page.wait_for_timeout(700)
         open_tab(page, "Rewards")
