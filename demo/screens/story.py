@@ -5,8 +5,6 @@ Text of a model is escaped; what is wrong in it is underlined, and said in words
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from demo.runs.folder import STAGE_TITLES
 from demo.screens.errors import Span, answer_errors, caption_errors, think_errors
 from demo.screens.marks import Marks
+from demo.screens.pictures import picture_html
 from prism_lite.digits.wording import DigitsFacts
 from prism_lite.parts import ANSWER, CAPTION, THINK, Malformed, Parts, parse
 from prism_lite.types import Sample
@@ -30,9 +29,6 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _LABELS = 480, 230, 34, 14, 116
 
 def question_html(sample: Sample, number: int, num_examples: int) -> str:
     """Return the picture, the question and what is known of the truth."""
-    text = io.BytesIO()
-    sample.pictures[0].open().save(text, format="PNG")
-    source = base64.b64encode(text.getvalue()).decode("ascii")
     truth = ""
     if isinstance(sample.facts, DigitsFacts):
         digits = " ".join(map(str, sample.facts.digits))
@@ -40,10 +36,10 @@ def question_html(sample: Sample, number: int, num_examples: int) -> str:
     if sample.answer is not None:
         truth += f"The right answer is <b>{escape(sample.answer)}</b>."
     return (
-        f'<div class="story-question"><img src="data:image/png;base64,{source}" '
-        f'alt="the picture that the model sees"><div><h2>{escape(sample.question)}</h2>'
-        f"<p>{truth}</p><p class='stage-help'>Example {number} of {num_examples}; left and right "
-        "arrow keys show others.</p></div></div>"
+        f'<div class="story-question">{picture_html(sample.pictures[0].open())}<div>'
+        f"<h2>{escape(sample.question)}</h2><p>{truth}</p>"
+        f"<p class='stage-help'>Example {number} of {num_examples}; left and right arrow keys show "
+        "others.</p></div></div>"
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from demo.runs import folder
 from demo.screens import html, two_runs
@@ -50,7 +50,6 @@ def build(site: Site, header: Header) -> None:
 
 def _write(text: str, name: str) -> str:
     """Write a file where Gradio may serve it from; return its path."""
-    root = Path(os.environ["GRADIO_TEMP_DIR"])
-    file = Path(tempfile.mkdtemp(dir=root)) / name.replace(" ", "-")
+    file = Path(tempfile.mkdtemp(dir=get_upload_folder())) / name.replace(" ", "-")
     file.write_text(text, encoding="utf-8")
     return str(file)
