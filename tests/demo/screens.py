@@ -25,7 +25,7 @@ TABS = (
 )  # fmt: skip
 PHONE = (390, 844)
 README_WIDTH = 960
-MODES = {"light": (1280, 860), "dark": (1280, 860), "phone": PHONE}
+MODES = {"light": (1440, 900), "dark": (1440, 900), "phone": PHONE}
 
 
 def find_chromium() -> str | None:
