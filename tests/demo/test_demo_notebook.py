@@ -136,26 +136,16 @@ def test_a_machine_without_anything_to_install_is_told_so(tmp_path: Path) -> Non
     assert "nothing to install: upload a wheel" in done.stderr
 
 
-@pytest.mark.parametrize("torchao", ["0.10.0", "0.16.1", None])
-def test_the_install_cell_keeps_what_the_machine_has(tmp_path: Path, torchao: str | None) -> None:
-    """A wheel beside the notebook: installed with the machine's torch as a constraint."""
-    (tmp_path / "prism_lite-0.1.0-py3-none-any.whl").touch()
-    installed = {"torch": "2.11.0+cu130", "numpy": "2.1.0", "torchao": torchao}
-    stand_in = (
-        """
+_NO_PIP = """
 import os, subprocess
 from pathlib import Path
 from importlib import metadata
-INSTALLED = %r
 def version(name):
     if INSTALLED.get(name) is None: raise metadata.PackageNotFoundError(name)
     return INSTALLED[name]
 metadata.version = version
-class Done:
-    returncode = 0
 def run(command, **_):
     print("RUN", *command[3:])
-    return Done()
 subprocess.run = run
 class Popen:
     returncode, stdout = 0, ()
@@ -164,8 +154,14 @@ class Popen:
     def __exit__(self, *_): return False
 subprocess.Popen = Popen
 """
-        % installed
-    )
+
+
+@pytest.mark.parametrize("torchao", ["0.10.0", "0.16.1", None])
+def test_the_install_cell_keeps_what_the_machine_has(tmp_path: Path, torchao: str | None) -> None:
+    """A wheel beside the notebook: installed with the machine's torch as a constraint."""
+    (tmp_path / "prism_lite-0.1.0-py3-none-any.whl").touch()
+    installed = {"torch": "2.11.0+cu130", "numpy": "2.1.0", "torchao": torchao}
+    stand_in = f"INSTALLED = {installed!r}" + _NO_PIP
     install = next(cell for cell in code_cells() if "ADDRESS =" in cell)
     (tmp_path / "notebook.py").write_text(stand_in + install)
     done = subprocess.run(
