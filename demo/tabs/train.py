@@ -14,6 +14,7 @@ from demo.runs.folder import SAMPLE_ID, STAGE_TITLES
 from demo.screens import curves, html, widgets
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect
+from demo.tabs import own_data
 from prism_lite.recipe import recipe_names
 
 _STALE_S = 60.0
@@ -73,6 +74,8 @@ def build(site: Site, header: Header) -> None:
     header.on_run(lambda _: "", [reply])  # an answer about another run must not stay
     with gr.Accordion("Start a new run", open=False, elem_id="new-run"):
         _new_run(site, header)
+    with gr.Accordion("Train on your own data", open=False, elem_id="own-data"):
+        own_data.build(site, header)
     figures = widgets.figures("train-figures")
     outputs = [stepper, status, *buttons, figures, *_plots(), *_rollouts()]
     outputs.append(

@@ -168,7 +168,7 @@ def test_start_on_the_untouched_form_starts_a_run(
     [
         ("", "tiny", "run name '': expected 1 to 40 lower-case letters"),
         ("Bad name", "tiny", "run name 'Bad name': expected 1 to 40 lower-case letters"),
-        ("a", "t4-2b", "your own file"),
+        ("a", "t4-2b", "choose one under “Train on your own data”"),
     ],
 )
 def test_a_start_that_is_refused_says_why_beside_the_button(
@@ -185,6 +185,29 @@ def test_a_start_that_is_refused_says_why_beside_the_button(
     wait_for_text(page, "#start-reply", sentence)
     for button in ("pause", "resume", "stop"):
         assert page.locator(f"#{button}").is_disabled()
+
+
+def test_own_data_in_four_steps(
+    visit: Callable[..., Any], stand_in_url: str, tmp_path: Path
+) -> None:
+    folder_of_data = tmp_path / "data"
+    page = visit(stand_in_url)
+    open_tab(page, "Train")
+    page.locator("#own-data button").first.click()
+    page.locator("#own-start").click()
+    wait_for_text(page, "#own-start-reply", "no file chosen: put one (.jsonl, .ndjson")
+    folder_of_data.mkdir()
+    row = {"prompt": "What is 1+1?", "answer": "2"}
+    (folder_of_data / "mine.jsonl").write_text(json.dumps(row) + "\n" + "not a row\n")
+    page.locator("#own-train input").click()
+    page.get_by_role("option", name="mine.jsonl").click()
+    page.locator("#own-check").click()
+    wait_for_text(page, "#own-check-reply", "mine.jsonl:")
+    wait_for_text(page, "#own-check-reply", "row 2")
+    page.locator("#own-start").click()
+    wait_for_text(page, "#own-start-reply", "run-1 starts (process")
+    output = tmp_path / "runs" / ".logs" / "run-1.log"
+    assert output.is_file()
 
 
 def test_a_question_about_nothing_is_answered_in_place(

@@ -381,5 +381,5 @@ def test_the_command_of_the_form_names_what_was_changed() -> None:
     assert line == "prism-lite run --out runs/a --recipe tiny sft.steps=7"
     with pytest.raises(ValueError, match="expected 0 to"):
         trainer.training_arguments("tiny", [-1, *values[1:]])
-    with pytest.raises(ValueError, match="your own file"):
+    with pytest.raises(ValueError, match="Train on your own data"):
         trainer.require_embedded_data("t4-2b")
