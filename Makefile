@@ -8,14 +8,22 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: setup run test test-cpus check demo bench gpu-check test-unsloth resolve-gpu soak clean
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "prism_lite needs Python 3.11 or newer; set PYTHON=python3.11 (found: $$($(PYTHON) --version))"; exit 2; }
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
-	  || { echo "python3 -m venv failed; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 2; }
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch triton
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+# What the page needs and no more.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch triton
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "prism_lite needs Python 3.11 or newer; set PYTHON=python3.11 (found: $$($(PYTHON) --version))"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "python3 -m venv failed; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 2; }
 
 run: setup
 	$(BIN)/prism-lite run --recipe tiny
@@ -41,7 +49,7 @@ test-cpus: setup
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(or $(KILLS),200)
 
-demo: setup
+demo: $(VENV)/.demo
 	$(BIN)/prism-lite demo
 
 bench: setup

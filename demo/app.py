@@ -1,4 +1,4 @@
-"""The app: the header, six tabs, and how it is served.
+"""The app: the header, eight tabs, and how it is served.
 
 Nothing is loaded from other hosts: system fonts, no analytics, and a content security policy that blocks
 what Gradio's page would load elsewhere.
@@ -25,11 +25,11 @@ from demo.runs.folder import Home
 from demo.runs.trainer import Trainer
 from demo.screens import html
 from demo.site import Header, Site, connect
-from demo.tabs import compare, data, discriminator, memory, rewards, train
+from demo.tabs import compare, data, discriminator, memory, rewards, story, train, two_runs
 from demo.uploads import make_uploads_private
 
 _TICK_S = 2.0
-_MAX_WAITING = 16
+_MAX_WAITING = 64
 _DELETE_UPLOADS_S = 3600
 _GUEST = "guest"
 _STYLE = Path(__file__).with_name("style.css")
@@ -41,6 +41,8 @@ def build_app(site: Site) -> gr.Blocks:
     with gr.Blocks(title="prism_lite", analytics_enabled=False, delete_cache=delete_cache) as page:
         header = _header(site, page)
         with gr.Tabs():
+            with gr.Tab("Story"):
+                story.build(site, header)
             with gr.Tab("Compare"):
                 compare.build(site, header)
             with gr.Tab("Discriminator"):
@@ -48,6 +50,8 @@ def build_app(site: Site) -> gr.Blocks:
             if not site.home.is_shared:
                 with gr.Tab("Train"):
                     train.build(site, header)
+            with gr.Tab("Two runs"):
+                two_runs.build(site, header)
             with gr.Tab("Rewards"):
                 rewards.build(site, header)
             with gr.Tab("Data") as data_tab:
@@ -92,13 +96,14 @@ def _header(site: Site, page: gr.Blocks) -> Header:
         process = site.trainer.current()
         return list_runs(process.run_id if process is not None else site.home.first)
 
-    opened = connect(page.load, open_page, None, [run_choice])
+    opened = connect(page.load, open_page, None, [run_choice], is_silent=True)
     connect(run_choice.focus, list_runs, [run_choice], [run_choice])
     # not `prepare_model`: importing torch would delay the first paint
-    connect(opened.then, show_status, [run_choice], [badge])
-    for event, replaces in ((run_choice.change, not site.home.is_shared), (tick.tick, False)):
-        handler = functools.partial(prepare_model, replaces=replaces)
-        connect(event, handler, [run_choice], [badge])
+    connect(opened.then, show_status, [run_choice], [badge], is_silent=True)
+    replace_model = functools.partial(prepare_model, replaces=not site.home.is_shared)
+    connect(run_choice.change, replace_model, [run_choice], [badge])
+    keep_model = functools.partial(prepare_model, replaces=False)
+    connect(tick.tick, keep_model, [run_choice], [badge], is_silent=True)
     return Header(run_choice, opened, tick)
 
 
@@ -158,6 +163,11 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None, hosts: set[s
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
         radius_size=gr.themes.sizes.radius_sm,
+    ).set(  # the default's white on light teal is hard to read
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
     try:
         _, address, _ = page.launch(

@@ -16,7 +16,7 @@ from demo.runs.folder import STAGE_TITLES
 from demo.screens import answers, html, widgets
 from demo.screens.answers import GREEDY, NUM_EXAMPLES, SAMPLED
 from demo.screens.pictures import picture_file
-from demo.site import Header, Site, connect, errors_on_page
+from demo.site import Header, Site, connect
 from prism_lite.runs.changes import change_rows
 from prism_lite.runs.drift_report import HOW_TO_READ, drift_table
 from prism_lite.types import EVALUATED_STAGES
@@ -240,7 +240,7 @@ def _connect_question(
         run_id: str, source: str, example: int | None, question: str | None, digits_text: str,
         seed_number: float | None, tokens: str, sketch: Any = None, upload: str | None = None,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        with errors_on_page():
+        try:
             path = site.path(run_id)
             if seed_number is None:
                 raise ValueError(f"no seed: enter a whole number from 0 to {_MAX_SEED}.")
@@ -251,7 +251,8 @@ def _connect_question(
                     if example is None or not 1 <= example <= len(samples):
                         raise ValueError(f"example {example}: choose one of 1 to {len(samples)}.")
                     sample = samples[example - 1]
-                if sample is None or not folder.has_weights(path):
+                is_recorded = answers.is_recorded(path, sample, tokens, seed)
+                if is_recorded or not folder.has_weights(path):
                     yield answers.recorded_screen(path, sample, tokens, seed)
                     return
             if site.models.get(path) is None and folder.has_weights(path):
@@ -266,6 +267,9 @@ def _connect_question(
                 )
             with site.models.lock:
                 yield from answers.live_screens(model, sample, image, tokens, seed)
+        except ValueError as error:
+            yield answers.refusal_screen(str(error))
+            raise gr.Error(str(error), duration=15, print_exception=False) from error
 
     answering = gr.on(
         [form.ask.click, picture.example.change],
