@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -365,10 +366,13 @@ def test_data_that_changed_is_refused_by_name(tmp_path):
     config = micro_recipe(data__task="files", data__train=str(rows))
     core = torch.nn.Linear(1, 1)
     core.device, core.dtype = torch.device("cpu"), torch.float32
+    core.config = SimpleNamespace(_commit_hash="0123abc")  # the hub's revision
     write_environment(tmp_path, config, core)
     check_same_data(tmp_path, data)
     write_environment(tmp_path, config, core)
-    assert "earlier_sessions" not in json.loads((tmp_path / "env.json").read_text())
+    environment = json.loads((tmp_path / "env.json").read_text())
+    assert "earlier_sessions" not in environment
+    assert environment["model_revision"] == "0123abc"
     rows.write_text('{"query": "a", "answer": "2"}\n')
     with pytest.raises(ValueError, match=r"data\.train = .*rows\.jsonl has changed"):
         check_same_data(tmp_path, data)

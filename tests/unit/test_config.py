@@ -384,7 +384,12 @@ def test_the_loss_of_alignment_is_not_touched_by_the_preset_of_rlvr():
         (["rlvr.rewards.boxes=-1", "rlvr.rewards={ocr: 1}"], {"ocr": 1.0, "boxes": -1.0}),
         (
             ["rlvr.rewards.path/to/my.py:brevity=1", "rlvr.rewards.my.module:other=2"],
-            {"accuracy": 0.8, "format": 0.2, "path/to/my.py:brevity": 1.0, "my.module:other": 2.0},
+            {
+                "accuracy": 0.8,
+                "format": 0.2,
+                f"{Path.cwd()}/path/to/my.py:brevity": 1.0,
+                "my.module:other": 2.0,
+            },
         ),
     ],
 )
