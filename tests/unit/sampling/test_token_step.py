@@ -15,8 +15,10 @@ from prism_lite.config import SamplingConfig
 from prism_lite.sampling import token_step
 from prism_lite.sampling.decoder import lean_decoder, run_lean_decoder
 from prism_lite.sampling.packed_cache import PackedCache
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.sampling.token_step import StepRunner
 from tests.micro import fill_adapter
+from tests.unit.sampling.test_decoder import packed_without_waiting
 
 CARD: Any = SimpleNamespace(
     device=torch.device("cuda"), config=SimpleNamespace(embeddings_on_cpu=False)
@@ -35,20 +37,6 @@ class Launches(TorchDispatchMode):
         if not func.is_view and "empty" not in name:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
-
-
-@torch.library.custom_op("prism_tests::packed_attention", mutates_args=())
-def packed_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    begin_q: torch.Tensor,
-    begin_k: torch.Tensor,
-    most_queries: int,
-    most_keys: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The one call that it is on a card; of any values."""
-    return torch.zeros_like(q), torch.zeros(q.shape[1], q.shape[0])
 
 
 @torch.no_grad()
@@ -73,7 +61,7 @@ def launches_of_a_layer(backbone, monkeypatch, *, dense: bool) -> int:
             [4],
             max_tokens=8,
             num_shared=decoder.num_heads // decoder.num_kv_heads,
-            attention=packed_attention,
+            attention=packed_without_waiting,
         )
         cache.open_slot()
         table_R1d = torch.zeros(4, 1, decoder.head_size, dtype=torch.bfloat16)
@@ -154,3 +142,22 @@ def test_a_recording_that_fails_is_said_and_not_tried_again(monkeypatch):
     runner = StepRunner(CARD, SamplingConfig())  # the next batch
     runner.take(lambda: calls.append("step"), 32)
     assert len(calls) == 96
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA card")
+@pytest.mark.filterwarnings("error:sampling takes one operation:UserWarning")  # it is recorded
+@pytest.mark.parametrize("dense", ["always", "never"])
+def test_replayed_steps_draw_the_tokens_of_eager_ones(make_backbone, task, dense):
+    backbone = make_backbone()
+    fill_adapter(backbone)
+    tokens = []
+    for graph in ("auto", "never"):
+        sampling = SamplingConfig(
+            max_completion_tokens=80, dense_weights=dense, cuda_graph=graph, temperature=0.8
+        )
+        groups = sample_groups(
+            backbone, task.heldout[:3], group_size=8, sampling=sampling, seed=("graph",)
+        )
+        tokens.append([rollout.token_ids for group in groups for rollout in group.rollouts])
+    assert tokens[0] == tokens[1]
