@@ -160,8 +160,8 @@ def _refusal(error: urllib.error.HTTPError, key: str) -> EndpointError:
         text = ""
     status, detail = error.code, _quoted(_without(_message_of(text), key))
     if 300 <= status < 400:
-        location = _without(error.headers.get("Location", ""), key)
-        text = f"status {status}: it redirects to {_quoted(location)}; redirects are not followed"
+        host = urllib.parse.urlsplit(error.headers.get("Location", "")).netloc
+        text = f"status {status}: it redirects to {_without(host, key)}, which is not followed"
         return EndpointError(text, status=status, is_temporary=False)
     return EndpointError(
         f"status {status}: {detail}",
