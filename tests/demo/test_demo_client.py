@@ -67,8 +67,9 @@ def test_the_first_example_shows_a_caption_that_was_corrected(sample: Client) ->
     assert "✓ caption: right" in marks["rlvr"]
 
 
-def test_the_sample_cannot_answer_a_drawing_and_says_so(sample: Client) -> None:
-    with pytest.raises(AppError, match="needs the run's model"):
+def test_the_sample_asks_for_a_drawing(sample: Client) -> None:
+    """Its model is there: what is missing is the picture."""
+    with pytest.raises(AppError, match="nothing is drawn yet"):
         compare(sample, SAMPLE_ID, 1, source=DRAWING, question=QUESTION)
 
 
