@@ -80,7 +80,7 @@ def _check_system(platform: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from prism_lite.cli import data, demo, doctor, plan, settings, study, train, trained
+    from prism_lite.cli import data, demo, doctor, figures, plan, settings, study, train, trained
 
     parser = argparse.ArgumentParser(
         prog="prism-lite",
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.set_defaults(takes_settings=True)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    for module in (train, settings, trained, data, plan, study, doctor, demo):
+    for module in (train, settings, trained, figures, data, plan, study, doctor, demo):
         module.add_command(commands)
     return parser
 
