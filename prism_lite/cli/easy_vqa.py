@@ -23,6 +23,10 @@ def add_command(commands: Any) -> None:
         help="how often a demonstration's think ends in a wrong step (default 0.2)",
     )  # fmt: skip
     command.add_argument("--seed", type=int, default=0, metavar="N", help="draws order and errors")
+    command.add_argument(
+        "--tiny", action="store_true",
+        help="also train a tiny base model on these pictures (cached) and write DIR/tiny.yaml",
+    )  # fmt: skip
     command.set_defaults(handler=_write, takes_settings=False)
 
 
@@ -34,7 +38,7 @@ def _share(text: str) -> float:
 
 
 def _write(arguments: argparse.Namespace, _overrides: list[str]) -> int:
-    """Write the files and print what they hold.
+    """Write the files and print what they hold, and the commands that train on them.
 
     Raises:
         ValueError: the package is not installed.
@@ -48,4 +52,10 @@ def _write(arguments: argparse.Namespace, _overrides: list[str]) -> int:
             f"{file.path}: {file.num_rows} rows on {file.num_pictures} pictures; {file.num_left_out} "
             "questions are left out, as the answers do not settle color and shape of their picture"
         )
+    if arguments.tiny:
+        from prism_lite.easy_vqa import base_model
+
+        base = base_model.easy_vqa_base(rates, base_model.CONFIG)
+        recipe = base_model.write_recipe(out, base)
+        print(f"train the tiny model: prism-lite run --recipe {recipe} --out runs/easy")
     return 0
