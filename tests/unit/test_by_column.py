@@ -11,6 +11,7 @@ from prism_lite.deploy.by_column import figures_by_column
 from prism_lite.files import write_json
 from prism_lite.recipe import load_recipe, to_dict
 from tests.file_rows import make_rows, write_rows
+from tests.pipeline.commands import in_process
 
 KINDS = ("a", "b", "a", "a", "b")
 ACCURACY = (1.0, 0.5, 0.0, 0.5, 1.0)
@@ -40,6 +41,14 @@ def test_means_and_intervals_are_those_of_the_rows_of_each_value(run):
     # mean 0.75, deviation 0.25 * sqrt(2)
     half = 1.96 * 0.25 * math.sqrt(2) / math.sqrt(2)
     assert b["accuracy"] == pytest.approx([0.75, 0.75 - half, 1.0])
+
+
+def test_the_command_prints_and_writes_them(run, tmp_path):
+    done = in_process("figures", "--run", run, "--by", "kind", "--json", tmp_path / "f.json")
+    assert done.returncode == 0, done.stderr
+    assert "0.500 [0.000, 1.000]" in done.stdout
+    assert json.loads((tmp_path / "f.json").read_text()) == figures_by_column(run, "kind")
+    assert "no such column" in in_process("figures", "--run", run, "--by", "color").stderr
 
 
 def test_an_unknown_column_and_a_changed_file_are_refused(run, tmp_path):
