@@ -69,6 +69,7 @@ class PretendedCard(TorchDispatchMode):
         self._num_backwards = 0  # of torch's engine that are running
         self._num_kernels = 0  # of triton_kernels that are running, as their torch path
         self._tape: list[_Recorded] | None = None  # of the graph that is being recorded
+        self.is_moving_to_cpu = False  # by `_DeviceInPython`
 
     @property
     def num_launches(self) -> int:
@@ -195,9 +196,8 @@ class PretendedCard(TorchDispatchMode):
         self.synchronisations[kind] += 1
 
     def _is_to_cpu(self, function: Any, device: torch.device | None) -> bool:
-        """Check for a move to the CPU; other operations get the device of their input, seen from C++."""
-        is_cpu = device is not None and device.type == "cpu"
-        return is_cpu and function is aten._to_copy.default and not self._num_backwards
+        """Check for a move that Python asks for: C++ names "cpu", as it sees the device, on its own."""
+        return self.is_moving_to_cpu and function is aten._to_copy.default and device is not None
 
     def _written(self, args: Any, tensors: list[Tensor], result: Any) -> Any:
         """Return what an operation in place returns: the very tensors that it was given."""
@@ -258,6 +258,10 @@ class PretendedGraph:
 class _DeviceInPython(TorchFunctionMode):
     """The methods of a tensor that look at its device in C++, where a pretended one says "cpu"."""
 
+    def __init__(self, card: PretendedCard) -> None:
+        super().__init__()
+        self._card = card
+
     def __torch_function__(
         self, function: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -266,19 +270,19 @@ class _DeviceInPython(TorchFunctionMode):
             return function(*args, **kwargs)
         tensor = args[0]
         if function in (torch.Tensor.to, torch.Tensor.type_as):
-            return _moved(tensor, *args[1:], **kwargs)
+            return _moved(self._card, tensor, *args[1:], **kwargs)
         if function is torch.Tensor.cpu:
-            return _moved(tensor, "cpu")
+            return _moved(self._card, tensor, "cpu")
         if function is torch.Tensor.cuda:
             return tensor
         if function is torch.Tensor.tolist:
-            return _moved(tensor.detach(), "cpu").tolist()
+            return _moved(self._card, tensor.detach(), "cpu").tolist()
         if function is torch.Tensor.is_cuda.__get__:
             return True
         return function(*args, **kwargs)
 
 
-def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _moved(card: PretendedCard, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return `tensor.to(...)`: itself where it has the device and the type already."""
     device, dtype = torch.device("cuda:0"), tensor.dtype
     for value in (*args, *kwargs.values()):
@@ -289,7 +293,11 @@ def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         elif isinstance(value, str | torch.device):
             device = torch.device(value)
     if device.type == "cpu":
-        return aten._to_copy.default(tensor, dtype=dtype, device=device)
+        card.is_moving_to_cpu = True
+        try:
+            return aten._to_copy.default(tensor, dtype=dtype, device=device)
+        finally:
+            card.is_moving_to_cpu = False
     if dtype != tensor.dtype or kwargs.get("copy"):
         return aten._to_copy.default(tensor, dtype=dtype)
     return tensor
@@ -464,7 +472,7 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
         "is_bf16_supported": capability >= (8, 0), "_lazy_init": None,
         "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
     }  # fmt: skip
-    module_to, backward = nn.Module.to, torch.autograd.backward
+    module_to, run_engine = nn.Module.to, torch.autograd._engine_run_backward
 
     def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         given = [*args, *kwargs.values()]
@@ -477,21 +485,23 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
         return module
 
     def run_backward(*args: Any, **kwargs: Any) -> Any:
-        with card.in_backward(), _DeviceInPython():  # `Tensor.backward` has left the mode
-            return backward(*args, **kwargs)
+        with card.in_backward(), _DeviceInPython(card):  # `Tensor.backward` has left the mode
+            return run_engine(*args, **kwargs)
 
     with contextlib.ExitStack() as patches:
         for name, answer in answers.items():
             patches.enter_context(mock.patch.object(torch.cuda, name, lambda *_, a=answer, **__: a))
         patches.enter_context(mock.patch.object(nn.Module, "to", to))
         patches.enter_context(mock.patch.object(nn.Module, "cuda", lambda m: to(m, "cuda:0")))
-        patches.enter_context(mock.patch.object(torch.autograd, "backward", run_backward))
+        patches.enter_context(
+            mock.patch.object(torch.autograd, "_engine_run_backward", run_backward)
+        )
         patches.enter_context(mock.patch.object(torch.cuda, "CUDAGraph", PretendedGraph))
         patches.enter_context(mock.patch.object(torch.cuda, "graph", card.recording))
         for patch in _patches_of_product(card):
             patches.enter_context(patch)
         patches.enter_context(card)
-        patches.enter_context(_DeviceInPython())
+        patches.enter_context(_DeviceInPython(card))
         yield card
 
 
