@@ -105,7 +105,7 @@ def _flops_of(function: Any, args: Any) -> float:
         function
         in (
             _aten._scaled_dot_product_efficient_attention.default,
-            _aten._scaled_dot_product_flash_attention_for_cpu.default,  # of the vision tower, see Simulation
+            _aten._scaled_dot_product_flash_attention_for_cpu.default,  # of the tower, see Simulation
         )
     ):
         query, key, value = args[:3]
