@@ -44,7 +44,12 @@ class _TensorForm(NamedTuple):
 
 
 class Simulation(TorchDispatchMode):
-    """The dispatch mode that decides what is real and lets a tracker see both kinds."""
+    """The dispatch mode that decides what is real and lets a tracker see both kinds.
+
+    On a card fake tensors say cuda:0 to Python, so that code which asks takes a card's branches. To torch's
+    C++ code they are a CPU's: it would look for a driver. Of what we run it is only the kernel of
+    scaled_dot_product_attention that C++ chooses by device: the vision tower's is a CPU's, as large.
+    """
 
     def __init__(self, tracker: Tracker, fake_mode: FakeTensorMode, *, on_card: bool) -> None:
         super().__init__()
