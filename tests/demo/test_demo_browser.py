@@ -45,6 +45,10 @@ def test_every_tab_of_the_sample_shows_something(
     page.wait_for_function(
         "document.querySelector('#changes').innerText.includes('RLVR - RLVR alone')"
     )
+    page.get_by_role("button", name="Drift meter of this run").click()
+    page.wait_for_function(
+        "document.querySelector('#drift').innerText.includes('thinks wrong given the caption')"
+    )
     open_tab(page, "Discriminator")
     page.wait_for_selector("#heat-perception .token")
     page.locator("#advantage-bars canvas, #advantage-bars svg").first.wait_for()
