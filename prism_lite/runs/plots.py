@@ -24,7 +24,7 @@ _OPTIMIZER = [("grad_norm",), ("learning_rate",)]
 _POLICY = [
     ("reward",),
     ("reward_std",),
-    ("kl", _DRIFT),
+    ("kl", "kl_to_start", _DRIFT),
     ("entropy",),
     ("completions/mean_length",),
     ("completions/clipped_ratio", "malformed_rate"),

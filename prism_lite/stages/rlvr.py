@@ -29,17 +29,18 @@ from prism_lite.policy.advantages import (
 )
 from prism_lite.policy.step import rollout_kl, update_policy
 from prism_lite.rewards.group_rewards import accuracy_of, undecided_rollouts
-from prism_lite.stages.context import Context
-from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
-from prism_lite.stages.gate import check_gate
-from prism_lite.stages.guards import (
-    Alarm,
-    Alarms,
-    game_alarms,
+from prism_lite.stages.alarms.alarm import Alarm
+from prism_lite.stages.alarms.discriminator import game_alarms
+from prism_lite.stages.alarms.rewards import (
     undecided_answers,
     unscored_rollouts,
     zero_spread_groups,
 )
+from prism_lite.stages.alarms.stage import Alarms
+from prism_lite.stages.context import Context
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
+from prism_lite.stages.drift import kl_of_step
+from prism_lite.stages.gate import check_gate
 from prism_lite.stages.rollout_batch import RolloutBatch, sample_batch
 from prism_lite.stages.rollout_log import (
     reward_metrics,
@@ -73,7 +74,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     config, backbone, run = context.config.rlvr, context.backbone, context.run
     disc_config = context.config.discriminator
     discriminator = _load_discriminator(context) if config.game != "off" else None
-    context.load_policy(config.start)
+    start = run.load_final(config.start)["policy"]
+    backbone.load_adapter_state(start)
     backbone.drop_adapter(REFERENCE)
     if config.kl_weight > 0 and config.kl_reference == "start":
         backbone.freeze_copy(REFERENCE)
@@ -118,6 +120,9 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         records = rollout_records(batch.groups, advantage_R, scores, batch.rewards)
         run.write_rollouts(stage, step, records)
         # 3. policy-gradient step
+        metrics["kl_to_start"] = kl_of_step(
+            backbone, start, batch.sampled, temperature=context.config.sampling.temperature
+        )
         metrics |= update_policy(
             backbone,
             optimizers["policy"],

@@ -7,7 +7,7 @@ import math
 import torch
 
 from prism_lite.parts import Malformed, Parts
-from prism_lite.stages import guards
+from prism_lite.stages.alarms import alarm, completions, rewards, supervised
 from prism_lite.types import Rollout
 
 ZERO = torch.zeros(1)
@@ -18,8 +18,8 @@ def rollout(parts: Parts | Malformed, finish: str = "end") -> Rollout:
 
 
 def test_truncation_is_called_truncation():
-    assert guards.truncated_completions([True] + [False] * 9, limit=80) is None
-    alarm = guards.truncated_completions([True] * 3 + [False] * 7, limit=80)
+    assert completions.truncated_completions([True] + [False] * 9, limit=80) is None
+    alarm = completions.truncated_completions([True] * 3 + [False] * 7, limit=80)
     assert alarm is not None and alarm.value == 0.3
     assert "sampling.max_completion_tokens=160" in alarm.message
 
@@ -27,22 +27,24 @@ def test_truncation_is_called_truncation():
 def test_malformed_completions_name_the_reason_and_not_those_that_are_cut():
     good, bad = rollout(Parts("c", "t", "a")), rollout(Malformed("no <think>"))
     cut = rollout(Malformed("no end"), "length")
-    assert guards.malformed_completions([good, bad, cut, cut, cut]) is None
-    alarm = guards.malformed_completions([good, bad, bad, cut])
+    assert completions.malformed_completions([good, bad, cut, cut, cut]) is None
+    alarm = completions.malformed_completions([good, bad, bad, cut])
     assert alarm is not None and math.isclose(alarm.value, 2 / 3)
     assert "no <think>" in alarm.message and "no end" not in alarm.message
 
 
 def test_groups_without_spread_point_at_the_cause():
-    alarm = guards.zero_spread_groups([0.0] * 8, group_size=2, causes="truncated_completions")
+    alarm = rewards.zero_spread_groups([0.0] * 8, group_size=2, causes="truncated_completions")
     assert alarm is not None and "too easy" not in alarm.message
     assert "truncated_completions" in alarm.message
-    easy = guards.zero_spread_groups([1.0] * 6 + [0.0] * 2, group_size=2, largest=1.0)
+    easy = rewards.zero_spread_groups([1.0] * 6 + [0.0] * 2, group_size=2, largest=1.0)
     assert easy is not None and "75% of them have the largest reward" in easy.message
 
 
-def diverged(losses: list[float], grad_norm: float) -> guards.Alarm | None:
-    return guards.diverged_sft(losses, grad_norm, vocab_size=1000, optim="sft.optim.learning_rate")
+def diverged(losses: list[float], grad_norm: float) -> alarm.Alarm | None:
+    return supervised.diverged_sft(
+        losses, grad_norm, vocab_size=1000, optim="sft.optim.learning_rate"
+    )
 
 
 def test_a_diverged_loss():
