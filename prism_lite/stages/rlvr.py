@@ -38,8 +38,8 @@ from prism_lite.stages.alarms.rewards import (
 )
 from prism_lite.stages.alarms.stage import Alarms
 from prism_lite.stages.context import Context
-from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.drift import kl_of_step
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
 from prism_lite.stages.rollout_batch import RolloutBatch, sample_batch
 from prism_lite.stages.rollout_log import (
