@@ -173,6 +173,8 @@ from transformers import AutoModelForImageTextToText{", BitsAndBytesConfig" if n
 policy = PeftModel.from_pretrained(base, "policy")
 ```
 
+PEFT raises an ImportError beside torchao older than 0.16: `pip uninstall torchao`.
+
 On a CPU with AVX512-BF16, bitsandbytes rounds activations to bfloat16 in evaluation; to get exactly the
 answers of `prism-lite eval`, set `support_avx512bf16_for_cpu = False` on each of its linear layers.
 """
