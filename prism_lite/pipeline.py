@@ -142,6 +142,7 @@ def _run(
         write_environment(out, config, backbone.core, rewards, command)
         if not folder.results().get("stages", {}).get("base"):
             _evaluate(context, "base", base_s)
+            _write_reports(context)
         for stage in stages:
             folder.check_stop(f"before stage {stage}")
             if not folder.is_done(stage):

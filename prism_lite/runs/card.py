@@ -37,7 +37,6 @@ def write_model_card(folder: RunFolder) -> None:
     peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
     config, results = folder.config, folder.results()
     finished = [stage for stage in _WORK if folder.is_done(stage)]
-    plots = sorted(path.name for path in (folder.path / "plots").glob("*.png"))
     title = f"{folder.path.absolute().name}: {config.model.name}, recipe {config.recipe}"
     version = environment["prism_lite"] or "not installed"
     command = (environment.get("command") or "from Python").replace("|", "\\|")  # a cell of a table
@@ -66,7 +65,7 @@ def write_model_card(folder: RunFolder) -> None:
 | data | {environment["data"] or config.data.task} |
 
 {prompt_section(config)}
-{"".join(f"![{name}](plots/{name})" + chr(10) for name in plots)}
+{_plots_section(folder)}
 {_usage(folder, environment["compute_dtype"])}"""
     write_text(folder.path / "README.md", text)
 
@@ -147,6 +146,23 @@ plots/.
 def _reward_text(key: str, weight: float) -> str:
     source = f" (`{key}`)" if ":" in key else ""
     return f"{weight:g} {reward_name(key)}{source}"
+
+
+def _plots_section(folder: RunFolder) -> str:
+    """Return the plots, results first, and how to compare those of two runs; "" where there are none."""
+    names = [
+        name for name in ("results", *_WORK) if (folder.path / "plots" / f"{name}.png").is_file()
+    ]
+    if not names:
+        return ""
+    pictures = "\n".join(f"![{name}](plots/{name}.png)" for name in names)
+    return f"""Curves are moving averages with the steps faint behind them. To compare with another run on \
+the same held-out rows, put the two README.md side by side: `results` and the panels of shares have the \
+same axes in every run. A run is better if its interval in `results` is higher and does not overlap; a \
+higher reward without a higher eval/accuracy is no gain.
+
+{pictures}
+"""
 
 
 def _usage(folder: RunFolder, compute_dtype: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,14 +15,19 @@ class Alarm:
         value: the quantity.
         limit: the threshold.
         message: one sentence with both and what to do.
+        changes: what to change, as `retry_command` takes it; in it "STAGE." is the stage that
+            the alarm is of, "DISCRIMINATOR." the section with its optimizer.
     """
 
     name: str
     value: float
     limit: float
     message: str
+    changes: Mapping[str, str] = field(default_factory=dict)
 
 
-def above_limit(name: str, value: float, limit: float, message: str) -> Alarm | None:
+def above_limit(
+    name: str, value: float, limit: float, message: str, changes: Mapping[str, str] | None = None
+) -> Alarm | None:
     """Return an alarm if `value` is above `limit`."""
-    return Alarm(name, value, limit, message) if value > limit else None
+    return Alarm(name, value, limit, message, changes or {}) if value > limit else None

@@ -41,8 +41,9 @@ def length_collapse(num_tokens: Sequence[int], *, usual_num_tokens: float) -> Al
         share,
         _MIN_LENGTH_SHARE,
         f"completions are {share:.0%} of their usual length ({usual_num_tokens:.0f} tokens), below "
-        f"{_MIN_LENGTH_SHARE:.0%}: read some rollouts; repeat the stage in another --out with a lower "
-        "learning rate (STAGE.optim.learning_rate) or a larger rlvr.rewards.format.",
+        f"{_MIN_LENGTH_SHARE:.0%}: read some rollouts; repeat with a lower learning rate, or a larger "
+        "rlvr.rewards.format.",
+        {"STAGE.optim.learning_rate": "*0.5"},
     )
 
 
@@ -61,8 +62,9 @@ def truncated_completions(is_truncated: Sequence[bool], *, limit: int) -> Alarm 
         share,
         _MAX_TRUNCATED_SHARE,
         f"{share:.0%} of the completions are cut at sampling.max_completion_tokens = {limit} (limit "
-        f"{_MAX_TRUNCATED_SHARE:.0%}) and have no answer: give another --out with "
-        f"sampling.max_completion_tokens={2 * limit}; if they repeat themselves, see repeated_text.",
+        f"{_MAX_TRUNCATED_SHARE:.0%}) and have no answer: repeat with a larger limit; if they repeat "
+        "themselves, see repeated_text.",
+        {"sampling.max_completion_tokens": "*2"},
     )
 
 
@@ -81,8 +83,9 @@ def malformed_completions(rollouts: Sequence[Rollout]) -> Alarm | None:
         share,
         _MAX_MALFORMED_SHARE,
         f"{share:.0%} of the completions are malformed (limit {_MAX_MALFORMED_SHARE:.0%}), most often: "
-        f"{reason}. The policy does not know the format yet: give another --out with more SFT (a larger "
-        "sft.steps), on demonstrations with <caption>, <think> and <answer>.",
+        f"{reason}. The policy does not know the format yet: repeat with more SFT (sft.steps), on "
+        "demonstrations with <caption>, <think> and <answer>.",
+        {"sft.steps": "*2"},
     )
 
 
@@ -108,8 +111,8 @@ def repeated_text(completions: Sequence[str]) -> Alarm | None:
         share,
         _MAX_LOOPING_SHARE,
         f"{share:.0%} of the completions repeat themselves (limit {_MAX_LOOPING_SHARE:.0%}): read some, "
-        "and repeat the stage in another --out with a lower learning rate (STAGE.optim.learning_rate) or "
-        "sampling.temperature.",
+        "and repeat with a lower learning rate or sampling.temperature.",
+        {"STAGE.optim.learning_rate": "*0.5"},
     )
 
 

@@ -33,7 +33,8 @@ def discriminator_saturation(scores: Sequence[float], *, cap: float) -> Alarm | 
         share,
         _MAX_CAPPED_SHARE,
         f"{share:.0%} of the scores are at the cap of {cap:g} (limit {_MAX_CAPPED_SHARE:.0%}), where their "
-        "gradient vanishes: give another --out with a lower discriminator.optim.learning_rate.",
+        "gradient vanishes: repeat with a lower learning rate of the discriminator.",
+        {"DISCRIMINATOR.optim.learning_rate": "*0.5"},
     )
 
 
@@ -54,8 +55,8 @@ def discriminator_too_strong(
         accuracy,
         _MAX_PAIR_ACCURACY,
         f"the teacher wins {accuracy:.1%} of the pairs (limit {_MAX_PAIR_ACCURACY:.0%}): look for an "
-        "artefact that reveals the teacher, or give another --out with a lower "
-        "discriminator.optim.learning_rate.",
+        "artefact that reveals the teacher, or repeat with a lower learning rate of the discriminator.",
+        {"DISCRIMINATOR.optim.learning_rate": "*0.5"},
     )
 
 
@@ -75,8 +76,9 @@ def losing_discriminator(accuracies: Sequence[tuple[float, float]]) -> Alarm | N
         _MIN_HELDOUT_ACCURACY,
         f"the teacher wins at most {highest:.0%} of the held-out pairs on either channel, in "
         f"{_MAX_LOST_PANELS} panels in a row (limit {_MIN_HELDOUT_ACCURACY:.0%}): its scores are noise "
-        "by now. Give another --out with fewer align.steps, align.early_stop=true or a larger "
+        "by now. Repeat with align.early_stop=true, fewer align.steps or a larger "
         "discriminator.optim.learning_rate.",
+        {"align.early_stop": "true"},
     )
 
 

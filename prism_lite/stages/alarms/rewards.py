@@ -38,14 +38,15 @@ def zero_spread_groups(
             easy = num_best / len(flat)
             why = f"{easy:.0%} of them have the largest reward (too easy), the others are equally wrong"
         why += (
-            "; give another --out with rlvr.dynamic_sampling=true (with rlvr.game=off), a larger "
-            "rlvr.group_size, or other rows in data.rlvr"
+            "; repeat with a larger rlvr.group_size, other rows in data.rlvr, or "
+            "rlvr.dynamic_sampling=true (with rlvr.game=off)"
         )
     return above_limit(
         "zero_spread_groups",
         share,
         _MAX_FLAT_SHARE,
         f"{share:.0%} of the groups have no spread in reward (limit {_MAX_FLAT_SHARE:.0%}): {why}.",
+        {} if causes else {"rlvr.group_size": "*2"},
     )
 
 
@@ -63,8 +64,9 @@ def unscored_rollouts(rewards: Sequence[float]) -> Alarm | None:
         share,
         0.0,
         f"{share:.0%} of the rollouts have no reward, because every function of rlvr.rewards returned "
-        "None for them: the policy learns nothing from them; give another --out with a reward that always "
-        "has a value, as rlvr.rewards.format=0.2.",
+        "None for them: the policy learns nothing from them; repeat with a reward that always has a "
+        "value, as rlvr.rewards.format.",
+        {"rlvr.rewards.format": "0.2"},
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prism_lite.console import say
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.retry import retry_command
 from prism_lite.stages.alarms.alarm import Alarm
 from prism_lite.stages.alarms.completions import (
     answers_inside_think,
@@ -25,7 +26,7 @@ class Alarms:
     """
 
     def __init__(self, run: RunFolder, stage: str) -> None:
-        self._console = run.console
+        self._run, self._console = run, run.console
         self._limit = run.config.sampling.max_completion_tokens
         self._stage = stage
         self._printed: set[str] = set()
@@ -45,7 +46,17 @@ class Alarms:
                     f"metrics: alarms/{alarm.name})",
                     "bold red",
                 )
+                if command := retry_command(self._run, self._by_stage(alarm.changes)):
+                    say(self._console, f"  to repeat it so: {command}")
         return metrics
+
+    def _by_stage(self, changes: Mapping[str, str]) -> dict[str, str]:
+        policy = "rlvr" if self._stage == "control" else self._stage
+        discriminator = "warmup" if self._stage == "warmup" else "discriminator"
+        return {
+            key.replace("STAGE", policy).replace("DISCRIMINATOR", discriminator): value
+            for key, value in changes.items()
+        }
 
     def of_rollouts(self, groups: Sequence[Group]) -> list[Alarm | None]:
         """Check for completions that are cut or malformed, length collapse, loops, answers in think."""

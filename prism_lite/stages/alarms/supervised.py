@@ -30,8 +30,7 @@ def diverged_sft(
         return None
     chance, last = math.log(vocab_size), losses[-1]
     again = (
-        f"give another --out with a lower {optim} (a tenth of it), or look at the "
-        "demonstrations with `prism-lite data check`"
+        f"repeat with a lower {optim}, or look at the demonstrations with `prism-lite data check`"
     )
     if not math.isfinite(last) or (
         abs(last - chance) < _NEAR_CHANCE * chance and grad_norm < _ZERO_GRADIENT
@@ -42,6 +41,7 @@ def diverged_sft(
             chance,
             f"the loss is {last:.2f}, that of a guess among {vocab_size} tokens is {chance:.2f}, and the "
             f"gradient is {grad_norm:.1g}: the policy is destroyed and learns nothing more; {again}.",
+            {optim: "*0.1"},
         )
     num_judged = min(_SFT_STEPS_JUDGED, len(losses) // 2)
     if num_judged < _FEWEST_SFT_STEPS:
@@ -54,4 +54,5 @@ def diverged_sft(
         _SFT_WORSE * start,
         f"the mean loss of the last {num_judged} steps is {now:.2f}, above that of the first ones, "
         f"{start:.2f}: training diverges; {again}.",
+        {optim: "*0.1"},
     )
