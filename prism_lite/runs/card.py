@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prism_lite.config import RunConfig
@@ -144,7 +145,7 @@ plots/.
 
 
 def _reward_text(key: str, weight: float) -> str:
-    source = f" (`{key}`)" if ":" in key else ""
+    source = f" (`{Path(key).name}`)" if ":" in key else ""  # config.yaml has the folder
     return f"{weight:g} {reward_name(key)}{source}"
 
 

@@ -88,7 +88,7 @@ def test_a_file_of_ten_lines_trains_from_end_to_end(recipe, tmp_path, monkeypatc
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     assert recorded == {"brevity": {"file": str(file.resolve()), "sha256": digest}}
     settings = yaml.safe_load((out / "config.yaml").read_text())["rlvr"]["rewards"]
-    assert settings == {"accuracy": 0.8, "format": 0.2, "my_rewards.py:brevity": 0.5}
+    assert settings == {"accuracy": 0.8, "format": 0.2, f"{file}:brevity": 0.5}
 
     assert in_process(*command, own).returncode == 0, "a finished run is not done again"
     file.write_text(BREVITY.replace("1000", "2000"))
