@@ -12,7 +12,8 @@ import yaml
 from prism_lite import load_recipe
 from prism_lite.config import RunConfig
 from prism_lite.config.idle import idle_setting
-from prism_lite.recipe import known_keys, parse_config, recipe_names, to_dict
+from prism_lite.recipe import parse_config, recipe_names, to_dict
+from prism_lite.setting_names import known_keys
 
 
 def test_the_default_recipe_is_the_defaults():

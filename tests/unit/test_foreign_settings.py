@@ -8,7 +8,8 @@ import pytest
 
 from prism_lite.__main__ import _overrides
 from prism_lite.foreign_settings import _BY_STAGE, _FOREIGN, foreign_setting
-from prism_lite.recipe import known_keys, load_recipe
+from prism_lite.recipe import load_recipe
+from prism_lite.setting_names import known_keys
 
 # (as TRL, LLaMA-Factory, ms-swift, Unsloth or verl call it, ours)
 NAMES = [
