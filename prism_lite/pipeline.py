@@ -43,9 +43,9 @@ from prism_lite.stages.evaluate import evaluate, evaluated_samples
 from prism_lite.stages.preflight import (
     check_rewards,
     check_stages,
-    read_prompts,
     warn_of_shared_rows,
 )
+from prism_lite.stages.read_prompts import read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup

@@ -224,7 +224,7 @@ def evaluate_run(
     from prism_lite.runs.report import stage_line
     from prism_lite.sampling.rollouts import sample_groups
     from prism_lite.stages.evaluate import evaluate, evaluated_samples
-    from prism_lite.stages.preflight import read_prompts
+    from prism_lite.stages.read_prompts import read_prompts
 
     config = read_run(run_folder)
     task = heldout_task(config, data, columns, console=console)

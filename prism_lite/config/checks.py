@@ -142,7 +142,7 @@ def _check_warmup(config: WarmupConfig) -> None:
 
 
 def _check_memory(model: ModelConfig, max_completion_tokens: int) -> None:
-    # Whether each row fits with its own prompt is checked when the rows are read (stages/preflight.py).
+    # Whether each row fits with its own prompt is checked when the rows are read (stages/read_prompts.py).
     if max_completion_tokens >= model.max_pack_tokens:
         raise ValueError(
             f"sampling.max_completion_tokens = {max_completion_tokens} does not fit after a prompt into "

@@ -140,19 +140,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         metrics = rollout_metrics(batch.sampled, generated_s=generated_s) | metrics | batch.metrics
         metrics |= _reward_metrics(batch, reward_R, config.group_size)
         metrics |= undecided_metrics(batch.groups, batch.rewards)
-        is_decided_R = ~undecided_rollouts(batch.groups, batch.rewards)
-        filled_R = fill_unscored(reward_R, group_size=config.group_size)
-        of_rollouts = alarms.of_rollouts(batch.sampled)
-        causes = [a.name for a in of_rollouts if a and a.name in _NO_ANSWER]
         checked += [
-            *of_rollouts,
-            zero_spread_groups(
-                filled_R.tolist(),
-                group_size=config.group_size,
-                largest=_largest_reward(context.reward_weights),
-                causes=" and ".join(causes),
-            ),
-            unscored_rollouts(reward_R[is_decided_R].tolist()),
+            *_check_rewards(context, batch, reward_R, alarms.of_rollouts(batch.sampled)),
             undecided_answers(metrics.get("rewards/accuracy/undecided", 0.0)),
         ]
         metrics |= alarms.report(checked, step)
@@ -163,11 +152,30 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     run.save_final(stage, tensors)
 
 
+def _check_rewards(
+    context: Context, batch: RolloutBatch, reward_R: Tensor, of_rollouts: list[Alarm | None]
+) -> list[Alarm | None]:
+    """Check the rewards of a step; return these alarms after those of its rollouts, which explain them."""
+    group_size = context.config.rlvr.group_size
+    is_decided_R = ~undecided_rollouts(batch.groups, batch.rewards)
+    causes = [alarm.name for alarm in of_rollouts if alarm and alarm.name in _NO_ANSWER]
+    return [
+        *of_rollouts,
+        zero_spread_groups(
+            fill_unscored(reward_R, group_size=group_size).tolist(),
+            group_size=group_size,
+            largest=_largest_reward(context.reward_weights),
+            causes=" and ".join(causes),
+        ),
+        unscored_rollouts(reward_R[is_decided_R].tolist()),
+    ]
+
+
 def _largest_reward(weights: dict[str, float]) -> float | None:
     """Return the reward of a perfect rollout; None where a user's function has an unknown range."""
     if not weights.keys() <= set(BUILT_IN_REWARDS):
         return None
-    return sum(weight for name, weight in weights.items() if name != "overlong")
+    return sum(max(weight, 0.0) for name, weight in weights.items() if name != "overlong")
 
 
 def _load_discriminator(context: Context) -> Discriminator:
