@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from prism_lite.config import RunConfig
+from prism_lite.config import DataConfig, RunConfig
 from prism_lite.config.checks import (
     alignment_verifies,
     discriminator_before_rlvr,
@@ -35,23 +36,39 @@ def warn_of_shared_rows(config: RunConfig, task: TaskData, console: Console) -> 
         return (" ".join(sample.question.split()), *(picture.id for picture in sample.pictures))
 
     heldout = {key_of(sample) for sample in task.heldout}
-    for setting in ("train", "warmup", "align", "rlvr"):
-        if getattr(data, setting) is not None and getattr(data, setting) == data.heldout:
-            what = f"data.heldout and data.{setting} are the same rows ({data.heldout})"
-            break
-    else:
-        trained = (*task.sft, *task.warmup, *task.align, *task.rlvr)
-        shared = heldout & {key_of(sample) for sample in trained}
-        if not shared:
-            return
-        what = f"{len(shared)} of {len(heldout)} held-out questions are also trained on"
-    fix = f"prism-lite data check {shlex.quote(data.train or '')} --eval {shlex.quote(data.heldout or '')}"
+    trained = (*task.sft, *task.warmup, *task.align, *task.rlvr)
+    shared = {key: sample.file for sample in trained if (key := key_of(sample)) in heldout}
+    if not shared:
+        return
+    file = next(iter(shared.values()))
     say(
         console,
-        f"alarm shared_rows: {what}, so held-out figures say nothing about new rows. Keep other rows aside "
-        f"for data.heldout, in another --out; `{fix} --fix OUT` writes the training rows without them.",
+        f"alarm shared_rows: {len(shared)} of {len(heldout)} held-out questions are also trained on, so "
+        f"held-out figures say nothing about new rows. {_how_to_part(file, data, len(heldout))}",
         "bold red",
     )
+
+
+def _how_to_part(train: str, data: DataConfig, num_heldout: int) -> str:
+    """Return the command that keeps the rows of a training file and of the held-out one apart."""
+    heldout, num_aside = data.heldout or "", max(1, num_heldout // 10)
+    folder, name = Path(train).parent, Path(train.partition("#")[0]).stem
+    if train == heldout and train.endswith(".jsonl"):
+        parts = [folder / f"{name}-{end}.jsonl" for end in ("train", "heldout")]
+        source, kept, aside = (shlex.quote(str(path)) for path in (train, *parts))
+        commands = (
+            f"head -n {num_aside} {source} > {aside}; tail -n +{num_aside + 1} {source} > {kept}"
+        )
+        return f"Keep rows aside and name both files, in another --out: {commands}"
+    if train == heldout:
+        return "Name other rows as data.heldout, in another --out."
+    words = ["prism-lite", "data", "check", train]
+    words += ["--eval", heldout, "--fix", f"{name}-train.jsonl"]
+    if data.columns:
+        words += ["--columns", json.dumps(dict(data.columns))]
+    if data.image_root:
+        words += ["--image_root", data.image_root]
+    return f"Train on the rows that are not held out, in another --out: {shlex.join(words)}"
 
 
 def check_rewards(
