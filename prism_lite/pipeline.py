@@ -29,6 +29,7 @@ from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
+from prism_lite.runs.checkpoint import disk_errors
 from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, open_run, peak_gib, start_peak
@@ -271,10 +272,12 @@ def _write_exports(context: Context) -> None:
     with_policy = [stage for stage in finished if stage in POLICY_STAGES]
     if with_policy:
         context.load_policy(with_policy[-1])
-        context.backbone.save_policy(str(folder.path / "policy"))
+        with disk_errors(folder.path / "policy"):
+            context.backbone.save_policy(str(folder.path / "policy"))
     for stage in reversed(finished):
         tensors = folder.load_final(stage)
         if "discriminator" in tensors:
             config = context.config.discriminator
-            save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
+            with disk_errors(folder.path / "discriminator"):
+                save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
             return

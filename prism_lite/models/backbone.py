@@ -167,7 +167,9 @@ class Backbone:
         # PEFT puts every adapter not named "default" into a subfolder.
         with tempfile.TemporaryDirectory() as parent:
             self.peft.save_pretrained(parent, selected_adapters=[POLICY])
-            shutil.copytree(Path(parent) / POLICY, folder, dirs_exist_ok=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for file in (Path(parent) / POLICY).iterdir():  # copytree hides the system's error
+                shutil.copy2(file, folder)
 
     def prompt(self, sample: Sample) -> Prompt:
         """Return the encoded prompt of a sample; recent ones are cached.

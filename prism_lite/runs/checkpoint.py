@@ -14,7 +14,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,8 @@ def _write_files(temporary: Path, trained: Trained, state: dict[str, Any]) -> No
     for name, tensors in trained.tensors.items():
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         path = temporary / f"{name}.safetensors"
-        try:
+        with disk_errors(path):
             save_file(contiguous, path)
-        except SafetensorError as error:  # its text alone says why
-            raise OSError(_errno_of(str(error)), str(error)) from error
     for name, optimizer in trained.optimizers.items():
         path = temporary / f"{name}.optimizer.pt"
         buffer = io.BytesIO()  # given a file, torch's own writer hides the system's error
@@ -156,10 +155,19 @@ def _write_files(temporary: Path, trained: Trained, state: dict[str, Any]) -> No
         _flush(path)
 
 
-def _errno_of(message: str) -> int:
-    """Return the number in "(os error 28)", or that of an input/output error."""
-    match = re.search(r"os error (\d+)", message)
-    return int(match[1]) if match else errno.EIO
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what safetensors says about a file that cannot be written as the system's own error.
+
+    Raises:
+        OSError: with the number of its text, "(os error 28)", which alone says why.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        match = re.search(r"os error (\d+)", str(error))
+        number = int(match[1]) if match else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _problem(folder: Path, *, fingerprint: str | None) -> str | None:
