@@ -21,7 +21,8 @@ def test_truncation_is_called_truncation():
     assert completions.truncated_completions([True] + [False] * 9, limit=80) is None
     alarm = completions.truncated_completions([True] * 3 + [False] * 7, limit=80)
     assert alarm is not None and alarm.value == 0.3
-    assert "sampling.max_completion_tokens=160" in alarm.message
+    assert "sampling.max_completion_tokens = 80" in alarm.message
+    assert alarm.changes == {"sampling.max_completion_tokens": "*2"}
 
 
 def test_malformed_completions_name_the_reason_and_not_those_that_are_cut():
@@ -55,5 +56,6 @@ def test_a_diverged_loss():
     chance = diverged([2.0, math.log(1000)], 0.0)
     assert chance is not None and chance.name == "sft_at_chance"
     assert "sft.optim.learning_rate" in chance.message
+    assert chance.changes == {"sft.optim.learning_rate": "*0.1"}
     assert diverged([2.0, math.log(1000)], 1.0) is None, "at the start it is there with a gradient"
     assert diverged([2.0, math.nan], 0.0) is not None
