@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from prism_lite.stages.alarms.alarm import Alarm, above_limit
 
 _SFT_STEPS_JUDGED = 10  # mean loss of the first and of the last steps
-_FEWEST_SFT_STEPS = 2
+_FEWEST_SFT_STEPS = 5  # of each
+_NUM_ERRORS = 3.0  # standard errors of the difference: batches of rows differ in their loss
 _SFT_WORSE = 1.1  # of the loss at the start
 _NEAR_CHANCE = 0.02  # of ln V
 _ZERO_GRADIENT = 1e-6
@@ -46,12 +47,13 @@ def diverged_sft(
     num_judged = min(_SFT_STEPS_JUDGED, len(losses) // 2)
     if num_judged < _FEWEST_SFT_STEPS:
         return None
-    start = statistics.fmean(losses[:num_judged])
-    now = statistics.fmean(losses[-num_judged:])
+    first, recent = losses[:num_judged], losses[-num_judged:]
+    start, now = statistics.fmean(first), statistics.fmean(recent)
+    error = math.sqrt((statistics.variance(first) + statistics.variance(recent)) / num_judged)
     return above_limit(
         "sft_diverges",
         now,
-        _SFT_WORSE * start,
+        max(_SFT_WORSE * start, start + _NUM_ERRORS * error),
         f"the mean loss of the last {num_judged} steps is {now:.2f}, above that of the first ones, "
         f"{start:.2f}: training diverges; {again}.",
         {optim: "*0.1"},
