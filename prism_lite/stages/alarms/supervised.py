@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from prism_lite.stages.alarms.alarm import Alarm, above_limit
 
-_SFT_STEPS_JUDGED = 10  # mean loss of the first and of the last steps
-_FEWEST_SFT_STEPS = 5  # of each
-_NUM_ERRORS = 3.0  # standard errors of the difference: batches of rows differ in their loss
+_FEWEST_STEPS_JUDGED, _MOST_STEPS_JUDGED = 5, 10  # the last ones
+_NUM_ERRORS = 3.0  # standard errors: batches of rows differ in their loss
 _SFT_WORSE = 1.1  # of the loss at the start
 _NEAR_CHANCE = 0.02  # of ln V
 _ZERO_GRADIENT = 1e-6
@@ -44,17 +43,16 @@ def diverged_sft(
             f"gradient is {grad_norm:.1g}: the policy is destroyed and learns nothing more; {again}.",
             {optim: "*0.1"},
         )
-    num_judged = min(_SFT_STEPS_JUDGED, len(losses) // 2)
-    if num_judged < _FEWEST_SFT_STEPS:
+    recent = losses[1:][-_MOST_STEPS_JUDGED:]
+    if len(recent) < _FEWEST_STEPS_JUDGED:
         return None
-    first, recent = losses[:num_judged], losses[-num_judged:]
-    start, now = statistics.fmean(first), statistics.fmean(recent)
-    error = math.sqrt((statistics.variance(first) + statistics.variance(recent)) / num_judged)
+    start, now = losses[0], statistics.fmean(recent)  # (the first one is before any update)
+    error = statistics.stdev(recent) * math.sqrt(1 + 1 / len(recent))
     return above_limit(
         "sft_diverges",
         now,
         max(_SFT_WORSE * start, start + _NUM_ERRORS * error),
-        f"the mean loss of the last {num_judged} steps is {now:.2f}, above that of the first ones, "
+        f"the mean loss of the last {len(recent)} steps is {now:.2f}, above that of the first one, "
         f"{start:.2f}: training diverges; {again}.",
         {optim: "*0.1"},
     )

@@ -51,11 +51,14 @@ def diverged(losses: list[float], grad_norm: float) -> alarm.Alarm | None:
 def test_a_diverged_loss():
     assert diverged([2.0 - 0.01 * i for i in range(40)], 1.0) is None
     assert diverged([2.0], 1.0) is None
-    rising = diverged([1.0, 1.1, 1.0, 1.1, 1.0, 2.0, 2.1, 3.0, 3.2, 3.0], 1.0)
+    rising = diverged([1.0, 1.1, 2.0, *([2.9, 3.1] * 5)], 1.0)
     assert rising is not None and rising.name == "sft_diverges"
     noisy = [0.10, 0.07, 0.13, 0.11, 0.08, 0.14, 0.09, 0.10, 0.15, 0.09]
-    assert diverged(noisy, 1.0) is None, "14 % higher, less than batches differ by chance"
+    assert diverged(noisy, 1.0) is None, "no more than batches differ"
+    assert diverged([0.07, *noisy], 1.0) is None, "an easy first batch"
     assert diverged([0.10, 0.10, 0.12, 0.12], 1.0) is None, "too few steps"
+    at_once = diverged([0.1, 3.0, 6.0, 7.0, 7.1, 7.0, 6.9, 7.0, 7.0, 7.1, 7.0, 7.0], 1.0)
+    assert at_once is not None and at_once.value > 6
     chance = diverged([2.0, math.log(1000)], 0.0)
     assert chance is not None and chance.name == "sft_at_chance"
     assert "sft.optim.learning_rate" in chance.message
