@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -59,7 +60,7 @@ def check(monkeypatch, untrained, trained, *, setting="stop", num_pairs=200) -> 
         backbone=None,
         config=micro_recipe(align__gate=setting),
         task=SimpleNamespace(probe=(None,) * num_pairs),
-        run=SimpleNamespace(console=console, metrics=lambda stage: lines),
+        run=SimpleNamespace(console=console, metrics=lambda stage: lines, path=Path("nowhere")),
     )
     gate.check_gate(context, None)  # type: ignore[arg-type]
     return " ".join(console.file.getvalue().split())
