@@ -32,22 +32,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    with signals.caught():
-        return _run(sys.argv[1:] if argv is None else list(argv))
-
-
-def _run(command_line: list[str]) -> int:
-    from prism_lite.types import Stopped
-
+    command_line = sys.argv[1:] if argv is None else list(argv)
     command_text = shlex.join(["prism-lite", *command_line])
     resuming = shlex.join(["prism-lite", *_without_once(command_line)])
+    with signals.caught(resuming), signals.reacts("exit"):
+        return _run(command_line, command_text, resuming)
+
+
+def _run(command_line: list[str], command_text: str, resuming: str) -> int:
+    from prism_lite.types import Stopped
+
     try:
         arguments, rest = _parser().parse_known_args(command_line)
         _check_system(sys.platform)
         if rest and not arguments.takes_settings:
             raise ValueError(f"{arguments.command} takes no settings, got {rest[0]!r}.")
         arguments.command_text = command_text
-        return arguments.handler(arguments, _overrides(rest))
+        with signals.reacts("raise"):
+            return arguments.handler(arguments, _overrides(rest))
     except (Stopped, KeyboardInterrupt) as stop:
         with signals.reacts("note"):
             print(f"{str(stop) or 'interrupted'}; resume with: {resuming}", flush=True)

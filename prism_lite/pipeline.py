@@ -30,6 +30,7 @@ from prism_lite.output import lasting_output
 from prism_lite.rehearsal import rehearse_stages
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
+from prism_lite.runs.checkpoint import disk_errors
 from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, open_run, start_peak
@@ -47,9 +48,9 @@ from prism_lite.stages.memory import context_with_less_memory, free_memory
 from prism_lite.stages.preflight import (
     check_rewards,
     check_stages,
-    read_prompts,
     warn_of_shared_rows,
 )
+from prism_lite.stages.read_prompts import read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
@@ -188,6 +189,7 @@ def _train(
     write_environment(folder.path, config, backbone.core, context.rewards, command)
     if not folder.results().get("stages", {}).get("base"):
         context = _evaluate(context, "base", base_s)
+        _write_reports(context)
     for stage in stages:
         folder.check_stop(f"before stage {stage}")
         if not folder.is_done(stage):
@@ -337,10 +339,12 @@ def _write_exports(context: Context) -> None:
     with_policy = [stage for stage in finished if stage in POLICY_STAGES]
     if with_policy:
         context.load_policy(with_policy[-1])
-        context.backbone.save_policy(str(folder.path / "policy"))
+        with disk_errors():
+            context.backbone.save_policy(str(folder.path / "policy"))
     for stage in reversed(finished):
         tensors = folder.load_final(stage)
         if "discriminator" in tensors:
             config = context.config.discriminator
-            save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
+            with disk_errors():
+                save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
             return

@@ -14,7 +14,8 @@ from demo.runs import folder, samples
 from demo.screens import curves, html, widgets
 from demo.screens.pictures import picture_html
 from demo.site import Header, Site, connect
-from prism_lite.stages import guards
+from prism_lite.stages.alarms import completions
+from prism_lite.stages.alarms import rewards as reward_alarms
 
 MAX_CELL = 60
 _GAME_NOTE = (
@@ -177,12 +178,12 @@ def _figures(path: Path, step: int, sums: pd.Series) -> str:
 
 
 def _alarms(sums: pd.Series, records: Records) -> str:
-    """Return what the guards of the training say about this step's rollouts."""
+    """Return what the alarms of the training say about this step's rollouts."""
     texts = [record["completion"] for record in records]
-    alarms = [guards.repeated_text(texts), guards.answers_inside_think(texts)]
+    alarms = [completions.repeated_text(texts), completions.answers_inside_think(texts)]
     sizes = set(sums.groupby("group").size())
     if len(sizes) == 1 and sums.notna().all():
-        alarms.append(guards.zero_spread_groups(list(sums), group_size=sizes.pop()))
+        alarms.append(reward_alarms.zero_spread_groups(list(sums), group_size=sizes.pop()))
     notes = [html.note(f"Alarm {a.name}: {a.message}", tone="warn") for a in alarms if a]
     text = "No alarms (checked: repeated text, answers inside think, groups without spread)."
     return "".join(notes) or html.note(text, tone="good")

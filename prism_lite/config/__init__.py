@@ -261,7 +261,7 @@ class RlvrConfig:
     "Official numbers of an algorithm (recipes/rlvr/NAME.yaml) for what the recipe leaves open."
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     kl_weight: NonNegativeFloat = 0.0
-    "Weight of the KL divergence to the reference. 0: no reference is held or run."
+    "Weight of the KL divergence to the reference. 0: off (kl_to_start is measured all the same)."
     kl_kind: KlKind = "k3"
     "Estimator: k1, k2 or k3 of Schulman. In the loss k1 has a gradient of mean zero."
     kl_in: Literal["loss", "reward"] = "loss"

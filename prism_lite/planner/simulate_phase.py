@@ -203,7 +203,9 @@ def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
             )
         )
         # it would find small tensors, which keep their values (fake_tensors.py), on the CPU
-        stack.enter_context(mock.patch.object(bitsandbytes.functional, "is_on_gpu", lambda _tensors: True))
+        stack.enter_context(
+            mock.patch.object(bitsandbytes.functional, "is_on_gpu", lambda _tensors: True)
+        )
         stack.enter_context(separate_cpu_memory(tracker))
         yield
 

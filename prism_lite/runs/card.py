@@ -41,7 +41,6 @@ def write_model_card(folder: RunFolder) -> None:
     peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
     config, results = folder.config, folder.results()
     finished = [stage for stage in _WORK if folder.is_done(stage)]
-    plots = sorted(path.name for path in (folder.path / "plots").glob("*.png"))
     title = f"{folder.path.absolute().name}: {config.model.name}, recipe {config.recipe}"
     version = environment["prism_lite"] or "not installed"
     command = (environment.get("command") or "from Python").replace("|", "\\|")  # a cell of a table
@@ -70,7 +69,7 @@ def write_model_card(folder: RunFolder) -> None:
 | data | {environment["data"] or config.data.task} |
 {_changed_inputs(folder)}
 {prompt_section(config)}
-{"".join(f"![{name}](plots/{name})" + chr(10) for name in plots)}
+{_plots_section(folder)}
 {_usage(folder, environment["compute_dtype"])}"""
     write_text(folder.path / "README.md", text)
 
@@ -159,6 +158,23 @@ def _reward_text(key: str, weight: float) -> str:
     return f"{weight:g} {reward_name(key)}{source}"
 
 
+def _plots_section(folder: RunFolder) -> str:
+    """Return the plots, results first, and how to compare those of two runs; "" where there are none."""
+    names = [
+        name for name in ("results", *_WORK) if (folder.path / "plots" / f"{name}.png").is_file()
+    ]
+    if not names:
+        return ""
+    pictures = "\n".join(f"![{name}](plots/{name}.png)" for name in names)
+    return f"""Curves are moving averages with the steps faint behind them. To compare with another run on \
+the same held-out rows, put the two README.md side by side: `results` and the panels of shares have the \
+same axes in every run. A run is better if its interval in `results` is higher and does not overlap; a \
+higher reward without a higher eval/accuracy is no gain.
+
+{pictures}
+"""
+
+
 def _usage(folder: RunFolder, compute_dtype: str) -> str:
     """Explain how to load policy/ without prism_lite, on the quantised base that it was trained on."""
     adapter = folder.path / "policy" / "adapter_config.json"
@@ -182,6 +198,8 @@ from transformers import AutoModelForImageTextToText{", BitsAndBytesConfig" if n
 )
 policy = PeftModel.from_pretrained(base, "policy")
 ```
+
+PEFT raises an ImportError beside torchao older than 0.16: `pip uninstall torchao`.
 
 On a CPU with AVX512-BF16, bitsandbytes rounds activations to bfloat16 in evaluation; to get exactly the
 answers of `prism-lite eval`, set `support_avx512bf16_for_cpu = False` on each of its linear layers.

@@ -14,7 +14,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,19 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     name = not_finite(tensors)
     if name is not None:
         raise RuntimeError(_poison(path.name, name))
-    try:
+    with disk_errors():
         save_file(tensors, path, metadata)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise what safetensors says about a file that cannot be written as the system's own error.
+
+    Raises:
+        OSError: such as "no space left on device".
+    """
+    try:
+        yield
     except SafetensorError as error:
         raise system_error(error) from error
 

@@ -24,10 +24,13 @@ from prism_lite.policy.step import update_policy
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.seeding import samples_at, seed_of
+from prism_lite.stages.alarms.discriminator import cut_parts, game_alarms
+from prism_lite.stages.alarms.rewards import undecided_answers
+from prism_lite.stages.alarms.stage import Alarms
 from prism_lite.stages.context import Context
+from prism_lite.stages.drift import kl_of_step
 from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
-from prism_lite.stages.guards import Alarms, cut_parts, game_alarms, undecided_answers
 from prism_lite.stages.rollout_log import (
     reward_metrics,
     rollout_metrics,
@@ -43,7 +46,8 @@ def run_align(context: Context) -> None:
     backbone, run, task = context.backbone, context.run, context.task
     seed, sampling = context.config.seed, context.config.sampling
     discriminator = context.load_discriminator("warmup")
-    context.load_policy("sft")
+    start = context.run.load_final("sft")["policy"]
+    backbone.load_adapter_state(start)
     optimizers = {
         "policy": context.optimizer(config.optim),
         "discriminator": context.optimizer(disc_config.optim, discriminator),
@@ -92,7 +96,8 @@ def run_align(context: Context) -> None:
         records = rollout_records(groups, advantage_R, judged.scores, rewards)
         run.write_rollouts("align", step, records)
         # 4. policy-gradient step
-        metrics = update_policy(
+        kl_to_start = kl_of_step(backbone, start, groups, temperature=sampling.temperature)
+        metrics = {"kl_to_start": kl_to_start} | update_policy(
             backbone,
             optimizers["policy"],
             groups,

@@ -18,9 +18,10 @@ from prism_lite.discriminator.step import CHANNELS, GameScores, JudgedPrompt, di
 from prism_lite.models.optim import Optimizer
 from prism_lite.parts import Parts
 from prism_lite.sampling.rollouts import rows_without_training, sample_groups
+from prism_lite.stages.alarms.alarm import Alarm
+from prism_lite.stages.alarms.discriminator import losing_discriminator
 from prism_lite.stages.context import Context
 from prism_lite.stages.evaluate import spaced
-from prism_lite.stages.guards import Alarm, losing_discriminator
 from prism_lite.types import Group
 
 _MEMORY = 0.9  # share of its old value that a running spread keeps at each step

@@ -10,6 +10,7 @@ from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import grounding_probe, wilson95
 from prism_lite.discriminator.step import CHANNELS
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.retry import retry_command
 from prism_lite.stages.context import Context
 
 _KNOWN = 0.9  # an untrained probe from here on leaves nothing to learn
@@ -81,9 +82,9 @@ NO_PROBE = (
 
 def _stop_or_warn(context: Context, message: str) -> None:
     if context.config.align.gate == "stop":
-        raise ValueError(
-            f"{message}; or begin alignment all the same: the same command with align.gate=warn."
-        )
+        command = retry_command(context.run, {"align.gate": "warn"}, resumes=True)
+        all_the_same = command or "the same settings with align.gate=warn."
+        raise ValueError(f"{message}; or begin alignment all the same: {all_the_same}")
     say(context.run.console, f"warning: {message}.", "bold red")
 
 

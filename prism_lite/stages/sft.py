@@ -16,8 +16,9 @@ from prism_lite.models.optim import Optimizer, learning_rate_at, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import predicted_logprobs
 from prism_lite.seeding import samples_at
+from prism_lite.stages.alarms.stage import Alarms
+from prism_lite.stages.alarms.supervised import diverged_sft
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import Alarms, diverged_sft
 from prism_lite.types import Sample
 
 

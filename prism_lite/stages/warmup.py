@@ -34,8 +34,9 @@ from prism_lite.discriminator.step import CHANNELS, JudgedPrompt, discriminator_
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.seeding import batch_at, seed_of
+from prism_lite.stages.alarms.discriminator import game_alarms
+from prism_lite.stages.alarms.stage import Alarms
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import Alarms, game_alarms
 from prism_lite.stages.student_groups import num_students, split_groups, student_groups
 from prism_lite.types import Sample
 

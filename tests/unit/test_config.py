@@ -11,7 +11,9 @@ import yaml
 
 from prism_lite import load_recipe
 from prism_lite.config import RunConfig
-from prism_lite.recipe import known_keys, parse_config, recipe_names, to_dict
+from prism_lite.config.idle import idle_setting
+from prism_lite.recipe import parse_config, recipe_names, to_dict
+from prism_lite.setting_names import known_keys
 
 
 def test_the_default_recipe_is_the_defaults():
@@ -454,3 +456,47 @@ def test_presets_are_not_recipes():
 def test_policy_settings_that_make_no_sense_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_recipe("tiny", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "instead"),
+    [
+        (["data.num_sft=5", "data.task=files"], "data.task=digits"),
+        (["data.on_bad_row=skip"], "data.task=files"),
+        (["eval.num_inside=8"], "eval.every"),
+        (["warmup.steps=5", "align.method=dpo", "rlvr.game=off"], "method=adversarial"),
+        (["align.alpha=0.3", "align.method=sft", "rlvr.game=off"], "method=adversarial"),
+        (["align.replay_fraction=0.5", "align.method=sft", "rlvr.game=on"], "adversarial"),
+        (["discriminator.top_k=1", "discriminator.routing=dense"], "routing=grouped"),
+        (["align.weight=0.5", "rlvr.game=off"], "align.mode"),
+        (["align.wrong_penalty=0.5", "align.mode=rlvr"], "align.mode=gated"),
+        (["rlvr.kl_reference=base"], "rlvr.kl_weight"),
+        (["rlvr.loss.clip_high=0.3"], "rlvr.num_minibatches=2"),
+        (["rlvr.loss.clip_low=0.3", "rlvr.num_minibatches=2", "rlvr.loss.name=cispo"], "dapo"),
+        (["align.loss.sapo_temperature_positive=2"], "align.loss.name=sapo"),
+        (["rlvr.judge.model=x"], "rlvr.rewards.judge"),
+    ],
+)
+def test_a_setting_without_effect_is_named_with_what_would_give_it_one(overrides, instead):
+    key = overrides[0].partition("=")[0]
+    problem = idle_setting(load_recipe("tiny", overrides), key)
+    assert problem is not None and problem.startswith(f"{key} has no effect with ")
+    assert instead in problem
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["align.alpha=0.3"],
+        ["warmup.steps=5", "align.method=dpo", "rlvr.game=on"],
+        ["align.weight=0.5", "rlvr.game=on"],
+        ["align.group_size=4", "align.method=best_of_n"],
+        ["rlvr.kl_weight=0"],
+        ["rlvr.kl_kind=k2", "rlvr.kl_weight=0.1"],
+        ["rlvr.loss.clip_high=0.3", "rlvr.num_minibatches=2"],
+        ["rlvr.loss.clip_high=0.3", "rlvr.teacher_rollout=true", "rlvr.game=off"],
+        ["rlvr.rewards.format=0.5"],
+    ],
+)
+def test_a_setting_with_an_effect_is_accepted(overrides):
+    assert idle_setting(load_recipe("tiny", overrides), overrides[0].partition("=")[0]) is None

@@ -10,7 +10,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_each_row_of_the_fault_table_is_a_test():
-    lines = (REPOSITORY / "prism_lite" / "runs" / "FAULTS.md").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (REPOSITORY / "prism_lite" / "runs" / "FAULTS.md").read_text(encoding="utf-8").splitlines()
+    )
     rows = [line for line in lines if line.startswith("| ") and not line.startswith("| **")][1:]
     assert len(rows) >= 30
     tests = []

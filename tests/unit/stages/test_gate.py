@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -60,7 +61,7 @@ def check(monkeypatch, untrained, trained, *, setting="stop", num_pairs=200, alp
         backbone=None,
         config=micro_recipe(align__gate=setting, align__alpha=alpha),
         task=SimpleNamespace(probe=(None,) * num_pairs),
-        run=SimpleNamespace(console=console, metrics=lambda stage: lines),
+        run=SimpleNamespace(console=console, metrics=lambda stage: lines, path=Path("nowhere")),
     )
     gate.check_gate(context, None)  # type: ignore[arg-type]
     return " ".join(console.file.getvalue().split())
