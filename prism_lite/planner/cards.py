@@ -101,12 +101,9 @@ def _flops_of(function: Any, args: Any) -> float:
         return 2.0 * args[1].numel() * args[2].shape[-1]
     if function is torch.ops.bitsandbytes.gemm_4bit.default:
         return 2.0 * args[0].numel() * args[2][0]  # args[2] is the weight's shape, [out, in]
-    if (
-        function
-        in (
-            _aten._scaled_dot_product_efficient_attention.default,
-            _aten._scaled_dot_product_flash_attention_for_cpu.default,  # of the tower, see Simulation
-        )
+    if function in (
+        _aten._scaled_dot_product_efficient_attention.default,
+        _aten._scaled_dot_product_flash_attention_for_cpu.default,  # of the tower, see Simulation
     ):
         query, key, value = args[:3]
         return 2.0 * query.numel() * (key.shape[-2] + value.shape[-2])

@@ -110,9 +110,10 @@ def _build_memory(
     on_card: bool,
 ) -> _Memory:
     config, backbone, device = workload.config, workload.backbone, workload.backbone.device
+    core: Any = backbone.core
     discriminator = discriminator_optimizer = policy_optimizer = None
     with building:
-        backbone.core.to("cpu")  # a simulated card copies only where the simulation sees it
+        core.to("cpu")  # a simulated card copies only where the simulation sees it
         if stage in ("warmup", "align") or (stage == "rlvr" and config.rlvr.game != "off"):
             if config.discriminator.trunk == "sft":
                 backbone.freeze_copy(TRUNK)
@@ -125,7 +126,7 @@ def _build_memory(
             ).to(device)
         if stage == "rlvr" and config.rlvr.kl_weight > 0 and config.rlvr.kl_reference == "start":
             backbone.freeze_copy(REFERENCE)
-        backbone.core.to(device)
+        core.to(device)
     if discriminator is not None:
         optim = config.warmup.optim if stage == "warmup" else config.discriminator.optim
         discriminator_optimizer = _optimizer(list(discriminator.parameters()), optim, on_card)
