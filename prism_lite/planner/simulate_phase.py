@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import bitsandbytes.functional
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -203,9 +202,7 @@ def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
             )
         )
         # it would find small tensors, which keep their values (fake_tensors.py), on the CPU
-        stack.enter_context(
-            mock.patch.object(bitsandbytes.functional, "is_on_gpu", lambda _tensors: True)
-        )
+        stack.enter_context(mock.patch("bitsandbytes.functional.is_on_gpu", lambda _tensors: True))
         stack.enter_context(separate_cpu_memory(tracker))
         yield
 

@@ -260,7 +260,9 @@ def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[N
         tracker.mark(("draw", count))
         drawn = draw_tokens(logits_RV, *args, **kwargs)
         token = end_id if count >= num_draws else 0
-        return drawn._replace(token_R=torch.full_like(drawn.token_R, token))
+        # a tensor with values, which the check for finished rows reads
+        token_R = torch.full(drawn.token_R.shape, token, device=drawn.token_R.device)
+        return drawn._replace(token_R=token_R)
 
     with (
         mock.patch.object(token_step, "draw_tokens", draw),
