@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -136,6 +137,7 @@ def _run(
     ):  # after SFT, so that a run ends with its own policy
         place = stages.index("sft") + 1 if "sft" in stages else 0
         stages = [*stages[:place], "control", *stages[place:]]
+    _check_one_process()
     check_machine(config)
     check_trackers(config)
     check_folder(out, config)
@@ -226,6 +228,20 @@ def _run_stage(context: Context, stage: Stage) -> Context:
             parameter.grad = None
         free_memory()
         backbone.load_adapter_state(start)
+
+
+def _check_one_process() -> None:
+    """Refuse a launcher of several processes, on every rank: each would train the same run by itself.
+
+    Raises:
+        ValueError: torchrun or accelerate started more than one process.
+    """
+    text = os.environ.get("WORLD_SIZE", "")
+    if text.isdigit() and int(text) > 1:
+        raise ValueError(
+            f"{text} processes were started (WORLD_SIZE={text}), and prism_lite trains on one card: start "
+            "it without torchrun, or with accelerate launch --num_processes 1."
+        )
 
 
 def _waits(out: Path, stage: str) -> bool:
