@@ -1,4 +1,4 @@
-"""The figures of the study in README and METHOD are those of the stored studies."""
+"""The figures of the study in the README, RESULTS.md and METHOD.md are those of the stored studies."""
 
 from __future__ import annotations
 
