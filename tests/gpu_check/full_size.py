@@ -14,6 +14,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import Any
 
 import torch
@@ -210,7 +211,7 @@ def phase_facts(
     except (RuntimeError, AssertionError) as error:  # out of memory is a RuntimeError
         _forget(backbone, device)
         return facts | {"error": f"{type(error).__name__}: {error}"[:500]}
-    num_repeats = workload.num_repeats(phase)
+    num_repeats = _num_repeats(workload, phase)
     seconds = watch.seconds()
     if phase.work == "sample":
         per_token = watch.seconds_per_token()
@@ -221,6 +222,17 @@ def phase_facts(
         facts["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 3)
         facts["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 3)
     return facts | _prediction(config, architecture, phase, device)
+
+
+def _num_repeats(workload: Workload, phase: Phase) -> int:
+    """Return how often a step repeats what a phase runs once; 0 of what is not in every step."""
+    if phase.work in ("judge", "train"):
+        return ceil(workload.step_tokens(phase) / workload.pack_tokens(phase))
+    if phase.work != "sample" or phase.stage == "warmup":
+        return 0
+    group_size, num_prompts = workload.sampled(phase)
+    rows, at_once = workload.sampling_batch(phase, workload.config.sampling.max_rows)
+    return ceil(num_prompts / at_once) * ceil(group_size / rows)
 
 
 def _prediction(
