@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup run test test-cpus check demo bench gpu-check test-unsloth resolve-gpu soak clean
+.PHONY: setup run test test-long test-cpus check demo bench gpu-check test-unsloth resolve-gpu soak clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
@@ -31,14 +31,18 @@ run: setup
 # Two processes of one thread each: on two cores half the time of one process of two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: setup
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+# Plans of every recipe at full size, and gpu-check on the CPU: about fifteen minutes.
+test-long: setup
+	$(PYTEST) -m long
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 # The numerical tests with the vector instructions of other CPUs (default, AVX2, AVX-512), each with one
 # thread and with two; about 15 minutes.

@@ -137,6 +137,7 @@ def test_a_check_that_runs_too_long_is_ended_and_keeps_what_it_has_recorded(tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_on_a_cpu_without_gradio_trl_and_datasets(tmp_path):
     """From end to end, small: kernels, both micro runs, every phase of a model with random weights."""
     blocked = tmp_path / "blocked"

@@ -111,6 +111,7 @@ def test_unsloths_published_t4_run():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CARDS)
 def test_a_recipe_fits_its_card_and_says_how_tightly(name):
     """All stages simulated: 10 % of the card to spare; figures of header and README hold within 5 %."""
