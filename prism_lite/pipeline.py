@@ -355,12 +355,12 @@ def _write_exports(context: Context) -> None:
     with_policy = [stage for stage in finished if stage in POLICY_STAGES]
     if with_policy:
         context.load_policy(with_policy[-1])
-        with disk_errors():
+        with disk_errors(folder.path / "policy"):
             context.backbone.save_policy(str(folder.path / "policy"))
     for stage in reversed(finished):
         tensors = folder.load_final(stage)
         if "discriminator" in tensors:
             config = context.config.discriminator
-            with disk_errors():
+            with disk_errors(folder.path / "discriminator"):
                 save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
             return

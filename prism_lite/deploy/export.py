@@ -207,7 +207,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise ValueError(f"--out {out} cannot be created: {error.strerror}.") from error
     unfinished.chmod(0o755)  # only the owner can read a folder of mkdtemp
     try:
-        with disk_errors():
+        with disk_errors(out):
             yield unfinished
         os.replace(unfinished, out)
     finally:

@@ -9,6 +9,7 @@ loaded.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -201,12 +202,12 @@ def _save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     name = not_finite(tensors)
     if name is not None:
         raise RuntimeError(_poison(path.name, name))
-    with disk_errors():
+    with disk_errors(path):
         save_file(tensors, path, metadata)
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Raise what safetensors says about a file that cannot be written as the system's own error.
 
     Raises:
@@ -215,7 +216,8 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise system_error(error) from error
+        number = system_error(error).errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _poison(file: str, name: str) -> str:

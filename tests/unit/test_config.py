@@ -58,6 +58,7 @@ EVERY_CARD = {
     "discriminator.optim.learning_rate": 1e-4,
     "align.steps": 300,
     "align.prompts_per_step": 4,
+    "align.panel_every": 25,
     "align.optim.learning_rate": 1e-5,
     "align.optim.name": "paged_adamw8bit",
     "rlvr.steps": 500,
@@ -70,20 +71,20 @@ COLUMNS = (
     "model.name", "model.min_gpu_gib", "model.compute_dtype", "model.max_prompt_tokens",
     "model.max_pack_tokens", "model.max_pixels", "model.picture_cache_gib",
     "sampling.max_completion_tokens", "sampling.max_rows", "discriminator.max_part_tokens",
-    "sft.batch_size", "align.group_size", "rlvr.group_size",
+    "sft.batch_size", "align.group_size", "rlvr.group_size", "align.panel_pairs",
 )  # fmt: skip
 QWEN = "Qwen/Qwen3-VL-{}B-Instruct"
 CARDS = {
-    "t4-2b": (QWEN.format(2), 15, "float16", 1024, 3072, 512**2, 1, 512, 32, 512, 8, 8, 8),
-    "t4-4b": (QWEN.format(4), 15, "float16", 1024, 2560, 512**2, 1, 512, 16, 384, 8, 8, 8),
-    "rtx3060-2b": (QWEN.format(2), 12, "bfloat16", 1024, 3072, 512**2, 1, 512, 28, 512, 8, 8, 8),
-    "rtx4090-4b": (QWEN.format(4), 24, "bfloat16", 1024, 4608, 512**2, 1, 1024, 48, 1024, 8, 8, 8),
-    "rtx4090-8b": (QWEN.format(8), 24, "bfloat16", 1024, 3328, 512**2, 1, 768, 32, 384, 8, 8, 8),
+    "t4-2b": (QWEN.format(2), 15, "float16", 1024, 3072, 512**2, 1, 512, 32, 512, 8, 8, 8, 48),
+    "t4-4b": (QWEN.format(4), 15, "float16", 1024, 2560, 512**2, 1, 512, 32, 384, 8, 8, 8, 24),
+    "rtx3060-2b": (QWEN.format(2), 12, "bfloat16", 1024, 3072, 512**2, 1, 512, 32, 512, 8, 8, 8, 48),
+    "rtx4090-4b": (QWEN.format(4), 24, "bfloat16", 1024, 4608, 512**2, 1, 1024, 32, 1024, 8, 8, 8, 48),
+    "rtx4090-8b": (QWEN.format(8), 24, "bfloat16", 1024, 3328, 512**2, 1, 768, 32, 384, 8, 8, 8, 48),
     "a100-8b": (
-        QWEN.format(8), 40, "bfloat16", 2048, 8192, 768**2, 2, 1536, 40, 1024, 16, 16, 16,
+        QWEN.format(8), 40, "bfloat16", 2048, 8192, 768**2, 2, 1536, 64, 1024, 16, 16, 16, 32,
     ),
     "paper-4b": (
-        QWEN.format(4), 80, "bfloat16", 2048, 12288, 1024**2, 2, 8192, 32, 4096, 128, 16, 16,
+        QWEN.format(4), 80, "bfloat16", 2048, 12288, 1024**2, 2, 8192, 32, 4096, 128, 16, 16, 48,
     ),
 }  # fmt: skip
 PAPER = {

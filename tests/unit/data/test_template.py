@@ -13,7 +13,7 @@ from prism_lite.data.checks.rules import NEEDED_FIELDS, CheckRules, stages_of
 from prism_lite.data.formats.load import load_samples
 from prism_lite.data.template import EXAMPLES, FIELDS, STAGE_NAMES, explain, write_template
 
-README = Path(__file__).parents[3] / "README.md"
+GUIDE = Path(__file__).parents[3] / "prism_lite" / "data" / "DATA.md"
 
 
 def test_examples_have_what_their_stage_needs(tmp_path):
@@ -38,11 +38,11 @@ def test_examples_have_what_their_stage_needs(tmp_path):
             assert not check(path, rules=CheckRules(stage=stages[name])).ok or field == "student"  # type: ignore
 
 
-def test_the_table_is_in_the_help_and_in_the_readme(capsys):
+def test_the_table_is_in_the_help_and_in_the_guide(capsys):
     with pytest.raises(SystemExit):
         main(["data", "--help"])
     assert explain() in capsys.readouterr().out
-    assert explain() in README.read_text()
+    assert explain() in GUIDE.read_text()
     assert max(map(len, explain().splitlines()[:11])) <= 120
 
 
