@@ -5,17 +5,25 @@ BIN := $(VENV)/bin
 export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup run test test-cpus check demo bench gpu-check test-unsloth resolve-gpu clean
+.PHONY: setup run test test-long test-cpus check demo bench gpu-check test-unsloth resolve-gpu soak clean
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "prism_lite needs Python 3.11 or newer; set PYTHON=python3.11 (found: $$($(PYTHON) --version))"; exit 2; }
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
-	  || { echo "python3 -m venv failed; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 2; }
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch triton
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+# What the page needs and no more.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch triton
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "prism_lite needs Python 3.11 or newer; set PYTHON=python3.11 (found: $$($(PYTHON) --version))"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "python3 -m venv failed; on Debian or Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 2; }
 
 run: setup
 	$(BIN)/prism-lite run --recipe tiny
@@ -23,30 +31,39 @@ run: setup
 # Two processes of one thread each: on two cores half the time of one process of two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: setup
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+# Plans of every recipe at full size, and gpu-check on the CPU: about fifteen minutes.
+test-long: setup
+	$(PYTEST) -m long
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
-	$(PYTEST)
+	$(PYTEST) -m "not long"
 
 # The numerical tests with the vector instructions of other CPUs (default, AVX2, AVX-512), each with one
 # thread and with two; about 15 minutes.
 test-cpus: setup
 	$(BIN)/python -m tests.cpus
 
-demo: setup
+# Kills micro runs 200 times and compares what they end with; about half an hour. KILLS=50 for fewer.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills $(or $(KILLS),200)
+
+demo: $(VENV)/.demo
 	$(BIN)/prism-lite demo
 
 bench: setup
 	$(BIN)/python -m tests.bench
 
-# On a machine with an NVIDIA card: its tests, benchmarks and a few real steps of every stage, as a JSON file.
-# RECIPE=t4-2b measures that recipe's model too.
+# On a machine with an NVIDIA card, in two parts of six minutes: its tests, kernels, all stages of the micro
+# model, and a step of every stage of Qwen3-VL at full size with random weights. Writes a JSON file.
+# RECIPE=t4-2b measures that recipe's size alone. Without network: python -m tests.gpu_check --random
 gpu-check: setup
-	$(BIN)/python -m tests.gpu_check $(if $(RECIPE),--recipe $(RECIPE))
+	$(BIN)/python -m tests.gpu_check --random $(if $(RECIPE),--recipe $(RECIPE))
 
 # The real Unsloth on the CPU, in an environment of its own (about 2.6 GB).
 UNSLOTH_VENV := .venv-unsloth

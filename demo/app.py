@@ -1,4 +1,4 @@
-"""The app: the header, six tabs, and how it is served.
+"""The app: the header, eight tabs, and how it is served.
 
 Nothing is loaded from other hosts: system fonts, no analytics, and a content security policy that blocks
 what Gradio's page would load elsewhere.
@@ -6,13 +6,12 @@ what Gradio's page would load elsewhere.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import secrets
-import shutil
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # Must be set before gradio is imported: its analytics and version check contact other hosts.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -20,16 +19,17 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from starlette.middleware import Middleware
 
-from demo.headers import SecurityHeaders
+from demo.headers import LOCAL_HOSTS, OwnHostsOnly, SecurityHeaders
 from demo.runs import folder
 from demo.runs.folder import Home
 from demo.runs.trainer import Trainer
 from demo.screens import html
 from demo.site import Header, Site, connect
-from demo.tabs import compare, data, discriminator, memory, rewards, train
+from demo.tabs import compare, data, discriminator, memory, rewards, story, train, two_runs
+from demo.uploads import make_uploads_private
 
 _TICK_S = 2.0
-_MAX_WAITING = 16
+_MAX_WAITING = 64
 _DELETE_UPLOADS_S = 3600
 _GUEST = "guest"
 _STYLE = Path(__file__).with_name("style.css")
@@ -41,6 +41,8 @@ def build_app(site: Site) -> gr.Blocks:
     with gr.Blocks(title="prism_lite", analytics_enabled=False, delete_cache=delete_cache) as page:
         header = _header(site, page)
         with gr.Tabs():
+            with gr.Tab("Story"):
+                story.build(site, header)
             with gr.Tab("Compare"):
                 compare.build(site, header)
             with gr.Tab("Discriminator"):
@@ -48,6 +50,8 @@ def build_app(site: Site) -> gr.Blocks:
             if not site.home.is_shared:
                 with gr.Tab("Train"):
                     train.build(site, header)
+            with gr.Tab("Two runs"):
+                two_runs.build(site, header)
             with gr.Tab("Rewards"):
                 rewards.build(site, header)
             with gr.Tab("Data") as data_tab:
@@ -92,18 +96,24 @@ def _header(site: Site, page: gr.Blocks) -> Header:
         process = site.trainer.current()
         return list_runs(process.run_id if process is not None else site.home.first)
 
-    opened = connect(page.load, open_page, None, [run_choice])
+    opened = connect(page.load, open_page, None, [run_choice], is_silent=True)
     connect(run_choice.focus, list_runs, [run_choice], [run_choice])
     # not `prepare_model`: importing torch would delay the first paint
-    connect(opened.then, show_status, [run_choice], [badge])
-    for event, replaces in ((run_choice.change, not site.home.is_shared), (tick.tick, False)):
-        handler = functools.partial(prepare_model, replaces=replaces)
-        connect(event, handler, [run_choice], [badge])
+    connect(opened.then, show_status, [run_choice], [badge], is_silent=True)
+    replace_model = functools.partial(prepare_model, replaces=not site.home.is_shared)
+    connect(run_choice.change, replace_model, [run_choice], [badge])
+    keep_model = functools.partial(prepare_model, replaces=False)
+    connect(tick.tick, keep_model, [run_choice], [badge], is_silent=True)
     return Header(run_choice, opened, tick)
 
 
 def launch(
-    home: Home, *, port: int | None = None, is_open: bool = True, trainer: Trainer | None = None
+    home: Home,
+    *,
+    port: int | None = None,
+    is_open: bool = True,
+    trainer: Trainer | None = None,
+    hosts: Sequence[str] = (),
 ) -> tuple[gr.Blocks, str, str | None]:
     """Serve the app.
 
@@ -112,6 +122,7 @@ def launch(
         port: None takes the first free one from 7860.
         is_open: whether to block until Ctrl-C; otherwise threads serve the app (tests, notebooks).
         trainer: starts trainings; default: `prism-lite run` in the folder of the runs.
+        hosts: further names that the page is opened under, as that of a proxy.
 
     Returns:
         The app, its address, and the guests' password (None if it is not shared).
@@ -119,10 +130,13 @@ def launch(
     Raises:
         ValueError: the port is in use, or no public link can be created.
     """
-    _make_uploads_private()
+    make_uploads_private()
     page = build_app(Site(home, trainer or Trainer(home.root)))
     password = secrets.token_urlsafe(9) if home.is_shared else None
-    address = _serve(page, port, password)
+    own_hosts = {*LOCAL_HOSTS, *hosts}
+    address = _serve(page, port, password, own_hosts)
+    if page.share_url:
+        own_hosts.add(str(urlsplit(page.share_url).hostname))
     if password and not page.share_url:
         page.close(verbose=False)
         raise ValueError(
@@ -141,7 +155,7 @@ def launch(
     return page, address, password
 
 
-def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
+def _serve(page: gr.Blocks, port: int | None, password: str | None, hosts: set[str]) -> str:
     """Serve the app in threads, with a public link if there is a password; return its address."""
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.teal,
@@ -149,6 +163,11 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
         radius_size=gr.themes.sizes.radius_sm,
+    ).set(  # the default's white on light teal is hard to read
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
     )
     try:
         _, address, _ = page.launch(
@@ -165,18 +184,15 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None) -> str:
             ssr_mode=False,
             quiet=True,
             prevent_thread_lock=True,
-            app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+            app_kwargs={
+                "middleware": [
+                    Middleware(SecurityHeaders),
+                    Middleware(OwnHostsOnly, hosts=hosts),
+                ]
+            },
         )
     except OSError as error:
         raise ValueError(
             f"cannot serve on port {port}: {error}. Choose another --port, or omit it."
         ) from error
     return address
-
-
-def _make_uploads_private() -> None:
-    """Store uploads and drawings in a folder that only this user can read; delete it on exit."""
-    if "GRADIO_TEMP_DIR" not in os.environ:
-        uploads = tempfile.mkdtemp(prefix="prism_lite_demo_")
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        atexit.register(shutil.rmtree, uploads, ignore_errors=True)

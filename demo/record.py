@@ -4,8 +4,9 @@
 
 replaces the recording in demo/sample_run (or writes to a second argument) by that of a run with the weights
 of all its stages. A recording is a small run folder: settings, environment, all metrics and results, the
-rollouts of a few steps, and in `demo/` completions and scored groups sampled from the run's own models.
-Weights are left out. `demo/recorded.json` describes the contents.
+rollouts of a few steps, each stage's final weights as float16 (its adapter and discriminator, so that the
+recording answers drawings), and in `demo/` completions and scored groups sampled with these weights.
+`demo/recorded.json` describes the contents.
 
 The examples are held-out prompts on which the stages differ most, at most two of a kind of question. In the
 first one SFT and RLVR alone state a misread digit and the last policy states the right ones, if possible
@@ -31,6 +32,8 @@ from demo.runs import folder
 from demo.runs.folder import SAMPLE_RUN, STAGE_TITLES
 from demo.runs.samples import sample_line
 from demo.screens.marks import Marks, mark
+from prism_lite.digits.wording import DigitsFacts
+from prism_lite.runs.checkpoint import load_final, save_final
 from prism_lite.types import Rollout, Sample
 
 NUM_EXAMPLES = 6
@@ -57,20 +60,38 @@ def record(run: Path, out: Path) -> None:
         raise ValueError(f"{run} is not finished: record a complete run.")
     if out.exists() and any(out.iterdir()) and not (out / "demo" / "recorded.json").is_file():
         raise ValueError(f"{out} is not empty and not a recording: name a new folder.")
-    model = Model(run)
-    examples = choose_examples(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".recording-") as unfinished:
-        _write(run, Path(unfinished) / "new", model, examples)
+        new = Path(unfinished) / "new"
+        kept = _copy(run, new)
+        model = Model(new)  # with the rounded weights
+        write_examples(model, new, must_correct=True)
+        _describe(new, model, kept)
         shutil.rmtree(out, ignore_errors=True)
-        (Path(unfinished) / "new").rename(out)
+        new.rename(out)
 
 
-def choose_examples(model: Model) -> list[Sample]:
-    """Return the held-out prompts to show, by the most likely completions of every stage.
+def write_examples(model: Model, path: Path, *, must_correct: bool = False) -> None:
+    """Write what the tabs Story, Compare and Discriminator show of a run, in its folder `demo`.
 
     Raises:
-        ValueError: on none of them the last policy corrects what SFT and RLVR alone misread.
+        ValueError: `must_correct`, and no example shows a corrected caption.
+    """
+    examples = choose_examples(model, must_correct=must_correct)
+    (path / "demo").mkdir(exist_ok=True)
+    _write_lines(path / "demo" / "compare.jsonl", _completions(model, examples))
+    if model.discriminator_stage is not None and "align" in model.stages:
+        _write_lines(path / "demo" / "groups.jsonl", _groups(model))
+
+
+def choose_examples(model: Model, *, must_correct: bool) -> list[Sample]:
+    """Return the held-out prompts to show, by the most likely completions of every stage.
+
+    The first is one whose caption was corrected, where there is one.
+
+    Raises:
+        ValueError: `must_correct`, and on none of them the last policy corrects what SFT and RLVR alone
+            misread.
     """
     candidates = [
         *model.task.heldout[:_NUM_CANDIDATES],
@@ -84,18 +105,23 @@ def choose_examples(model: Model) -> list[Sample]:
     # stable: the first of equals stays first
     ordered = sorted(candidates, key=lambda sample: -num_differences(marks_of[sample.id]))
     corrected = [sample for sample in ordered if is_caption_corrected(marks_of[sample.id])]
-    if not corrected:
+    if not corrected and must_correct:
         misreading = [stage for stage in ("sft", "control") if stage in model.stages]
         raise ValueError(
             f"on none of {len(candidates)} held-out prompts do "
             f"{' and '.join(STAGE_TITLES[stage] for stage in misreading)} misread a digit and the last "
             f"policy ({STAGE_TITLES[model.stages[-1]]}) read all of them: record another run."
         )
-    first = max(corrected, key=lambda sample: _clarity(marks_of[sample.id]))
-    examples, num_of_kind = [first], Counter([first.facts.kind])
+    if corrected:
+        first = max(corrected, key=lambda sample: _clarity(marks_of[sample.id]))
+        ordered = [first, *(sample for sample in ordered if sample is not first)]
+    examples: list[Sample] = []
+    num_of_kind: Counter[str] = Counter()
     for sample in ordered:
-        if sample is not first and num_of_kind[sample.facts.kind] < _MAX_OF_KIND:
-            num_of_kind[sample.facts.kind] += 1
+        # questions about files are of no known kind: any number of them
+        kind = sample.facts.kind if isinstance(sample.facts, DigitsFacts) else sample.id
+        num_of_kind[kind] += 1
+        if num_of_kind[kind] <= _MAX_OF_KIND:
             examples.append(sample)
     return examples[:NUM_EXAMPLES]
 
@@ -128,9 +154,9 @@ def num_differences(marks_of: Stages) -> int:
     )
 
 
-def _write(run: Path, out: Path, model: Model, examples: Sequence[Sample]) -> None:
+def _copy(run: Path, out: Path) -> dict[str, list[int]]:
+    """Copy what a recording keeps of a run; return the steps of each stage whose rollouts are kept."""
     (out / "rollouts").mkdir(parents=True)
-    (out / "demo").mkdir()
     for name in _COPIED:
         shutil.copy(run / name, out / name)
     shutil.copytree(run / "evaluations", out / "evaluations")
@@ -141,16 +167,27 @@ def _write(run: Path, out: Path, model: Model, examples: Sequence[Sample]) -> No
         kept[stage] = [steps[index] for index in sorted(indices)] if steps else []
         for step in kept[stage]:
             shutil.copy(run / "rollouts" / f"{stage}-{step}.jsonl", out / "rollouts")
-    _write_lines(out / "demo" / "compare.jsonl", _completions(model, examples))
-    _write_lines(out / "demo" / "groups.jsonl", _groups(model))
+    for stage in sorted(final.parent.name for final in (run / "stages").glob("*/final")):
+        weights = load_final(run / "stages" / stage)
+        rounded = {
+            name: {key: tensor.half() for key, tensor in tensors.items()}
+            for name, tensors in weights.items()
+        }
+        save_final(out / "stages" / stage, rounded)
+    return kept
+
+
+def _describe(out: Path, model: Model, kept: Mapping[str, Sequence[int]]) -> None:
+    """Write the recording's samples, and what it contains."""
     _write_lines(out / "demo" / "samples.jsonl", _samples(model, out))
     about = {
         "how": "python -m demo.record RUN, after `prism-lite run` with the settings in config.yaml",
         "when": time.strftime("%Y-%m-%d"),
         "device": model.device,
-        "kept": f"{', '.join(_COPIED)} and evaluations/ unchanged; the rollouts of these steps",
+        "kept": f"{', '.join(_COPIED)} and evaluations/ unchanged; the rollouts of these steps; the final "
+        "weights of each stage, rounded to float16",
         "rollout_steps": kept,
-        "left_out": "all weights and checkpoints, plots, the model card, the other rollouts",
+        "left_out": "checkpoints, optimizer states, plots, the model card, the other rollouts",
         "demo/compare.jsonl": "completions of held-out prompts by every stage, with marks; chosen by how "
         "much the stages differ, the first one because its caption was corrected (rates: results.json)",
         "demo/samples.jsonl": "the prompts with gold answer and teacher",

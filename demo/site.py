@@ -63,8 +63,8 @@ class Header:
 
     def on_run(self, handler: Callable[..., Any], outputs: Sequence[Any]) -> None:
         """Call `handler(run_id)` when the page opens and when another run is chosen."""
-        for event in (self.opened.then, self.run_choice.change):
-            connect(event, handler, [self.run_choice], outputs)
+        connect(self.opened.then, handler, [self.run_choice], outputs, is_silent=True)
+        connect(self.run_choice.change, handler, [self.run_choice], outputs)
 
 
 @contextlib.contextmanager
@@ -81,13 +81,25 @@ def connect(
     handler: Callable[..., Any],
     inputs: Sequence[Any] | None,
     outputs: Sequence[Any] | None,
+    *,
+    is_silent: bool = False,
+    is_slow: bool = False,
 ) -> Dependency:
-    """Connect a quick handler: no queue, no progress display, no public endpoint."""
+    """Connect a handler without a public endpoint; its ValueErrors appear on the page.
+
+    Args:
+        event: such as `button.click`.
+        handler: called with the values of `inputs`; returns those of `outputs`.
+        is_silent: for events that no visitor causes (timers, an opening page): they bypass the queue, which
+            is quicker, but Gradio then shows no message of an error.
+        is_slow: whether to show progress.
+    """
     return event(
         errors_on_page()(handler),
         inputs,
         outputs,
-        queue=False,
-        show_progress="hidden",
+        queue=not is_silent,
+        concurrency_limit=None,
+        show_progress="minimal" if is_slow else "hidden",
         api_visibility="private",
     )

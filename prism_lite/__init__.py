@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+# Phases of a step ask a card for blocks of other sizes: torch can then grow a block of memory instead of
+# keeping blocks of every size. Read by torch when it is imported; on a CPU without effect.
+if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
 if TYPE_CHECKING:
     from prism_lite.pipeline import run
     from prism_lite.recipe import load_recipe

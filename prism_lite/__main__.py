@@ -32,24 +32,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    with signals.caught():
-        return _run(sys.argv[1:] if argv is None else list(argv))
+    command_line = sys.argv[1:] if argv is None else list(argv)
+    command_text = shlex.join(["prism-lite", *command_line])
+    resuming = shlex.join(["prism-lite", *_without_once(command_line)])
+    with signals.caught(resuming), signals.reacts("exit"):
+        return _run(command_line, command_text, resuming)
 
 
-def _run(command_line: list[str]) -> int:
+def _run(command_line: list[str], command_text: str, resuming: str) -> int:
     from prism_lite.types import Stopped
 
-    command_text = shlex.join(["prism-lite", *command_line])
     try:
         arguments, rest = _parser().parse_known_args(command_line)
         _check_system(sys.platform)
         if rest and not arguments.takes_settings:
             raise ValueError(f"{arguments.command} takes no settings, got {rest[0]!r}.")
         arguments.command_text = command_text
-        return arguments.handler(arguments, _overrides(rest))
+        with signals.reacts("raise"):
+            return arguments.handler(arguments, _overrides(rest))
     except (Stopped, KeyboardInterrupt) as stop:
         with signals.reacts("note"):
-            print(f"{str(stop) or 'interrupted'}; resume with: {command_text}", flush=True)
+            print(f"{str(stop) or 'interrupted'}; resume with: {resuming}", flush=True)
         return 3
     except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,6 +70,18 @@ def _run(command_line: list[str]) -> int:
         return 2 if isinstance(error, ValueError) else 1
 
 
+def _without_once(command_line: Sequence[str]) -> list[str]:
+    """Return the arguments that resume a run: without --from-checkpoint and --accept-changed-inputs."""
+    kept, waiting = [], list(command_line)
+    while waiting:
+        item = waiting.pop(0)
+        if item == "--from-checkpoint":
+            del waiting[:1]
+        elif item != "--accept-changed-inputs" and not item.startswith("--from-checkpoint="):
+            kept.append(item)
+    return kept
+
+
 def _check_system(platform: str) -> None:
     """Check that the system is one that the program was made for.
 
@@ -80,7 +95,18 @@ def _check_system(platform: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from prism_lite.cli import data, demo, doctor, plan, settings, study, train, trained
+    from prism_lite.cli import (
+        data,
+        demo,
+        doctor,
+        figures,
+        plan,
+        settings,
+        study,
+        teach,
+        train,
+        trained,
+    )
 
     parser = argparse.ArgumentParser(
         prog="prism-lite",
@@ -90,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.set_defaults(takes_settings=True)
     commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
-    for module in (train, settings, trained, data, plan, study, doctor, demo):
+    modules = (train, settings, trained, figures, data, teach, plan, study, doctor, demo)
+    for module in modules:
         module.add_command(commands)
     return parser
 

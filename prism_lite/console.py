@@ -16,8 +16,11 @@ _PLAIN_EVERY_S = 30.0
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print text as it is: brackets are not markup, and :words: are not emoji."""
-    console.print(Text(text, style=style))
+    """Print text as it is: brackets are not markup, :words: are not emoji, and the terminal wraps lines.
+
+    So that a command is copied, and a log file searched, as it was printed.
+    """
+    console.print(Text(text, style=style), soft_wrap=True)
 
 
 def tracked(

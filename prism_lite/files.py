@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)  # a full disk has no room for it
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def system_error(error: Exception) -> OSError:
+    """Return the system's error that a library's text names, as safetensors' "(os error 28)"."""
+    match = re.search(r"os error (\d+)", str(error))
+    return OSError(int(match[1]) if match else errno.EIO, str(error))
 
 
 def read_json(path: Path) -> Any:

@@ -11,8 +11,6 @@ _STAGES = ("sft", "warmup", "align", "rlvr")
 
 def _of_stage(setting: str, stage: str | None) -> str:
     """Return "is STAGE.setting here", for one stage or all that have the setting."""
-    if stage == "warmup" and setting.startswith("optim."):
-        stage = "discriminator"  # the warm-up trains it and has no optimizer of its own
     stages = [stage] if stage else ["sft", "align", "rlvr"]
     return f"is {', '.join(f'{name}.{setting}' for name in stages)} here"
 
@@ -26,6 +24,7 @@ _BY_STAGE = {
     "warmup_ratio": ("optim.warmup_ratio", ""),
     "lr_warmup_steps_ratio": ("optim.warmup_ratio", ""),
     "warmup_steps": ("optim.warmup_ratio", " (a share of the steps; warmup.steps is a stage)"),
+    "lr_warmup_steps": ("optim.warmup_ratio", " (a share of the steps)"),
     "num_warmup_steps": ("optim.warmup_ratio", " (a share of the steps)"),
     "weight_decay": ("optim.weight_decay", ""),
     "max_grad_norm": ("optim.max_grad_norm", ""),
@@ -68,6 +67,7 @@ _ALL_LINEAR = (
     "(lora.rank, lora.alpha)"
 )
 _COLUMNS = "is data.columns here: data.columns='{prompt: question, images: image, answer: answer}'"
+_LOCAL = "give model.name=FOLDER, a downloaded snapshot, for a fixed revision"
 _SAVE = "is save_every here (steps between checkpoints; the last two are kept)"
 _CHECKPOINTING = "is model.gradient_checkpointing here"
 _ADAPTER = "is sft.start_from here: a PEFT folder or hub id"
@@ -80,13 +80,15 @@ _FOREIGN = {
         ("gradient_accumulation_steps", "micro_batch_size", "per_device_eval_batch_size",
          "ppo_micro_batch_size_per_gpu", "steps_per_generation"), _MEMORY),
     **dict.fromkeys(
-        ("num_generations", "group_size", "rollout_n", "n", "num_return_sequences"), _GROUP),
+        ("num_generations", "group_size", "rollout_n", "n", "num_return_sequences", "num_samples"),
+        _GROUP),
     **dict.fromkeys(
         ("max_prompt_length", "max_seq_length", "max_seq_len", "max_length", "cutoff_len",
          "model_max_length"), f"{_PROMPT}; completions: sampling.max_completion_tokens"),
     **dict.fromkeys(
         ("max_completion_length", "max_new_tokens", "max_response_length", "response_length",
-         "max_tokens"), _LENGTH),
+         "max_tokens", "max_generated_tokens"), _LENGTH),
+    **dict.fromkeys(("max_model_len", "vllm_max_model_length"), _PROMPT),
     **dict.fromkeys(("beta", "kl_coef", "kl_loss_coef", "init_kl_coef", "pref_beta"), _KL),
     **dict.fromkeys(("epsilon", "cliprange", "clip_ratio", "clip_range", "eps_clip", "clip_ratio_low"),
                     f"{_CLIP_LOW}, and rlvr.loss.clip_high above 1"),
@@ -95,44 +97,68 @@ _FOREIGN = {
     "loss_type": "is rlvr.loss.name here (rlvr.preset sets an algorithm's official numbers)",
     "adv_estimator": "is rlvr.preset here (grpo, dapo, gspo)",
     "algorithm": "is rlvr.preset here (grpo, dapo, gspo)",
+    "importance_sampling_level": "is rlvr.loss.name here (sequence: gspo, with rlvr.preset=gspo)",
     "scale_rewards": "is rlvr.scale here (group, batch, none)",
     "num_iterations": "is rlvr.num_minibatches here",
     "ppo_epochs": "is rlvr.num_minibatches here",
     "mask_truncated_completions": "is rlvr.mask_truncated here",
-    **dict.fromkeys(("reward_funcs", "reward_weights", "reward_functions", "custom_reward_function"),
-                    _REWARDS),
+    **dict.fromkeys(("reward_funcs", "reward_weights", "reward_functions", "custom_reward_function",
+                     "reward_model", "reward_plugin", "external_plugins"), _REWARDS),
     **dict.fromkeys(("temperature", "top_p", "top_k", "min_p"), "is sampling.{name} here"),
     **dict.fromkeys(("save_steps", "save_freq", "save_strategy", "save_interval"), _SAVE),
     "save_total_limit": "has no counterpart: the last two checkpoints are kept (save_every)",
     **dict.fromkeys(("eval_steps", "eval_strategy", "evaluation_strategy", "test_freq"),
                     "is eval.every here (steps between evaluations inside a stage)"),
     "load_best_model_at_end": "is eval.keep=best here (with eval.every)",
-    "logging_steps": "has no counterpart: every step is written to metrics.jsonl",
+    **dict.fromkeys(("logging_steps", "logging_dir", "logging_strategy", "logging_first_step", "plot_loss"),
+                    "has no counterpart: every step is written to metrics.jsonl, and plots/ is drawn"),
+    "log_completions": "has no counterpart: every completion is written to rollouts/",
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), "has no counterpart: AdamW's defaults"),
+    **dict.fromkeys(("device_map", "device", "use_cpu", "cuda"), "is model.device here"),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits", "quant_method",
                      "bnb_4bit_quant_type", "quantization"), _QUANTISED),
     **dict.fromkeys(("bf16", "fp16", "torch_dtype", "dtype", "tf32", "precision"), _PRECISION),
     **dict.fromkeys(("lora_r", "lora_rank", "r", "peft_r"), _RANK),
     "lora_alpha": _ALPHA,
-    **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules", "lora_dropout", "use_peft",
-                     "finetuning_type", "train_type", "tuner_type", "sft_type", "freeze_vit"),
+    **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules", "target_parameters",
+                     "lora_dropout", "dropout", "lora_bias", "bias", "modules_to_save", "use_peft",
+                     "use_dora", "init_lora_weights", "finetuning_type", "full_finetuning", "train_type",
+                     "tuner_type", "sft_type", "freeze_vit", "freeze_aligner", "freeze_vision_tower",
+                     "freeze_multi_modal_projector"),
                     _ALL_LINEAR),
     **dict.fromkeys(("adapter_name_or_path", "adapters", "resume_from_adapter"), _ADAPTER),
     **dict.fromkeys(("model_name_or_path", "model_name", "model_id", "model", "model_path",
-                     "model_id_or_path", "base_model"), _MODEL),
+                     "model_id_or_path", "model.path", "base_model",
+                     "pretrained_model_name_or_path"), _MODEL),
+    **dict.fromkeys(("model_revision", "revision"), f"has no counterpart: {_LOCAL}"),
+    "trust_remote_code": "has no counterpart: the model is Qwen3-VL, whose code transformers has",
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy"),
+                    "is `prism-lite export --merge --push REPO` here, after the run"),
     **dict.fromkeys(("output_dir", "out", "save_dir", "default_local_dir", "output"), _OUT),
-    "resume_from_checkpoint": "has no counterpart: the same command with the same --out resumes",
+    **dict.fromkeys(("resume", "resume_from_checkpoint", "resume_mode"),
+                    "has no counterpart: the same command with the same --out resumes"),
     "overwrite_output_dir": "has no counterpart: name another --out, or remove the folder",
     **dict.fromkeys(("report_to", "logger", "use_wandb", "wandb"), _TRACK),
     **dict.fromkeys(("run_name", "experiment_name", "project_name", "wandb_project"),
                     "has no counterpart: the run is named after --out, and the tracker's project after the "
                     "recipe (recipe=NAME)"),
-    **dict.fromkeys(("max_pixels", "image_max_pixels", "min_pixels", "image_min_pixels"),
+    **dict.fromkeys(("max_pixels", "image_max_pixels", "min_pixels", "image_min_pixels",
+                     "image_resolution", "max_image_size"),
                     "is model.max_pixels here, and model.min_pixels for the smallest picture"),
-    **dict.fromkeys(("dataset", "dataset_name", "train_file", "train_files", "train_dataset",
-                     "dataset_id", "data_path", "data_files"), _DATA),
-    **dict.fromkeys(("eval_dataset", "val_dataset", "val_files", "validation_file", "test_file"),
-                    _HELDOUT),
-    **dict.fromkeys(("image_folder", "image_dir", "media_dir", "image_root", "images_dir"),
+    **dict.fromkeys(("data", "dataset", "dataset_name", "train_file", "train_files", "train_dataset",
+                     "dataset_id", "dataset_path", "data_path", "data_files", "path", "file", "files"),
+                    _DATA),
+    **dict.fromkeys(("max_samples", "max_train_samples", "train_sample_num"),
+                    "is #N after the file here: data.train=FILE#500 reads its first 500 rows"),
+    **dict.fromkeys(("streaming", "buffer_size", "packing", "padding_free", "group_by_length",
+                     "remove_unused_columns", "preprocessing_num_workers", "dataset_num_proc",
+                     "dataloader_num_workers", "num_workers", "overwrite_cache"),
+                    "has no counterpart: rows are read once, and completions packed by themselves "
+                    "(model.max_pack_tokens)"),
+    **dict.fromkeys(("eval_dataset", "val_dataset", "val_files", "validation_file", "test_file", "eval",
+                     "val", "validation", "test", "val_size", "split_dataset_ratio"), _HELDOUT),
+    **dict.fromkeys(("image_folder", "images", "image_path", "image_dir", "media_dir", "image_root",
+                     "images_dir"),
                     "is data.image_root here"),
     **dict.fromkeys(("system", "system_prompt", "default_system"), "is data.system_prompt here"),
     **dict.fromkeys(("image_key", "prompt_key", "answer_key", "columns", "column_mapping",
@@ -180,5 +206,5 @@ def foreign_setting(key: str) -> str | None:
     if name in _BY_STAGE:
         setting, note = _BY_STAGE[name]
         return _of_stage(setting, stage) + note
-    text = _FOREIGN.get(name)
+    text = _FOREIGN.get(".".join([*parents[-1:], name])) or _FOREIGN.get(name)
     return text.replace("{name}", name) if text else None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from prism_lite import signals
@@ -26,12 +26,17 @@ from prism_lite.discriminator.model import save_discriminator
 from prism_lite.files import cache_folder, make_cache_folder, write_text
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
-from prism_lite.models.device import check_machine
+from prism_lite.models.device import check_machine, release_unused
+from prism_lite.output import lasting_output
+from prism_lite.rehearsal import rehearse_stages
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
+from prism_lite.runs.checkpoint import disk_errors
 from prism_lite.runs.drift_report import drift_line
-from prism_lite.runs.environment import check_same_data, check_same_rewards, write_environment
-from prism_lite.runs.folder import RunFolder, open_run, peak_gib, start_peak
+from prism_lite.runs.environment import check_same_rewards, write_environment
+from prism_lite.runs.folder import RunFolder, open_run, start_peak
+from prism_lite.runs.go_back import go_back
+from prism_lite.runs.inputs import base_inputs, check_inputs, data_inputs, write_inputs
 from prism_lite.runs.resume import check_folder
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
@@ -40,16 +45,17 @@ from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
 from prism_lite.stages.drift import measure_drift
 from prism_lite.stages.evaluate import evaluate, evaluated_samples
+from prism_lite.stages.memory import context_with_less_memory, free_memory
 from prism_lite.stages.preflight import (
     check_rewards,
     check_stages,
-    read_prompts,
     warn_of_shared_rows,
 )
+from prism_lite.stages.read_prompts import read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
-from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, Stage
+from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, NotFiniteError, Stage
 
 _ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
@@ -73,6 +79,10 @@ def run(
     stages: Sequence[Stage] = STAGES,
     console: Console | None = None,
     command: str | None = None,
+    from_checkpoint: str | None = None,
+    accept_changed_inputs: bool = False,
+    strict: bool = False,
+    rehearsal: bool = True,
 ) -> dict[str, Any]:
     """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
@@ -82,6 +92,10 @@ def run(
         stages: a part of the pipeline; the stages before it must be finished in this folder. All
             stages: without the warm-up if alignment has no discriminator.
         command: the command line that started the run, for env.json and the card.
+        from_checkpoint: STAGE:STEP, resume from it instead of the newest one (`go_back`).
+        accept_changed_inputs: resume although files that the run reads have changed; recorded.
+        strict: compare pictures and the base by content too.
+        rehearsal: on a card, take one step of every stage with the largest rows before the first one.
 
     Returns:
         The content of results.json.
@@ -90,8 +104,18 @@ def run(
         ValueError: something that the user gave is wrong; nothing was half-written.
         Stopped: asked to stop; saved.
     """
-    with signals.caught():
-        return _run(config, Path(out), stages, console or Console(), command)
+    with signals.caught(), lasting_output():
+        return _run(
+            config,
+            Path(out),
+            stages,
+            console or Console(),
+            command,
+            from_checkpoint,
+            accept_changed_inputs=accept_changed_inputs,
+            strict=strict,
+            rehearsal=rehearsal,
+        )
 
 
 def _run(
@@ -100,6 +124,11 @@ def _run(
     stages: Sequence[Stage],
     console: Console,
     command: str | None,
+    from_checkpoint: str | None,
+    *,
+    accept_changed_inputs: bool,
+    strict: bool,
+    rehearsal: bool,
 ) -> dict[str, Any]:
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
@@ -108,16 +137,18 @@ def _run(
     ):  # after SFT, so that a run ends with its own policy
         place = stages.index("sft") + 1 if "sft" in stages else 0
         stages = [*stages[:place], "control", *stages[place:]]
+    _check_one_process()
     check_machine(config)
     check_trackers(config)
     check_folder(out, config)
-    check_same_data(out, config.data)
     rewards = load_rewards(config)
-    check_same_rewards(out, config, rewards)
+    changed = check_same_rewards(out, config, rewards, accept=accept_changed_inputs)
     if config.data.task == "files":
         say(console, "reading and checking the data")
         make_cache_folder()
     task = load_task(config, console=console, stamps=cache_folder() / "decoded")
+    inputs = data_inputs(config, task, strict=strict)
+    changed += check_inputs(out, inputs, config, accept=accept_changed_inputs)
     check_stages(config, out, stages, task)
     check_rewards(config, rewards, stages, task)
     warn_of_shared_rows(config, task, console)
@@ -127,35 +158,90 @@ def _run(
             say(console, text)
     if config.sft.start_from is not None and _waits(out, "sft") and "sft" in stages:
         read_adapter(config.sft.start_from, config.lora)  # refused before the base is evaluated
-    started_s = time.monotonic()
-    base_path = base_folder(config)
-    base_s = time.monotonic() - started_s
-    if config.model.name != "tiny":
-        say(console, f"loading {config.model.name} (a hub id is downloaded the first time)")
-    backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
-    say(console, f"{backbone.precision.reason}; {backbone.loader}")
-    task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
-    check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
-    with open_run(out, config, console, backbone.device) as folder:
-        _write_skipped(folder, task)
-        context = Context(config, folder, backbone, task, rewards)
-        write_environment(out, config, backbone.core, rewards, command)
-        if not folder.results().get("stages", {}).get("base"):
-            _evaluate(context, "base", base_s)
-        for stage in stages:
-            folder.check_stop(f"before stage {stage}")
-            if not folder.is_done(stage):
-                start_peak(backbone.device)
-                with _adds_seconds(folder, stage), _memory_advice(context, f"stage {stage}"):
-                    RUN_STAGE[stage](context)
-            results = folder.results()
-            if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
-                context.load_policy(stage)
-                _evaluate(context, stage, results.get("seconds", {}).get(stage))
-                _write_reports(context)
-        _write_exports(context)
+    with open_run(out, config, console) as folder:
+        if from_checkpoint is not None:
+            go_back(folder, from_checkpoint)
+        started_s = time.monotonic()
+        base_path = base_folder(config)
+        base_s = time.monotonic() - started_s
+        if config.model.name != "tiny":
+            say(console, f"loading {config.model.name} (a hub id is downloaded the first time)")
+        backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
+        folder.device = backbone.device
+        say(console, f"{backbone.precision.reason}; {backbone.loader}")
+        commit = getattr(backbone.core.config, "_commit_hash", None)
+        base = base_inputs(config, base_path, commit, strict=strict)
+        changed += check_inputs(out, base, config, accept=accept_changed_inputs)
+        write_inputs(out, inputs | base, changed, console)
+        task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
+        check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
+        with signals.reacts("note"):
+            context = Context(config, folder, backbone, task, rewards)
+            if rehearsal and backbone.device.type == "cuda":
+                context = rehearse_stages(context, stages)
+            return _train(context, stages, base_s, command)
+
+
+def _train(
+    context: Context, stages: Sequence[Stage], base_s: float, command: str | None
+) -> dict[str, Any]:
+    """Run and evaluate the stages, and write what a run hands on."""
+    config, folder, backbone = context.config, context.run, context.backbone
+    _write_skipped(folder, context.task)
+    write_environment(folder.path, config, backbone.core, context.rewards, command)
+    if not folder.results().get("stages", {}).get("base"):
+        context = _evaluate(context, "base", base_s)
         _write_reports(context)
-        return folder.results()
+    for stage in stages:
+        folder.check_stop(f"before stage {stage}")
+        if not folder.is_done(stage):
+            start_peak(backbone.device)
+            with _adds_seconds(folder, stage):
+                context = _run_stage(context, stage)
+        results = folder.results()
+        if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
+            context.load_policy(stage)
+            context = _evaluate(context, stage, results.get("seconds", {}).get(stage))
+            _write_reports(context)
+    _write_exports(context)
+    _write_reports(context)
+    return folder.results()
+
+
+def _run_stage(context: Context, stage: Stage) -> Context:
+    """Run a stage, and return the context that later ones use.
+
+    Where a step is not finite, it is left out, and the stage resumes from the checkpoint before it; where
+    memory is short, it resumes with less.
+    """
+    backbone = context.backbone
+    start = {name: tensor.cpu() for name, tensor in backbone.adapter_state().items()}
+    while True:
+        try:
+            RUN_STAGE[stage](context)
+            return context
+        except NotFiniteError as error:
+            context.run.skip_step(stage, error)
+        except (RuntimeError, MemoryError) as error:
+            context = context_with_less_memory(context, error, f"stage {stage}")
+        for parameter in backbone.policy_parameters():
+            parameter.grad = None
+        free_memory()
+        backbone.load_adapter_state(start)
+
+
+def _check_one_process() -> None:
+    """Refuse a launcher of several processes, on every rank: each would train the same run by itself.
+
+    Raises:
+        ValueError: torchrun or accelerate started more than one process.
+    """
+    text = os.environ.get("WORLD_SIZE", "")
+    if text.isdigit() and int(text) > 1:
+        raise ValueError(
+            f"{text} processes were started (WORLD_SIZE={text}), and prism_lite trains on one card: start "
+            "it without torchrun, or with accelerate launch --num_processes 1."
+        )
 
 
 def _waits(out: Path, stage: str) -> bool:
@@ -181,22 +267,6 @@ def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskDat
     return dataclasses.replace(task, **unread)
 
 
-@contextmanager
-def _memory_advice(context: Context, activity: str) -> Iterator[None]:
-    """Name the settings that help when the GPU runs out of memory."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        config, peak = context.config, peak_gib(context.backbone.device)
-        raise RuntimeError(
-            f"out of GPU memory in {activity} (peak so far {peak:.1f} GiB). Give the same command a "
-            f"smaller model.max_pack_tokens (now {config.model.max_pack_tokens}) or "
-            f"sampling.max_rows (now {config.sampling.max_rows or 'automatic'}), or "
-            "model.gradient_checkpointing=true; it resumes from the last checkpoint. Smaller "
-            "pictures (model.max_pixels) need a new --out."
-        ) from error
-
-
 def _write_skipped(folder: RunFolder, task: TaskData) -> None:
     """Write skipped.jsonl: every row that this session's data leaves out, and why."""
     path = folder.path / "skipped.jsonl"
@@ -208,26 +278,41 @@ def _write_skipped(folder: RunFolder, task: TaskData) -> None:
     say(folder.console, f"{path} lists the {len(task.skipped)} skipped rows")
 
 
-def _evaluate(context: Context, stage: str, seconds: float | None) -> None:
-    """Evaluate the loaded policy, if it is wanted, and add its figures to results.json.
+def _evaluate(context: Context, stage: str, seconds: float | None) -> Context:
+    """Evaluate the loaded policy, if it is wanted, with less memory where that is short.
 
     Args:
         seconds: training time of the stage; None where it is not known.
+
+    Returns:
+        The context that later stages use.
     """
-    config, folder = context.config, context.run
-    if stage not in config.eval.stages:
-        return
+    if stage not in context.config.eval.stages:
+        return context
     if not context.task.heldout:
-        say(folder.console, "no held-out rows (data.heldout): nothing to evaluate")
-        return
-    with _memory_advice(context, f"the evaluation of stage {stage}"):
-        started_s = time.monotonic()
-        evaluation = evaluate(
-            context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
-        )
-        evaluated_s = time.monotonic()
-        drift = measure_drift(context, stage, evaluation.groups) if config.eval.drift else None
-        drift_share = (time.monotonic() - evaluated_s) / (time.monotonic() - started_s)
+        say(context.run.console, "no held-out rows (data.heldout): nothing to evaluate")
+        return context
+    while True:
+        try:
+            _add_figures(context, stage, seconds)
+            return context
+        except (RuntimeError, MemoryError) as error:
+            activity = f"the evaluation of stage {stage}"
+            context = context_with_less_memory(context, error, activity)
+        free_memory()
+
+
+def _add_figures(context: Context, stage: str, seconds: float | None) -> None:
+    """Evaluate the loaded policy and add its figures to results.json."""
+    config, folder = context.config, context.run
+    release_unused(context.backbone.device)
+    started_s = time.monotonic()
+    evaluation = evaluate(
+        context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
+    )
+    evaluated_s = time.monotonic()
+    drift = measure_drift(context, stage, evaluation.groups) if config.eval.drift else None
+    drift_share = (time.monotonic() - evaluated_s) / (time.monotonic() - started_s)
     figures = evaluation.figures
     if seconds is not None:
         figures["seconds"] = seconds
@@ -270,10 +355,12 @@ def _write_exports(context: Context) -> None:
     with_policy = [stage for stage in finished if stage in POLICY_STAGES]
     if with_policy:
         context.load_policy(with_policy[-1])
-        context.backbone.save_policy(str(folder.path / "policy"))
+        with disk_errors(folder.path / "policy"):
+            context.backbone.save_policy(str(folder.path / "policy"))
     for stage in reversed(finished):
         tensors = folder.load_final(stage)
         if "discriminator" in tensors:
             config = context.config.discriminator
-            save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
+            with disk_errors(folder.path / "discriminator"):
+                save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
             return

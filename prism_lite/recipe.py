@@ -6,8 +6,6 @@ overrides and checks every value. An unknown key is an error that names the near
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,36 +16,9 @@ import yaml
 
 from prism_lite.config import RlvrConfig, RunConfig
 from prism_lite.config.checks import check_across_fields
-from prism_lite.foreign_settings import foreign_setting
+from prism_lite.setting_names import first_problem, known_keys, renamed_setting
 
 RECIPES = Path(__file__).with_name("recipes")
-# Settings ("key") and values ("key=value") of earlier versions, and what has become of them.
-_OLD_SETTINGS = {
-    "rlvr.algorithm": "is now called rlvr.preset",
-    "align.length_debias": "was removed: no recipe used it, and no measurement showed a gain",
-    "model.picture_disk_gib": "was removed: no recipe used it",
-    "rlvr.kl_kind=abs": "was removed: it does not estimate the KL divergence; use k2 or k3",
-    "rlvr.kl_kind=full": "was removed: k3 estimates the same from the sampled tokens; use k3",
-    **{
-        f"rlvr.loss={name}": f"is now rlvr.loss.name={name}"
-        for name in ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "gspo_token", "cispo", "sapo"]
-    },
-    **{
-        f"rlvr.{name}": f"is now called rlvr.loss.{name}"
-        for name in (
-            "clip_low",
-            "clip_high",
-            "clip_dual",
-            "sapo_temperature_positive",
-            "sapo_temperature_negative",
-            "entropy_weight",
-        )
-    },
-    **{
-        f"rlvr.{name}_weight": f"is now called rlvr.rewards.{name}; a reward of weight 0 is left out"
-        for name in ["accuracy", "format", "ocr", "boxes", "judge", "overlong"]
-    },
-}
 
 
 def recipe_names() -> list[str]:
@@ -177,21 +148,14 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         ValueError: as `load_recipe`.
     """
     for key, value in _leaves(values):
-        change = _OLD_SETTINGS.get(key)
-        if change is None and (change := _OLD_SETTINGS.get(f"{key}={value}")):
-            key = f"{key} = {value}"
-        if change is None and key not in known_keys() and key not in _sections():
-            change = foreign_setting(key)
-        elif change is None and key in _sections() and not isinstance(value, Mapping):
-            change = foreign_setting(key)  # model=ID
-        if change:
-            raise ValueError(f"setting {key} {change}.")
+        if problem := renamed_setting(key, value):
+            raise ValueError(problem)
     try:
         # Over the defaults: a recipe that sets only a stage's learning rate keeps its schedule.
         defaults = _merged(to_dict(RunConfig()), {"rlvr": _preset_settings(values)})
         config = settings_adapter().validate_python(_merged(defaults, values))
     except pydantic.ValidationError as error:
-        raise ValueError(_first_problem(error)) from None
+        raise ValueError(first_problem(error)) from None
     check_across_fields(config)
     return config
 
@@ -284,67 +248,3 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise ValueError(f"{key}: {parent} is a single value and has no settings inside it.")
     values[leaf] = value
-
-
-@functools.cache
-def known_keys() -> tuple[str, ...]:
-    """Return every dotted key that a recipe or override may set."""
-
-    def walk(value: Any, prefix: str) -> list[str]:
-        keys = []
-        for item in dataclasses.fields(value):
-            inner = getattr(value, item.name)
-            name = f"{prefix}{item.name}"
-            keys += walk(inner, f"{name}.") if dataclasses.is_dataclass(inner) else [name]
-        return keys
-
-    return tuple(walk(RunConfig(), ""))
-
-
-def near_settings(key: str) -> list[str]:
-    """Return the settings, or else the sections, whose names are most like a wrong key."""
-    leaf = key.rpartition(".")[2]
-    leaves = {name.rpartition(".")[2] for name in known_keys()}
-    return (
-        difflib.get_close_matches(key, known_keys(), 3, 0.6)
-        or [name for name in known_keys() if name.rpartition(".")[2] == leaf]
-        or difflib.get_close_matches(key, _top_sections(), 1, 0.6)
-        or [
-            name
-            for near in difflib.get_close_matches(leaf, leaves, 3, 0.7)
-            for name in known_keys()
-            if name.rpartition(".")[2] == near
-        ][:3]
-    )
-
-
-@functools.cache
-def _sections() -> frozenset[str]:
-    """Return the dotted names of all sections."""
-    parents = (key.split(".")[:-1] for key in known_keys())
-    return frozenset(".".join(names[:i]) for names in parents for i in range(1, len(names) + 1))
-
-
-def _top_sections() -> list[str]:
-    return sorted({name.partition(".")[0] for name in known_keys()})
-
-
-def _first_problem(error: pydantic.ValidationError) -> str:
-    """Return one sentence for the first thing that is wrong with the settings."""
-    problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = near_settings(key)
-        if near and isinstance(problem["input"], Mapping) and problem["input"]:
-            key = f"{key}.{next(iter(problem['input']))}"
-            near = near_settings(key) or near
-        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_top_sections())}."
-        return f"unknown setting {key!r}: {hint}"
-    expected = problem["msg"].replace("Input should be", "expected")
-    if problem["type"] == "dataclass_type":
-        expected = "expected a mapping, this is a section of settings"
-    known = max((k for k in known_keys() if f"{key}.".startswith(f"{k}.")), key=len, default=key)
-    return (
-        f"setting {key} = {problem['input']!r}: {expected}; "
-        f"`prism-lite settings {known}` says what it means."
-    )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import torch
 
+    from prism_lite.types import Sample
+
 T = TypeVar("T")
 
 
@@ -35,11 +37,22 @@ def batch_at(items: Sequence[T], step: int, batch_size: int, *name: object) -> l
 
     Batches continue across the ends of epochs, so every item is used equally often.
     """
-    batch = []
+    return [items[number] for _, number in places_at(len(items), step, batch_size, *name)]
+
+
+def places_at(num_items: int, step: int, batch_size: int, *name: object) -> list[tuple[int, int]]:
+    """Return the batch of `batch_at` as epochs and numbers of items."""
+    places = []
     for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, place = divmod(position, len(items))
-        batch.append(items[epoch_order(len(items), epoch, *name)[place]])
-    return batch
+        epoch, place = divmod(position, num_items)
+        places.append((epoch, epoch_order(num_items, epoch, *name)[place]))
+    return places
+
+
+def samples_at(samples: Sequence[Sample], step: int, count: int, *name: object) -> list[Sample]:
+    """Return the rows of `batch_at`; one with several teacher completions has the next in each epoch."""
+    places = places_at(len(samples), step, count, *name)
+    return [samples[number].with_teacher(epoch) for epoch, number in places]
 
 
 def epoch_order(num_items: int, epoch: int, *name: object) -> tuple[int, ...]:

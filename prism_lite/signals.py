@@ -24,12 +24,17 @@ Reaction = Literal["exit", "raise", "note"]
 _reaction: Reaction = "raise"
 _received: str | None = None
 _process: int | None = None  # that has installed the handler; None where none is installed
+_command = ""  # that is stopped, for the message of "exit"
 
 
 @contextlib.contextmanager
-def caught() -> Iterator[None]:
-    """Handle the signals inside; an outer `caught`, or a thread that may not, leaves all as it is."""
-    global _process, _received
+def caught(command: str = "") -> Iterator[None]:
+    """Handle the signals inside; an outer `caught`, or a thread that may not, leaves all as it is.
+
+    Args:
+        command: the command line that does the same again, quoted for the shell; "" from Python.
+    """
+    global _process, _received, _command
     if _process is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -37,7 +42,7 @@ def caught() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     if before.get(getattr(signal, "SIGHUP", None)) == signal.SIG_IGN:  # started with nohup
         del before[signal.SIGHUP]
-    _process, _received = os.getpid(), None
+    _process, _received, _command = os.getpid(), None, command
     for number in before:
         signal.signal(number, _handle)
     try:
@@ -77,7 +82,8 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     if _reaction == "exit":
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             sys.stdout.flush()
-        _write(f"prism-lite: {name} before anything was started: nothing to save.\n")
+        again = f"; resume with: {_command}" if _command else ""
+        _write(f"stopped by {name} before anything had to be saved{again}\n")
         os._exit(3)
     if _reaction == "raise":
         raise KeyboardInterrupt(f"stopped by {name} before anything had to be saved")

@@ -40,6 +40,10 @@ class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
     """The run was asked to stop and has saved; running the same command again resumes it."""
 
 
+class NotFiniteError(RuntimeError):
+    """A step met NaN or infinity: in its gradient, in scores or in logits. Nothing of it was kept."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One picture of a prompt, opened when it is needed.
@@ -101,6 +105,7 @@ class Sample:
         choices: option texts from A on of a multiple-choice question, as the data gives them.
         demonstration: completion to imitate (SFT).
         teacher: completion of the teacher (warm-up, alignment).
+        other_teachers: its further completions of the same prompt; see `with_teacher`.
         student: completion of an earlier student, for warm-up on recorded pairs.
         facts: what a verifier of the task needs (the digits task: the digits and the question's kind).
         source: file name and row, for error messages; not unique, as it has no folder.
@@ -120,6 +125,7 @@ class Sample:
     source: str = ""
     accepted: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    other_teachers: tuple[str, ...] = ()
     file: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -136,6 +142,19 @@ class Sample:
     def question(self) -> str:
         """The text of the last user turn."""
         return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """All completions of the teacher; () where there is none."""
+        return () if self.teacher is None else (self.teacher, *self.other_teachers)
+
+    def with_teacher(self, number: int) -> Sample:
+        """Return the sample with this one of its teacher completions first; numbers wrap around."""
+        if not self.other_teachers:
+            return self
+        first = number % len(self.teachers)
+        teacher, *others = self.teachers[first:] + self.teachers[:first]
+        return dataclasses.replace(self, teacher=teacher, other_teachers=tuple(others))
 
     @property
     def teacher_parts(self) -> Parts:

@@ -14,10 +14,11 @@ from prism_lite.digits.base_model import base_folder
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.planner.architectures import architecture_of
+from prism_lite.planner.cards import card_of
 from prism_lite.planner.cpu_memory import separate_cpu_memory
 from prism_lite.planner.fake_backbone import build_backbone, faking
-from prism_lite.planner.fake_tensors import Simulation
-from prism_lite.planner.simulate_phase import NUM_DRAWS, card_memory
+from prism_lite.planner.fake_tensors import CARD, Simulation
+from prism_lite.planner.simulate_phase import NUM_DRAWS, simulated_card
 from prism_lite.planner.steps import run_phase
 from prism_lite.planner.tracker import Tracker, tensors_in
 from prism_lite.planner.workload import Workload
@@ -63,25 +64,40 @@ def simulated_regions(config, phase, *, separates_cpu=False):
         return _simulate(tracker, config, architecture, torch.float32, phase, on_card=False)
 
 
-def card_regions(config, architecture, phase):
-    """The phase simulated on a card, in bfloat16."""
-    tracker = _tracker(architecture)
-    with card_memory(tracker):
+def card_regions(config, architecture, phase, *, card=None, watch=None):
+    """The phase simulated on a card, in bfloat16.
+
+    Args:
+        card: default: an RTX 3060.
+        watch: called with each operation and its tensors.
+    """
+    card = card or card_of(12)
+    tracker = _tracker(architecture, card)
+    if watch is not None:
+        record = tracker.record
+
+        def watched(function, args, inputs, outputs, workspace=0):
+            watch(function, [*inputs, *tensors_in(outputs)])
+            record(function, args, inputs, outputs, workspace)
+
+        tracker.record = watched
+    with simulated_card(tracker, card):
         return _simulate(tracker, config, architecture, torch.bfloat16, phase, on_card=True)
 
 
-def _tracker(architecture):
-    return Tracker(vocab_size=architecture.config.text_config.vocab_size)
+def _tracker(architecture, card=None):
+    return Tracker(vocab_size=architecture.config.text_config.vocab_size, card=card)
 
 
 def _simulate(tracker, config, architecture, dtype, phase, *, on_card):
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    backbone = build_backbone(config, architecture, dtype, fake_mode)
+    device = CARD if on_card else torch.device("cpu")
+    backbone = build_backbone(config, architecture, dtype, fake_mode, device)
     _mark_layers(tracker, family.decoder_layers(backbone.core))
     mode = Simulation(tracker, fake_mode, on_card=on_card)
     run_phase(
         tracker, mode, Workload(backbone, config), phase,
-        building=faking(fake_mode), on_card=on_card, num_draws=NUM_DRAWS,
+        building=faking(fake_mode, device), on_card=on_card, num_draws=NUM_DRAWS,
     )  # fmt: skip
     return tracker.regions
 

@@ -1,4 +1,4 @@
-"""Token log-probs and LoRA-expert routing, differentiable, without a [T, vocab] tensor.
+"""Token log-probs and LoRA-expert routing, differentiable, without a [T, vocab] tensor; decoding.
 
     import triton_kernels as tk
     logprob_T = tk.token_logprobs(hidden_TD, head_VD, ids_T)
@@ -10,10 +10,30 @@ NAME_torch.py), NAME_triton.py its kernels, imported only to launch one: this pa
 `triton_kernels.reference` has eager versions with the same signatures.
 """
 
-from triton_kernels._common import mm_float32
+from triton_kernels._common import mm_float32, why_no_triton
+from triton_kernels.decoding import (
+    add_rms_norm,
+    merge_halves,
+    rotate_and_store,
+    rotate_heads,
+    swiglu,
+)
 from triton_kernels.logprob import token_logprobs
 from triton_kernels.lora import lora_experts
 from triton_kernels.routing import route_topk
 from triton_kernels.types import IGNORED_ID, Routing
 
-__all__ = ["IGNORED_ID", "Routing", "lora_experts", "mm_float32", "route_topk", "token_logprobs"]
+__all__ = [
+    "IGNORED_ID",
+    "Routing",
+    "add_rms_norm",
+    "lora_experts",
+    "merge_halves",
+    "mm_float32",
+    "rotate_and_store",
+    "rotate_heads",
+    "route_topk",
+    "swiglu",
+    "token_logprobs",
+    "why_no_triton",
+]

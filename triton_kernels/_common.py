@@ -2,8 +2,9 @@
 
 A mistake in an argument is a ValueError that names it; nothing is converted or repaired.
 
-CUDA with Triton -> the kernels; CUDA without Triton, and the CPU -> the chunked torch path.
-`PRISM_KERNELS=auto|torch|triton` overrides this (read at every call).
+CUDA with Triton -> the kernels; CUDA without Triton, or where one tiny launch fails (no C compiler, an
+unsupported GPU), and the CPU -> the chunked torch path. `PRISM_KERNELS=auto|torch|triton` overrides this
+(read at every call).
 
 Triton has no tensor cores on sm75 and cuBLAS is hard to beat on newer GPUs, so every matrix product of
 this package is a library call; the kernels only compute what is between two products.
@@ -13,6 +14,7 @@ import contextlib
 import importlib.util
 import os
 from functools import cache
+from subprocess import SubprocessError
 from typing import Any, Literal
 
 import torch
@@ -70,7 +72,9 @@ def check_tensor(
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must be one of {names}, got {describe(tensor)}")
-    if like is not None and tensor.device != like[1].device:
+    # small tensors of a simulated card keep their values, on the CPU (prism_lite/planner)
+    is_simulated = like is not None and any(isinstance(x, FakeTensor) for x in (tensor, like[1]))
+    if like is not None and not is_simulated and tensor.device != like[1].device:
         raise ValueError(
             f"{name} must be on the device of {like[0]} ({like[1].device}), got {describe(tensor)}"
         )
@@ -92,9 +96,36 @@ def _runs_on_cpu() -> bool:
     return isinstance(tl.sum, InterpretedFunction)  # decided when triton is imported
 
 
+def why_no_triton(index: int) -> str | None:
+    """Return why the kernels do not run on a GPU, or None where they do."""
+    if os.environ.get(_VARIABLE) == "torch":
+        return f"{_VARIABLE}=torch"
+    return _launch_problem(index)
+
+
 @cache
-def _capability_suffices(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) >= _OLDEST_CAPABILITY
+def _launch_problem(index: int) -> str | None:
+    """Return why the kernels cannot run on a GPU, or None where they can.
+
+    They are built at their first launch, which needs a C compiler and Python's headers: one tiny launch
+    tells, and its value is compared with the torch path's.
+    """
+    if not has_triton():
+        return "triton is not installed"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _OLDEST_CAPABILITY:
+        oldest = ".".join(map(str, _OLDEST_CAPABILITY))
+        return f"compute capability {capability[0]}.{capability[1]} is older than {oldest}"
+    from triton.errors import TritonError
+
+    from triton_kernels import _tiny_launch
+
+    try:
+        found, expected = _tiny_launch.tiny_launch(torch.device("cuda", index))
+    except (TritonError, RuntimeError, OSError, ImportError, SubprocessError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"a tiny kernel cannot be launched ({lines[0]})"
+    return None if found == expected else f"a tiny kernel returned {found} and not {expected}"
 
 
 def choose_backend(tensor: Tensor) -> Backend:
@@ -120,11 +151,11 @@ def choose_backend(tensor: Tensor) -> Backend:
                 "or on the CPU with TRITON_INTERPRET=1 set before the start; use auto or torch"
             )
         return "triton"
-    if tensor.device.type != "cuda" or not has_triton():
+    if tensor.device.type != "cuda":
         return "torch"
     if is_fake(tensor):  # planning for a GPU that this machine may not have
-        return "triton"
-    return "triton" if _capability_suffices(tensor.get_device()) else "torch"
+        return "triton" if has_triton() else "torch"
+    return "triton" if why_no_triton(tensor.get_device()) is None else "torch"
 
 
 def gemm_dtype(tensor: Tensor) -> torch.dtype:
@@ -148,7 +179,7 @@ def mm_float32(a_MK: Tensor, b_KN: Tensor, *, out: Tensor | None = None) -> Tens
     """
     if a_MK.dtype == torch.float32:
         return torch.mm(a_MK, b_KN, out=out)
-    if is_fake(a_MK):  # memory planning: allocate what the library allocates on CUDA
+    if is_fake(a_MK) and a_MK.device.type != "cuda":  # allocate what the library allocates on CUDA
         return a_MK.new_empty(a_MK.shape[0], b_KN.shape[1], dtype=torch.float32)
     if a_MK.device.type == "cpu":
         return torch.mm(a_MK.float(), b_KN.float(), out=out)

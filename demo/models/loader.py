@@ -36,6 +36,8 @@ class Models:
         if error is not None:
             return "recorded", str(error).partition("\n")[0]
         name, place = folder.read_config(path)["model"]["name"], future.result().place
+        if path == folder.SAMPLE_RUN:
+            return "recorded", f"it ships with the demo, and its tiny model answers on {place}"
         if name == "tiny":
             return "tiny", f"trained in this run, sampled on {place}"
         return "live", f"{name} on {place}"

@@ -7,6 +7,7 @@ its id, which must be in `run_ids`.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -76,6 +77,12 @@ def run_ids(home: Home) -> list[str]:
 
     paths = [file.parent for file in home.root.glob("*/config.yaml")]
     return [path.name for path in sorted(paths, key=changed_ns, reverse=True)] + [SAMPLE_ID]
+
+
+def new_run_id(home: Home) -> str:
+    """Return a name that no run has yet: "run-1", "run-2" and so on."""
+    known = run_ids(home)
+    return next(name for i in itertools.count(1) if (name := f"run-{i}") not in known)
 
 
 def run_path(home: Home, run_id: str) -> Path:

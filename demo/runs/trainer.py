@@ -45,15 +45,27 @@ def form_values(recipe: str) -> list[int]:
     return [functools.reduce(getattr, key.split("."), config) for key, _, _ in FORM_SETTINGS]
 
 
-def training_arguments(recipe: str, values: Sequence[float | None]) -> list[str]:
+def check_run_name(run_id: str) -> None:
+    """Raise a ValueError unless this can be the name of a run."""
+    if not RUN_ID.fullmatch(run_id):
+        raise ValueError(
+            f"run name {run_id!r}: expected 1 to 40 lower-case letters, digits, hyphens or underscores, "
+            "starting with a letter or digit."
+        )
+
+
+def training_arguments(
+    recipe: str, values: Sequence[float | None], others: Sequence[str] = ()
+) -> list[str]:
     """Return the arguments of `prism-lite run --out DIR`: the recipe and what differs from it.
 
     Args:
         values: one per setting of the form; None keeps the recipe's value.
+        others: further settings, as key=value.
     """
     if recipe not in recipe_names():  # `load_recipe` would also read a file
         raise ValueError(f"recipe {recipe!r}: choose one of {', '.join(recipe_names())}.")
-    overrides, defaults = [], form_values(recipe)
+    overrides, defaults = [*others], form_values(recipe)
     for (key, title, _), value, default in zip(FORM_SETTINGS, values, defaults, strict=True):
         if value is None or value == default:
             continue
@@ -75,8 +87,8 @@ def require_embedded_data(recipe: str) -> None:
     data = load_recipe(recipe).data
     if data.task == "files" and data.train is None:
         raise ValueError(
-            f"recipe {recipe} trains on your own file, and the page does not accept paths: copy the "
-            "command above, add data.train=FILE, run it in a terminal and watch the run here."
+            f"recipe {recipe} trains on your own file: choose one under “Train on your own data”, or copy "
+            "the command above, add data.train=FILE and run it in a terminal."
         )
 
 
@@ -125,11 +137,7 @@ class Trainer:
 
     def start(self, run_id: str, arguments: Sequence[str]) -> TrainingProcess:
         """Start `prism-lite run --out DIR` with these arguments, for a new or an unfinished run."""
-        if not RUN_ID.fullmatch(run_id):
-            raise ValueError(
-                f"run name {run_id!r}: expected 1 to 40 lower-case letters, digits, hyphens or "
-                "underscores, starting with a letter or digit."
-            )
+        check_run_name(run_id)
         log = self._log(run_id)
         log.parent.mkdir(parents=True, exist_ok=True)
         with (self.root / LOCK).open("w") as lock:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from demo.models.model import Model
 
 NUM_EXAMPLES = 8
-GREEDY, SAMPLED = "most likely", "sampled at temperature 1"
+GREEDY, SAMPLED = "greedy", "sampled"
 
 
 def examples(path: Path) -> list[Sample]:
@@ -38,18 +38,30 @@ def examples(path: Path) -> list[Sample]:
     return [sample for sample in heldout if sample.pictures][:NUM_EXAMPLES]
 
 
+def is_recorded(path: Path, sample: Sample | None, tokens: str, seed: int) -> bool:
+    """Return whether the sample's completions were recorded with these settings, or there is no sample."""
+    return sample is None or bool(_recorded_lines(path, sample, tokens, seed))
+
+
+def _recorded_lines(
+    path: Path, sample: Sample, tokens: str, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return the recorded completion of each stage."""
+    settings = (sample.id, seed, 0.0 if tokens == GREEDY else 1.0)
+    return {
+        line["stage"]: line
+        for line in folder.read_lines(path / "demo" / "compare.jsonl")
+        if (line["prompt_id"], line["seed"], line["temperature"]) == settings
+    }
+
+
 def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -> tuple[Any, ...]:
     """Return the screen of a sample's recorded completions; the sample is None if there is none."""
     if sample is None:
         text = "This run has no held-out prompts: set data.heldout to see examples here."
         return None, html.note(text), *[None, ""] * len(EVALUATED_STAGES)
     recorded = folder.read_lines(path / "demo" / "compare.jsonl")
-    settings = (sample.id, seed, 0.0 if tokens == GREEDY else 1.0)
-    lines = {
-        line["stage"]: line
-        for line in recorded
-        if (line["prompt_id"], line["seed"], line["temperature"]) == settings
-    }
+    lines = _recorded_lines(path, sample, tokens, seed)
     text = "Press “Ask all stages” once the model is loaded; this run has no recorded completions."
     if lines:
         text = (
@@ -59,8 +71,8 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     elif recorded:
         seeds = sorted({line["seed"] for line in recorded if line["temperature"] > 0})
         text = (
-            "Nothing was recorded for this seed. Recorded are seed 0 with the most likely tokens, and "
-            f"seeds {', '.join(map(str, seeds))} with sampled tokens."
+            "Nothing was recorded for this seed. Recorded are greedy completions with seed 0, and sampled "
+            f"ones with seeds {', '.join(map(str, seeds))}."
         )
     cells: list[Any] = []
     for stage in EVALUATED_STAGES:
@@ -81,6 +93,11 @@ def _about(sample: Sample) -> str:
     if isinstance(sample.facts, DigitsFacts):
         text += f" Digits: {' '.join(map(str, sample.facts.digits))}."
     return text if sample.answer is None else f"{text} Gold answer: {sample.answer}."
+
+
+def refusal_screen(text: str) -> tuple[Any, ...]:
+    """Return a screen with this sentence and no completions, so that no earlier ones stay below it."""
+    return None, html.note(text, tone="warn"), *[None, ""] * len(EVALUATED_STAGES)
 
 
 def waiting_screen() -> tuple[Any, ...]:

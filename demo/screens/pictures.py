@@ -6,7 +6,9 @@ file would get only a part of it. The files are in Gradio's upload folder and ar
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +17,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 LOSSLESS_PIXELS = 2**16  # a strip of digits is shown enlarged: each of its pixels counts
+_INLINE_SIDE = 480  # of a picture inside HTML
 
 
 def picture_file(image: Image.Image | None) -> str | None:
@@ -33,3 +36,14 @@ def picture_file(image: Image.Image | None) -> str | None:
         image.save(file, "WEBP", lossless=is_small, quality=90)
     os.replace(unfinished, path)
     return str(path)
+
+
+def picture_html(image: Image.Image) -> str:
+    """Return an <img> that contains the picture, made smaller if it is large."""
+    small = image.copy()
+    small.thumbnail((_INLINE_SIDE, _INLINE_SIDE))
+    buffer = io.BytesIO()
+    is_small = small.width * small.height <= LOSSLESS_PIXELS
+    small.save(buffer, "WEBP", lossless=is_small, quality=90)
+    source = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img src="data:image/webp;base64,{source}" alt="the picture that the model sees">'

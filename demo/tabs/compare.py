@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from demo.runs.folder import STAGE_TITLES
 from demo.screens import answers, html, widgets
 from demo.screens.answers import GREEDY, NUM_EXAMPLES, SAMPLED
 from demo.screens.pictures import picture_file
-from demo.site import Header, Site, connect, errors_on_page
+from demo.site import Header, Site, connect
 from prism_lite.runs.changes import change_rows
+from prism_lite.runs.drift_report import HOW_TO_READ, drift_table
 from prism_lite.types import EVALUATED_STAGES
 
 EXAMPLE, DRAWING, UPLOAD = "Example", "Own drawing", "Own picture"
@@ -77,6 +78,8 @@ def build(site: Site, header: Header) -> None:
         results = [widgets.table("held-out", wrap=True), gr.HTML()]
         with gr.Column() as changes_box:
             results += [widgets.table("changes", wrap=True), changes_box]
+    with gr.Accordion("Drift meter of this run", open=False) as drift_box:
+        results += [widgets.table("drift", wrap=True), gr.HTML(), drift_box]
     run_outputs = [picture.gallery, picture.example, form.question, picture.pad_hint, *results]
     run_outputs += [control_column, *heads]
     _connect_run(site, header, [*run_outputs, *screen])
@@ -184,6 +187,7 @@ def _connect_run(site: Site, header: Header, outputs: list[Any]) -> None:
             gr.Dataframe(value=rows or None, headers=headers),
             html.note(text),
             *_changes_table(changes),
+            *drift_screen(results),
             gr.Column(visible="control" in folder.shown_stages(path)),
             *(_head(path, stage) for stage in EVALUATED_STAGES),
             *answers.recorded_screen(path, samples[0] if samples else None, GREEDY, 0),
@@ -202,6 +206,16 @@ def _changes_table(rows: list[list[str]]) -> tuple[Any, gr.Column]:
         for names, *cells in changes
     ]
     return gr.Dataframe(value=titled, headers=header), gr.Column(visible=True)
+
+
+def drift_screen(results: Mapping[str, Any]) -> tuple[Any, str, gr.Accordion]:
+    """Return the drift meter's table and how to read it, hidden where nothing was measured."""
+    header, rows = drift_table(results)
+    if not rows:
+        return gr.skip(), "", gr.Accordion(visible=False)
+    titled = [[STAGE_TITLES.get(stage, stage), *cells] for stage, *cells in rows]
+    table = gr.Dataframe(value=titled, headers=["stage", *header[1:]])
+    return table, html.note(HOW_TO_READ), gr.Accordion(visible=True)
 
 
 def _connect_picture(picture: PictureForm, form: QuestionForm) -> None:
@@ -226,7 +240,7 @@ def _connect_question(
         run_id: str, source: str, example: int | None, question: str | None, digits_text: str,
         seed_number: float | None, tokens: str, sketch: Any = None, upload: str | None = None,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        with errors_on_page():
+        try:
             path = site.path(run_id)
             if seed_number is None:
                 raise ValueError(f"no seed: enter a whole number from 0 to {_MAX_SEED}.")
@@ -237,7 +251,8 @@ def _connect_question(
                     if example is None or not 1 <= example <= len(samples):
                         raise ValueError(f"example {example}: choose one of 1 to {len(samples)}.")
                     sample = samples[example - 1]
-                if sample is None or not folder.has_weights(path):
+                is_recorded = answers.is_recorded(path, sample, tokens, seed)
+                if is_recorded or not folder.has_weights(path):
                     yield answers.recorded_screen(path, sample, tokens, seed)
                     return
             if site.models.get(path) is None and folder.has_weights(path):
@@ -252,6 +267,9 @@ def _connect_question(
                 )
             with site.models.lock:
                 yield from answers.live_screens(model, sample, image, tokens, seed)
+        except ValueError as error:
+            yield answers.refusal_screen(str(error))
+            raise gr.Error(str(error), duration=15, print_exception=False) from error
 
     answering = gr.on(
         [form.ask.click, picture.example.change],

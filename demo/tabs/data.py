@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from demo.decoded_size import check_decoded_size
 from demo.runs import folder, samples
+from demo.runs.data_files import FILE_TYPES
 from demo.runs.samples import ALL, CORRECT, WITH_ERRORS
 from demo.screens import html, widgets
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.digits import wording
 from prism_lite.digits.task import ATTRIBUTION
+from prism_lite.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from prism_lite.data.checks.check import Report
 
 _PAGE_ROWS = 12
 _MAX_CHECKED_ROWS = 10_000
 _MAX_SHOWN_FINDINGS = 200
-_FILE_TYPES = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".gz"]
+_MAX_SHOWN_HERE = 5  # findings in the four steps of a training
 _ANY_STAGE = "any stage"
 
 
@@ -120,7 +127,7 @@ def _build_check() -> None:
         with gr.Column(min_width=260):
             upload = gr.File(
                 label="JSONL, JSON, CSV, TSV or Parquet, at most 10 MiB", height=140,
-                file_types=_FILE_TYPES, elem_id="data-file",
+                file_types=[*FILE_TYPES], elem_id="data-file",
             )  # fmt: skip
             stages = [_ANY_STAGE, "sft", "warmup", "align", "rlvr", "eval"]
             stage = gr.Dropdown(stages, label="Fields required by", elem_id="data-stage")
@@ -144,23 +151,51 @@ def _build_check() -> None:
 @errors_on_page()
 def _check_file(path: str | None, stage: str) -> tuple[Any, ...]:
     """Return summary, first sample and findings of the check of an uploaded file."""
-    from prism_lite.data.checks.check import CheckRules, check
-
     if not path:
         raise ValueError("no file yet: upload one first.")
-    name = Path(path).name
-    if Path(path).suffix.lower() not in _FILE_TYPES:
-        raise ValueError(f"{name}: expected a file of type {', '.join(_FILE_TYPES)}.")
-    rules = CheckRules() if stage == _ANY_STAGE else CheckRules(stage=stage)  # pyright: ignore
-    report = check(path, rules=rules, limit=_MAX_CHECKED_ROWS)
+    if Path(path).suffix.lower() not in FILE_TYPES:
+        raise ValueError(f"{Path(path).name}: expected a file of type {', '.join(FILE_TYPES)}.")
+    check_decoded_size(Path(path))
+    report = _check(Path(path), stage=None if stage == _ANY_STAGE else stage)
+    table = [
+        [finding.row or "file", finding.kind, finding.message.replace(path, Path(path).name)]
+        for finding in report.findings[:_MAX_SHOWN_FINDINGS]
+    ]
+    return _summary(report, Path(path)), report.first_sample, table or None
+
+
+def check_summary(path: Path, columns: str) -> tuple[str, str]:
+    """Check a file as a training reads it; return a note with its defects, and the first rows.
+
+    Args:
+        columns: as the setting data.columns, or "".
+
+    Raises:
+        ValueError: the columns are not a mapping of our names to the file's.
+    """
+    mapping = load_recipe("t4-2b", [f"data.columns={columns}"]).data.columns if columns else None
+    report = _check(path, columns=mapping)
+    shown = "".join(
+        html.note(f"row {finding.row or '-'}: {finding.message}", tone="warn")
+        for finding in report.findings[:_MAX_SHOWN_HERE]
+    )
+    return _summary(report, path) + shown, report.first_sample
+
+
+def _check(
+    path: Path, *, stage: str | None = None, columns: Mapping[str, str] | None = None
+) -> Report:
+    from prism_lite.data.checks.check import CheckRules, check  # slow to import
+
+    rules = CheckRules() if stage is None else CheckRules(stage=stage)  # pyright: ignore
+    return check(path, rules=rules, columns=columns, limit=_MAX_CHECKED_ROWS)
+
+
+def _summary(report: Report, path: Path) -> str:
     counts = ", ".join(f"{kind} {num}" for kind, num in sorted(report.counts.items()))
     text = (
-        f"{name}: {report.convention or 'not readable'} format, {report.num_rows:,} rows read, "
+        f"{path.name}: {report.convention or 'not readable'} format, {report.num_rows:,} rows read, "
         f"{report.num_clean:,} clean. {f'Rejected: {counts}.' if counts else 'No defects.'}"
     )
     text += "".join(f" Note: {note}." for note in report.notes)
-    table = [
-        [finding.row or "file", finding.kind, finding.message.replace(path, name)]
-        for finding in report.findings[:_MAX_SHOWN_FINDINGS]
-    ]
-    return html.note(text, tone="good" if report.ok else "warn"), report.first_sample, table or None
+    return html.note(text, tone="good" if report.ok else "warn")

@@ -82,7 +82,7 @@ def build(site: Site, header: Header) -> None:
 
     @errors_on_page()
     def simulate(recipe: str, gpu: str) -> tuple[str, gr.BarPlot]:
-        plan = _plan_memory(recipe, _GPUS.get(gpu))
+        plan = plan_memory(recipe, _GPUS.get(gpu))
         return plan_summary(plan), gr.BarPlot(value=plan_frame(plan), visible=True)
 
     header.on_run(show, [figures, bars, note])
@@ -91,7 +91,7 @@ def build(site: Site, header: Header) -> None:
     )
 
 
-def _plan_memory(recipe: str, gpu_gib: int | None) -> Mapping[str, Any]:
+def plan_memory(recipe: str, gpu_gib: int | None) -> Mapping[str, Any]:
     """Return the result of `prism-lite plan --json`, run in a separate process."""
     if recipe not in recipe_names():
         raise ValueError(f"recipe {recipe!r}: choose one of {', '.join(recipe_names())}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pandas as pd
 
 from demo.runs import folder, samples
 from demo.screens import curves, html, widgets
+from demo.screens.pictures import picture_html
 from demo.site import Header, Site, connect
-from prism_lite.stages import guards
+from prism_lite.stages.alarms import completions
+from prism_lite.stages.alarms import rewards as reward_alarms
 
 MAX_CELL = 60
 _GAME_NOTE = (
@@ -32,6 +35,7 @@ def build(site: Site, header: Header) -> None:
         height=300, x_label_angle=-60, y_title="reward",
     )  # fmt: skip
     alarms = gr.HTML(elem_id="alarms")
+    groups = gr.HTML(elem_id="reward-groups")
     table = widgets.table("rewards", max_height=420)
     row = gr.Dropdown(label="Rollout (or click it in the table)", elem_id="reward-row")
     completion = widgets.completion("Completion", "reward-text")
@@ -48,7 +52,7 @@ def build(site: Site, header: Header) -> None:
         records = read(run_id, step)
         if not records:
             note = html.note("No rewards yet: they come with the first step of the RLVR stage.")
-            return "", None, note, None, gr.Dropdown(choices=[], value=None), None
+            return "", None, note, "", None, gr.Dropdown(choices=[], value=None), None
         return _screen(site.path(run_id), int(step or 0), records)
 
     def show_row(run_id: str, step: int | None, index: int | None) -> Any:
@@ -59,7 +63,7 @@ def build(site: Site, header: Header) -> None:
 
     inputs = [header.run_choice, step]
     header.on_run(list_steps, [step])
-    connect(step.change, show, inputs, [figures, plot, alarms, table, row, completion])
+    connect(step.change, show, inputs, [figures, plot, alarms, groups, table, row, completion])
     connect(table.select, widgets.picked_row, None, [row])
     connect(row.change, show_row, [*inputs, row], [completion])
 
@@ -96,9 +100,47 @@ def _screen(path: Path, step: int, records: Records) -> tuple[Any, ...]:
         _figures(path, step, sums),
         gr.BarPlot(value=points.dropna().reset_index(), color_map=curves.reward_colors(names)),
         _alarms(sums, records) + html.note(_GAME_NOTE if folder.keeps_game(path) else ""),
+        _weights_note(reward_weights(path)) + group_cards(path, rollouts, records),
         gr.Dataframe(value=rows, headers=headers),
         gr.Dropdown(choices=[(name, index) for index, name in enumerate(rollouts)], value=0),
         html.part_spans(records[0]["completion"]),
+    )
+
+
+def _weights_note(weights: Mapping[str, float]) -> str:
+    """Return how the sum of a rollout is computed from its rewards."""
+    terms = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items())
+    return html.note(f"sum = {terms}. Chips: rollouts of a prompt by advantage, ✓ where accurate.")
+
+
+def group_cards(path: Path, rollouts: Sequence[str], records: Records) -> str:
+    """Return a card for each prompt: picture, question, gold answer, and its rollouts by advantage."""
+    groups: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for name, record in zip(rollouts, records, strict=True):
+        groups.setdefault(record["prompt_id"], []).append((name, record))
+    cards = []
+    for prompt_id, group in groups.items():
+        sample = samples.sample_by_id(path, prompt_id)
+        picture = picture_html(sample.pictures[0].open()) if sample and sample.pictures else ""
+        gold = sample.answer if sample is not None and sample.answer is not None else "unknown"
+        ordered = sorted(group, key=lambda item: -item[1]["advantage"])
+        chips = "".join(_chip(name, record) for name, record in ordered)
+        question = escape(group[0][1]["question"])
+        cards.append(
+            f'<article class="reward-card">{picture}<p><b>{question}</b> Gold answer: '
+            f"{escape(gold)}.</p><div>{chips}</div></article>"
+        )
+    return f'<div class="reward-cards">{"".join(cards)}</div>'
+
+
+def _chip(name: str, record: Mapping[str, Any]) -> str:
+    accuracy = record["rewards"].get("accuracy")
+    symbol = "?" if accuracy is None else "✓" if accuracy > 0 else "✗"
+    caption, answer = html.caption_and_answer(record["completion"], record["finish_reason"])
+    tone = "up" if record["advantage"] > 0 else "down"
+    return (
+        f'<span class="chip {tone}" tabindex="0" title="{escape(caption)}">{symbol} {escape(name)} '
+        f"{escape(answer[:MAX_CELL])} <b>{record['advantage']:+.2f}</b></span>"
     )
 
 
@@ -136,12 +178,12 @@ def _figures(path: Path, step: int, sums: pd.Series) -> str:
 
 
 def _alarms(sums: pd.Series, records: Records) -> str:
-    """Return what the guards of the training say about this step's rollouts."""
+    """Return what the alarms of the training say about this step's rollouts."""
     texts = [record["completion"] for record in records]
-    alarms = [guards.repeated_text(texts), guards.answers_inside_think(texts)]
+    alarms = [completions.repeated_text(texts), completions.answers_inside_think(texts)]
     sizes = set(sums.groupby("group").size())
     if len(sizes) == 1 and sums.notna().all():
-        alarms.append(guards.zero_spread_groups(list(sums), group_size=sizes.pop()))
+        alarms.append(reward_alarms.zero_spread_groups(list(sums), group_size=sizes.pop()))
     notes = [html.note(f"Alarm {a.name}: {a.message}", tone="warn") for a in alarms if a]
     text = "No alarms (checked: repeated text, answers inside think, groups without spread)."
     return "".join(notes) or html.note(text, tone="good")

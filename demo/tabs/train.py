@@ -13,7 +13,8 @@ from demo.runs import folder, samples, trainer
 from demo.runs.folder import SAMPLE_ID, STAGE_TITLES
 from demo.screens import curves, html, widgets
 from demo.screens.pictures import picture_file
-from demo.site import Header, Site, connect, errors_on_page
+from demo.site import Header, Site, connect
+from demo.tabs import own_data
 from prism_lite.recipe import recipe_names
 
 _STALE_S = 60.0
@@ -42,7 +43,7 @@ FIGURES = (
     ("peak memory", "mem/peak_gib", "{:.2f} GiB", "Peak of this stage; on a CPU, of the process."),
 )  # fmt: skip
 _STATES = {
-    "recorded": "A recorded run that ships with the demo: real results, no weights. "
+    "recorded": "A recorded run that ships with the demo: real results, and the final weights. "
     "Start a run of your own below.",
     "finished": "Finished: every stage is trained and evaluated.",
     "training": "Training as a separate process: closing this page, or the demo, does not stop it.",
@@ -57,18 +58,26 @@ def build(site: Site, header: Header) -> None:
     """Lay out the tab and connect its events."""
     stepper = gr.HTML(elem_id="stepper")
     status = gr.HTML(elem_id="train-status")
+    buttons: list[Any] = []
+    reply = gr.HTML(elem_id="train-reply")
     with gr.Row():
         for title, action in (
             ("Pause", site.trainer.pause),
             ("Resume", site.trainer.resume),
             ("Stop and save", site.trainer.stop),
         ):
-            button = gr.Button(title, elem_id=title.split()[0].lower(), min_width=100)
-            connect(button.click, _control(site, action), [header.run_choice], None)
+            button = gr.Button(
+                title, elem_id=title.split()[0].lower(), min_width=100, interactive=False
+            )
+            connect(button.click, in_words(_control(site, action)), [header.run_choice], [reply])
+            buttons.append(button)
+    header.on_run(lambda _: "", [reply])  # an answer about another run must not stay
     with gr.Accordion("Start a new run", open=False, elem_id="new-run"):
-        _new_run(site, header, status)
+        _new_run(site, header)
+    with gr.Accordion("Train on your own data", open=False, elem_id="own-data"):
+        own_data.build(site, header)
     figures = widgets.figures("train-figures")
-    outputs = [stepper, status, figures, *_plots(), *_rollouts()]
+    outputs = [stepper, status, *buttons, figures, *_plots(), *_rollouts()]
     outputs.append(
         gr.Textbox(
             label="Output of the training", lines=8, max_lines=8, interactive=False,
@@ -78,22 +87,34 @@ def build(site: Site, header: Header) -> None:
     _connect_watching(site, header, outputs)
 
 
-def _control(site: Site, action: Callable[[str], str]) -> Callable[[str], None]:
-    def handler(run_id: str) -> None:
-        if run_id == SAMPLE_ID:
-            raise ValueError("this is a recording: choose or start a run of your own.")
-        if action == site.trainer.resume:
-            site.models.free_gpu()
-        gr.Info(action(run_id))
+def in_words(action: Callable[..., str]) -> Callable[..., str]:
+    """Return a handler that shows the action's sentence, or that of its ValueError, in a note."""
+
+    def handler(*values: Any) -> str:
+        try:
+            return html.note(action(*values), tone="good")
+        except ValueError as error:
+            return html.note(str(error), tone="warn")
 
     return handler
 
 
-def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
+def _control(site: Site, action: Callable[[str], str]) -> Callable[[str], str]:
+    def handler(run_id: str) -> str:
+        if run_id == SAMPLE_ID:
+            raise ValueError("this is a recording: choose or start a run of your own.")
+        if action == site.trainer.resume:
+            site.models.free_gpu()
+        return action(run_id)
+
+    return handler
+
+
+def _new_run(site: Site, header: Header) -> None:
     """Lay out the form for a new run; it shows the command, starts it, and follows the new run."""
     with gr.Row():
         name = gr.Textbox(
-            label="Run name", placeholder="first-try", max_length=40, elem_id="run-name"
+            folder.new_run_id(site.home), label="Run name", max_length=40, elem_id="run-name"
         )
         recipe = gr.Dropdown(recipe_names(), value="tiny", label="Recipe", elem_id="recipe")
     with gr.Row():
@@ -110,38 +131,52 @@ def _new_run(site: Site, header: Header, status: gr.HTML) -> None:
         label="The same as a command", interactive=False, buttons=["copy"], elem_id="command"
     )
     start = gr.Button("Start training", variant="primary", elem_id="start")
+    reply = gr.HTML(elem_id="start-reply")
     expected = gr.State(None)  # id of a run that was started and has no folder yet
 
     def show_command(run_id: str, recipe: str, *values: float | None) -> str:
         return trainer.command_line(run_id, recipe, values)
 
-    @errors_on_page()
-    def begin(run_id: str, recipe: str, *values: float | None) -> tuple[str, str]:
+    def begin(run_id: str, recipe: str, *values: float | None) -> tuple[str, str | None]:
         run_id = (run_id or "").strip()
-        if run_id in folder.run_ids(site.home):
-            raise ValueError(
-                f"run {run_id!r} exists: continue it with Resume, or choose another name."
-            )
-        trainer.require_embedded_data(recipe)
-        site.models.free_gpu()
-        process = site.trainer.start(run_id, trainer.training_arguments(recipe, values))
-        gr.Info(f"{run_id} starts (process {process.pid}).")
-        text = f"{run_id} loads its base model, then trains. This page switches to it soon."
-        return html.note(text), run_id
+        try:
+            text = _start(site, run_id, recipe, values)
+        except ValueError as error:
+            return html.note(str(error), tone="warn"), None
+        return html.note(text, tone="good"), run_id
 
-    def follow(run_id: str | None) -> tuple[Any, Any]:
+    def follow(run_id: str | None) -> tuple[Any, ...]:
         known = folder.run_ids(site.home)
         if run_id is None or run_id not in known:
-            return gr.skip(), gr.skip()
-        return gr.Dropdown(choices=known, value=run_id), None
+            return gr.skip(), gr.skip(), gr.skip()
+        return gr.Dropdown(choices=known, value=run_id), None, folder.new_run_id(site.home)
 
     inputs = [name, recipe, *numbers]
     filled = connect(recipe.change, trainer.form_values, [recipe], numbers)
-    events = (header.opened.then, name.change, filled.then, *(field.change for field in numbers))
+    events = (name.change, filled.then, *(field.change for field in numbers))
+    connect(header.opened.then, show_command, inputs, [command], is_silent=True)
     for event in events:
         connect(event, show_command, inputs, [command])
-    start.click(begin, inputs, [status, expected], queue=False, api_name="start")
-    connect(header.tick.tick, follow, [expected], [header.run_choice, expected])
+    start.click(
+        begin, inputs, [reply, expected], concurrency_limit=1, show_progress="hidden",
+        api_name="start",
+    )  # fmt: skip
+    outputs = [header.run_choice, expected, name]
+    connect(header.tick.tick, follow, [expected], outputs, is_silent=True)
+
+
+def _start(site: Site, run_id: str, recipe: str, values: Sequence[float | None]) -> str:
+    """Start a run; return the sentence that says so."""
+    trainer.check_run_name(run_id)
+    if run_id in folder.run_ids(site.home):
+        raise ValueError(f"run {run_id!r} exists: continue it with Resume, or choose another name.")
+    trainer.require_embedded_data(recipe)
+    site.models.free_gpu()
+    process = site.trainer.start(run_id, trainer.training_arguments(recipe, values))
+    return (
+        f"{run_id} starts (process {process.pid}): it loads its base model, then trains. This page "
+        "switches to it soon."
+    )
 
 
 def _plots() -> list[gr.Component]:
@@ -190,7 +225,10 @@ def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
         return state, *_screen(path, run_id, process, output, same_curves=same_curves)
 
     header.on_run(lambda run_id: refresh(run_id, None), [shown_state, *outputs])
-    connect(header.tick.tick, refresh, [header.run_choice, shown_state], [shown_state, *outputs])
+    connect(
+        header.tick.tick, refresh, [header.run_choice, shown_state], [shown_state, *outputs],
+        is_silent=True,
+    )  # fmt: skip
 
 
 def _screen(
@@ -201,7 +239,7 @@ def _screen(
     *,
     same_curves: bool,
 ) -> tuple[Any, ...]:
-    """Return stepper, note, numbers, a plot per panel, rollouts (3 values) and the training's output."""
+    """Return stepper, note, the three buttons, numbers, plots, rollouts (3 values) and the output."""
     is_training = process is not None and process.run_id == run_id
     stages = folder.progress(path)
     state = _state(path, is_training)
@@ -217,6 +255,7 @@ def _screen(
     return (
         html.stepper(stages, active, state),
         html.note(text, tone=_TONES.get(state, "plain")),
+        *(gr.Button(interactive=is_possible) for is_possible in _possible_actions(state, process)),
         _figures(metrics),
         *plots,
         *_newest_rollouts(path),
@@ -232,6 +271,14 @@ def _state(path: Path, is_training: bool) -> str:
     if folder.is_finished(path):
         return "finished"
     return "stopped" if _is_stale(path) else "elsewhere"
+
+
+def _possible_actions(
+    state: str, process: trainer.TrainingProcess | None
+) -> tuple[bool, bool, bool]:
+    """Return whether the run can be paused, resumed, and stopped."""
+    can_resume = state == "paused" or (state == "stopped" and process is None)
+    return state == "training", can_resume, state in ("training", "paused")
 
 
 def _is_stale(path: Path) -> bool:

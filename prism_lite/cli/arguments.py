@@ -23,7 +23,7 @@ def check_arguments(config: RunConfig, out: Path, keys: Sequence[str]) -> None:
     Raises:
         ValueError: something does not exist, cannot be written, or has no effect.
     """
-    from prism_lite.config.checks import idle_setting
+    from prism_lite.config.idle import idle_setting
     from prism_lite.runs.resume import check_folder
     from prism_lite.runs.trackers import check_trackers
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from prism_lite.cli import easy_vqa, template
+from prism_lite.data.template import explain
 from prism_lite.types import STAGES
 
 if TYPE_CHECKING:
@@ -16,9 +18,15 @@ _NUM_SHOWN = 5  # messages per kind
 def add_command(commands: Any) -> None:
     """Add `data check` to the command line's subparsers."""
     data = commands.add_parser(
-        "data", help="check a data file for defects before training (data check PATH)"
+        "data",
+        help="check a data file before training (check PATH), write one or a public data set",
+        epilog=explain(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command = data.add_subparsers(required=True, metavar="check").add_parser("check")
+    subcommands = data.add_subparsers(required=True, metavar="SUBCOMMAND")
+    template.add_command(subcommands)
+    easy_vqa.add_command(subcommands)
+    command = subcommands.add_parser("check", help="print every defect of a data file")
     command.add_argument("path", help="file, folder or hub id")
     command.add_argument("--fix", metavar="OUT", help="write the clean rows here")
     command.add_argument("--eval", metavar="FILE", help="also look for overlap with this file")

@@ -20,6 +20,10 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--port", type=int, metavar="N", help="default: the first free one from 7860"
     )
+    command.add_argument(
+        "--host", action="append", default=[], metavar="NAME",
+        help="a further name that the page is opened under, as that of a proxy; others get 403",
+    )  # fmt: skip
     command.set_defaults(handler=_demo, takes_settings=False)
 
 
@@ -45,5 +49,6 @@ def _demo(arguments: argparse.Namespace, _overrides: list[str]) -> int:
         raise ValueError(
             f"the demo needs {error.name}: pip install 'prism-lite[demo]', or run `make demo`."
         ) from error
-    launch(open_home(arguments.run, is_shared=arguments.share), port=arguments.port)
+    home = open_home(arguments.run, is_shared=arguments.share)
+    launch(home, port=arguments.port, hosts=arguments.host)
     return 0

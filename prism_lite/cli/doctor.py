@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 _PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "triton", "unsloth", "flash_attn", "gradio",
 )  # fmt: skip
-_OLDEST_TORCHAO = (0, 16)
 
 
 def add_command(commands: Any) -> None:
@@ -33,9 +31,9 @@ def describe() -> str:
 
     from prism_lite.config import ModelConfig
     from prism_lite.files import cache_folder
-    from prism_lite.models.device import card_of, choose_precision
+    from prism_lite.models.device import card_of, choose_precision, warnings_of
     from prism_lite.models.load_unsloth import choose_backend
-    from prism_lite.version import describe_version, installed_version
+    from prism_lite.version import describe_version, installed_version, torchao_trouble
 
     model = ModelConfig()
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -54,30 +52,18 @@ def describe() -> str:
         "cache": str(cache_folder()),
         "threads": f"{torch.get_num_threads()}, spin {spin}",
     }
-    if trouble := torchao_trouble(installed_version("torchao")):
+    if trouble := torchao_trouble():
         lines["torchao"] = trouble
     if torch.cuda.is_available():
+        lines["kernels"] = (
+            "; ".join(warnings_of(card_of(model))) or "Triton's, a tiny one was launched"
+        )
         gpus = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
         lines["gpu"] = "; ".join(
             f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, sm{gpu.major}{gpu.minor}"
             for gpu in gpus
         )
     return "\n".join(f"{name:13} {text}" for name, text in lines.items())
-
-
-def torchao_trouble(version: str | None) -> str | None:
-    """Return what to do about a torchao that PEFT refuses to work beside; None where all is well."""
-    if version is None:
-        return None
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers >= _OLDEST_TORCHAO:
-        return None
-    oldest = ".".join(map(str, _OLDEST_TORCHAO))
-    return (
-        f"{version} is older than {oldest}, and PEFT raises an ImportError beside it (export --merge, the "
-        "model card's example): pip uninstall torchao, which prism_lite does not use, or "
-        f"pip install 'torchao>={oldest}'"
-    )
 
 
 def _free_gib(folder: Path) -> str:

@@ -12,9 +12,16 @@ if TYPE_CHECKING:
 
 
 def prepare_imports(model: ModelConfig) -> None:
-    """Import Unsloth if it will load the model, as it must be imported first; silence the libraries."""
-    from prism_lite.models.load_unsloth import import_first
+    """Import Unsloth if it will load the model, as it must be imported first; silence the libraries.
 
+    Raises:
+        ValueError: PEFT cannot load weights that are not quantised beside an old torchao.
+    """
+    from prism_lite.models.load_unsloth import import_first
+    from prism_lite.version import torchao_trouble
+
+    if model.quantization == "none" and (trouble := torchao_trouble()):
+        raise ValueError(trouble)
     import_first(model)
     quiet_libraries()
 

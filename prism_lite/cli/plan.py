@@ -1,4 +1,4 @@
-"""`prism-lite plan`: will a recipe fit a card? Arguments and output; the work is done in planner/."""
+"""`prism-lite plan`: does a recipe fit a card, and how long does it take? The work is done in planner/."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_lite.cli.imports import quiet_libraries
@@ -13,12 +14,16 @@ from prism_lite.cli.imports import quiet_libraries
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from prism_lite.planner.hours import Hours
     from prism_lite.planner.plan import Plan
     from prism_lite.planner.search import LargestValue, Moved
     from prism_lite.planner.simulate_phase import Simulated
 
 _BAR_CELLS = 40
-_WORK_NAMES = {"train": "training", "judge": "discriminator", "sample": "sampling"}
+_WORK_NAMES = {
+    "train": "training", "judge": "discriminator", "sample": "sampling", "panel": "panel",
+    "evaluate": "evaluation",
+}  # fmt: skip
 _NOTHING_HELPS = (
     "Lowering model.max_pack_tokens and sampling.max_rows to a quarter is not enough, or leaves a pack too "
     "small for a prompt with one completion: lower sampling.max_completion_tokens and "
@@ -30,9 +35,10 @@ def add_command(commands: Any) -> None:
     """Add `plan` to the command line's subparsers."""
     command = commands.add_parser(
         "plan",
-        help="will a recipe fit the card? (no GPU needed)",
+        help="does a recipe fit the card, and how long does it take? (no GPU needed)",
         description="Simulates every stage of a recipe at full size, on any machine and without a "
-        "download, and prints the memory that each needs on the card. Takes about a minute.",
+        "download, and prints the memory and the hours that each needs on the card. Takes about a "
+        "minute.",
         epilog="Settings are given as for run: prism-lite plan --recipe t4-2b model.max_pixels=401408",
     )
     command.add_argument(
@@ -45,6 +51,11 @@ def add_command(commands: Any) -> None:
         "--card", metavar="GIB", help="the card's memory (T4: 15); default: the recipe's card"
     )
     command.add_argument("--json", action="store_true", help="print figures for programs")
+    command.add_argument(
+        "--measured",
+        metavar="FILE",
+        help="JSON file of gpu-check on this card: its times calibrate the hours",
+    )
     command.add_argument(
         "--find",
         action="store_true",
@@ -60,7 +71,8 @@ def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
         0, also where the recipe does not fit: the question was answered.
 
     Raises:
-        ValueError: wrong settings, an unknown model, a card of no size, `--find` without a card.
+        ValueError: wrong settings, an unknown model, a card of no size, `--find` without a card, a record
+            of another card.
     """
     from prism_lite.recipe import load_recipe
 
@@ -76,7 +88,8 @@ def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     if arguments.find and card_for(config, card_gib) is None:
         raise ValueError("--find needs a card: give --card GIB.")
-    planned = plan(config, card_gib=card_gib)
+    record = None if arguments.measured is None else _record(arguments.measured)
+    planned = plan(config, card_gib=card_gib, record=record)
     if arguments.json:
         figures = planned.to_json()
         if arguments.find:
@@ -91,6 +104,8 @@ def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
         say(console, f"\n{stage}: {work}, the highest moment")
         say(console, "\n".join(_bar_lines(highest, planned)))
     say(console, f"\n{_verdict(planned)}", "green" if planned.fits else "red")
+    if planned.hours is not None:
+        say(console, _about_hours(planned.hours))
     if not planned.fits:
         console.print(_moved_table(search.what_to_move(config, planned)))
         title, lowered = search.what_to_lower(config, planned)
@@ -116,20 +131,51 @@ def _card_gib(text: str | None) -> float | None:
     return gib
 
 
+def _record(file: str) -> dict[str, Any]:
+    try:
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--measured {file}: cannot be read as JSON ({error}).") from error
+    missing = {"card", "gib", "stages"} - set(record)
+    if missing:
+        raise ValueError(
+            f"--measured {file}: no {', '.join(sorted(missing))} in it; give a file that gpu-check wrote."
+        )
+    return record
+
+
 def _plan_table(plan: Plan) -> Table:
     card = f"{plan.card.gib:g} GiB card" if plan.card else "CPU"
-    columns = ["stage", "peak GiB"]
-    columns += ["of the card", "s per step, at least"] if plan.card else []
-    columns += ["highest in"]
+    columns = ["stage", "GiB reserved" if plan.card else "peak GiB", "highest in"]
+    columns += ["s per step", "hours"] if plan.hours else []
     title = f"{plan.recipe}: {plan.model} on a {card} (predicted, not measured)"
     rows = []
     for stage, highest in plan.stages.items():
-        cells = [stage, f"{highest.peak_gib:.2f}"]
-        if plan.card:
-            share = highest.peak_gib / plan.card.gib
-            cells += [f"{share:.0%}", f"{plan.seconds_per_step(stage):.1f}"]
-        rows.append([*cells, _WORK_NAMES[highest.phase.work]])
+        gib = f"{highest.peak_gib:.2f}"
+        gib += f" to {highest.reserved_gib:.2f}" if plan.card else ""
+        cells = [stage, gib, _WORK_NAMES[highest.phase.work]]
+        if plan.hours:
+            cells += [f"{plan.hours.step_s[stage]:.1f}", f"{plan.hours.stages[stage]:.1f}"]
+        rows.append(cells)
+    if plan.hours:
+        rows.append(["evaluation", "", "", "", f"{plan.hours.evaluation:.1f}"])
+        rows.append(["in all", "", "", "", f"{plan.hours.total:.1f}"])
     return _table(title, columns, rows)
+
+
+def _about_hours(hours: Hours) -> str:
+    """Return how long the recipe takes, by what model, and whether a session of Colab holds it."""
+    basis = f"calibrated on {hours.measured_on}" if hours.measured_on else "may be wrong by 40 %"
+    share = (hours.panels + hours.evaluation) / hours.total
+    sessions = (
+        "A 12-hour session of Colab holds it."
+        if hours.num_sessions == 1
+        else f"It takes {hours.num_sessions} sessions of 12 hours on Colab, resumed in each."
+    )
+    return (
+        f"Predicted {hours.total:.1f} hours ({basis}), sampling with {hours.decoding}; "
+        f"{share:.0%} of them are panels and evaluation. {sessions}"
+    )
 
 
 def _bar_lines(highest: Simulated, plan: Plan) -> list[str]:
@@ -149,7 +195,7 @@ def _verdict(plan: Plan) -> str:
     """Whether it fits, in a sentence."""
     if plan.card is None:
         return f"Peak of tensors {plan.peak_gib:.2f} GiB, beside Python and its libraries."
-    share = f"{plan.peak_gib:.2f} of {plan.card.gib:g} GiB"
+    share = f"{plan.peak_gib:.2f} of {plan.card.gib:g} GiB reserved at the most"
     spare = f"{1 - plan.room_gib / plan.card.gib:.0%} to spare"
     if plan.fits:
         return f"Fits: {share}, at least {spare}."

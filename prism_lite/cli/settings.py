@@ -127,7 +127,7 @@ def _chosen(settings: list[_Setting], topic: str | None) -> list[_Setting]:
     word = topic.lower()
     matches = [s for s in settings if word in f"{s.key} {s.values} {s.text}".lower()]
     if not matches:
-        from prism_lite.recipe import near_settings
+        from prism_lite.setting_names import near_settings
 
         near = near_settings(topic)
         hint = f"near it: {', '.join(near)}." if near else "prism-lite settings lists all of them."

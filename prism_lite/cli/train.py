@@ -46,7 +46,27 @@ def add_command(commands: Any) -> None:
             help="library that loads the model",
         )
         command.add_argument(
+            "--from-checkpoint",
+            metavar="STAGE:STEP",
+            help="resume from this checkpoint, as align:40; what came after it is set aside",
+        )
+        command.add_argument(
+            "--accept-changed-inputs",
+            action="store_true",
+            help="resume although data, pictures, base or rewards have changed; inputs.json records it",
+        )
+        command.add_argument(
+            "--strict",
+            action="store_true",
+            help="compare pictures and base by content, not by time",
+        )
+        command.add_argument(
             "--dry-run", action="store_true", help="print the resolved settings and exit"
+        )
+        command.add_argument(
+            "--no-rehearsal",
+            action="store_true",
+            help="on a card: skip the step of every stage that is taken before the run begins",
         )
         command.set_defaults(handler=_run, stages=None if name == "run" else (name,))
 
@@ -80,25 +100,31 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         from prism_lite import pipeline
         from prism_lite.console import say
+        from prism_lite.output import lasting_output
         from prism_lite.runs.report import changes_table, results_table
         from prism_lite.study.measured import room_of
         from prism_lite.types import STAGES
 
-    console = Console()
-    results = pipeline.run(
-        config,
-        out,
-        stages=arguments.stages or STAGES,
-        console=console,
-        command=arguments.command_text,
-    )
-    if results.get("stages"):
-        console.print(results_table(results))
-    changes = changes_table(out, config)
-    if changes is not None:
-        console.print(changes)
-    room = room_of(config)
-    if room is not None and changes is not None:
-        say(console, room)
-    say(console, f"run folder: {out} (plots/, README.md, policy/, metrics.jsonl)")
+    with lasting_output():
+        console = Console()
+        results = pipeline.run(
+            config,
+            out,
+            stages=arguments.stages or STAGES,
+            console=console,
+            command=arguments.command_text,
+            from_checkpoint=arguments.from_checkpoint,
+            accept_changed_inputs=arguments.accept_changed_inputs,
+            strict=arguments.strict,
+            rehearsal=not arguments.no_rehearsal,
+        )
+        if results.get("stages"):
+            console.print(results_table(results))
+        changes = changes_table(out, config)
+        if changes is not None:
+            console.print(changes)
+        room = room_of(config)
+        if room is not None and changes is not None:
+            say(console, room)
+        say(console, f"run folder: {out} (plots/, README.md, policy/, metrics.jsonl)")
     return 0

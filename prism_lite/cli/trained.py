@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from prism_lite.cli.imports import prepare_imports
 from prism_lite.types import EVALUATED_STAGES
+from prism_lite.version import torchao_trouble
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,6 +144,8 @@ def _export(arguments: argparse.Namespace, _overrides: list[str]) -> int:
                 raise ValueError(f"--{name} is about merged weights: give it with --merge.")
     if arguments.public and not arguments.push:
         raise ValueError("--public is about the repository of --push: give both.")
+    if arguments.merge and (trouble := torchao_trouble()):
+        raise ValueError(trouble)
     _prepare(arguments.run)
     from prism_lite.deploy import export, hub
 
@@ -221,7 +224,7 @@ def evaluate_run(
     from prism_lite.runs.report import stage_line
     from prism_lite.sampling.rollouts import sample_groups
     from prism_lite.stages.evaluate import evaluate, evaluated_samples
-    from prism_lite.stages.preflight import read_prompts
+    from prism_lite.stages.read_prompts import read_prompts
 
     config = read_run(run_folder)
     task = heldout_task(config, data, columns, console=console)

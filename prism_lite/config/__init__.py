@@ -205,13 +205,15 @@ class AlignConfig:
     "Prompts whose rollouts are kept for replay, in memory and in checkpoints."
     gate: Literal["stop", "warn"] = "stop"
     """What happens before the first step if the probes do not show that the discriminator judges content
-    on any channel. stop: an error. warn: a warning."""
+    on every channel that has weight (align.alpha). stop: an error. warn: a warning."""
     early_stop: bool = False
     "End the stage when the teacher wins under half of the held-out pairs in three panels in a row."
     dpo_beta: PositiveFloat = 0.1
     "Inverse temperature of DPO: a lower one lets the policy move further (method dpo)."
     panel_every: PositiveInt = 10
     "Steps between convergence panels on held-out pairs."
+    panel_pairs: PositiveInt = 200
+    "Held-out pairs of a panel, evenly spaced among those of the probes: the policy answers each."
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(5e-4))
 
 
@@ -259,7 +261,7 @@ class RlvrConfig:
     "Official numbers of an algorithm (recipes/rlvr/NAME.yaml) for what the recipe leaves open."
     loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     kl_weight: NonNegativeFloat = 0.0
-    "Weight of the KL divergence to the reference. 0: no reference is held or run."
+    "Weight of the KL divergence to the reference. 0: off (kl_to_start is measured all the same)."
     kl_kind: KlKind = "k3"
     "Estimator: k1, k2 or k3 of Schulman. In the loss k1 has a gradient of mean zero."
     kl_in: Literal["loss", "reward"] = "loss"
@@ -321,6 +323,11 @@ class RunConfig:
     "Decides every random choice of the run."
     save_every: PositiveInt = 20
     "Steps between checkpoints."
+    save_minutes: NonNegativeFloat = 10.0
+    "A checkpoint is also saved when the last one is this many minutes old. 0: by steps only."
+    max_skipped_steps: PositiveInt = 3
+    """A step with NaN or infinity is left out and recorded in skipped_steps.jsonl; the run stops when this
+    many in a row are."""
     track: Annotated[
         tuple[Literal["tensorboard", "trackio", "wandb"], ...],
         BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),

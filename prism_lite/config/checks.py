@@ -142,7 +142,7 @@ def _check_warmup(config: WarmupConfig) -> None:
 
 
 def _check_memory(model: ModelConfig, max_completion_tokens: int) -> None:
-    # Whether each row fits with its own prompt is checked when the rows are read (stages/preflight.py).
+    # Whether each row fits with its own prompt is checked when the rows are read (stages/read_prompts.py).
     if max_completion_tokens >= model.max_pack_tokens:
         raise ValueError(
             f"sampling.max_completion_tokens = {max_completion_tokens} does not fit after a prompt into "
@@ -183,33 +183,3 @@ def _check_rewards(config: RlvrConfig) -> None:
             "rlvr.rewards has judge, but no judge is set: give rlvr.judge.base_url (like "
             "http://localhost:8000/v1) and rlvr.judge.model."
         )
-
-
-def idle_setting(config: RunConfig, key: str) -> str | None:
-    """Return why a setting that the user gives has no effect with the others, or None if it has one."""
-    align, rlvr, data, value = config.align, config.rlvr, config.data, config.eval
-    is_digits, plays = data.task == "digits", plays_game(config)
-    idle_where = {
-        "data.digits.": (not is_digits, "data.task = files", "data.task=digits"),
-        "data.num_": (not is_digits, "data.task = files", "data.task=digits"),
-        "tiny.": (config.model.name != "tiny", f"model.name = {config.model.name}", "model.name=tiny"),
-        "warmup.": (not plays, f"align.method = {align.method}", "align.method=adversarial"),
-        "discriminator.": (not plays, f"align.method = {align.method}", "align.method=adversarial"),
-        "align.dpo_beta": (align.method != "dpo", f"align.method = {align.method}", "align.method=dpo"),
-        "align.replay_prompts": (
-            align.replay_fraction == 0, "align.replay_fraction = 0", "align.replay_fraction=0.5"),
-        "rlvr.kl_": (rlvr.kl_weight == 0, "rlvr.kl_weight = 0", "rlvr.kl_weight=0.01"),
-        "rlvr.judge.": ("judge" not in rlvr.rewards, "no reward judge", "rlvr.rewards.judge=1"),
-        "rlvr.overlong_buffer": (
-            "overlong" not in rlvr.rewards, "no reward overlong", "rlvr.rewards.overlong=1"),
-        "rlvr.max_sampled_batches": (
-            not rlvr.dynamic_sampling, "rlvr.dynamic_sampling = false", "rlvr.dynamic_sampling=true"),
-        "eval.num_inside": (value.every == 0, "eval.every = 0", "eval.every=10"),
-        "eval.best_by": (value.keep == "last", "eval.keep = last", "eval.keep=best"),
-    }  # fmt: skip
-    if key == "rlvr.kl_weight":
-        return None
-    for start, (is_idle, why, instead) in idle_where.items():
-        if is_idle and key.startswith(start):
-            return f"{key} has no effect with {why}: leave it out, or add {instead}."
-    return None

@@ -144,8 +144,10 @@ class ModelConfig:
     __pydantic_config__: ClassVar = STRICT
     name: str = "tiny"
     "tiny (trained here on first use), or the hub id or folder of a Qwen3-VL."
+    revision: str | None = None
+    "Commit, tag or branch of model.name on the hub. null: the newest commit."
     backend: Literal["auto", "transformers", "unsloth"] = "auto"
-    "Library that loads the model. auto: Unsloth where it is installed and there is a GPU."
+    "Library that loads the model. auto: Unsloth where gpu-check has passed with it on this card."
     quantization: Literal["nf4", "none"] = "nf4"
     "nf4: frozen weights in 4 bit. none: in the compute type."
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -229,4 +231,6 @@ class SamplingConfig:
     max_rows: NonNegativeInt = 0
     "Rollouts decoded at the same time. 0: as many as free memory allows, up to 512."
     dense_weights: Literal["auto", "always", "never"] = "auto"
-    "Sample from dequantised, merged weights: faster. auto: on a CPU with memory to spare."
+    "Sample from dequantised, merged weights: faster. auto: where they fit beside what sampling needs."
+    cuda_graph: Literal["auto", "never"] = "auto"
+    "Record a token's step as a CUDA graph and replay it. auto: on a card, where it can be recorded."

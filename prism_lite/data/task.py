@@ -20,6 +20,7 @@ from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, 
 from prism_lite.digits import lessons, wording
 from prism_lite.digits import task as digits
 from prism_lite.digits.wording import PartVerdicts
+from prism_lite.easy_vqa import rows as easy_vqa
 from prism_lite.parts import Parts
 from prism_lite.types import ProbePair, Sample
 
@@ -91,7 +92,7 @@ def load_heldout(config: RunConfig, *, console: Console | None = None) -> TaskDa
     else:
         rows = _Rows(config.data, console)
         heldout = rows.of("heldout", "eval")
-        task = TaskData((), (), (), heldout, (), verify=None, skipped=rows.skipped())
+        task = TaskData((), (), (), heldout, (), _verifier_of(heldout), skipped=rows.skipped())
     return _with_system_prompt(task, system_prompt_of(config))
 
 
@@ -208,11 +209,16 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
         rlvr=rlvr,
         heldout=heldout,
         probe=probe,
-        verify=None,
+        verify=_verifier_of(heldout),
         # the discriminator is not trained on the probe's pictures
         warmup=tuple(sample for sample in warmup if not picture_ids([sample]) & probed_ids),
         skipped=rows.skipped(),
     )
+
+
+def _verifier_of(heldout: Sequence[Sample]) -> Callable[[Sample, Parts], PartVerdicts] | None:
+    """Return the verifier of a data set that is known to the program, for rows that are all its own."""
+    return easy_vqa.verify_sample if easy_vqa.are_ours(heldout) else None
 
 
 class _Rows:

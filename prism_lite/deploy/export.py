@@ -38,7 +38,7 @@ from prism_lite.files import read_json, write_json, write_text
 from prism_lite.models.backbone import TRUNK, Backbone
 from prism_lite.recipe import read_run, to_dict
 from prism_lite.runs import card, report
-from prism_lite.runs.checkpoint import load_final
+from prism_lite.runs.checkpoint import disk_errors, load_final
 from prism_lite.runs.environment import package_versions
 from prism_lite.sampling.rollouts import sample_groups
 
@@ -207,7 +207,8 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise ValueError(f"--out {out} cannot be created: {error.strerror}.") from error
     unfinished.chmod(0o755)  # only the owner can read a folder of mkdtemp
     try:
-        yield unfinished
+        with disk_errors(out):
+            yield unfinished
         os.replace(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -24,6 +24,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from prism_lite.files import make_cache_folder
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.device import OLDEST_BFLOAT16
 from prism_lite.models.families.qwen3_vl import Core
@@ -123,7 +124,9 @@ def merge_policy(
     Returns:
         log-probs of base + adapter, unmerged; and the float type of the weights.
     """
-    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        base, dtype="auto", revision=backbone.config.revision or "main"
+    )
     if weights == "dequantised":
         full = _dequantised_weights(backbone.core)
         with torch.no_grad():
@@ -131,9 +134,9 @@ def merge_policy(
                 if name in full:
                     parameter.copy_(full.pop(name))
         assert not full, f"weights that the base does not have: {sorted(full)[:3]}"
-    with tempfile.TemporaryDirectory() as folder:
-        backbone.save_policy(folder)
-        peft = PeftModel.from_pretrained(model, folder)
+    with tempfile.TemporaryDirectory(dir=make_cache_folder()) as folder:
+        backbone.save_policy(f"{folder}/policy")
+        peft = PeftModel.from_pretrained(model, f"{folder}/policy")
     peft = place(peft.eval())
     unmerged = plain_logprobs(peft, backbone.processor.image_processor, completions)
     merged: Any = peft.merge_and_unload(safe_merge=True)

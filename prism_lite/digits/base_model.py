@@ -14,10 +14,8 @@ Shape letters: S digits of all strips, N reply tokens, D hidden size.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -34,31 +32,22 @@ from transformers import PreTrainedTokenizerFast
 from prism_lite.config import DigitsConfig, RunConfig, TinyConfig
 from prism_lite.console import tracked
 from prism_lite.digits import task as digits
-from prism_lite.digits import tiny_qwen
-from prism_lite.digits.lessons import Lesson, lesson_kinds, make_lesson
-from prism_lite.digits.muon import Muon
+from prism_lite.digits import tiny_qwen, train_base
+from prism_lite.digits.lessons import lesson_kinds, make_lesson
 from prism_lite.digits.task import DIGIT_PIXELS, HELDOUT_FROM, digit_images
-from prism_lite.files import cache_folder, make_cache_folder, read_json, write_json, write_text
-from prism_lite.models import processor, prompts
+from prism_lite.digits.train_base import LessonTask
+from prism_lite.files import cache_folder, read_json, write_json
+from prism_lite.models import processor
 from prism_lite.models.families import qwen3_vl as family
-from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.vision import PictureFeatures
-from prism_lite.types import Picture, Sample, Turn
 
 # Part of the cache's key. Raise it with every change (lessons, wording, model, training) that results in
 # another base from the same settings, and run `python -m tests.make_micro_base` and
 # `python -m prism_lite.digits.base_model`.
 BASE_VERSION = 2
-_SHIPPED = Path(__file__).with_name("base")
+STORED_BASE = Path(__file__).with_name("base")
 _CORPUS_LESSONS = 3000  # the tokenizer's training text
 _SHIFT_PIXELS = 5  # augmentation: each digit moves by up to this much
-# The patch embedding sums 1,536 correlated pixels: at the common rate it grew a hundred times larger than
-# the position embedding, the tower could not distinguish places, and the order of digits was guessed.
-_PATCH_RATE = 1 / 30
-_POSITION_STD = 0.5
-_EMBEDDING_STD = (
-    0.1  # five times the usual: tokens remain distinct, copying is learned much earlier
-)
 
 
 def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
@@ -73,31 +62,19 @@ def tiny_base(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = No
         RuntimeError: the stored base is damaged.
     """
     if _is_shipped(config, task):
-        return _SHIPPED
+        return STORED_BASE
     folder = tiny_base_folder(config, task, cache=cache)
-    if folder.exists():
-        return folder
-    if cache is None:
-        make_cache_folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # If two runs start at once, one trains and the other waits for the same base.
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            return folder
-        unfinished = Path(tempfile.mkdtemp(prefix=".tiny-", dir=folder.parent))
-        try:
-            train_tiny_base(config, task, unfinished)
-            os.replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
+    return train_base.trained_folder(
+        folder,
+        lambda unfinished: train_tiny_base(config, task, unfinished),
+        is_in_cache=cache is None,
+    )
 
 
 def tiny_base_folder(config: TinyConfig, task: DigitsConfig, *, cache: Path | None = None) -> Path:
     """Return the folder of the base of these settings; a cached one may not be trained yet."""
     if _is_shipped(config, task):
-        return _SHIPPED
+        return STORED_BASE
     return (cache or cache_folder()) / f"tiny-{_fingerprint(config, task)}"
 
 
@@ -109,21 +86,18 @@ def tiny_tokenizer(config: TinyConfig, task: DigitsConfig) -> PreTrainedTokenize
 def train_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path) -> None:
     """Train the tiny base and write model, tokenizer and processor to `folder`."""
     tokenizer = tiny_tokenizer(config, task)
-    model: Any = tiny_qwen.build_model(config, tokenizer)
-    family.use_linear_patch_embedding(model)
-    with torch.no_grad():
-        model.model.language_model.embed_tokens.weight.mul_(_EMBEDDING_STD / 0.02)
-        model.model.visual.pos_embed.weight.mul_(_POSITION_STD / 0.02)
+    model = train_base.new_model(config, tokenizer)
     generator = torch.Generator().manual_seed(config.seed)
+    lesson_task = LessonTask(
+        draw=lambda rng: make_lesson(task, rng),
+        image_of=digits.strip_image,
+        encode=lambda strips: _strip_features(model, strips, generator),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # initialises the place head
         _train_vision(model, tokenizer, config, task, generator)
-        _train_lessons(model, tokenizer, config, task, generator)
-    # Stored in 16 bit, half the size, but loaded in float32 by those who leave the type to the folder.
-    model.half().save_pretrained(folder)
-    settings = (folder / "config.json").read_text(encoding="utf-8")
-    write_text(folder / "config.json", settings.replace('"float16"', '"float32"'))
-    tiny_qwen.build_processor(tokenizer).save_pretrained(folder)
+        train_base.train_lessons(model, tokenizer, config, lesson_task)
+    train_base.save_base(model, tokenizer, folder)
 
 
 def _train_vision(
@@ -137,13 +111,8 @@ def _train_vision(
     digit_ids = torch.tensor(tokenizer.convert_tokens_to_ids([str(digit) for digit in range(10)]))
     names_10D = model.get_input_embeddings().weight.detach()[digit_ids]
     place_head = nn.Linear(config.hidden_size, task.max_digits)
-    named = dict(model.model.visual.named_parameters())
-    patches = [p for name, p in named.items() if "patch_embed" in name]
-    others = [p for name, p in named.items() if "patch_embed" not in name]
-    others += place_head.parameters()
-    optimizer = torch.optim.AdamW([{"params": patches}, {"params": others}], weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [3e-3 * _PATCH_RATE, 3e-3], total_steps=max(config.vision_steps, 1)
+    parameters, optimizer, schedule = train_base.vision_training(
+        model, place_head, config.vision_steps
     )
     _, labels = digit_images()
     rng = Random(f"vision {config.seed}")
@@ -160,80 +129,7 @@ def _train_vision(
         place_S = torch.tensor([place for strip in strips for place in range(len(strip))])
         loss = F.cross_entropy(4 * merged_SD @ names_10D.T, digit_S)
         loss = loss + 0.3 * F.cross_entropy(place_head(merged_SD), place_S)
-        _update(loss, [*patches, *others], [optimizer], [schedule])
-
-
-def _train_lessons(
-    model: Any,
-    tokenizer: Any,
-    config: TinyConfig,
-    task: DigitsConfig,
-    generator: torch.Generator,
-) -> None:
-    """Train the decoder on the replies: Muon for its matrices, AdamW for the rest."""
-    model.train()
-    model.model.visual.requires_grad_(False)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    is_matrix = {name: p.ndim == 2 and "layers" in name for name, p in named.items()}
-    matrices = [p for name, p in named.items() if is_matrix[name]]
-    others = [p for name, p in named.items() if not is_matrix[name]]
-    optimizers = [
-        Muon(matrices, lr=10 * config.learning_rate, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)),
-    ]
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _trapezoid(s, max(config.steps, 1)))
-        for optimizer in optimizers
-    ]
-    image_processor = tiny_qwen.build_processor(tokenizer)
-    end_id = tokenizer.convert_tokens_to_ids(tiny_qwen.END)
-    rng = Random(f"lessons {config.seed}")
-    for _ in tracked(range(config.steps), "tiny base: lessons", console=Console()):
-        lessons = [make_lesson(task, rng) for _ in range(config.batch_size)]
-        trees = [
-            Tree(
-                _lesson_prompt(model, image_processor, lesson),
-                tuple(
-                    torch.tensor([*tokenizer(reply)["input_ids"], end_id])
-                    for reply in lesson.replies
-                ),
-            )
-            for lesson in lessons
-        ]
-        pack = pack_trees(trees)
-        strips = [lesson.picture for lesson in lessons if lesson.picture]
-        with torch.no_grad():  # the tower stays frozen: the lessons' rates would ruin it
-            features = _strip_features(model, strips, generator)
-        hidden_FD = forward_pack(model, pack, features)
-        logits_NV = model.lm_head(hidden_FD[pack.predictor_N])
-        _update(F.cross_entropy(logits_NV, pack.target_N), [*named.values()], optimizers, schedules)
-    model.eval()
-
-
-def _trapezoid(step: int, num_steps: int) -> float:
-    """Return the rate's factor: twenty steps up, flat, the second half linearly down to 2 %."""
-    return min(1.0, (step + 1) / 20) * min(1.0, max(0.02, 2 * (num_steps - step) / num_steps))
-
-
-def _update(loss: Tensor, parameters: list[Tensor], optimizers: list[Any], schedules: list[Any]):
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    for optimizer, schedule in zip(optimizers, schedules, strict=True):
-        optimizer.step()
-        schedule.step()
-
-
-def _lesson_prompt(model: Any, image_processor: Any, lesson: Lesson) -> prompts.Prompt:
-    pictures = (Picture("strip", digits.strip_image(lesson.picture)),) if lesson.picture else ()
-    sample = Sample("lesson", (Turn("user", lesson.question),), pictures)
-    return prompts.encode_prompt(
-        sample.with_system_prompt(lesson.system),
-        core=model,
-        processor=image_processor,
-        max_tokens=4096,
-    )
+        train_base.update(loss, parameters, [optimizer], [schedule])
 
 
 def _strip_features(
@@ -282,22 +178,18 @@ def _corpus(task: DigitsConfig) -> list[str]:
 
 def _is_shipped(config: TinyConfig, task: DigitsConfig) -> bool:
     """Check whether the stored base is the one of these settings, and its weights for damage."""
-    stored = _SHIPPED / "digest.json"
+    stored = STORED_BASE / "digest.json"
     if not stored.is_file():
         return False
     digest = read_json(stored)
     if digest["key"] != _fingerprint(config, task):
         return False
-    if _digest_of(_SHIPPED) != digest["sha256"]:
+    if train_base.digest_of(STORED_BASE) != digest["sha256"]:
         raise RuntimeError(
-            f"the weights in {_SHIPPED} are damaged: install prism_lite again, or train them again with "
+            f"the weights in {STORED_BASE} are damaged: install prism_lite again, or train them again with "
             "`python -m prism_lite.digits.base_model`."
         )
     return True
-
-
-def _digest_of(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def _fingerprint(config: TinyConfig, task: DigitsConfig) -> str:
@@ -315,14 +207,14 @@ def base_folder(config: RunConfig) -> str:
     return str(tiny_base(config.tiny, config.data.digits))
 
 
-def ship_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path = _SHIPPED) -> None:
+def ship_tiny_base(config: TinyConfig, task: DigitsConfig, folder: Path = STORED_BASE) -> None:
     """Train the base of these settings and store it, with the digest of its weights, in `folder`."""
     with tempfile.TemporaryDirectory() as unfinished:
         train_tiny_base(config, task, Path(unfinished))
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(unfinished, folder)
     key = _fingerprint(config, task)
-    write_json(folder / "digest.json", {"key": key, "sha256": _digest_of(folder)})
+    write_json(folder / "digest.json", {"key": key, "sha256": train_base.digest_of(folder)})
 
 
 if __name__ == "__main__":

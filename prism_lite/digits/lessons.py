@@ -17,7 +17,7 @@ from prism_lite.digits.task import HELDOUT_FROM, digit_images
 from prism_lite.digits.wording import NUM_CAPTION_STYLES, NUM_THINK_STYLES, DigitsFacts
 
 INSTRUCTION = "Reply with caption, think and answer."
-_DESCRIBE = "Describe the picture."
+DESCRIBE = "Describe the picture."
 # Shares of the lessons: describe the picture, reason over digits given as text, answer only; the rest
 # uses the template.
 DESCRIBE_SHARE, GIVEN_SHARE, SHORT_SHARE = 0.15, 0.15, 0.1
@@ -25,7 +25,12 @@ DESCRIBE_SHARE, GIVEN_SHARE, SHORT_SHARE = 0.15, 0.15, 0.1
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training prompt of the base with several replies, and the picture's digit indices."""
+    """One training prompt of a base with several replies, and its picture.
+
+    Attributes:
+        picture: names it in the task's own way: the indices of a strip's digits, the index of a picture;
+            () for none.
+    """
 
     system: str
     question: str
@@ -55,7 +60,7 @@ def make_lesson(config: DigitsConfig, rng: Random) -> Lesson:
     draw = rng.random()
     if draw < DESCRIBE_SHARE:
         captions = (wording.caption_text(digits, style) for style in caption_styles)
-        return Lesson("", _DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)
+        return Lesson("", DESCRIBE, tuple(f"<caption>{c}</caption>" for c in captions), picture)
     if draw < DESCRIBE_SHARE + GIVEN_SHARE:  # no picture, so nothing to misread
         question = f"{truths[0].caption}\n{facts.question}"
         return Lesson("", question, tuple(parts.reasoning for parts in truths), ())

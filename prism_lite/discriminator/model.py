@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from cachetools import LRUCache
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ from prism_lite.discriminator.part_tokens import (
     num_opening_tokens,
     part_tokens,
 )
-from prism_lite.files import write_json
+from prism_lite.files import system_error, write_json
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.packing import Pack, Tree, forward_branches, pack_trees, split_trees
@@ -323,5 +324,9 @@ def save_discriminator(
 ) -> None:
     """Write the weights as safetensors, and config.json."""
     folder.mkdir(exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "discriminator.safetensors")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, folder / "discriminator.safetensors")
+    except SafetensorError as error:
+        raise system_error(error) from error
     write_json(folder / "config.json", dataclasses.asdict(config))

@@ -25,7 +25,7 @@ from prism_lite.parts import Parts
 from prism_lite.types import ProbePair
 
 ARTEFACT_WARNING = 0.6  # above this AUC the discriminator may win without looking at content
-_PROMPTS_PER_CALL = 32
+PROMPTS_PER_CALL = 32
 # The scores that are compared: the discriminator's, and those by one term of its heads alone.
 _VARIANTS = ("", "_without_likelihood", "_likelihood")
 
@@ -44,8 +44,8 @@ def completion_scores(
     """
     scores, terms = [], []
     with backbone.role("discriminator"):
-        for start in range(0, len(judged), _PROMPTS_PER_CALL):
-            scored = discriminator.score(backbone, judged[start : start + _PROMPTS_PER_CALL])
+        for start in range(0, len(judged), PROMPTS_PER_CALL):
+            scored = discriminator.score(backbone, judged[start : start + PROMPTS_PER_CALL])
             scores.append(torch.stack([scored.perception_K, scored.reasoning_K], 1))
             terms.append(scored.terms_K22)
     return torch.cat(scores).cpu(), torch.cat(terms).cpu()

@@ -22,10 +22,12 @@ from prism_lite.discriminator.losses import bradley_terry_loss, rank_spread_pena
 from prism_lite.discriminator.model import Discriminator, Scores
 from prism_lite.discriminator.part_tokens import cut_metrics, part_texts
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.device import release_unused
 from prism_lite.models.optim import Optimizer, optimizer_step
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts, num_bullets, num_steps
+from prism_lite.types import NotFiniteError
 
 CHANNELS = ("perception", "reasoning")
 
@@ -97,6 +99,7 @@ def discriminator_step(
     """
     if not judged:
         return GameScores.empty()
+    release_unused(backbone.device)
     num_judged, num_all = _num_pairs(judged, config), _num_pairs([*judged, *replayed], config)
     max_pack_tokens = backbone.config.max_pack_tokens
     # GRGC needs all scores of a group at once: groups are then not split.
@@ -191,14 +194,13 @@ def _by_prompt(scores: Scores, batch: Sequence[JudgedPrompt]) -> tuple[Tensor, l
     """Return the teachers' scores [P, 2] and, per prompt, the students' [G, 2].
 
     Raises:
-        RuntimeError: a score is not finite; nothing was changed.
+        NotFiniteError: a score is not finite; nothing was changed.
     """
     score_K2 = torch.stack([scores.perception_K, scores.reasoning_K], 1)
     if not score_K2.isfinite().all():
-        raise RuntimeError(
+        raise NotFiniteError(
             f"the discriminator's scores of {', '.join(item.prompt.id for item in batch)} are not "
-            "finite: it diverged, or numbers exceed float16. Give another --out with a "
-            "lower discriminator.optim.learning_rate, or with model.compute_dtype=float32."
+            "finite: it diverged, or numbers exceed float16 (model.compute_dtype=float32)"
         )
     groups = score_K2.split([1 + len(item.students) for item in batch])
     return torch.stack([group[0] for group in groups]), [group[1:] for group in groups]

@@ -12,7 +12,9 @@ size, F tokens of a pack, P prompt tokens, N branch tokens, R branches, C tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,47 @@ class TreeLayout:
     def first_branch_token(self) -> int:
         """Index of the first branch token; branch tokens continue to the end of the pack."""
         return self.branches[0][0]
+
+
+# Queries [N, J, d], keys and values [K, J, d] of sequences end to end, where each begins in N and in K
+# (int32, with the end of the last one), most queries and keys of one -> output [N, J, d], log-sum [J, N]
+PackedAttention = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]
+]
+
+
+def packed_attention(
+    device: torch.device, dtype: torch.dtype, size: int, scale: float
+) -> PackedAttention | None:
+    """Return the public attention over sequences of any lengths that also returns its log-sum.
+
+    It is not causal. flash-attn's where that is installed, else torch's, both for compute capability 8.0
+    and 16 bit; None elsewhere: `attend` then does the work.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    # both are called with their own scale, whose argument has come and gone between versions
+    if torch.cuda.get_device_capability(device)[0] < 8 or not math.isclose(scale, size**-0.5):
+        return None
+    return _flash_attn if importlib.util.find_spec("flash_attn") else _torch_varlen
+
+
+def _flash_attn(q_NJd: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
+    out_NJd, lse_JN, _ = flash_attn_varlen_func(q_NJd, *others, return_attn_probs=True)
+    assert lse_JN.shape == (q_NJd.shape[1], q_NJd.shape[0]), lse_JN.shape
+    return out_NJd, lse_JN
+
+
+def _torch_varlen(q_NJd: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
+
+    out_NJd, lse_JN = varlen_attn(q_NJd, *others, return_aux=AuxRequest(lse=True))
+    assert lse_JN.shape == (q_NJd.shape[1], q_NJd.shape[0]), (
+        lse_JN.shape
+    )  # not as its docstring has it
+    return out_NJd, lse_JN
 
 
 def attend(

@@ -8,8 +8,8 @@ active at a time.
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +19,20 @@ import torch
 from cachetools import LRUCache
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import triton_kernels as tk
 from prism_lite.config import LoraConfig, ModelConfig
-from prism_lite.models.device import Precision, card_of, choose_precision
+from prism_lite.files import system_error
+from prism_lite.models.device import (
+    Precision,
+    card_of,
+    choose_precision,
+    use_tensor_cores,
+    warnings_of,
+)
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.float16 import keep_residual_in_float32
@@ -51,7 +59,7 @@ class Backbone:
         peft: the PEFT wrapper that owns the adapters.
         processor: tokenizer and picture processor.
         precision: number types, and whether losses are scaled.
-        loader: a sentence on which library loaded it and why.
+        loader: a sentence on which library loaded it and why, and what the card lacks.
         end_id: the token that ends a completion, also the discriminator's sentinel.
         suppressed_ids: tokens that sampling never draws.
     """
@@ -163,11 +171,21 @@ class Backbone:
         self.load_adapter_state(self.adapter_state(POLICY), adapter)
 
     def save_policy(self, folder: str) -> None:
-        """Write the policy as a plain PEFT folder: `PeftModel.from_pretrained(base, folder)`."""
+        """Write the policy as a plain PEFT folder: `PeftModel.from_pretrained(base, folder)`.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written; nothing is left half-written.
+        """
         # PEFT puts every adapter not named "default" into a subfolder.
-        with tempfile.TemporaryDirectory() as parent:
-            self.peft.save_pretrained(parent, selected_adapters=[POLICY])
-            shutil.copytree(Path(parent) / POLICY, folder, dirs_exist_ok=True)
+        parent = Path(folder).with_name(f".{Path(folder).name}.tmp")
+        try:
+            self.peft.save_pretrained(str(parent), selected_adapters=[POLICY])
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(parent / POLICY, folder)
+        except SafetensorError as error:
+            raise system_error(error) from error
+        finally:
+            shutil.rmtree(parent, ignore_errors=True)
 
     def prompt(self, sample: Sample) -> Prompt:
         """Return the encoded prompt of a sample; recent ones are cached.
@@ -215,15 +233,22 @@ def load_backbone(model: ModelConfig, lora: LoraConfig, path: str, *, seed: int)
         ValueError: the path does not hold a Qwen3-VL.
         RuntimeError: the machine lacks what the recipe needs.
     """
+    if model.revision is not None and Path(path).is_dir():
+        raise ValueError(
+            f"model.revision = {model.revision!r}: {path} is a folder, and only a hub id has revisions; "
+            "leave it out, or name the hub id."
+        )
     card = card_of(model)
     precision = choose_precision(model, card)
     backend, loader = choose_backend(model, card)
+    use_tensor_cores(precision, card)
+    loader = "; ".join([loader, *warnings_of(card)])
     try:
         if backend == "unsloth":
             core = load_with_unsloth(path, model, precision, seed=seed)
         else:
             core = load_with_transformers(path, model, precision)
-        processor = load_processor(path)
+        processor = load_processor(path, model.revision)
     except (OSError, ValueError) as error:  # no such folder or id; not a model
         raise ValueError(
             f"model.name = {model.name!r}: cannot load it ({str(error).splitlines()[0]}). Give a hub id "

@@ -6,8 +6,13 @@
 | sm75 (T4) | float16 | float32 | yes | SDPA | paged 8-bit AdamW |
 | sm80 and newer | bfloat16 | as computed | no | flash-attn where installed, else SDPA | paged 8-bit AdamW |
 
-LoRA weights, losses, log-probs and norms' statistics are float32 everywhere. The attention of packs is
-chosen in tree_attention.py. Matrix products are the libraries' own, so no card needs one of Triton's.
+LoRA weights, losses, log-probs and norms' statistics are float32 everywhere. On sm80 and newer the float32
+products that are left beside 16-bit ones (LoRA's, the router's) are TF32. The attention of packs is chosen
+in tree_attention.py. Matrix products are the libraries' own, so no card needs one of Triton's.
+
+On a card some operations add in an order that varies: `index_add`, `cumsum`, the backward of
+`repeat_interleave` and that of fused attention. Two runs with the same seed, or a run and its resumed copy,
+agree there to rounding; on the CPU they agree to the byte.
 """
 
 from __future__ import annotations
@@ -17,10 +22,13 @@ from dataclasses import dataclass
 
 import torch
 
+import triton_kernels as tk
 from prism_lite.config import ModelConfig, RunConfig
 
 _OLDEST_FLOAT16 = (7, 0)  # tensor cores; older cards compute float16 more slowly than float32
 OLDEST_BFLOAT16 = (8, 0)
+_OLDEST_SUPPORTED = (7, 5)  # of bitsandbytes' and torch's builds for CUDA 13, and of our kernels
+_MOST_UNUSED_GIB = 1.0  # that torch's allocator may keep between two phases of a step
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,42 @@ def card_of(model: ModelConfig) -> Card | None:
     return Card(
         properties.name, (properties.major, properties.minor), properties.total_memory / 2**30
     )
+
+
+def use_tensor_cores(precision: Precision, card: Card | None) -> None:
+    """Let float32 products use TF32 beside 16-bit ones, on cards that have it; for the whole process."""
+    has_tf32 = card is not None and card.capability >= OLDEST_BFLOAT16
+    if has_tf32 and precision.compute_dtype != torch.float32:
+        torch.set_float32_matmul_precision("high")
+
+
+def warnings_of(card: Card | None) -> list[str]:
+    """Return a sentence for each thing that the user's card lacks: Triton's kernels, a supported age."""
+    if card is None:
+        return []
+    sentences = []
+    if card.capability < _OLDEST_SUPPORTED:
+        sentences.append(
+            f"{card.name} ({card.sm}) is older than sm75, the oldest that bitsandbytes and torch are built "
+            "for with CUDA 13: 4-bit weights may fail with a missing kernel (use builds for CUDA 12, or "
+            "model.quantization=none)"
+        )
+    if reason := tk.why_no_triton(0):
+        sentences.append(f"no Triton kernels, the slower torch path instead: {reason}")
+    return sentences
+
+
+def release_unused(device: torch.device) -> None:
+    """Return a card's memory that torch's allocator keeps unused, if it is more than 1 GiB.
+
+    Called between the phases of a step, whose tensors have other sizes: sampling, the discriminator's
+    step, the policy's.
+    """
+    if device.type != "cuda":
+        return
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if unused > _MOST_UNUSED_GIB * 2**30:
+        torch.cuda.empty_cache()
 
 
 def has_native_bfloat16() -> bool:

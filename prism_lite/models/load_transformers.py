@@ -24,6 +24,7 @@ def load_with_transformers(path: str, model: ModelConfig, precision: Precision) 
         )
     return AutoModelForImageTextToText.from_pretrained(
         path,
+        revision=model.revision or "main",
         quantization_config=quantisation,
         dtype=precision.compute_dtype,
         attn_implementation={"text_config": "sdpa", "vision_config": precision.vision_attention},

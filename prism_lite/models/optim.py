@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_lite.config import OptimConfig
+from prism_lite.types import NotFiniteError
 
 _GROWTH_INTERVAL = 200  # good steps before the scale is doubled; runs are a few hundred steps long
 _LEAST_SCALE = 1.0  # at this scale an overflow is the model's, not the scaler's
@@ -114,7 +115,7 @@ def optimizer_step(
         (1) instead of the norm, and only the scale has changed.
 
     Raises:
-        RuntimeError: the gradient is not finite, and not because of the scale; nothing was changed.
+        NotFiniteError: the gradient is not finite, and not because of the scale; nothing was changed.
     """
     inner, scaler = optimizer.inner, optimizer.scaler
     scale = scaler.get_scale()
@@ -122,11 +123,8 @@ def optimizer_step(
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     is_finite = math.isfinite(norm)
     if not is_finite and scale <= _LEAST_SCALE:
-        raise RuntimeError(
-            f"the gradient's norm is {norm}: the step was not taken. Give another --out with a lower "
-            "STAGE.optim.learning_rate, or look for a broken row in the last "
-            "batch (the newest file of the run's rollouts/)."
-        )
+        inner.zero_grad(set_to_none=True)
+        raise NotFiniteError(f"the gradient's norm is {norm}: the step was not taken")
     for group in inner.param_groups:
         group["lr"] = learning_rate
     if is_finite:

@@ -1,15 +1,17 @@
-"""What waits in the CPU's memory while the card does not need it: layer inputs, vision tower, embeddings.
+"""What is in memory, and where: layer inputs, vision tower, embeddings, dense weights of sampling.
 
 Checkpointing stores each decoder layer's input and computes the rest again in the backward; offloaded, that
 input is stored in the CPU's memory. The frozen vision tower can be kept on the CPU and moved to the card
 while it encodes; so can untied input embeddings, of which a step reads a few rows.
 
 All moves go through four functions, which the planner replaces: `tensor_to_cpu`, `tensor_to_card`,
-`modules_to_cpu`, `modules_to_card`.
+`modules_to_cpu`, `modules_to_card`. It also replaces `free_bytes`, by the memory of the card that it plans
+for: whether sampling holds dense weights there is then decided as in a run.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,21 @@ from torch import Tensor, nn
 
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
+
+USED_SHARE = 0.8  # of the free memory that sampling plans with
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory for new tensors; a card's includes what torch's allocator keeps unused."""
+    if device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def dense_weights_fit(dense_bytes: int, sampling_bytes: int, num_free_bytes: int) -> bool:
+    """Return whether dense weights fit beside what sampling needs (keys, values and logits)."""
+    return dense_bytes + sampling_bytes <= USED_SHARE * num_free_bytes
 
 
 def tensor_to_cpu(tensor: Tensor) -> Tensor:

@@ -74,11 +74,12 @@ class ImageOnlyProcessor(Qwen3VLProcessor):
         return [str(folder)]
 
 
-def load_processor(path: str) -> Qwen3VLProcessor:
+def load_processor(path: str, revision: str | None = None) -> Qwen3VLProcessor:
     """Load the processor of a hub id or folder: the stock one if torchvision is installed, else ours."""
+    of_hub = {} if revision is None else {"revision": revision}
     if importlib.util.find_spec("torchvision") is not None:
-        return AutoProcessor.from_pretrained(path)
-    return ImageOnlyProcessor.from_pretrained(path)
+        return AutoProcessor.from_pretrained(path, **of_hub)
+    return ImageOnlyProcessor.from_pretrained(path, **of_hub)
 
 
 def _update_json(path: Path, **values: Any) -> None:

@@ -110,6 +110,10 @@ class VisionCache:
         self._forget_other_towers(list(family.vision_tower(self._core).parameters()))
         self._remember(_key(picture), features)
 
+    def clear(self) -> None:
+        """Forget all features."""
+        self._features.clear()
+
     def _remember(self, key: PictureKey, features: PictureFeatures) -> None:
         self._features.pop(key, None)
         if features.num_bytes <= self._features.maxsize:

@@ -30,6 +30,7 @@ from prism_lite.models.device import choose_precision
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.processor import MERGE, PATCH_PIXELS
 from prism_lite.planner.architectures import Architecture
+from prism_lite.planner.fake_tensors import relabelled
 
 _BLOCK, _BLOCK_OF_SCALES = 64, 256  # weights per scale; scales per scale of the scales
 _SPECIAL = {
@@ -113,7 +114,11 @@ def _stand_in_processor() -> Any:
 
 
 def build_backbone(
-    config: RunConfig, architecture: Architecture, dtype: torch.dtype, fake_mode: FakeTensorMode
+    config: RunConfig,
+    architecture: Architecture,
+    dtype: torch.dtype,
+    fake_mode: FakeTensorMode,
+    device: torch.device,
 ) -> Backbone:
     """Return the backbone that `load_backbone` would return, without data."""
     processor = architecture.processor or _stand_in_processor()
@@ -122,15 +127,18 @@ def build_backbone(
         "longest_edge": config.model.max_pixels,
     }
     model_config = copy.deepcopy(architecture.config)  # transformers writes the attention into it
-    with faking(fake_mode):
+    with faking(fake_mode, device):
         model_class: Any = Qwen3VLForConditionalGeneration
         core = model_class._from_config(model_config, attn_implementation="sdpa", dtype=dtype)
         if config.model.quantization == "nf4":
             _quantise(core, dtype)
         model = dataclasses.replace(config.model, compute_dtype=str(dtype).removeprefix("torch."))
         precision = choose_precision(model, None)
+        core.to(device)
         apply_model_settings(core, config.model, precision)
-        return Backbone(core, processor, config.model, config.lora, precision, "simulated")
+        backbone = Backbone(core, processor, config.model, config.lora, precision, "simulated")
+        core.to(device)  # the adapters
+        return backbone
 
 
 def _quantise(core: Any, dtype: torch.dtype) -> None:
@@ -142,23 +150,42 @@ def _quantise(core: Any, dtype: torch.dtype) -> None:
     core.is_loaded_in_4bit = True  # PEFT asks for it
 
 
+def tensors_of_module(module: nn.Module) -> Iterator[Tensor]:
+    """Iterate over a module's parameters, buffers and the scales of its 4-bit weights."""
+    yield from module.buffers()
+    for parameter in module.parameters():
+        yield parameter
+        yield from _scales_of(parameter)
+
+
+def _scales_of(parameter: Tensor) -> list[Tensor]:
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return []
+    return [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+
+
 def tensors_of(backbone: Backbone) -> dict[str, list[Tensor]]:
     """Return what is in memory before a step: "weights" (frozen) and "adapters" (every LoRA adapter)."""
     tensors: dict[str, list[Tensor]] = {"weights": list(backbone.core.buffers()), "adapters": []}
     for name, parameter in backbone.core.named_parameters():
         tensors["adapters" if ".lora_" in name else "weights"].append(parameter)
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
-            tensors["weights"] += [state.absmax, state.code, state.offset]
-            tensors["weights"] += [state.state2.absmax, state.state2.code]
+        tensors["weights"] += _scales_of(parameter)
     return tensors
 
 
 @contextlib.contextmanager
-def faking(fake_mode: FakeTensorMode) -> Iterator[None]:
-    """Give modules that are built inside fake parameters, all on the one simulated device.
+def faking(fake_mode: FakeTensorMode, device: torch.device) -> Iterator[None]:
+    """Give modules that are built inside fake parameters, all on one simulated device.
 
     (`Module.to` would move them there by swapping, which fake tensors do not allow.)
     """
-    with mock.patch.object(nn.Module, "to", lambda self, *_args, **_kwargs: self), fake_mode:
+
+    def to(module: nn.Module, *args: Any, **_kwargs: Any) -> nn.Module:
+        to_cpu = args and str(args[0]) == "cpu"
+        for tensor in tensors_of_module(module):
+            relabelled(tensor, torch.device("cpu") if to_cpu else device)
+        return module
+
+    with mock.patch.object(nn.Module, "to", to), fake_mode:
         yield

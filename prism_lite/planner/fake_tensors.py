@@ -9,7 +9,7 @@ for finite numbers pass.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map_only
 
 from prism_lite.planner.tracker import Tracker, tensors_in
 
-_LARGEST_REAL = 2**18  # elements
-_CPU = torch.device("cpu")
+_LARGEST_REAL = 2**20  # elements: the tokens of all rows are real
+_CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 _aten = torch.ops.aten
 _INDEXING = {
     _aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default,
@@ -44,23 +44,41 @@ class _TensorForm(NamedTuple):
 
 
 class Simulation(TorchDispatchMode):
-    """The dispatch mode that decides what is real and lets a tracker see both kinds."""
+    """The dispatch mode that decides what is real and lets a tracker see both kinds.
+
+    On a card fake tensors say cuda:0 to Python, so that code which asks takes a card's branches. To torch's
+    C++ code they are a CPU's: it would look for a driver. Of what we run it is only the kernel of
+    scaled_dot_product_attention that C++ chooses by device: the vision tower's is a CPU's, as large.
+    """
 
     def __init__(self, tracker: Tracker, fake_mode: FakeTensorMode, *, on_card: bool) -> None:
         super().__init__()
         self._tracker = tracker
         self._fake_mode = fake_mode
         self._on_card = on_card
+        self._device = CARD if on_card else _CPU
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard costs more than an operation
 
+    def __enter__(self) -> Self:
+        # torch.tensor(values, device="cuda") then asks this mode for the copy, not a driver
+        self._lifted_before = torch._C._only_lift_cpu_tensors()
+        torch._C._set_only_lift_cpu_tensors(True)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch._C._set_only_lift_cpu_tensors(self._lifted_before)
+        super().__exit__(*error)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.prim.device.default:
-            return args[0].fake_device
+            return _CPU  # asked in C++, where a card's name makes torch look for its driver
+        if func is _aten._to_copy.default and self._is_there(args[0], kwargs or {}):
+            return self._computed(_aten.alias.default, args, {})
         inputs = tensors_in(args)
         outputs = self._run(func, args, kwargs or {}, inputs)
         if func is _aten.all.default and isinstance(outputs, FakeTensor):
@@ -69,24 +87,37 @@ class Simulation(TorchDispatchMode):
         self._tracker.record(func, args, inputs, outputs, workspace)
         return outputs
 
+    def _is_there(self, tensor: Tensor, kwargs: dict[str, Any]) -> bool:
+        """Whether a copy would not be made on a card, where the tensor is on the device already."""
+        if not isinstance(tensor, FakeTensor) or kwargs.get("device") is None:
+            return False
+        is_same = torch.device(kwargs["device"]).type == tensor.fake_device.type
+        return is_same and kwargs.get("dtype") in (None, tensor.dtype)
+
     def _run(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]
     ) -> Any:
         tensors = [*inputs, *tensors_in(tuple(kwargs.values()))] if kwargs else inputs
         num_fake = sum(isinstance(tensor, FakeTensor) for tensor in tensors)
         if num_fake == 0 and not _is_large(func, args, tensors):
+            if (
+                kwargs.get("device") is not None
+            ):  # small tensors keep their values, so the CPU has them
+                kwargs = {**kwargs, "device": _CPU}
             return func(*args, **kwargs)
         if func is _aten._local_scalar_dense.default:
             return _unknown_value(args[0])
         if num_fake and not isinstance(tensors[0], FakeTensor) and func._schema.is_mutable:
             return args[0]  # a real tensor that is written from a fake one keeps its values
+        if func is _aten.mm.dtype:  # has no kernel for tensors without data
+            shape = torch.Size((args[0].shape[0], args[1].shape[1]))
+            return self._made(_TensorForm(shape, (shape[1], 1), args[2]))
         if func in _INDEXING:
             args = (args[0], _as_positions(args[1]), *args[2:])
         if func in _INDEXING or num_fake < len(tensors):
             args, kwargs = tree_map_only(Tensor, self._as_fake, (args, kwargs))
         if not tensors or kwargs.get("device") is not None:
-            with self._fake_mode:
-                return func(*args, **kwargs)
+            return self._made_for_device(func, args, kwargs)
         if func.is_view or func._schema.is_mutable:
             return self._computed(func, args, kwargs)
         # Layers repeat: an operation on arguments of the same forms returns tensors of the same forms.
@@ -98,6 +129,16 @@ class Simulation(TorchDispatchMode):
         form = _FORMS[key]
         return self._computed(func, args, kwargs) if form is None else self._made(form)
 
+    def _made_for_device(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that names a device: a factory, or a copy from one device to another."""
+        device = torch.device(kwargs.get("device") or "cpu")
+        with self._fake_mode:
+            outputs = func(*args, **{**kwargs, "device": _CPU})
+        return relabelled(outputs, CARD if device.type == "cuda" else _CPU)
+
+    def _on_device(self, tensor: Any) -> Any:
+        return relabelled(tensor, self._device)
+
     def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what FakeTensorMode does, without its checks and caches: they double a plan's time."""
         with in_kernel_invocation_manager(self._fake_mode):
@@ -108,20 +149,29 @@ class Simulation(TorchDispatchMode):
         """Return a new tensor, or a tuple of them, of this form."""
         if isinstance(form, _TensorForm):
             meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
-            return FakeTensor(self._fake_mode, meta, _CPU)
+            return self._on_device(FakeTensor(self._fake_mode, meta, _CPU))
         return tuple(map(self._made, form))
 
     def _as_fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        return self._fake_mode.from_tensor(tensor, static_shapes=True)
+        return self._on_device(self._fake_mode.from_tensor(tensor, static_shapes=True))
 
     def _wrapped(self, outputs: Any) -> Any:
         if isinstance(outputs, Tensor) and not isinstance(outputs, FakeTensor):
-            return FakeTensor(self._fake_mode, outputs, _CPU)
+            return self._on_device(FakeTensor(self._fake_mode, outputs, _CPU))
         if isinstance(outputs, (tuple, list)):
             return type(outputs)(self._wrapped(output) for output in outputs)
         return outputs
+
+
+def relabelled(tensor: Any, device: torch.device) -> Any:
+    """Let a fake tensor say that it is on a device.
+
+    It keeps the dispatch keys of a CPU's tensor: with a card's, torch would look for a driver.
+    """
+    tensor.fake_device = device
+    return tensor
 
 
 def _is_large(func: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> bool:

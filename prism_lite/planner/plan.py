@@ -1,9 +1,9 @@
-"""`plan(config)`: what a recipe's stages need of a card, by simulating their steps at full size."""
+"""`plan(config)`: memory and hours that a recipe needs on a card, by simulating its steps at full size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,41 +13,47 @@ from prism_lite.config import RunConfig
 from prism_lite.console import tracked
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import Card, card_of
+from prism_lite.planner.hours import Hours, predict_hours
 from prism_lite.planner.simulate_phase import Simulated, simulate_phase
 from prism_lite.planner.workload import Phase, phases_of
 from prism_lite.types import STAGES, Stage
 
-_SPARE = 0.1  # of the card, for CUDA's own context and the gaps between blocks of memory
+_SPARE = (
+    0.1  # of the card, for CUDA's own context (0.4 to 0.6 GiB) and what a simulation cannot see
+)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted memory of a recipe's stages on a card. Nothing in it was measured on a card.
+    """Predicted memory and hours of a recipe's stages on a card. No memory in it was measured.
 
     Attributes:
         recipe, model: their names.
-        card: memory and stated speeds; None for a run on the CPU.
-        phases: what the stages' steps consist of, in order.
+        card: memory and speeds; None for a run on the CPU.
+        phases: what the stages consist of, in order.
+        hours: None for a run on the CPU, or if not all stages are planned.
     """
 
     recipe: str
     model: str
     card: Card | None
     phases: dict[Phase, Simulated]
+    hours: Hours | None = None
 
     @property
     def stages(self) -> dict[Stage, Simulated]:
         """Of each stage the phase that needs most."""
         highest: dict[Stage, Simulated] = {}
         for (stage, _), simulated in self.phases.items():
-            if stage not in highest or simulated.peak.total > highest[stage].peak.total:
+            if stage not in highest or simulated.reserved_gib > highest[stage].reserved_gib:
                 highest[stage] = simulated
         return highest
 
     @property
     def peak_gib(self) -> float:
-        return max(simulated.peak_gib for simulated in self.phases.values())
+        """Most that is reserved on the card; without one the highest peak of tensors."""
+        return max(simulated.reserved_gib for simulated in self.phases.values())
 
     @property
     def room_gib(self) -> float:
@@ -62,33 +68,47 @@ class Plan:
     @property
     def failing(self) -> tuple[Phase, ...]:
         """Phases that do not fit."""
-        needs = {phase: simulated.peak_gib for phase, simulated in self.phases.items()}
+        needs = {phase: simulated.reserved_gib for phase, simulated in self.phases.items()}
         return tuple(phase for phase, gib in needs.items() if gib > self.room_gib)
 
-    def seconds_per_step(self, stage: Stage) -> float:
-        """Predicted lower bound, at the card's stated peaks; 0 for a CPU."""
-        return sum(
-            simulated.seconds * simulated.num_repeats
-            for phase, simulated in self.phases.items()
-            if phase.stage == stage
-        )
-
     def to_json(self) -> dict[str, Any]:
-        """Return {"card_gib", "stages": {stage: {"peak_gib", "by_category": {category: GiB}}}}."""
-        return {
-            "card_gib": None if self.card is None else self.card.gib,
-            "stages": {
-                stage: {
-                    "peak_gib": round(simulated.peak_gib, 3),
-                    "by_category": {k: round(v, 3) for k, v in simulated.by_category.items()},
-                }
-                for stage, simulated in self.stages.items()
-            },
+        """Return {"card_gib", "stages": {stage: {"peak_gib", "by_category": {category: GiB}}}}.
+
+        With a card a stage has "reserved_gib" too, the least and the most. With hours it has "hours" and
+        "step_s", and beside the stages are "hours" (in all), "evaluation_hours", "panel_hours" (in those of
+        the stages), "colab_sessions" and "decoding".
+        """
+        stages = {stage: self._stage_json(stage, highest) for stage, highest in self.stages.items()}
+        figures: dict[str, Any] = {"card_gib": None if self.card is None else self.card.gib}
+        if self.hours is not None:
+            figures |= {
+                "hours": round(self.hours.total, 2),
+                "evaluation_hours": round(self.hours.evaluation, 2),
+                "panel_hours": round(self.hours.panels, 2),
+                "colab_sessions": self.hours.num_sessions,
+                "decoding": self.hours.decoding,
+            }
+        return figures | {"stages": stages}
+
+    def _stage_json(self, stage: Stage, highest: Simulated) -> dict[str, Any]:
+        figures: dict[str, Any] = {
+            "peak_gib": round(highest.peak_gib, 3),
+            "by_category": {k: round(v, 3) for k, v in highest.by_category.items()},
         }
+        if self.card is not None:
+            figures["reserved_gib"] = [round(highest.peak_gib, 3), round(highest.reserved_gib, 3)]
+        if self.hours is not None:
+            figures["hours"] = round(self.hours.stages[stage], 2)
+            figures["step_s"] = round(self.hours.step_s[stage], 3)
+        return figures
 
 
 def plan(
-    config: RunConfig, *, card_gib: float | None = None, stages: Sequence[Stage] = STAGES
+    config: RunConfig,
+    *,
+    card_gib: float | None = None,
+    stages: Sequence[Stage] = STAGES,
+    record: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Simulate every stage of a recipe at full size: no GPU, no download, no training.
 
@@ -96,6 +116,7 @@ def plan(
         config: from `load_recipe`.
         card_gib: the card's memory; default: that of the recipe (model.min_gpu_gib).
         stages: which to plan.
+        record: of `gpu-check` on the card, to calibrate the hours.
 
     Raises:
         ValueError: the model's sizes are not known here, or the settings contradict one another (a
@@ -107,7 +128,10 @@ def plan(
         phase: simulate_phase(config, architecture, card, phase)
         for phase in show_progress(phases, f"simulating {config.recipe}")
     }
-    return Plan(config.recipe, config.model.name, card, simulated)
+    hours = None
+    if card is not None and set(stages) == set(STAGES):
+        hours = predict_hours(config, card, simulated, record)
+    return Plan(config.recipe, config.model.name, card, simulated, hours)
 
 
 def card_for(config: RunConfig, card_gib: float | None) -> Card | None:
@@ -117,8 +141,8 @@ def card_for(config: RunConfig, card_gib: float | None) -> Card | None:
 
 
 def phase_gib(config: RunConfig, card: Card, phase: Phase) -> float:
-    """Return the GiB that one phase alone needs."""
-    return simulate_phase(config, architecture_of(config), card, phase).peak_gib
+    """Return the most GiB that are reserved for one phase."""
+    return simulate_phase(config, architecture_of(config), card, phase).reserved_gib
 
 
 def show_progress(items: Sequence[T], description: str) -> Iterable[T]:

@@ -20,6 +20,7 @@ from prism_lite.sampling.rollouts import MOST_ROWS
 _LARGEST = 4  # times the present value is the largest that is tried, and a quarter the smallest
 _PACK_STEP = 512  # tokens
 _SMALL_CACHE_GIB = 0.25
+_SAMPLING = ("sample", "panel", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ _ROWS = _Setting(
     lambda config: config.sampling.max_rows or MOST_ROWS,
     lambda _config, rows: {"sampling.max_rows": rows},
     lambda now: [*range(1, _LARGEST * now + 1)],
-    tuple(phase for phase in PHASES if phase.work == "sample"),
+    tuple(phase for phase in PHASES if phase.work in _SAMPLING),
 )
 
 
@@ -140,7 +141,7 @@ def what_to_lower(config: RunConfig, plan: Plan) -> tuple[str, list[LargestValue
         return "lowering one of these is enough", alone
     together = []
     for setting, is_sampling in ((_ROWS, True), (_PACK, False)):
-        phases = [phase for phase in plan.failing if (phase.work == "sample") == is_sampling]
+        phases = [phase for phase in plan.failing if (phase.work in _SAMPLING) == is_sampling]
         if phases:
             values = _lower_values(config, setting)
             together.append(_largest(config, plan, setting, values, phases))
@@ -173,7 +174,7 @@ def _largest(
     def need_gib(phase: Phase, value: int) -> float:
         """Return -inf where settings contradict one another: the value is too small, not too large."""
         if value == now:
-            return plan.phases[phase].peak_gib
+            return plan.phases[phase].reserved_gib
         try:
             changed = with_overrides(config, setting.overrides(config, value))
             return phase_gib(changed, card, phase)
@@ -182,7 +183,7 @@ def _largest(
 
     num_fitting = len(values)  # of `values`, from the first
     phases = [phase for phase in plan.phases if phase in affected]
-    phases.sort(key=lambda phase: -plan.phases[phase].peak_gib)
+    phases.sort(key=lambda phase: -plan.phases[phase].reserved_gib)
     for phase in show_progress(phases, setting.name):
         if num_fitting == 0 or need_gib(phase, values[0]) > plan.room_gib:
             return none_fits
@@ -195,7 +196,7 @@ def _largest(
     needs = [need_gib(phase, largest) for phase in phases]
     if -math.inf in needs:
         return none_fits
-    others = [plan.phases[phase].peak_gib for phase in plan.phases if phase not in phases]
+    others = [plan.phases[phase].reserved_gib for phase in plan.phases if phase not in phases]
     next_larger = values[num_fitting] if num_fitting < len(values) else None
     if largest < now and next_larger is None:
         next_larger = now  # the present value, which does not fit, comes after the last of `values`
@@ -212,7 +213,7 @@ def what_to_move(config: RunConfig, plan: Plan) -> list[Moved]:
     moves = _moves(config, plan)
     if len(moves) > 1:
         moves["all of these"] = {k: v for values in moves.values() for k, v in values.items()}
-    kept_gib = [s.peak_gib for phase, s in plan.phases.items() if phase not in plan.failing]
+    kept_gib = [s.reserved_gib for phase, s in plan.phases.items() if phase not in plan.failing]
     results = []
     for text, values in moves.items():
         changed = with_overrides(config, values)

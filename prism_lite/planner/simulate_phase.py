@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prism_lite.config import RunConfig
+from prism_lite.models import placement, vision
 from prism_lite.planner.architectures import Architecture
 from prism_lite.planner.cards import Card
 from prism_lite.planner.cpu_memory import separate_cpu_memory
 from prism_lite.planner.fake_backbone import build_backbone, faking
-from prism_lite.planner.fake_tensors import Simulation
+from prism_lite.planner.fake_tensors import CARD, Simulation
 from prism_lite.planner.steps import run_phase
 from prism_lite.planner.tracker import Key, Peak, Tracker
 from prism_lite.planner.workload import Phase, Workload
+from prism_lite.sampling.decoder import dense_bytes
+from prism_lite.types import Picture
 
 GIB = 2**30
-NUM_DRAWS = 4  # tokens decoded in simulation: the second and the third tell how the rest grows
+NUM_DRAWS = 4  # tokens decoded in simulation: the others need as much as the third
+_LIBRARY_BYTES = 2**26  # workspaces of cuBLAS and cuBLASLt, which no operation returns
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work on the card. Without a card all is 0.
+
+    Attributes:
+        busy_s: seconds of arithmetic and memory traffic at the card's sustained speeds.
+        num_launches: operations that the host issues.
+    """
+
+    busy_s: float = 0.0
+    num_launches: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,18 +52,38 @@ class Simulated:
 
     Attributes:
         peak: bytes by category at the highest moment.
-        seconds: of the phase's work at the card's stated peaks, or 0 for the CPU.
-        num_repeats: how often a step repeats it (packs, prompts, batches of prompts).
+        reserved_bytes: what torch's allocator reserves for the phase's tensors, and libraries beside it.
+        cost: of the phase's work; where it samples, until the first token is drawn.
+        token_cost: of a token of all rows, without attention to their keys; None where nothing is sampled.
+        pack_tokens: tokens of the pack that `cost` is of.
+        step_tokens: those of all packs of a step at full length.
+        num_rows: rows decoded side by side.
+        prompt_tokens: of the longest prompt.
+        key_bytes: keys and values of a token in all layers.
+        is_dense: sampling holds dequantised, merged weights.
     """
 
     phase: Phase
     peak: Peak
-    seconds: float
-    num_repeats: int
+    reserved_bytes: int = 0
+    cost: Cost = Cost()
+    token_cost: Cost | None = None
+    pack_tokens: int = 1
+    step_tokens: int = 1
+    num_rows: int = 0
+    prompt_tokens: int = 0
+    key_bytes: int = 0
+    is_dense: bool = False
 
     @property
     def peak_gib(self) -> float:
+        """Peak of all tensors."""
         return self.peak.total / GIB
+
+    @property
+    def reserved_gib(self) -> float:
+        """Most that is reserved for them; the peak itself where there is no card."""
+        return max(self.reserved_bytes, self.peak.total) / GIB
 
     @property
     def off_card_gib(self) -> float:
@@ -60,30 +101,109 @@ def simulate_phase(
 ) -> Simulated:
     """Simulate a phase; of a completion the first tokens are decoded."""
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = Tracker(vocab_size=architecture.config.text_config.vocab_size, card=card)
-    num_tokens = config.sampling.max_completion_tokens
-    with card_memory(tracker) if card else contextlib.nullcontext():
-        backbone = build_backbone(config, architecture, _compute_dtype(config, card), fake_mode)
+    text = architecture.config.text_config
+    tracker = Tracker(vocab_size=text.vocab_size, card=card)
+    device = torch.device("cpu") if card is None else CARD
+    with contextlib.nullcontext() if card is None else simulated_card(tracker, card):
+        backbone = build_backbone(
+            config, architecture, _compute_dtype(config, card), fake_mode, device
+        )
         workload = Workload(backbone, config)
-        run_phase(
+        num_rows = run_phase(
             tracker,
             Simulation(tracker, fake_mode, on_card=card is not None),
             workload,
             phase,
-            building=faking(fake_mode),
+            building=faking(fake_mode, device),
             on_card=card is not None,
-            num_draws=min(NUM_DRAWS, num_tokens),
+            num_draws=min(NUM_DRAWS, config.sampling.max_completion_tokens),
         )
-    seconds = sum(region.seconds for region in tracker.regions.values())
-    if phase.work == "sample" and num_tokens > NUM_DRAWS:
-        seconds += _remaining_seconds(tracker.regions, num_tokens - NUM_DRAWS)
-    return Simulated(phase, tracker.peak, seconds, workload.num_repeats(phase))
+    drawing = [region for key, region in tracker.regions.items() if key[0] == "draw"]
+    others = [region for key, region in tracker.regions.items() if key[0] in _COUNTED]
+    is_dense = False
+    if drawing:
+        held = tracker.regions["draw", 1].by_category["weights"]
+        before = tracker.regions[("start",)].by_category["weights"]
+        is_dense = held - before > dense_bytes(backbone.core) / 2
+    return Simulated(
+        phase,
+        tracker.peak,
+        reserved_bytes=tracker.reserved_bytes + (_LIBRARY_BYTES if card else 0),
+        cost=_cost(others),
+        token_cost=_token_cost(tracker.regions) if drawing else None,
+        pack_tokens=workload.pack_tokens(phase),
+        step_tokens=workload.step_tokens(phase),
+        num_rows=num_rows,
+        prompt_tokens=workload.prompt_tokens,
+        key_bytes=2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        * backbone.precision.compute_dtype.itemsize,
+        is_dense=is_dense,
+    )  # fmt: skip
+
+
+_COUNTED = (
+    "sample",
+    "judge",
+    "train",
+    "optimizer",
+    "panel",
+    "evaluate",
+)  # regions of a phase's work
 
 
 @contextlib.contextmanager
-def card_memory(tracker: Tracker) -> Iterator[None]:
-    """Allocate what Triton's kernels allocate, and separate the card's memory from the CPU's."""
-    with mock.patch.dict(os.environ, PRISM_KERNELS="triton"), separate_cpu_memory(tracker):
+def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
+    """Let code find this card: its capability, its free memory, Triton's kernels, a CPU beside it."""
+
+    def launch(_kernel: Any, _grid: Any, on: Tensor, *args: Any, **_config: Any) -> None:
+        tracker.launch_kernel(arg for arg in args if isinstance(arg, Tensor))
+
+    def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """Process one picture: all are equal (workload.py)."""
+        one = encode_pixels(image_processor, pictures[:1])
+        return {name: torch.cat([tensor] * len(pictures)) for name, tensor in one.items()}
+
+    def free_bytes(_device: torch.device) -> int:
+        assert tracker.free_bytes is not None
+        return tracker.free_bytes
+
+    properties = SimpleNamespace(
+        name=card.name,
+        major=card.capability[0],
+        minor=card.capability[1],
+        total_memory=int(card.gib * GIB),
+        multi_processor_count=64,
+    )
+    import triton_kernels.decoding_triton
+    import triton_kernels.logprob_triton
+    import triton_kernels.lora_triton
+    import triton_kernels.routing_triton  # noqa: F401
+
+    kernels = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("triton_kernels.") and name.endswith("_triton")
+    ]
+    with contextlib.ExitStack() as stack:
+        for module in kernels:
+            stack.enter_context(mock.patch.object(module, "launch", launch))
+        stack.enter_context(mock.patch.dict(os.environ, PRISM_KERNELS="triton"))
+        stack.enter_context(mock.patch.object(placement, "free_bytes", free_bytes))
+        encode_pixels = vision.pixel_inputs
+        stack.enter_context(mock.patch.object(vision, "pixel_inputs", pixel_inputs))
+        stack.enter_context(
+            mock.patch.multiple(
+                torch.cuda,
+                get_device_capability=lambda *_: card.capability,
+                get_device_properties=lambda *_: properties,
+                synchronize=lambda *_: None,
+                empty_cache=lambda: None,
+                _lazy_init=lambda: None,
+            )
+        )
+        # it would find small tensors, which keep their values (fake_tensors.py), on the CPU
+        stack.enter_context(mock.patch("bitsandbytes.functional.is_on_gpu", lambda _tensors: True))
+        stack.enter_context(separate_cpu_memory(tracker))
         yield
 
 
@@ -93,18 +213,25 @@ def _compute_dtype(config: RunConfig, card: Card | None) -> torch.dtype:
         return getattr(torch, config.model.compute_dtype)
     if card is None:
         return torch.float32
-    return torch.float16 if card.name == "T4" else torch.bfloat16
+    return torch.bfloat16 if card.capability >= (8, 0) else torch.float16
 
 
-def _remaining_seconds(regions: Mapping[Key, Peak], num_remaining: int) -> float:
-    """Seconds of the draws that are not simulated.
+def _cost(regions: list[Peak]) -> Cost:
+    return Cost(
+        sum(region.busy_s + region.attention_s for region in regions),
+        sum(region.num_launches for region in regions),
+    )
+
+
+def _token_cost(regions: dict[Key, Peak]) -> Cost:
+    """Return the cost of one token of all rows.
 
     A draw's region reaches to the next draw: the pass over all layers that follows it is in it. The rows'
-    buffers have their full length from the start, so later draws need no more memory than the third; each
-    takes longer than the one before by the time to read one more token's keys and values.
+    buffers have their full length from the start, so later draws need no more memory than the third.
     """
-    second, third = (regions["draw", number] for number in (NUM_DRAWS - 2, NUM_DRAWS - 1))
+    numbers = sorted(key[1] for key in regions if key[0] == "draw")[:-1]  # nothing follows the last
+    second, third = (
+        regions["draw", number] for number in (numbers[-2:-1] or numbers)[:1] + numbers[-1:]
+    )
     assert second.total == third.total, "memory grows while decoding: simulate more draws"
-    growth = third.seconds - second.seconds
-    # third + growth, third + 2 * growth, ...: the sum of 1 to n is n * (n + 1) / 2
-    return num_remaining * third.seconds + growth * num_remaining * (num_remaining + 1) / 2
+    return Cost(third.busy_s, third.num_launches)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_lite.config import OptimConfig
 from prism_lite.discriminator.model import Discriminator
+from prism_lite.discriminator.probes import heldout_pairs
 from prism_lite.discriminator.step import discriminator_step
 from prism_lite.models.backbone import REFERENCE, TRUNK, Backbone
 from prism_lite.models.families import qwen3_vl as family
@@ -30,9 +31,9 @@ from prism_lite.planner.fake_backbone import tensors_of
 from prism_lite.planner.tracker import Tracker
 from prism_lite.planner.workload import Phase, Workload
 from prism_lite.policy.step import update_policy
-from prism_lite.sampling import rollouts
+from prism_lite.sampling import rollouts, token_step
 from prism_lite.sampling.draw import Drawn
-from prism_lite.sampling.rollouts import sample_groups
+from prism_lite.sampling.rollouts import rows_without_training, sample_groups
 from prism_lite.stages.sft import sft_step
 from prism_lite.types import Stage
 
@@ -57,7 +58,7 @@ def run_phase(
     building: contextlib.AbstractContextManager[Any],
     on_card: bool,
     num_draws: int,
-) -> None:
+) -> int:
     """Run one phase of a stage's step as it is after earlier steps.
 
     Args:
@@ -65,7 +66,11 @@ def run_phase(
         building: context in which parameters are made (`fake_backbone.faking`, or an empty one).
         on_card: whether the optimizers are those of a card.
         num_draws: tokens that are sampled before all rows end.
+
+    Returns:
+        Rows that were decoded side by side, 0 where nothing is sampled.
     """
+    num_rows = 0
     memory = _build_memory(workload, phase.stage, building, on_card=on_card)
     for category, tensors in tensors_of(workload.backbone).items():
         tracker.seed(tensors, category)
@@ -76,8 +81,15 @@ def run_phase(
         handle = register_optimizer_step_pre_hook(lambda *_: tracker.mark(("optimizer",)))
         hooks.callback(handle.remove)
         tracker.mark((phase.work,))
-        if phase.work == "sample":
-            _sample(tracker, workload, phase, num_draws)
+        if phase.work in ("sample", "panel", "evaluate"):
+            num_rows = _sample(tracker, workload, phase, num_draws)
+            if phase.work == "panel":
+                assert memory.discriminator is not None
+                tracker.mark(("scoring",))
+                heldout_pairs(workload.backbone, memory.discriminator, workload.panel())
+            if phase.work == "evaluate":
+                tracker.mark(("saving",))
+                workload.backbone.adapter_state()
         elif phase.work == "judge":
             assert memory.discriminator is not None
             _watch_gradients(tracker, list(memory.discriminator.parameters()), hooks)
@@ -87,6 +99,7 @@ def run_phase(
             _train(workload, memory, phase)
         tracker.mark(("end",))
         del earlier
+    return num_rows
 
 
 def _build_memory(
@@ -96,9 +109,11 @@ def _build_memory(
     *,
     on_card: bool,
 ) -> _Memory:
-    config, backbone = workload.config, workload.backbone
+    config, backbone, device = workload.config, workload.backbone, workload.backbone.device
+    core: Any = backbone.core
     discriminator = discriminator_optimizer = policy_optimizer = None
     with building:
+        core.to("cpu")  # a simulated card copies only where the simulation sees it
         if stage in ("warmup", "align") or (stage == "rlvr" and config.rlvr.game != "off"):
             if config.discriminator.trunk == "sft":
                 backbone.freeze_copy(TRUNK)
@@ -108,9 +123,10 @@ def _build_memory(
                 num_layers=text.num_hidden_layers,
                 hidden_size=text.hidden_size,
                 seed=0,
-            ).to(backbone.device)
+            ).to(device)
         if stage == "rlvr" and config.rlvr.kl_weight > 0 and config.rlvr.kl_reference == "start":
             backbone.freeze_copy(REFERENCE)
+        core.to(device)
     if discriminator is not None:
         optim = config.warmup.optim if stage == "warmup" else config.discriminator.optim
         discriminator_optimizer = _optimizer(list(discriminator.parameters()), optim, on_card)
@@ -184,16 +200,18 @@ def _fill_caches(
     num_levels = 1 + len(vision.deepstack_visual_indexes)
     shape = (num_levels, int(prompt.is_picture_P.sum()), text.hidden_size)
     num_own = 0
-    if phase.stage != "sft" and phase.work != "sample":
+    if phase.stage != "sft" and phase.work in ("judge", "train"):
         num_own = workload.groups_per_pack if phase.stage == "warmup" else 1
     for own_prompt in workload.prompts(num_own):
-        merged, *deepstack = levels = [torch.zeros(shape[1:], dtype=dtype) for _ in range(shape[0])]
+        merged, *deepstack = levels = [
+            torch.zeros(shape[1:], dtype=dtype, device=backbone.device) for _ in range(shape[0])
+        ]
         tracker.seed(levels, "pictures")
         backbone.vision.put(own_prompt.pictures[0], PictureFeatures(merged, tuple(deepstack)))
     limit_bytes = int(workload.config.model.picture_cache_gib * 2**30)
     max_pictures = limit_bytes // (math.prod(shape) * dtype.itemsize)
     num_others = max(0, min(workload.num_cached_pictures, max_pictures) - num_own)
-    others = torch.empty((num_others, *shape), dtype=dtype)
+    others = torch.empty((num_others, *shape), dtype=dtype, device=backbone.device)
     tracker.seed([others], "pictures")
     if memory.discriminator is None:
         return [others]
@@ -201,15 +219,21 @@ def _fill_caches(
     own_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     own_bytes *= backbone.precision.compute_dtype.itemsize * num_own * len(prompt)
     num_bytes = max(0, memory.discriminator.prompt_cache.max_bytes - own_bytes)
-    states = torch.empty(num_bytes, dtype=torch.uint8)
+    states = torch.empty(num_bytes, dtype=torch.uint8, device=backbone.device)
     tracker.seed([states], "kv_cache")
     return [others, states]
 
 
-def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) -> None:
-    group_size, num_prompts = workload.sampling_batch(phase.stage)
-    # only a CPU holds dense weights
-    sampling = dataclasses.replace(workload.config.sampling, dense_weights="never")
+def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) -> int:
+    """Sample one batch of rows; return their number."""
+    sampling = workload.config.sampling
+    if phase.work != "sample" or phase.stage == "warmup":
+        group_size, _ = workload.sampled(phase)
+        rows = rows_without_training(workload.backbone, group_size, sampling)
+        sampling = dataclasses.replace(sampling, max_rows=rows)
+    if tracker.free_bytes is None:  # a CPU's free memory is not what is planned for
+        sampling = dataclasses.replace(sampling, dense_weights="never")
+    group_size, num_prompts = workload.sampling_batch(phase, sampling.max_rows)
     with _scripted_draws(tracker, workload.backbone.end_id, num_draws):
         sample_groups(
             workload.backbone,
@@ -218,12 +242,16 @@ def _sample(tracker: Tracker, workload: Workload, phase: Phase, num_draws: int) 
             sampling=sampling,
             seed=("plan",),
         )
+    return group_size * num_prompts
 
 
 @contextlib.contextmanager
 def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[None]:
-    """Let all rows draw the same token, and end together at draw `num_draws`; mark each draw."""
-    draw_tokens = rollouts.draw_tokens
+    """Let all rows draw the same token, and end together at draw `num_draws`; mark each draw.
+
+    Steps are taken one by one, with a check after each: no driver is there to record them.
+    """
+    draw_tokens = token_step.draw_tokens
     count = 0
 
     def draw(logits_RV: Tensor, *args: Any, **kwargs: Any) -> Drawn:
@@ -232,9 +260,15 @@ def _scripted_draws(tracker: Tracker, end_id: int, num_draws: int) -> Iterator[N
         tracker.mark(("draw", count))
         drawn = draw_tokens(logits_RV, *args, **kwargs)
         token = end_id if count >= num_draws else 0
-        return drawn._replace(token_R=torch.full(drawn.token_R.shape, token))
+        # a tensor with values, which the check for finished rows reads
+        token_R = torch.full(drawn.token_R.shape, token, device=drawn.token_R.device)
+        return drawn._replace(token_R=token_R)
 
-    with mock.patch.object(rollouts, "draw_tokens", draw):
+    with (
+        mock.patch.object(token_step, "draw_tokens", draw),
+        mock.patch.object(token_step, "_may_record", lambda *_: False),
+        mock.patch.object(rollouts, "check_schedule", lambda _device: (1, 1)),
+    ):
         yield
 
 

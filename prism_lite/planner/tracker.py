@@ -15,11 +15,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from prism_lite.planner.cards import Card, seconds_on
+from prism_lite.planner.reserved import Block, Reserved
 
 CATEGORIES = (
     "weights", "adapters", "optimizer", "gradients", "activations", "kv_cache", "logits", "pictures",
+)  # fmt: skip
+# Operations that return memory, or another view of it, and start no kernel.
+_WITHOUT_KERNEL = (
+    "aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.detach", "aten.lift", "aten.alias",
+    "aten.set_", "aten.resize", "aten._local_scalar_dense", "aten._efficientzerotensor",
 )  # fmt: skip
 OFF_CARD = "off card"  # the category of what waits in the CPU's memory: not part of a peak
 # Whose code asks for memory decides what it is for; what none of this code asks for is an activation.
@@ -35,7 +42,10 @@ _BY_CODE = (
     ("/prism_lite/sampling/kv_cache.py", "_empty", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "_rows", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "keep", "kv_cache"),
+    ("/prism_lite/sampling/packed_cache.py", "_buffer", "kv_cache"),
+    ("/prism_lite/sampling/packed_cache.py", "keep", "kv_cache"),
     ("/prism_lite/sampling/decoder.py", "_contiguous", "kv_cache"),
+    ("/prism_lite/sampling/decoder.py", "_merged", "weights"),
     ("/prism_lite/sampling/decoder.py", "_join_chunks", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
     ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
@@ -61,13 +71,17 @@ class Peak:
         total: bytes on the card.
         by_category: the same, by what they were for.
         off_card: bytes in the CPU's memory at that moment (`cpu_memory.py`).
-        seconds: at the card's stated peaks (`cards.py`).
+        busy_s: seconds of arithmetic and memory traffic on the card (`cards.py`), attention without.
+        attention_s: the same of attention.
+        num_launches: operations that start a kernel on the card.
     """
 
     total: int
     by_category: dict[str, int]
     off_card: int = 0
-    seconds: float = 0.0
+    busy_s: float = 0.0
+    attention_s: float = 0.0
+    num_launches: int = 0
 
 
 @dataclass
@@ -75,6 +89,7 @@ class _Account:
     num_bytes: int
     category: str
     reference: weakref.ref[Any]
+    block: Block | None = None  # of reserved memory
 
 
 class Tracker:
@@ -94,6 +109,7 @@ class Tracker:
         self._accounts: dict[int, _Account] = {}
         self._vocab_size = vocab_size
         self._card = card
+        self._reserved = Reserved() if card is not None else None
         self.mark(("start",))
 
     def mark(self, key: Key) -> None:
@@ -102,6 +118,11 @@ class Tracker:
             self.regions[key] = Peak(self.now, dict(self._by_category), self._off_card_now)
         self._region = self.regions[key]
         self.note_peak()
+
+    @property
+    def free_bytes(self) -> int | None:
+        """The card's memory that is free now; None without a card."""
+        return None if self._card is None else int(self._card.gib * 2**30) - self.now
 
     @property
     def peak(self) -> Peak:
@@ -146,12 +167,38 @@ class Tracker:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in self._accounts:
-                self._open(storage, OFF_CARD if self._is_off_card else self._category(tensor))
+                self._open(storage, self._category(tensor))
         self.note_peak()
         if workspace:
             self.note_peak(workspace)
-        if self._card is not None and not function.is_view:
-            self._region.seconds += seconds_on(self._card, function, args, [*inputs, *tensors])
+            if self._reserved is not None:
+                self._reserved.free(self._reserved.allocate(workspace))
+        if self._card is None or function.is_view or str(function).startswith(_WITHOUT_KERNEL):
+            return
+        used = [*inputs, *tensors]
+        if any(
+            isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda" for tensor in used
+        ):
+            self.launch(seconds_on(self._card, function, args, used), _is_attention(function))
+
+    def launch(self, seconds: float, is_attention: bool = False) -> None:
+        """Count a kernel on the card."""
+        self._region.num_launches += 1
+        if is_attention:
+            self._region.attention_s += seconds
+        else:
+            self._region.busy_s += seconds
+
+    def launch_kernel(self, tensors: Iterable[Tensor]) -> None:
+        """Count a kernel of triton_kernels, which reads or writes its tensors once."""
+        if self._card is not None:
+            num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self.launch(num_bytes / (self._card.gb_per_s * 1e9))
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What torch's allocator has reserved of the card so far, if nothing was given back."""
+        return 0 if self._reserved is None else self._reserved.num_bytes
 
     def note_peak(self, extra_bytes: int = 0, category: str = "activations") -> None:
         """Raise the region's peak to what is live now, and `extra_bytes` that are live for a moment."""
@@ -169,6 +216,9 @@ class Tracker:
             return
         self._count(account.category, -account.num_bytes)
         self._count(category, account.num_bytes)
+        if (account.category == OFF_CARD) != (category == OFF_CARD):
+            self._release(account)
+            account.block = self._reserve(category, account.num_bytes)
         account.category = category
 
     def _count(self, category: str, num_bytes: int) -> None:
@@ -183,14 +233,30 @@ class Tracker:
         if num_bytes == 0:
             return
         reference = weakref.ref(storage, functools.partial(self._close, key))
-        self._accounts[key] = _Account(num_bytes, category, reference)
+        block = self._reserve(category, num_bytes)
+        self._accounts[key] = _Account(num_bytes, category, reference, block)
         self._count(category, num_bytes)
 
     def _close(self, key: int, _reference: Any) -> None:
         account = self._accounts.pop(key)
         self._count(account.category, -account.num_bytes)
+        self._release(account)
+
+    def _reserve(self, category: str, num_bytes: int) -> Block | None:
+        if self._reserved is None or category == OFF_CARD:
+            return None
+        return self._reserved.allocate(num_bytes)
+
+    def _release(self, account: _Account) -> None:
+        if self._reserved is not None and account.block is not None:
+            self._reserved.free(account.block)
 
     def _category(self, tensor: Tensor) -> str:
+        is_off_card = self._is_off_card
+        if self._card is not None and isinstance(tensor, FakeTensor):
+            is_off_card = is_off_card or tensor.fake_device.type == "cpu"
+        if is_off_card:
+            return OFF_CARD
         if tensor.dim() > 0 and tensor.shape[-1] == self._vocab_size:
             return "logits"
         frame: Any = sys._getframe(2)  # past `_category` and `record`
@@ -202,6 +268,10 @@ class Tracker:
             if frame is None:
                 break
         return "activations"
+
+
+def _is_attention(function: Any) -> bool:
+    return "attention" in str(function) or "_varlen_attn" in str(function)
 
 
 def tensors_in(values: Any) -> list[Tensor]:

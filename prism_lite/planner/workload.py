@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 
 from prism_lite.config import AlignConfig, RlvrConfig, RunConfig, WarmupConfig
 from prism_lite.digits.task import DIGIT_PIXELS
+from prism_lite.discriminator.probes import PROMPTS_PER_CALL
 from prism_lite.discriminator.step import JudgedPrompt
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import Tree
@@ -26,17 +27,23 @@ _WORDS_OF_DIGITS = 40  # the longest instruction and question of the embedded ta
 
 
 class Phase(NamedTuple):
-    """A stage and one part of its step: sampling, the discriminator's update or the policy's."""
+    """A stage and one part of its work.
+
+    Of every step: sampling, the discriminator's update or the policy's. Of some steps of alignment: the
+    convergence panel. After a stage: its evaluation and the copy of its weights that is saved.
+    """
 
     stage: Stage
-    work: Literal["sample", "judge", "train"]
+    work: Literal["sample", "judge", "train", "panel", "evaluate"]
 
 
 PHASES = (
     Phase("sft", "train"),
     Phase("warmup", "sample"), Phase("warmup", "judge"),
     Phase("align", "sample"), Phase("align", "judge"), Phase("align", "train"),
+    Phase("align", "panel"),
     Phase("rlvr", "sample"), Phase("rlvr", "judge"), Phase("rlvr", "train"),
+    Phase("rlvr", "evaluate"),
 )  # fmt: skip
 
 
@@ -103,36 +110,77 @@ class Workload:
             for prompt in self.prompts(num_prompts)
         ]
 
-    def sampling_batch(self, stage: Stage) -> tuple[int, int]:
-        """Return how many rollouts of a prompt, and how many prompts, are decoded side by side."""
-        max_rows = self.config.sampling.max_rows or MOST_ROWS
-        settings: WarmupConfig | AlignConfig | RlvrConfig = getattr(self.config, stage)
-        is_warmup = isinstance(settings, WarmupConfig)
-        num_prompts = settings.num_prompts if is_warmup else settings.prompts_per_step
-        at_once = max(1, max_rows // settings.group_size)  # a larger group is split
-        return min(settings.group_size, max_rows), min(num_prompts, at_once)
+    def panel(self) -> list[JudgedPrompt]:
+        """Return what one call of the panel's scores takes: prompts with a teacher and a student each."""
+        num_prompts = min(PROMPTS_PER_CALL, self.sampled(Phase("align", "panel"))[1])
+        (judged, *_) = self.judged("align")
+        return [
+            dataclasses.replace(judged, prompt=prompt, students=judged.students[:1])
+            for prompt in self.prompts(num_prompts)
+        ]
 
-    def num_repeats(self, phase: Phase) -> int:
-        """Return how often a step repeats what a phase runs once."""
+    def sampled(self, phase: Phase) -> tuple[int, int]:
+        """Return the group size of a phase that samples, and the most prompts it has."""
+        config, (stage, work) = self.config, phase
+        if work == "panel":
+            return 1, min(config.align.panel_pairs, config.warmup.num_probe)
+        if work == "evaluate":
+            return config.eval.num_samples, config.eval.num_prompts or MOST_ROWS
+        settings: WarmupConfig | AlignConfig | RlvrConfig = getattr(config, stage)
+        is_warmup = isinstance(settings, WarmupConfig)
+        return (
+            settings.group_size,
+            settings.num_prompts if is_warmup else settings.prompts_per_step,
+        )
+
+    def sampling_batch(self, phase: Phase, max_rows: int) -> tuple[int, int]:
+        """Return how many rollouts of a prompt, and how many prompts, are decoded side by side.
+
+        Args:
+            max_rows: as `sampling.max_rows`; 0: the most.
+        """
+        max_rows = max_rows or MOST_ROWS
+        group_size, num_prompts = self.sampled(phase)
+        at_once = max(1, max_rows // group_size)  # a larger group is split
+        return min(group_size, max_rows), min(num_prompts, at_once)
+
+    def step_tokens(self, phase: Phase) -> int:
+        """Return the tokens that a step trains on, everything as long as it may be; 1 of other phases."""
         config, (stage, work) = self.config, phase
         if stage == "sft":
-            return ceil(config.sft.batch_size / self._trees_per_pack)
+            return config.sft.batch_size * (self.prompt_tokens + self._completion_tokens)
+        if work not in ("judge", "train"):
+            return 1
+        group_size, num_prompts = self._group_size(stage), self._num_prompts(stage)
+        if work == "judge":
+            return num_prompts * self._judged_tokens(group_size)
+        return num_prompts * (self.prompt_tokens + group_size * self._completion_tokens)
+
+    def pack_tokens(self, phase: Phase) -> int:
+        """Return the tokens of the one pack that is simulated; 1 of phases without one."""
+        stage, work = phase
+        if stage == "sft":
+            return self._trees_per_pack * (self.prompt_tokens + self._completion_tokens)
+        if work not in ("judge", "train"):
+            return 1
+        group_size = self._group_size(stage)
+        if work == "judge":
+            num_groups = self.groups_per_pack if stage == "warmup" else 1
+            return num_groups * self._judged_tokens(self._students_per_pack(group_size))
+        return self.prompt_tokens + self._rollouts_per_pack(group_size) * self._completion_tokens
+
+    def _judged_tokens(self, num_students: int) -> int:
+        """Tokens of a prompt with its teacher's parts and those of so many students."""
+        return self.prompt_tokens + self._teacher_tokens + num_students * sum(self._part_tokens)
+
+    def _group_size(self, stage: Stage) -> int:
+        return getattr(self.config, stage).group_size
+
+    def _num_prompts(self, stage: Stage) -> int:
+        """Prompts of a step."""
         if stage == "warmup":
-            if work == "sample":
-                return 0  # before the first step, not in every one
-            group_size = config.warmup.group_size
-            forwards = ceil(config.warmup.pairs_per_step // group_size / self.groups_per_pack)
-            return forwards * ceil(group_size / self._students_per_pack(group_size))
-        settings: AlignConfig | RlvrConfig = getattr(self.config, stage)
-        if work == "sample":
-            rows, at_once = self.sampling_batch(stage)
-            batches = ceil(settings.prompts_per_step / at_once)
-            return batches * ceil(settings.group_size / rows)
-        group_size = settings.group_size
-        is_judged = work == "judge"
-        per_pack = self._students_per_pack if is_judged else self._rollouts_per_pack
-        at_once = per_pack(group_size)
-        return settings.prompts_per_step * ceil(group_size / at_once)
+            return max(1, self.config.warmup.pairs_per_step // self.config.warmup.group_size)
+        return getattr(self.config, stage).prompts_per_step
 
     @property
     def num_cached_pictures(self) -> int:
@@ -147,24 +195,24 @@ class Workload:
         """Prompts with their teachers and students that one pack of the warm-up takes."""
         config = self.config.warmup
         student_tokens = self._students_per_pack(config.group_size) * sum(self._part_tokens)
-        group_tokens = self._prompt_tokens + self._teacher_tokens + student_tokens
+        group_tokens = self.prompt_tokens + self._teacher_tokens + student_tokens
         return self._per_pack(group_tokens, config.pairs_per_step // config.group_size)
 
     @property
     def _trees_per_pack(self) -> int:
         """Demonstrations with their prompts that one pack of the SFT stage takes."""
-        tree_tokens = self._prompt_tokens + self._completion_tokens
+        tree_tokens = self.prompt_tokens + self._completion_tokens
         return self._per_pack(tree_tokens, self.config.sft.batch_size)
 
     def _rollouts_per_pack(self, group_size: int) -> int:
         """Completions of one prompt that a pack takes."""
-        return self._per_pack(self._completion_tokens, group_size, used=self._prompt_tokens)
+        return self._per_pack(self._completion_tokens, group_size, used=self.prompt_tokens)
 
     def _students_per_pack(self, group_size: int) -> int:
         """Students of one prompt that go through the discriminator together."""
         if self.config.discriminator.grgc_weight > 0:  # GRGC needs a group in one forward
             return group_size
-        used = self._prompt_tokens + self._teacher_tokens
+        used = self.prompt_tokens + self._teacher_tokens
         return self._per_pack(sum(self._part_tokens), group_size, used=used)
 
     def _per_pack(self, size: int, limit: int, used: int = 0) -> int:
@@ -191,7 +239,8 @@ class Workload:
         return num_caption, min(self.config.discriminator.max_part_tokens, num_think)
 
     @property
-    def _prompt_tokens(self) -> int:
+    def prompt_tokens(self) -> int:
+        """Tokens of the longest prompt."""
         return len(self.prompts(1)[0])
 
     @property

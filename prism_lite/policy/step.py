@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prism_lite.config import KlKind, OptimConfig, PolicyLossConfig, SamplingConfig
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.device import release_unused
 from prism_lite.models.optim import Optimizer, mean_of, optimizer_step
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import (
@@ -67,6 +68,7 @@ def update_policy(
     """
     if not groups:
         return {"learning_rate": learning_rate}
+    release_unused(backbone.device)
     started_s = time.perf_counter()
     advantages = advantage_R.split([len(group.rollouts) for group in groups])
     batch = []

@@ -7,16 +7,13 @@ reward.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from prism_lite.config import JudgeConfig
+from prism_lite.endpoint import EndpointError, check_address, json_headers, post_json, read_key
 from prism_lite.rewards.accuracy import accuracy_reward, gold_columns
 from prism_lite.rewards.format import Completion, answer_of, completion_text
 
@@ -32,53 +29,31 @@ _REPLY = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 Post = Callable[[str, dict[str, Any], dict[str, str], float], dict[str, Any]]
 
 
-def _post_json(url: str, body: dict[str, Any], headers: dict[str, str], timeout_s: float) -> dict:
-    """POST `body` as JSON and return the JSON reply."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-        return json.load(reply)
-
-
 def ask_judge(
     question: str,
     predicted: str,
     gold: str,
     settings: JudgeConfig,
     *,
-    post: Post = _post_json,
+    post: Post = post_json,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
     """Return whether the judge says yes; wait 2, 4, 8, ... seconds between attempts.
 
     Raises:
-        ValueError: `base_url` is not an http(s) address.
+        ValueError: `base_url` is not an http(s) address, or the key cannot be sent.
         RuntimeError: no usable reply after `num_attempts` tries.
     """
-    if not settings.base_url.startswith(("http://", "https://")):
-        raise ValueError(
-            f"rlvr.judge.base_url {settings.base_url!r} is not an http address; give it like "
-            "http://localhost:8000/v1."
-        )
+    base_url = check_address(settings.base_url, "rlvr.judge.base_url")
     headers, body = _request(question, predicted, gold, settings)
     problem = ""
     for attempt in range(settings.num_attempts):
         if attempt:
             sleep(2.0**attempt)  # a server that is starting or says "too many requests"
         try:
-            reply = post(
-                f"{settings.base_url.rstrip('/')}/chat/completions",
-                body,
-                headers,
-                settings.timeout_s,
-            )
+            reply = post(f"{base_url}/chat/completions", body, headers, settings.timeout_s)
             text = reply["choices"][0]["message"]["content"]
-        except (
-            OSError,
-            urllib.error.HTTPError,
-            json.JSONDecodeError,
-            KeyError,
-            IndexError,
-        ) as error:
+        except (EndpointError, OSError, KeyError, IndexError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}"
             continue
         match = _REPLY.match(text or "")
@@ -96,10 +71,7 @@ def _request(
     question: str, predicted: str, gold: str, settings: JudgeConfig
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Return headers, with the key if there is one, and body."""
-    headers = {"Content-Type": "application/json"}
-    key = os.environ.get(settings.key_variable)
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
+    headers = json_headers(read_key(settings.key_variable))
     # Limits that no honest short answer exceeds, so that a rollout cannot flood the judge.
     content = _JUDGE_PROMPT.format(
         question=question[:4000], gold=gold[:1000], predicted=predicted[:1000]
@@ -120,7 +92,7 @@ def judge_reward(
     settings: JudgeConfig,
     answer: Sequence[Any] | None = None,
     solution: Sequence[Any] | None = None,
-    post: Post = _post_json,
+    post: Post = post_json,
     **columns: Any,
 ) -> list[float | None]:
     """Return 1.0 where the verifier or, failing that, the judge accepts the answer part; else 0.0.

@@ -13,6 +13,7 @@ from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
 from prism_lite.runs.changes import change_rows
 from prism_lite.runs.drift_report import drift_section
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.inputs import accepted_changes
 from prism_lite.runs.report import INSIDE, markdown_rows, markdown_table, reward_name
 
 _WORK = {
@@ -34,11 +35,12 @@ def write_model_card(folder: RunFolder) -> None:
     """Write README.md of the run folder; nothing where the pipeline has not written env.json."""
     if not (folder.path / "env.json").is_file():
         return
-    environment = read_json(folder.path / "env.json")
+    environment = folder.read("env.json", "the next session writes it again")
+    if not environment:
+        return
     peaks = [line["mem/peak_gib"] for line in folder.metrics() if "mem/peak_gib" in line]
     config, results = folder.config, folder.results()
     finished = [stage for stage in _WORK if folder.is_done(stage)]
-    plots = sorted(path.name for path in (folder.path / "plots").glob("*.png"))
     title = f"{folder.path.absolute().name}: {config.model.name}, recipe {config.recipe}"
     version = environment["prism_lite"] or "not installed"
     command = (environment.get("command") or "from Python").replace("|", "\\|")  # a cell of a table
@@ -65,9 +67,9 @@ def write_model_card(folder: RunFolder) -> None:
 | seed | {config.seed} |
 {_rewards_row(config, finished)}| packages | {", ".join(packages)} |
 | data | {environment["data"] or config.data.task} |
-
+{_changed_inputs(folder)}
 {prompt_section(config)}
-{"".join(f"![{name}](plots/{name})" + chr(10) for name in plots)}
+{_plots_section(folder)}
 {_usage(folder, environment["compute_dtype"])}"""
     write_text(folder.path / "README.md", text)
 
@@ -99,6 +101,12 @@ def prompt_section(config: RunConfig) -> str:
     """Return the system prompt in a block of code, so that its tags survive Markdown."""
     prompt = system_prompt_of(config)
     return f"System prompt:\n\n```text\n{prompt}\n```\n" if prompt else "No system prompt.\n"
+
+
+def _changed_inputs(folder: RunFolder) -> str:
+    """Return a row of the table on inputs that changed between sessions, if any."""
+    changes = accepted_changes(folder.path)
+    return f"| changed between sessions | {'; '.join(changes)} |\n" if changes else ""
 
 
 def _about_figures(config: RunConfig, results: Mapping[str, Any]) -> str:
@@ -150,6 +158,23 @@ def _reward_text(key: str, weight: float) -> str:
     return f"{weight:g} {reward_name(key)}{source}"
 
 
+def _plots_section(folder: RunFolder) -> str:
+    """Return the plots, results first, and how to compare those of two runs; "" where there are none."""
+    names = [
+        name for name in ("results", *_WORK) if (folder.path / "plots" / f"{name}.png").is_file()
+    ]
+    if not names:
+        return ""
+    pictures = "\n".join(f"![{name}](plots/{name}.png)" for name in names)
+    return f"""Curves are moving averages with the steps faint behind them. To compare with another run on \
+the same held-out rows, put the two README.md side by side: `results` and the panels of shares have the \
+same axes in every run. A run is better if its interval in `results` is higher and does not overlap; a \
+higher reward without a higher eval/accuracy is no gain.
+
+{pictures}
+"""
+
+
 def _usage(folder: RunFolder, compute_dtype: str) -> str:
     """Explain how to load policy/ without prism_lite, on the quantised base that it was trained on."""
     adapter = folder.path / "policy" / "adapter_config.json"
@@ -173,6 +198,8 @@ from transformers import AutoModelForImageTextToText{", BitsAndBytesConfig" if n
 )
 policy = PeftModel.from_pretrained(base, "policy")
 ```
+
+PEFT raises an ImportError beside torchao older than 0.16: `pip uninstall torchao`.
 
 On a CPU with AVX512-BF16, bitsandbytes rounds activations to bfloat16 in evaluation; to get exactly the
 answers of `prism-lite eval`, set `support_avx512bf16_for_cpu = False` on each of its linear layers.

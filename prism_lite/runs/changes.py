@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from prism_lite.files import read_json
+from prism_lite.runs.small_files import read_object
 from prism_lite.types import EVALUATED_STAGES
 
 # Console titles of the compared figures.
@@ -32,9 +32,9 @@ def change_rows(folder: Path, *, rlvr_start: str, as_range: bool = False) -> lis
         as_range: write intervals as +0.30 (+0.26 to +0.34) instead of +0.30±0.04.
     """
     rates = {
-        stage: read_json(path)
+        stage: stage_rates
         for stage in EVALUATED_STAGES
-        if (path := folder / "evaluations" / f"{stage}.json").is_file()
+        if (stage_rates := read_object(folder / "evaluations" / f"{stage}.json")[0])
     }
     starts = {"sft": "base", "control": "sft", "align": "sft", "rlvr": rlvr_start}
     pairs = [(stage, start) for stage, start in starts.items() if {stage, start} <= rates.keys()]

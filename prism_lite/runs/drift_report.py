@@ -25,7 +25,7 @@ _IN_LINE = (
     "perception_errors", "reasoning_errors_given_caption", "token_difference", "teacher_js_bigrams",
     "teacher_p", "kl_to_start",
 )  # fmt: skip
-_HOW_TO_READ = """\
+HOW_TO_READ = """\
 Compare each row with the base's. Captions and thinks: shares of the well-formed completions. Tokens, \
 bullets, steps: the policy minus the teacher's text of the same held-out row. JS: Jensen-Shannon distance \
 of word counts to the teacher's text (0 equal, 1 disjoint). Energy distance: of n-grams, beside what \
@@ -45,18 +45,28 @@ def drift_line(figures: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     return f"      drift: {', '.join(cells) or 'nothing to measure it on'}"
 
 
-def drift_section(results: Mapping[str, Any]) -> str:
-    """Return a section of the model card: the table of the stages, and how to read it."""
+def drift_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the stages' figures; no rows where the drift was not measured."""
     drift = results.get("drift", {})
     names = [name for name in _COLUMNS if any(name in figures for figures in drift.values())]
     if not names:
+        return [], []
+    rows = [
+        [stage, *(_text(drift[stage], name) for name in names)]
+        for stage in dict.fromkeys((*EVALUATED_STAGES, *drift))
+        if stage in drift
+    ]
+    return ["drift", *(_COLUMNS[name][0] for name in names)], rows
+
+
+def drift_section(results: Mapping[str, Any]) -> str:
+    """Return a section of the model card: the table of the stages, and how to read it."""
+    headers, rows = drift_table(results)
+    if not rows:
         return ""
-    rows = [["drift", *(_COLUMNS[name][0] for name in names)], ["---"] * (1 + len(names))]
-    for stage in dict.fromkeys((*EVALUATED_STAGES, *drift)):
-        if stage in drift:
-            rows.append([stage, *(_text(drift[stage], name) for name in names)])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"\n{table}\n\n{_HOW_TO_READ}\n"
+    lines = [headers, ["---"] * len(headers), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"\n{table}\n\n{HOW_TO_READ}\n"
 
 
 def _text(figures: Mapping[str, Any], name: str) -> str:

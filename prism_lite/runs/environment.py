@@ -1,11 +1,7 @@
-"""env.json of a run: versions, device, seed, commit, hashes of data and reward files, by session.
-
-Resuming with changed files is refused: no files would describe such a run.
-"""
+"""env.json of a run: versions, device, seed, commit, hashes of data and reward files, by session."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,54 +9,48 @@ from typing import Any
 
 import torch
 
-from prism_lite.config import DataConfig, RunConfig
+from prism_lite.config import RunConfig
 from prism_lite.config.checks import alignment_verifies
-from prism_lite.files import read_json, write_json
 from prism_lite.rewards.load import Reward
+from prism_lite.runs.inputs import data_hashes
+from prism_lite.runs.small_files import read_object, set_aside, write_object
 from prism_lite.version import git_commit, installed_version
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "triton", "safetensors")
-_DATA_FILES = ("train", "warmup", "align", "rlvr", "heldout")
 
 
-def check_same_data(folder: Path, data: DataConfig) -> None:
-    """Check that the data files are those that the run started with.
-
-    Raises:
-        ValueError: a data file has changed; names the setting.
-    """
-    path = folder / "env.json"
-    if not path.exists():
-        return
-    before, now = read_json(path).get("data", {}), _data_hashes(data)
-    for name in before.keys() & now.keys():
-        if before[name] != now[name]:
-            raise ValueError(
-                f"data.{name} = {getattr(data, name)} has changed since the run in {folder} started: "
-                "restore the earlier file, or give another --out."
-            )
-
-
-def check_same_rewards(folder: Path, config: RunConfig, rewards: Sequence[Reward]) -> None:
+def check_same_rewards(
+    folder: Path, config: RunConfig, rewards: Sequence[Reward], *, accept: bool = False
+) -> list[str]:
     """Check that the reward functions are those with which a stage has started.
+
+    Args:
+        accept: return the changes instead of refusing them.
+
+    Returns:
+        The names of reward files that have changed.
 
     Raises:
         ValueError: the file of a function has changed; names it.
     """
-    path = folder / "env.json"
     readers = ("align", "rlvr") if alignment_verifies(config) else ("rlvr",)
     started = [stage for stage in readers if (folder / "stages" / stage).is_dir()]
-    if not started or not path.exists():
-        return
-    before = read_json(path).get("rewards", {})
+    environment, _ = read_object(folder / "env.json")
+    before = environment.get("rewards", {}) if started else {}
+    changes: list[str] = []
     for reward in rewards:
         if reward.name in before and before[reward.name]["sha256"] != reward.sha256:
+            if accept:
+                changes.append(f"rlvr.rewards: {reward.file} has changed")
+                continue
             stage = folder / "stages" / started[0]
             again = "" if (stage / "final").is_dir() else f" remove {stage} to repeat the stage,"
             raise ValueError(
                 f"the file of reward {reward.name}, {reward.file}, has changed since stage {started[0]} "
-                f"in {folder} started: restore the earlier file,{again} or give another --out."
+                f"in {folder} started: restore the earlier file,{again} give another --out, or give "
+                "--accept-changed-inputs, which records the change."
             )
+    return changes
 
 
 def write_environment(
@@ -89,33 +79,24 @@ def write_environment(
         "compute_dtype": str(core.dtype).removeprefix("torch."),
         "seed": config.seed,
         "git_commit": git_commit(),
-        "data": _data_hashes(config.data),
+        "data": data_hashes(config.data),
         "rewards": {
             reward.name: {"file": str(reward.file), "sha256": reward.sha256}
             for reward in rewards
             if reward.file is not None
         },
     }
-    before = read_json(path) if path.exists() else {}
+    before, problem = read_object(path)
+    if problem:
+        set_aside(path)
     earlier = before.pop("earlier_sessions", [])
     if before and before != now:
         earlier = [*earlier, before]
     if earlier:
         now["earlier_sessions"] = earlier
-    write_json(path, now)
+    write_object(path, now)
 
 
 def package_versions() -> dict[str, str | None]:
     """Return the versions of the packages that results depend on; None where one is not installed."""
     return {name: installed_version(name) for name in _PACKAGES}
-
-
-def _data_hashes(data: DataConfig) -> dict[str, str]:
-    """Compute 16 hex digits of SHA-256 of each data file; hub ids have none."""
-    hashes = {}
-    for name in _DATA_FILES:
-        path = getattr(data, name)
-        if path and Path(path).is_file():
-            with open(path, "rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    return hashes

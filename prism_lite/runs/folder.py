@@ -8,13 +8,11 @@ command "stop".
 
 from __future__ import annotations
 
-import fcntl
 import json
 import resource
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,12 +31,24 @@ from rich.progress import (
 from prism_lite import signals
 from prism_lite.config import RunConfig
 from prism_lite.console import PlainProgress, say, tracked
-from prism_lite.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from prism_lite.files import write_jsonl, write_text
+from prism_lite.models.device import release_unused
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
-from prism_lite.runs.resume import check_folder, fingerprint
+from prism_lite.runs.leftovers import remove_empty_run, remove_unfinished
+from prism_lite.runs.lock import locked
+from prism_lite.runs.resume import check_folder, has_begun, stage_settings
+from prism_lite.runs.skipped_steps import FILE as SKIPPED_STEPS
+from prism_lite.runs.skipped_steps import add_skipped, num_in_a_row, read_skipped
+from prism_lite.runs.small_files import (
+    read_command,
+    read_metrics,
+    read_object,
+    set_aside,
+    write_object,
+)
 from prism_lite.runs.trackers import open_trackers
-from prism_lite.types import Stopped
+from prism_lite.types import NotFiniteError, Sample, Stopped
 
 T = TypeVar("T")
 _PAUSE_POLL_S = 0.5
@@ -61,6 +71,9 @@ class RunFolder:
         console: where progress and warnings are printed.
         device: whose peak memory is logged.
         ends_stage: whether the running stage ends with the current step, before its last one.
+        first_step: the first step of the running stage that is not left out; None where the stage has
+            been resumed.
+        batch: the rows of the current step, for skipped_steps.jsonl.
     """
 
     def __init__(
@@ -71,12 +84,17 @@ class RunFolder:
         self.console = console
         self.device = device or torch.device("cpu")
         self.ends_stage = False
+        self.first_step: int | None = None
+        self.batch: Sequence[Sample] = ()
         self._stop_requested = False
         self._started_s = time.monotonic()
         self._step_started_s: float | None = None
+        self._open_step: int | None = None  # the step that runs, until it is logged
         self._bar_text = ""
-        self._trackers: list[Any] = []
-        earlier = self.metrics()
+        self._noted: set[str] = set()
+        self._closes = ExitStack()
+        self._trackers: list[Any] | None = None
+        earlier = self._repaired_metrics()
         self._num_logged = len(earlier)
         self._earlier_s = max((line.get("time_s", 0.0) for line in earlier), default=0.0)
 
@@ -95,10 +113,14 @@ class RunFolder:
         """Save the tensors of a stage by name, which marks it as finished."""
         checkpoint.save_final(self.stage(stage), tensors)
 
-    def restore(self, stage: str) -> checkpoint.Restored | None:
-        """Load the newest good checkpoint of an unfinished stage; print which ones were refused."""
+    def restore(self, stage: str, needed: Sequence[str] = ()) -> checkpoint.Restored | None:
+        """Load the newest good checkpoint of an unfinished stage; print which ones were refused.
+
+        Args:
+            needed: files of a checkpoint that the stage reads.
+        """
         restored, refused = checkpoint.load_latest(
-            self.stage(stage), fingerprint=fingerprint(self.config, stage)
+            self.stage(stage), settings=stage_settings(self.config, stage), needed=needed
         )
         for sentence in refused:
             say(self.console, sentence, "yellow")
@@ -139,24 +161,66 @@ class RunFolder:
             task = progress.add_task(stage, total=num_steps, completed=start, metrics="")
             is_plain = not self.console.is_terminal
             plain = PlainProgress(self.console, stage, start, num_steps) if is_plain else None
-            self.ends_stage = False
+            self.ends_stage, saved_s = False, time.monotonic()
+            skipped = read_skipped(self.stage(stage))
+            remaining = [step for step in range(start, num_steps) if step not in skipped]
+            self.first_step = remaining[0] if remaining and start == 0 else None
             for step in range(start, num_steps):
-                self._step_started_s = time.perf_counter()
-                yield step
+                if step in skipped:
+                    self.log(stage, step, {"not_finite_steps": 1.0}, is_step=False)
+                else:
+                    self._step_started_s, self._open_step = time.perf_counter(), step
+                    release_unused(self.device)
+                    yield step
                 progress.update(task, advance=1, metrics=self._bar_text)
                 if plain is not None:
                     plain.after_step(step + 1, self._bar_text)
                 if self.ends_stage:  # without a checkpoint: a resumed run comes to the same end
                     break
                 done, stop = step + 1, self._asked_to_stop()
-                if stop or (done < num_steps and done % self.config.save_every == 0):
-                    settings = fingerprint(self.config, stage)
+                if stop or (done < num_steps and self._is_save_due(done, saved_s)):
                     checkpoint.save_checkpoint(
-                        self.stage(stage), done, trained(), fingerprint=settings
+                        self.stage(stage),
+                        done,
+                        trained(),
+                        settings=stage_settings(self.config, stage),
                     )
+                    saved_s = time.monotonic()
                 if stop:
                     raise Stopped(f"stopped in stage {stage} after step {done} of {num_steps}")
-        self._step_started_s = None
+        self._step_started_s = self._open_step = None
+
+    def _is_save_due(self, num_done: int, saved_s: float) -> bool:
+        """Check whether a checkpoint is due, by steps or by the minutes since the last one."""
+        minutes = self.config.save_minutes
+        is_old = minutes > 0 and time.monotonic() - saved_s >= 60 * minutes
+        return is_old or num_done % self.config.save_every == 0
+
+    def skip_step(self, stage: str, error: NotFiniteError) -> None:
+        """Record that the step which runs is left out from now on, with its batch and the reason.
+
+        Raises:
+            NotFiniteError: the error, if it did not arise in a step.
+            RuntimeError: it is the last one of `max_skipped_steps` in a row.
+        """
+        step, folder = self._open_step, self.stage(stage)
+        if step is None:
+            raise error
+        self._step_started_s = self._open_step = None
+        add_skipped(folder, step, str(error), self.batch)
+        say(
+            self.console,
+            f"{stage} step {step} is left out, the stage resumes before it: {error}. Its batch: "
+            f"{folder / SKIPPED_STEPS}",
+            "yellow",
+        )
+        in_a_row = num_in_a_row(read_skipped(folder).keys(), step)
+        if in_a_row >= self.config.max_skipped_steps:
+            raise RuntimeError(
+                f"stage {stage}: {in_a_row} steps in a row, up to step {step}, met NaN or infinity, the "
+                f"last one because {error}. The rows are in {folder / SKIPPED_STEPS}. The same command "
+                "continues after them; a lower STAGE.optim.learning_rate needs another --out."
+            ) from error
 
     def with_progress(self, items: Sequence[T], description: str) -> Iterator[T]:
         """Yield items with a progress bar; requests to stop or pause are obeyed in between.
@@ -182,15 +246,24 @@ class RunFolder:
         if is_step and self._step_started_s is not None:
             metrics["step_time"] = time.perf_counter() - self._step_started_s
             metrics["mem/peak_gib"] = peak_gib(self.device)
+            if self.device.type == "cuda":
+                metrics["mem/reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         time_s = round(self._earlier_s + time.monotonic() - self._started_s, 3)
         line = {"stage": stage, "step": step, "time_s": time_s, **metrics}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if self._trackers is None:
+            self._trackers = self._closes.enter_context(open_trackers(self.config, self.path))
         for tracker in self._trackers:
             named = {f"{stage}/{name}": value for name, value in metrics.items()}
             tracker.log(named, step=self._num_logged)
         self._num_logged += 1
         if is_step:
+            self._open_step = None
             texts = [
                 f"{t} {metrics[name]:.2f}" for name, t in _BAR_METRICS.items() if name in metrics
             ]
@@ -198,7 +271,18 @@ class RunFolder:
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, of one stage or all."""
-        return [m for m in read_jsonl(self.path / "metrics.jsonl") if stage in (None, m["stage"])]
+        lines, _ = read_metrics(self.path / "metrics.jsonl")
+        return [line for line in lines if stage in (None, line["stage"])]
+
+    def _repaired_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl; leave the damaged ones out of the file, and print how many."""
+        path = self.path / "metrics.jsonl"
+        lines, num_damaged = read_metrics(path)
+        if num_damaged:
+            write_jsonl(path, lines)
+            text = f"{path}: {num_damaged} damaged or foreign lines are left out"
+            say(self.console, text, "yellow")
+        return lines
 
     def write_rollouts(self, stage: str, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Write rollouts/<stage>-<step>.jsonl."""
@@ -209,16 +293,24 @@ class RunFolder:
         path = self.path / "evaluations" / f"{stage}.json"
         path.parent.mkdir(exist_ok=True)
         rounded = {name: [round(value, 4) for value in values] for name, values in rates.items()}
-        write_text(path, json.dumps(rounded) + "\n")
+        write_object(path, rounded)
 
     def results(self) -> dict[str, Any]:
-        """Return the content of results.json, or an empty mapping."""
-        path = self.path / "results.json"
-        return read_json(path) if path.exists() else {}
+        """Return the content of results.json, or an empty mapping; set a damaged file aside."""
+        return self.read("results.json", "the evaluations are repeated")
+
+    def read(self, name: str, consequence: str) -> dict[str, Any]:
+        """Return the content of a JSON file of the run; set a damaged one aside and print it."""
+        content, problem = read_object(self.path / name)
+        if problem:
+            damaged = set_aside(self.path / name)
+            text = f"{self.path / name} is damaged, {problem}: it is now {damaged}; {consequence}"
+            say(self.console, text, "yellow")
+        return content
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
-        write_json(self.path / "results.json", results)
+        write_object(self.path / "results.json", results)
 
     def request_stop(self) -> None:
         """Stop after the current step."""
@@ -247,10 +339,11 @@ class RunFolder:
             raise Stopped(f"stopped {where}")
 
     def _command(self) -> str | None:
-        try:
-            return read_json(self.path / "control.json").get("command")
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None  # a file that is being written is read again after the next step
+        command, ignored = read_command(self.path / "control.json")
+        if ignored and ignored not in self._noted:
+            self._noted.add(ignored)
+            say(self.console, ignored, "yellow")
+        return command
 
 
 @contextmanager
@@ -259,39 +352,44 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """Open a run folder for writing: create it, or resume a run with the same settings.
 
+    config.yaml is the first file that is written. If the work inside fails before anything is computed,
+    what was created is removed again.
+
     Raises:
         ValueError: the folder holds a run with other settings or something else, or is in use.
     """
-    check_folder(path, config)
+    added = check_folder(path, config)
+    missing = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
     try:
-        (path / "rollouts").mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        is_new = not (path / "config.yaml").exists()
+        settings = yaml.safe_dump(to_dict(config), sort_keys=False)
+        if is_new:
+            write_text(path / "config.yaml", settings)
     except OSError as error:
         raise ValueError(f"--out {path} cannot be created: {error.strerror}.") from error
-    with signals.caught(), signals.reacts("note"), (path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {path}: wait for it or stop it."
-            ) from None
-        _remove_unfinished(path)
-        write_text(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    with signals.caught(), locked(path):
+        check_folder(path, config)  # another process may have begun meanwhile
+        remove_unfinished(path)
+        write_text(path / "config.yaml", settings)
+        (path / "rollouts").mkdir(exist_ok=True)
         (path / "control.json").unlink(missing_ok=True)
+        if added:
+            names = ", ".join(added)
+            say(console, f"settings that the run in {path} did not have yet: {names} (defaults)")
         folder = RunFolder(path, config, console, device)
-        with open_trackers(config, path) as folder._trackers:
-            yield folder
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Remove what a kill or a full disk has left half-written, so that there is room to resume."""
-    for folder in path.glob("stages/*/.*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
-    for file in path.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
+        try:
+            with folder._closes:
+                yield folder
+        except BaseException:
+            if is_new and not has_begun(path):
+                remove_empty_run(path, missing)
+            raise
 
 
 def start_peak(device: torch.device) -> None:
-    """Forget the peak of earlier stages. (That of a CPU process cannot be reset.)"""
+    """Release what earlier work left unused, and forget its peak. (A CPU process keeps its peak.)"""
+    release_unused(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -1,6 +1,8 @@
 """Plots of a run: curves of each stage, smoothed with the raw ones faint, and results by stage.
 
-The drift meter measures the KL to the stage's start when a stage is evaluated (`eval.drift`): a point after
+Shares are drawn from 0 to 1, so that the plots of two runs compare at a glance. Without evaluations
+inside a stage (`eval.every`) its held-out figures are those of the evaluations before and after it. The
+drift meter measures the KL to the stage's start when a stage is evaluated (`eval.drift`): a point after
 the last step. The curve `kl` beside it is that of training, where `rlvr.kl_weight` is above 0.
 """
 
@@ -19,12 +21,14 @@ _MEMORY = 0.9  # share of its old value that a smoothed curve keeps at each step
 _FEWEST_SMOOTHED = 20  # shorter curves are drawn as they are
 _COLUMNS = 4
 _DRIFT = "drift/kl_to_start"
+# Metrics that are drawn from 0 to 1.
+_SHARES = ("eval/", "rewards/", "frac_reward", "disc/pair", "disc/heldout", "disc/grounding")
 # Metrics of each stage's plot; those in one tuple share axes.
 _OPTIMIZER = [("grad_norm",), ("learning_rate",)]
 _POLICY = [
     ("reward",),
     ("reward_std",),
-    ("kl", _DRIFT),
+    ("kl", "kl_to_start", _DRIFT),
     ("entropy",),
     ("completions/mean_length",),
     ("completions/clipped_ratio", "malformed_rate"),
@@ -69,16 +73,32 @@ def write_plots(folder: RunFolder, stages: Collection[str] | None = None) -> Non
         lines = folder.metrics(stage)
         if (stages is not None and stage not in stages) or not lines:
             continue
-        drift = results.get("drift", {}).get(stage, {})
-        if "kl_to_start" in drift:
-            last = max(line["step"] for line in lines)
-            # (step -1 is the start, where the KL is 0 by definition)
-            lines += [{"step": -1, _DRIFT: 0.0}, {"step": last, _DRIFT: drift["kl_to_start"]}]
+        lines += _points_of_evaluations(folder, stage, lines)
         figure = stage_figure(stage, lines, panels, plt)
         if figure is not None:
             _save(figure, folder, stage, plt)
     if stages is None:
         _plot_results(folder, results, plt)
+
+
+def _points_of_evaluations(
+    folder: RunFolder, stage: str, lines: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return what the evaluations before and after a stage measured, as lines of its start and end."""
+    results, start = folder.results(), -1  # one step before the first
+    last = max(line["step"] for line in lines)
+    points: list[dict[str, Any]] = []
+    drift = results.get("drift", {}).get(stage, {})
+    if "kl_to_start" in drift:
+        points += [{"step": start, _DRIFT: 0.0}, {"step": last, _DRIFT: drift["kl_to_start"]}]
+    before = {"sft": "base", "align": "sft", "control": "sft", "rlvr": folder.config.rlvr.start}
+    figures = results.get("stages", {})
+    if stage in figures and not any(name in line for line in lines for name in INSIDE):
+        for step, source in ((start, before[stage]), (last, stage)):
+            evaluated = figures.get(source, {})
+            names = [name for name in INSIDE if name.removeprefix("eval/") in evaluated]
+            points += [{"step": step, n: evaluated[n.removeprefix("eval/")]} for n in names]
+    return points
 
 
 def stage_figure(
@@ -100,8 +120,10 @@ def stage_figure(
         for number, name in enumerate(names):
             points = [(line["step"] + 1, line[name]) for line in lines if name in line]
             _draw_curve(axis, points, name, f"C{number}")
-        if names[0].startswith("eval/"):
-            axis.set_ylim(0, 1.02)  # so that the plots of two runs compare at a glance
+        values = [line[name] for line in lines for name in names if name in line]
+        is_share = names[0].startswith(_SHARES) or names[0] == "reward"
+        if is_share and not any(value < 0 or value > 1 for value in values):
+            axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("step")
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)

@@ -7,8 +7,6 @@ a resumed run computes what it would have computed without the interruption.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +22,11 @@ from prism_lite.recipe import to_dict
 _MAY_CHANGE = frozenset(
     {
         "save_every",
+        "save_minutes",
+        "max_skipped_steps",
         "track",
         "align.gate",
+        "model.revision",  # the commit is a fingerprint in inputs.json
         "model.max_pack_tokens",
         "model.max_cached_pictures",
         "model.picture_cache_gib",
@@ -37,9 +38,12 @@ _MAY_CHANGE = frozenset(
         "model.min_gpu_gib",
         "sampling.max_rows",
         "sampling.dense_weights",
+        "sampling.cuda_graph",
         "discriminator.prompt_cache_gib",
     }
 )
+# Settings whose values are mappings.
+_MAPPINGS = frozenset({"data.columns", "rlvr.rewards"})
 # Sections of the settings by the first stage that reads them, in the order of the stages.
 _FIRST_READ_BY = {
     "sft": ("sft",),
@@ -49,16 +53,49 @@ _FIRST_READ_BY = {
 }
 
 
-def fingerprint(config: RunConfig, stage: str) -> str:
-    """Return a hash of the settings that decide what a stage and those before it compute."""
+def stage_settings(config: RunConfig, stage: str) -> dict[str, Any]:
+    """Return the settings that decide what a stage and those before it compute."""
     stage = "rlvr" if stage == "control" else stage  # it reads all sections
     later = [*_FIRST_READ_BY][[*_FIRST_READ_BY].index(stage) + 1 :]
-    settings = _comparable(to_dict(config), _sections(later))
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return _comparable(to_dict(config), _sections(later))
 
 
-def check_folder(path: Path, config: RunConfig) -> None:
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[list[tuple[str, Any, Any]], list[str]]:
+    """Compare the settings of a run with those of its resumption.
+
+    An edition adds settings: one that the run did not have yet is no change if it has its default.
+
+    Returns:
+        (key, earlier value, value) of each setting that differs; and the keys that are new.
+    """
+    changes: list[tuple[str, Any, Any]] = []
+    added: list[str] = []
+    defaults = dict(_flat(to_dict(RunConfig())))
+    before_flat, now_flat = dict(_flat(before)), dict(_flat(now))
+    for key in sorted(before_flat.keys() | now_flat.keys()):
+        if key not in before_flat and key in defaults and now_flat[key] == defaults[key]:
+            added.append(key)
+        elif before_flat.get(key) != now_flat.get(key) or key not in now_flat:
+            changes += _entries(key, before_flat.get(key), now_flat.get(key))
+    return changes, added
+
+
+def _entries(key: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    """Return the change of a setting; of two mappings, those of their entries."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [(key, before, now)]
+    names = sorted(before.keys() | now.keys())
+    pairs = [(f"{key}.{name}", before.get(name), now.get(name)) for name in names]
+    return [entry for entry in pairs if entry[1] != entry[2]]
+
+
+def check_folder(path: Path, config: RunConfig) -> list[str]:
     """Check that a run with these settings may write to a folder; leave nothing behind.
+
+    Returns:
+        Settings that the run in the folder does not know yet, see `check_same_settings`.
 
     Raises:
         ValueError: the folder holds a run with other settings, or something else, or cannot be written.
@@ -69,11 +106,18 @@ def check_folder(path: Path, config: RunConfig) -> None:
         raise ValueError(f"--out {path} cannot be created: {error.strerror}.") from error
     if not existing.is_dir():
         raise ValueError(f"--out {path}: {existing} is a file; name a folder.")
+    added: list[str] = []
     if (path / "config.yaml").exists():
-        check_same_settings(path, config)
-    elif path.is_dir() and any(path.iterdir()):
+        added = check_same_settings(path, config)
+    elif path.is_dir() and any(not _is_left_by_kill(file) for file in path.iterdir()):
         raise ValueError(f"--out {path} is not empty and does not hold a run: name another folder.")
     _check_writable(path)
+    return added
+
+
+def _is_left_by_kill(file: Path) -> bool:
+    """Return whether a file is what a kill leaves before config.yaml is written."""
+    return file.name == ".lock" or file.name == ".config.yaml.tmp"
 
 
 def _check_writable(path: Path) -> None:
@@ -95,22 +139,48 @@ def _check_writable(path: Path) -> None:
                 folder.rmdir()
 
 
-def check_same_settings(path: Path, config: RunConfig) -> None:
+def check_same_settings(path: Path, config: RunConfig) -> list[str]:
     """Check that the run in a folder may be resumed with these settings.
 
+    Returns:
+        Settings that the run does not know yet and that have their default.
+
     Raises:
-        ValueError: a setting differs that has already had an effect.
+        ValueError: a setting differs that has already had an effect, or config.yaml cannot be read.
     """
-    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    before = _read_settings(path / "config.yaml")
+    if not has_begun(path):
+        return []
     free = _sections(_not_begun(path))
-    differences = list(_differences(_comparable(before, free), _comparable(to_dict(config), free)))
-    if differences:
-        key, old, new = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    changes, added = changed_settings(_comparable(before, free), _comparable(to_dict(config), free))
+    if changes:
+        key, old, new = changes[0]
+        more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
         raise ValueError(
             f"{path} holds a run with {key} = {old!r}, and now it is {new!r}{more}: give the same "
             "settings to resume it, or another --out."
         )
+    return added
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+    else:
+        if isinstance(settings, dict):
+            return settings
+        problem = f"it holds a {type(settings).__name__} instead of settings"
+    raise ValueError(
+        f"{path} is damaged ({problem}): write it again with `prism-lite run ... --dry-run > {path}` and "
+        "the settings of the run, or give another --out."
+    )
+
+
+def has_begun(path: Path) -> bool:
+    """Return whether a run in a folder has computed anything: an evaluation or a step."""
+    return any((path / name).exists() for name in ("stages", "results.json", "metrics.jsonl"))
 
 
 def _not_begun(path: Path) -> list[str]:
@@ -140,9 +210,14 @@ def _comparable(
     }
 
 
-def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted(before.keys() | after.keys()):
-            yield from _differences(before.get(name), after.get(name), f"{key}.{name}".strip("."))
-    elif before != after:
-        yield key, before, after
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting by its full key; tuples as lists, as files have them.
+
+    A mapping without settings of its own (rewards, columns) is one value.
+    """
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in _MAPPINGS:
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, list(value) if isinstance(value, tuple) else value

@@ -1,10 +1,10 @@
 """A lean forward of the text decoder for sampling: the model's own weights without the framework's cost.
 
 Decoding a small batch token by token is dominated by what surrounds the matrix products: module calls,
-LoRA's three extra products per linear, dequantising NF4 for every token. Here a layer's linears are called
-through their modules (so LoRA and NF4 apply), or through weights that were dequantised and merged with the
-active adapter once per sampling call (`dense`). Equal to transformers' forward
-(tests/unit/sampling/test_decoder.py).
+LoRA's products of each linear, dequantising NF4 for every token. Here no module is called: weights are
+dequantised and merged with the active adapter once per update (`dense`); where they do not fit, 4-bit
+products read the packed weights, and linears with the same input share one LoRA product. Equal to
+transformers' forward (tests/unit/sampling/test_decoder.py).
 
 Shape letters: T tokens (of prompts end to end, or one per row), B prompts, F their tokens, V vocabulary,
 H query heads, J key-value heads, d head size, D hidden.
@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
+import triton_kernels as tk
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
@@ -30,7 +31,8 @@ from prism_lite.models.prompts import Prompt
 from prism_lite.models.tree_attention import TreeCall, attend_pack
 
 Linear = Callable[[Tensor], Tensor]
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q_THd, k_TJd, v_TJd -> [T, H * d]
+# A layer's number and its product for queries, keys and values [T, H + 2 * J, d] -> [T, H * d]
+Attend = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,6 @@ class LeanDecoder:
     num_kv_heads: int
     head_size: int
     scale: float
-    activation: Callable[[Tensor], Tensor]
     rotary: Callable[..., tuple[Tensor, Tensor]]
     float32_residual: bool
 
@@ -72,6 +73,7 @@ def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDeco
     """
     text = family.decoder(core)
     first = text.layers[0].self_attn
+    assert first.config.hidden_act == "silu", "swiglu is what run_lean_decoder computes"
     return LeanDecoder(
         layers=tuple(_lean_layer(layer, dense) for layer in text.layers),
         norm_D=text.norm.weight,
@@ -80,7 +82,6 @@ def lean_decoder(core: Core, *, dense: bool, float32_residual: bool) -> LeanDeco
         num_kv_heads=first.config.num_key_value_heads,
         head_size=first.head_dim,
         scale=first.scaling,
-        activation=text.layers[0].mlp.act_fn,
         rotary=text.rotary_emb,
         float32_residual=float32_residual,
     )
@@ -97,8 +98,9 @@ def dense_bytes(core: Core) -> int:
 
 def _lean_layer(layer: Any, dense: bool) -> LeanLayer:
     input_norm, post_norm = family.layer_norms(layer)
-    make = partial(_merged, dtype=input_norm.weight.dtype) if dense else _called
-    qkv, out, gate_up, down = (make(modules) for modules in family.layer_linears(layer))
+    make = _merged if dense else _with_lora
+    dtype = input_norm.weight.dtype
+    qkv, out, gate_up, down = (make(modules, dtype) for modules in family.layer_linears(layer))
     return LeanLayer(
         qkv=qkv,
         out=out,
@@ -110,10 +112,55 @@ def _lean_layer(layer: Any, dense: bool) -> LeanLayer:
     )
 
 
-def _called(modules: Sequence[nn.Module]) -> Linear:
-    if len(modules) == 1:
-        return modules[0]
-    return lambda x: torch.cat([module(x) for module in modules], -1)
+def _with_lora(modules: Sequence[Any], dtype: torch.dtype) -> Linear:
+    """Return the base product of every module, and one LoRA product for all, added by addmm."""
+    products = [_base_product(getattr(module, "base_layer", module)) for module in modules]
+    factors = _lora_factors(modules, dtype)
+
+    def linear(x_TI: Tensor) -> Tensor:
+        outputs = [product(x_TI) for product in products]
+        out_TO = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        return out_TO if factors is None else out_TO.addmm_(x_TI @ factors[0], factors[1])
+
+    return linear
+
+
+def _base_product(base: Any) -> Linear:
+    """Return the product with a frozen weight; of few rows and 4 bit, bitsandbytes reads packed weights."""
+    assert getattr(base, "bias", None) is None
+    if not hasattr(base.weight, "quant_state"):
+        return partial(F.linear, weight=base.weight)
+    from bitsandbytes import matmul_4bit
+
+    return lambda x_TI: matmul_4bit(x_TI, base.weight, quant_state=base.weight.quant_state)
+
+
+def _lora_factors(modules: Sequence[Any], dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """Return the active adapter of modules with the same input as two factors, or None without one.
+
+    The A matrices are side by side, [I, r]; the B matrices, scaled, are the blocks of a block diagonal
+    [r, O]: O and r are the modules' outputs and ranks end to end.
+    """
+    pairs = [pair for module in modules for pair in _active_lora(module)]
+    if not pairs:
+        return None
+    assert len(pairs) == len(modules), "an adapter is on all modules of an input, or on none"
+    a_rI = torch.cat([a for a, _ in pairs])
+    b_Or = torch.block_diag(*[b for _, b in pairs])
+    return a_rI.to(dtype).T.contiguous(), b_Or.to(dtype).T.contiguous()
+
+
+def _active_lora(module: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return A [r, in] and B [out, r] times the scale of each active adapter of a module."""
+    if not hasattr(module, "base_layer") or module.disable_adapters:
+        return []
+    return [
+        (
+            module.lora_A[name].weight.detach(),
+            module.lora_B[name].weight.detach() * module.scaling[name],
+        )
+        for name in module.active_adapters
+    ]
 
 
 def _merged(modules: Sequence[Any], dtype: torch.dtype) -> Linear:
@@ -140,8 +187,6 @@ def _merged_weight(module: Any) -> Tensor:
 def run_lean_decoder(
     decoder: LeanDecoder,
     hidden_TD: Tensor,
-    cos_T1d: Tensor,
-    sin_T1d: Tensor,
     attend: Attend,
     *,
     is_picture_T: Tensor | None = None,
@@ -151,36 +196,44 @@ def run_lean_decoder(
 
     Args:
         hidden_TD: input embeddings.
-        cos_T1d, sin_T1d: of each token's M-RoPE position.
-        attend: stores the keys and values of a layer and attends.
+        attend: rotates a layer's queries and keys (`rotated`), stores keys and values, and attends.
         is_picture_T, deepstack: DeepStack levels, added to visual tokens after the first layers.
     """
-    num_qk = decoder.num_heads + decoder.num_kv_heads
-    head_shape = (-1, num_qk + decoder.num_kv_heads, decoder.head_size)
-    size, eps = (decoder.head_size,), decoder.eps
-    width, dtype = (hidden_TD.shape[-1],), hidden_TD.dtype
+    num_heads = decoder.num_heads + 2 * decoder.num_kv_heads
+    eps, dtype, delta_TD = decoder.eps, hidden_TD.dtype, None
     if decoder.float32_residual:
         hidden_TD = hidden_TD.float()
     for number, layer in enumerate(decoder.layers):
-        x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.input_norm_D).to(dtype)
-        # Heads of one product: H queries, J keys, J values. Norm and rotation take q and k together.
-        qkv = layer.qkv(x_TD).view(head_shape)
-        qk, v_TJd = qkv[:, :num_qk], qkv[:, num_qk:]
-        qk = F.rms_norm(qk, size, None, eps) * layer.qk_norm
-        first, second = qk.chunk(2, -1)
-        qk = torch.addcmul(qk * cos_T1d, torch.cat((-second, first), -1), sin_T1d)
-        q_THd, k_TJd = qk[:, : decoder.num_heads], qk[:, decoder.num_heads :]
-        hidden_TD = hidden_TD + layer.out(attend(number, q_THd, k_TJd, v_TJd))
-        x_TD = (F.rms_norm(hidden_TD, width, None, eps) * layer.post_norm_D).to(dtype)
-        gate, up = layer.gate_up(x_TD).chunk(2, -1)
-        hidden_TD = hidden_TD + layer.down(decoder.activation(gate) * up)
+        hidden_TD, x_TD = tk.add_rms_norm(hidden_TD, delta_TD, layer.input_norm_D, eps, dtype)
+        qkv = layer.qkv(x_TD).view(-1, num_heads, decoder.head_size)
+        delta_TD = layer.out(attend(number, qkv))
+        hidden_TD, x_TD = tk.add_rms_norm(hidden_TD, delta_TD, layer.post_norm_D, eps, dtype)
+        delta_TD = layer.down(tk.swiglu(layer.gate_up(x_TD)))
         if number < len(deepstack):
             assert is_picture_T is not None
+            hidden_TD = hidden_TD + delta_TD
             level_TD = torch.zeros_like(hidden_TD).masked_scatter(
                 is_picture_T[:, None], deepstack[number].to(hidden_TD.dtype)
             )
-            hidden_TD = hidden_TD + level_TD
-    return (F.rms_norm(hidden_TD, width, None, eps) * decoder.norm_D).to(dtype)
+            hidden_TD, delta_TD = hidden_TD + level_TD, None
+    return tk.add_rms_norm(hidden_TD, delta_TD, decoder.norm_D, eps, dtype)[1]
+
+
+def rotated(
+    decoder: LeanDecoder, layer: int, qkv: Tensor, cos_T1d: Tensor, sin_T1d: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm a layer's queries and keys and rotate them to their M-RoPE positions.
+
+    Args:
+        qkv: [T, H + 2 * J, d], heads of queries, keys and values.
+
+    Returns:
+        q_THd, k_TJd, v_TJd.
+    """
+    num_qk = decoder.num_heads + decoder.num_kv_heads
+    weight = decoder.layers[layer].qk_norm
+    qk = tk.rotate_heads(qkv[:, :num_qk], weight, decoder.eps, cos_T1d, sin_T1d)
+    return qk[:, : decoder.num_heads], qk[:, decoder.num_heads :], qkv[:, num_qk:]
 
 
 def prefill(
@@ -201,14 +254,17 @@ def prefill(
         keys_values: list[tuple[Tensor, Tensor]] = []
         call = TreeCall(pack.layout, "parts")
 
+        cos_F1d, sin_F1d = cos_1Fd[0][:, None], sin_1Fd[0][:, None]
+
         def attend(
             layer: int,
-            q_FHd: Tensor,
-            k_FJd: Tensor,
-            v_FJd: Tensor,
+            qkv: Tensor,
             keys_values=keys_values,
             call=call,
+            cos_F1d=cos_F1d,
+            sin_F1d=sin_F1d,
         ) -> Tensor:
+            q_FHd, k_FJd, v_FJd = rotated(decoder, layer, qkv, cos_F1d, sin_F1d)
             keys_values.append(_contiguous(k_FJd, v_FJd))
             q, k, v = (x.transpose(0, 1) for x in (q_FHd, k_FJd, v_FJd))
             return attend_pack(q, k, v, call, layer, decoder.scale).transpose(0, 1).flatten(1)
@@ -216,8 +272,6 @@ def prefill(
         hidden_FD = run_lean_decoder(
             decoder,
             embeds_FD,
-            cos_1Fd[0][:, None],
-            sin_1Fd[0][:, None],
             attend,
             is_picture_T=pack.is_picture_F.to(core.device),
             deepstack=deepstack,

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from prism_lite.models.attention import BIAS_ALIGNMENT, attend, merge
+from prism_lite.sampling.decoder import LeanDecoder, rotated
 
 _GROWTH = 1.25  # a bucket's longest prompt is at most this many times its shortest
+_WINDOW = 128  # slots: with fixed shapes a row attends to a multiple of so many
 
 
 class PromptBucket:
@@ -99,33 +101,74 @@ class GroupCache:
     """The buckets of all prompts, and the rows' own keys and values in buffers of full length.
 
     The buffers are allocated once: memory is used as planned, and nothing is copied while completions
-    grow.
+    grow. On a CPU a row attends to the slots that are filled. With fixed shapes (`is_fixed`), as a CUDA
+    graph needs them, it attends to a window of slots, of which a bias hides those that are still empty.
     """
 
-    def __init__(self, buckets: list[PromptBucket], max_tokens: int) -> None:
+    def __init__(
+        self, buckets: list[PromptBucket], max_tokens: int, *, is_fixed: bool = False
+    ) -> None:
         self.buckets = buckets
-        self.length = 0  # own tokens stored by every row
         num_rows = sum(len(bucket.prompt_R) for bucket in buckets)
+        like, capacity = buckets[0].keys_values[0][0], max_tokens
+        self._length = (
+            0  # slots that are filled in every row; unknown to the host with fixed shapes
+        )
+        self._slot_1 = self._bias_111C = None
+        if is_fixed:
+            capacity += -capacity % BIAS_ALIGNMENT
+            self._slot_1 = torch.full((1,), -1, device=like.device)
+            self._bias_111C = like.new_full((1, 1, 1, capacity), -torch.inf)
+            self.reserve(1)
         self._own = [
-            (self._empty(keys, num_rows, max_tokens), self._empty(values, num_rows, max_tokens))
+            (self._empty(keys, num_rows, capacity), self._empty(values, num_rows, capacity))
             for keys, values in buckets[0].keys_values
         ]
 
-    @staticmethod
-    def _empty(like: Tensor, num_rows: int, capacity: int) -> Tensor:
-        return like.new_empty(num_rows, like.shape[1], capacity, like.shape[3])
+    def _empty(self, like: Tensor, num_rows: int, capacity: int) -> Tensor:
+        shape = num_rows, like.shape[1], capacity, like.shape[3]
+        # a hidden slot counts zero times, which must not be zero times infinity
+        return like.new_empty(shape) if self._slot_1 is None else like.new_zeros(shape)
+
+    def reserve(self, num_tokens: int) -> bool:
+        """Let rows attend to so many slots at least; return whether shapes have changed."""
+        if self._bias_111C is None:
+            return True
+        before, capacity = self._length, self._bias_111C.shape[-1]
+        self._length = min(capacity, -(-num_tokens // _WINDOW) * _WINDOW)
+        return self._length != before
+
+    def open_slot(self) -> None:
+        """Begin the next token of every row: `attend` stores it in the next slot."""
+        if self._slot_1 is None or self._bias_111C is None:
+            self._length += 1
+            return
+        self._slot_1.add_(1)
+        self._bias_111C.index_fill_(3, self._slot_1, 0.0)
+
+    def attend_product(
+        self, decoder: LeanDecoder, layer: int, qkv: Tensor, cos_R1d: Tensor, sin_R1d: Tensor
+    ) -> Tensor:
+        """Rotate a layer's queries and keys, store keys and values in the open slot, and attend."""
+        return self.attend(layer, *rotated(decoder, layer, qkv, cos_R1d, sin_R1d), decoder.scale)
 
     def attend(
         self, layer: int, q_RHd: Tensor, k_RJd: Tensor, v_RJd: Tensor, scale: float
     ) -> Tensor:
-        """Store a layer's key and value of the current token and attend: [R, H * d]."""
+        """Store a layer's key and value in the open slot and attend: [R, H * d]."""
         keys, values = self._own[layer]
-        keys[:, :, self.length] = k_RJd
-        values[:, :, self.length] = v_RJd
-        num_own = self.length + 1
         num_rows, num_heads, size = q_RHd.shape
+        bias = None
+        if self._slot_1 is None or self._bias_111C is None:
+            keys[:, :, self._length - 1] = k_RJd
+            values[:, :, self._length - 1] = v_RJd
+        else:
+            keys.index_copy_(2, self._slot_1, k_RJd[:, :, None])
+            values.index_copy_(2, self._slot_1, v_RJd[:, :, None])
+            bias = self._bias_111C[..., : self._length]
         q_RJSd = q_RHd.reshape(num_rows, keys.shape[1], -1, size)
-        own, own_lse = attend(q_RJSd, keys[:, :, :num_own], values[:, :, :num_own], scale=scale)
+        keys, values = keys[:, :, : self._length], values[:, :, : self._length]
+        own, own_lse = attend(q_RJSd, keys, values, scale=scale, bias_A11K=bias)
         own_RHd, own_lse_RH = own.reshape(q_RHd.shape), own_lse.reshape(num_rows, num_heads)
         outs, lses, start = [], [], 0
         for bucket in self.buckets:  # each has its own span of the rows
@@ -152,7 +195,7 @@ class GroupCache:
 
     def _kept(self, old: Tensor, index: Tensor) -> Tensor:
         new = self._empty(old, len(index), old.shape[2])
-        new[:, :, : self.length] = old[index, :, : self.length]
+        new[:, :, : self._length] = old[index, :, : self._length]
         return new
 
 

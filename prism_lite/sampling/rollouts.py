@@ -1,9 +1,10 @@
 """Sampling groups of completions: each prompt is encoded once, its rows decode side by side.
 
-A prompt's keys and values are stored once and shared by its rows (kv_cache.py). Rows of all prompts decode
-together, whatever the prompts' lengths, and finished rows leave the batch. Every rollout draws from its own
-random numbers, fixed before decoding starts, so its tokens do not depend on its neighbours. (Its logits do
-in the last float32 digits: other batch shapes sum in another order.)
+A prompt's keys and values are stored once and shared by its rows (kv_cache.py; packed_cache.py on newer
+cards). Rows of all prompts decode together, whatever the prompts' lengths (token_step.py), and finished
+rows leave the batch. Every rollout draws from its own random numbers, fixed before decoding starts, so its
+tokens do not depend on its neighbours. (Its logits do in the last float32 digits: other batch shapes sum in
+another order.)
 
 Shape letters: R rows (rollouts), B prompts, V vocabulary, F prompt tokens end to end, C completion tokens,
 L positions, d head size, D hidden.
@@ -11,32 +12,37 @@ L positions, d head size, D hidden.
 
 from __future__ import annotations
 
-import os
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from prism_lite import parts
 from prism_lite.config import SamplingConfig
+from prism_lite.models import placement
+from prism_lite.models.attention import packed_attention
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
-from prism_lite.sampling.decoder import (
-    LeanDecoder,
-    dense_bytes,
-    lean_decoder,
-    prefill,
-    run_lean_decoder,
-)
-from prism_lite.sampling.draw import draw_tokens
+from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, prefill
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
+from prism_lite.sampling.packed_cache import PackedCache
+from prism_lite.sampling.token_step import (
+    Drawings,
+    Rows,
+    StepRunner,
+    check_schedule,
+    draw_next,
+    rows_to_keep,
+    take_step,
+)
 from prism_lite.seeding import generator_for
-from prism_lite.types import Group, Rollout, Sample
+from prism_lite.types import Group, NotFiniteError, Rollout, Sample
 
 MOST_ROWS = 512  # decoded side by side if nothing else limits them
-_DROP_SHARE = 1 / 8  # finished rows are dropped when they are this share of the batch
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,31 @@ def sample_groups(
         One Group per sample, in order. Sampling log-probs and entropies are of the distribution drawn
         from (see `draw_tokens`).
     """
-    prompts = [backbone.prompt(sample) for sample in samples]
+    decoder = _decoder_for_sampling(backbone, len(samples), group_size, sampling)
+    return _sample_groups(backbone, decoder, samples, group_size, sampling, seed)
+
+
+def _decoder_for_sampling(
+    backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
+) -> LeanDecoder:
+    """Read the decoder under the active role; dense weights are merged here."""
     backbone.core.eval()
-    dense = _holds_dense_weights(backbone, sampling)
-    decoder = lean_decoder(
-        backbone.core, dense=dense, float32_residual=backbone.precision.float32_residual
+    return lean_decoder(
+        backbone.core,
+        dense=_holds_dense_weights(backbone, num_prompts, group_size, sampling),
+        float32_residual=backbone.precision.float32_residual,
     )
+
+
+def _sample_groups(
+    backbone: Backbone,
+    decoder: LeanDecoder,
+    samples: Sequence[Sample],
+    group_size: int,
+    sampling: SamplingConfig,
+    seed: tuple[object, ...],
+) -> list[Group]:
+    prompts = [backbone.prompt(sample) for sample in samples]
     max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
     ids = [prompt.id for prompt in prompts]
     first_number = [group_size * ids[:i].count(name) for i, name in enumerate(ids)]
@@ -105,17 +130,21 @@ def sample_in_pieces(
 ) -> list[Group]:
     """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
 
+    The weights must not change meanwhile: they are read once. On a card rows come from the memory that is
+    free (`rows_without_training`).
+
     Args:
         with_progress: yields the pieces and shows `description` (`RunFolder.with_progress`).
     """
+    max_rows = rows_without_training(backbone, group_size, sampling)
+    sampling = dataclasses.replace(sampling, max_rows=max_rows)
     size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
     pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
+    decoder = _decoder_for_sampling(backbone, min(size, len(samples)), group_size, sampling)
     return [
         group
         for piece in with_progress(pieces, description)
-        for group in sample_groups(
-            backbone, piece, group_size=group_size, sampling=sampling, seed=seed
-        )
+        for group in _sample_groups(backbone, decoder, piece, group_size, sampling, seed)
     ]
 
 
@@ -137,27 +166,66 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
     """
     if backbone.device.type != "cuda":
         return MOST_ROWS
-    text = backbone.core.config.text_config
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    token_bytes *= backbone.precision.compute_dtype.itemsize
     longest = max(map(len, prompts), default=0)
-    row_bytes = token_bytes * (2 * sampling.max_completion_tokens + longest)
-    row_bytes += 4 * 4 * text.vocab_size
-    free, _ = torch.cuda.mem_get_info(backbone.device)
-    free += torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(
-        backbone.device
-    )
-    return max(1, min(MOST_ROWS, int(0.8 * free / row_bytes)))
+    row_bytes = _token_bytes(backbone) * (2 * sampling.max_completion_tokens + longest)
+    row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
+    free = placement.free_bytes(backbone.device)
+    return max(1, min(MOST_ROWS, int(placement.USED_SHARE * free / row_bytes)))
 
 
-def _holds_dense_weights(backbone: Backbone, sampling: SamplingConfig) -> bool:
-    """Decide on dequantised, merged weights: if set, or on a CPU with twice the memory they take."""
+def rows_without_training(backbone: Backbone, group_size: int, sampling: SamplingConfig) -> int:
+    """Return the rows for many prompts without an update: on a card more where memory is free.
+
+    These are evaluations, panels, and what the SFT policy answers before a stage. `sampling.max_rows` is
+    for a step's rollouts; a token costs nearly the same for more rows. Dense weights come first: they save
+    more than rows do.
+    """
+    if backbone.device.type != "cuda" or sampling.max_rows == 0:
+        return sampling.max_rows
+    num_tokens = sampling.max_completion_tokens + backbone.config.max_prompt_tokens / group_size
+    row_bytes = num_tokens * _token_bytes(backbone)
+    row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
+    room = placement.USED_SHARE * placement.free_bytes(backbone.device)
+    if sampling.dense_weights != "never":
+        room -= dense_bytes(backbone.core)
+    _, multiple = check_schedule(backbone.device)
+    num_rows = min(MOST_ROWS, int(room / row_bytes)) // multiple * multiple
+    return max(sampling.max_rows, num_rows)
+
+
+def _holds_dense_weights(
+    backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
+) -> bool:
+    """Decide on dequantised, merged weights: if set, or where they fit beside what sampling needs."""
     if sampling.dense_weights != "auto":
         return sampling.dense_weights == "always"
-    if backbone.device.type != "cpu":
-        return False
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return dense_bytes(backbone.core) < free / 2
+    return placement.dense_weights_fit(
+        dense_bytes(backbone.core),
+        _sampling_bytes(backbone, num_prompts, group_size, sampling),
+        placement.free_bytes(backbone.device),
+    )
+
+
+def _sampling_bytes(
+    backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
+) -> int:
+    """Return the memory of rows decoded side by side: keys, values, and four float32 rows of logits.
+
+    Prompts count as if each were as long as it may be: the answer does not vary from step to step.
+    """
+    num_rows = min(num_prompts * group_size, sampling.max_rows or MOST_ROWS)
+    num_prompts = min(num_prompts, -(-num_rows // group_size))
+    num_tokens = num_rows * sampling.max_completion_tokens
+    num_tokens += num_prompts * backbone.config.max_prompt_tokens
+    vocab_size = backbone.core.config.text_config.vocab_size
+    return num_tokens * _token_bytes(backbone) + num_rows * 4 * 4 * vocab_size
+
+
+def _token_bytes(backbone: Backbone) -> int:
+    """Return the size of a token's keys and values in all layers."""
+    text = backbone.core.config.text_config
+    num_numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return num_numbers * backbone.precision.compute_dtype.itemsize
 
 
 def _uniform(sampling: SamplingConfig, *name: object) -> Tensor:
@@ -177,54 +245,39 @@ def _decode(
 ) -> list[list[Rollout]]:
     """Return the rollouts of each prompt, one per row of random numbers."""
     device, max_tokens = backbone.device, sampling.max_completion_tokens
-    embedding = backbone.core.get_input_embeddings()
     logits_BV, cache, order = _prefilled(backbone, decoder, prompts, uniforms, max_tokens)
     prompt_R = torch.tensor(order, device=device)
+    rows = Rows(
+        row_R=torch.arange(len(order), device=device),
+        token_R=torch.zeros_like(prompt_R),
+        position_R=torch.tensor([prompts[p].next_position for p in order], device=device),
+        is_ended_R=torch.zeros_like(prompt_R, dtype=torch.bool),
+    )
     prompts_in_order = dict.fromkeys(order)  # each prompt once
     uniform_RC = torch.stack([row for p in prompts_in_order for row in uniforms[p]]).to(device)
-    next_position_R = torch.tensor([prompts[p].next_position for p in order], device=device)
-    num_positions = max(prompt.next_position for prompt in prompts) + max_tokens
-    cos_Ld, sin_Ld = _rotary(decoder, num_positions)
-    logits_RV = logits_BV[prompt_R]
-
-    num_rows = len(order)
-    token_RC = torch.zeros(num_rows, max_tokens, dtype=torch.long, device=device)
-    logprob_RC = torch.zeros(num_rows, max_tokens, device=device)
-    entropy_RC = torch.zeros(num_rows, max_tokens, device=device)
-    row_R = torch.arange(num_rows, device=device)  # rows still in the batch; R shrinks
-    is_ended_R = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    suppressed = torch.tensor(backbone.suppressed_ids, device=device)
-    for step in range(max_tokens):
-        logits_RV.index_fill_(1, suppressed, -torch.inf)
-        drawn = draw_tokens(logits_RV, uniform_RC[row_R, step], sampling)
-        token_RC[row_R, step] = drawn.token_R
-        logprob_RC[row_R, step] = drawn.logprob_R
-        entropy_RC[row_R, step] = drawn.entropy_R
-        is_ended_R |= drawn.token_R == backbone.end_id
-        if step + 1 == max_tokens:
+    drawings = Drawings.of(uniform_RC, backbone.suppressed_ids)
+    rotary_Ld = _rotary(decoder, max(prompt.next_position for prompt in prompts) + max_tokens)
+    draw_next(rows, drawings, logits_BV[prompt_R], sampling, backbone.end_id)
+    runner = StepRunner(backbone, sampling)
+    interval, multiple = check_schedule(device)
+    for first in range(1, max_tokens, interval):
+        is_ended = rows.is_ended_R.tolist()  # waits for the card
+        kept = rows_to_keep(is_ended, multiple=multiple)
+        if not kept:
             break
-        token_R = drawn.token_R
-        unfinished = (~is_ended_R).nonzero()[:, 0]
-        if len(unfinished) == 0:
-            break
-        if len(row_R) - len(unfinished) >= _DROP_SHARE * len(row_R):
-            cache.keep(unfinished.tolist())
-            row_R, token_R = row_R[unfinished], token_R[unfinished]
-            is_ended_R = is_ended_R[unfinished]
-        position_R = next_position_R[row_R] + step
-        hidden_RD = run_lean_decoder(
-            decoder,
-            embedding(token_R),
-            cos_Ld[position_R][:, None],
-            sin_Ld[position_R][:, None],
-            lambda layer, q, k, v: cache.attend(layer, q, k, v, decoder.scale),
-        )
-        cache.length += 1
-        logits_RV = backbone.next_logits(hidden_RD)
-    rows = zip(token_RC.tolist(), logprob_RC.cpu(), entropy_RC.cpu(), strict=True)
+        if len(kept) < len(is_ended):
+            cache.keep(kept)
+            rows = rows.keep(kept)
+            runner.forget()
+        num_steps = min(interval, max_tokens - first)
+        if cache.reserve(first - 1 + num_steps):
+            runner.forget()
+        step = partial(take_step, backbone, decoder, cache, rows, drawings, rotary_Ld, sampling)
+        runner.take(step, num_steps)
+    tensors = drawings.token_NC.tolist(), drawings.logprob_NC.cpu(), drawings.entropy_NC.cpu()
     groups: list[list[Rollout]] = [[] for _ in prompts]
-    for prompt, row in zip(order, rows, strict=True):
-        groups[prompt].append(_rollout(backbone, prompts[prompt], *row))
+    for prompt, token_ids, logprob_C, entropy_C in zip(order, *tensors, strict=True):
+        groups[prompt].append(_rollout(backbone, prompts[prompt], token_ids, logprob_C, entropy_C))
     return groups
 
 
@@ -234,14 +287,28 @@ def _prefilled(
     prompts: Sequence[Prompt],
     uniforms: Sequence[Sequence[Tensor]],
     max_tokens: int,
-) -> tuple[Tensor, GroupCache, list[int]]:
+) -> tuple[Tensor, GroupCache | PackedCache, list[int]]:
     """Encode the prompts and share them out to their rows.
 
     Returns:
-        next-token logits [B, V], the cache, and each row's prompt. Rows are ordered by bucket, since the
-        rows of a bucket attend in one call.
+        next-token logits [B, V], the cache, and each row's prompt. In buckets rows are ordered by bucket,
+        since the rows of a bucket attend in one call.
     """
     logits_BV, layers, spans = prefill(backbone, decoder, prompts)
+    attention = packed_attention(
+        backbone.device, backbone.precision.compute_dtype, decoder.head_size, decoder.scale
+    )
+    if attention is not None:
+        rows = [len(of_prompt) for of_prompt in uniforms]
+        cache = PackedCache(
+            layers,
+            [len(prompt) for prompt in prompts],
+            rows,
+            max_tokens=max_tokens,
+            num_shared=decoder.num_heads // decoder.num_kv_heads,
+            attention=attention,
+        )
+        return logits_BV, cache, [p for p, count in enumerate(rows) for _ in range(count)]
     members = bucket_prompts([len(prompt) for prompt in prompts])
     padded = pad_prompts(layers, [[spans[p] for p in bucket] for bucket in members])
     buckets = [
@@ -251,7 +318,8 @@ def _prefilled(
         for bucket in members
     ]
     order = [p for bucket in members for p in bucket for _ in uniforms[p]]
-    return logits_BV, GroupCache(buckets, max_tokens), order
+    cache = GroupCache(buckets, max_tokens, is_fixed=backbone.device.type == "cuda")
+    return logits_BV, cache, order
 
 
 def _rotary(decoder: LeanDecoder, num_positions: int) -> tuple[Tensor, Tensor]:
@@ -268,13 +336,13 @@ def _rollout(
     """Build the rollout of a row, up to its end token if it has one.
 
     Raises:
-        RuntimeError: the model's logits were NaN or infinite. Tokens are drawn all the same; the log-probs
-            show it.
+        NotFiniteError: the model's logits were NaN or infinite. Tokens are drawn all the same; the
+            log-probs show it.
     """
     is_ended = backbone.end_id in token_ids
     length = token_ids.index(backbone.end_id) + 1 if is_ended else len(token_ids)
     if not torch.isfinite(logprob_C[:length]).all():
-        raise RuntimeError(
+        raise NotFiniteError(
             f"sampling prompt {prompt.id}: the model's logits are not finite. Weights that diverged, or "
             "numbers beyond float16: try an earlier checkpoint, model.compute_dtype=float32 or "
             "model.float32_vision=true."

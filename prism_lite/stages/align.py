@@ -23,11 +23,14 @@ from prism_lite.policy.advantages import Verified, alignment_advantages, weighte
 from prism_lite.policy.step import update_policy
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.seeding import batch_at, seed_of
+from prism_lite.seeding import samples_at, seed_of
+from prism_lite.stages.alarms.discriminator import cut_parts, game_alarms
+from prism_lite.stages.alarms.rewards import undecided_answers
+from prism_lite.stages.alarms.stage import Alarms
 from prism_lite.stages.context import Context
+from prism_lite.stages.drift import kl_of_step
 from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
 from prism_lite.stages.gate import check_gate
-from prism_lite.stages.guards import Alarms, cut_parts, game_alarms, undecided_answers
 from prism_lite.stages.rollout_log import (
     reward_metrics,
     rollout_metrics,
@@ -43,7 +46,8 @@ def run_align(context: Context) -> None:
     backbone, run, task = context.backbone, context.run, context.task
     seed, sampling = context.config.seed, context.config.sampling
     discriminator = context.load_discriminator("warmup")
-    context.load_policy("sft")
+    start = context.run.load_final("sft")["policy"]
+    backbone.load_adapter_state(start)
     optimizers = {
         "policy": context.optimizer(config.optim),
         "discriminator": context.optimizer(disc_config.optim, discriminator),
@@ -58,13 +62,14 @@ def run_align(context: Context) -> None:
         discriminator=discriminator,
         buffers={"replay": replay, "spread": spread},
     ):
-        if step == 0:
+        if step == run.first_step:
             check_gate(context, discriminator)
         # 1. sample G completions of each prompt from the current policy; split into parts
         started_s = time.perf_counter()
+        run.batch = samples_at(task.align, step, config.prompts_per_step, seed, "align")
         groups = sample_groups(
             backbone,
-            batch_at(task.align, step, config.prompts_per_step, seed, "align"),
+            run.batch,
             group_size=config.group_size,
             sampling=sampling,
             seed=(seed, "align", step),
@@ -91,7 +96,8 @@ def run_align(context: Context) -> None:
         records = rollout_records(groups, advantage_R, judged.scores, rewards)
         run.write_rollouts("align", step, records)
         # 4. policy-gradient step
-        metrics = update_policy(
+        kl_to_start = kl_of_step(backbone, start, groups, temperature=sampling.temperature)
+        metrics = {"kl_to_start": kl_to_start} | update_policy(
             backbone,
             optimizers["policy"],
             groups,
@@ -175,17 +181,21 @@ class Replay:
         self._kept = self._kept[-self._num_prompts :]
 
     def state(self) -> list[Any]:
-        """Return JSON-able content: each prompt's key and the parts of its students."""
+        """Return JSON-able content: each prompt's key, its teacher's number, the parts of its students."""
         return [
-            [sample.key, [[p.caption, p.think, p.answer] for p in students]]
+            [
+                sample.key,
+                self._samples[sample.key].teachers.index(sample.teacher or ""),
+                [[p.caption, p.think, p.answer] for p in students],
+            ]
             for sample, students in self._kept
         ]
 
     def load(self, state: Sequence[Any]) -> None:
         """Restore what `state` returned."""
         self._kept = [
-            (self._samples[key], tuple(Parts(*bodies) for bodies in students))
-            for key, students in state
+            (self._samples[key].with_teacher(number), tuple(Parts(*bodies) for bodies in students))
+            for key, number, students in state
         ]
 
 

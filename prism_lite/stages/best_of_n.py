@@ -12,6 +12,7 @@ import math
 from prism_lite.console import say
 from prism_lite.policy.advantages import weighted_sum
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
+from prism_lite.runs.retry import repeat_with
 from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
@@ -76,7 +77,7 @@ def _best_rollouts(context: Context) -> list[tuple[Sample, str]]:
     if not best:
         raise ValueError(
             f"the verifier accepts none of the {config.group_size * len(groups)} rollouts that "
-            "align.method = best_of_n would imitate: give another --out with a larger sft.steps or another "
-            "align.method."
+            "align.method = best_of_n would imitate: repeat with another align.method, or more sft.steps"
+            f"{repeat_with(context.run, {'sft.steps': '*2'})}"
         )
     return best

@@ -12,7 +12,7 @@ from prism_lite.discriminator.model import Discriminator, discriminator_for
 from prism_lite.models.backbone import TRUNK, Backbone
 from prism_lite.models.optim import Optimizer, make_optimizer
 from prism_lite.rewards.load import Reward
-from prism_lite.runs.checkpoint import Trained
+from prism_lite.runs.checkpoint import Trained, needed_files
 from prism_lite.runs.folder import RunFolder
 from prism_lite.stages.in_stage import InStageEvaluation
 
@@ -107,7 +107,12 @@ class Context:
             values |= {name: buffer.state() for name, buffer in (buffers or {}).items()}
             return Trained(tensors, optimizers, values)
 
-        restored = self.run.restore(stage)
+        trains_policy = ["policy"] if "policy" in optimizers else []
+        judges = [] if discriminator is None else ["discriminator"]
+        restored = self.run.restore(
+            stage,
+            needed_files([*trains_policy, *judges], optimizers.keys(), (buffers or {}).keys()),
+        )
         if restored is not None:
             if "policy" in optimizers:
                 self.backbone.load_adapter_state(restored.tensors["policy"])

@@ -19,7 +19,7 @@ from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import branch_sums, predicted_logprobs
 from prism_lite.policy.losses import dpo_loss
 from prism_lite.sampling.rollouts import sample_in_pieces
-from prism_lite.seeding import batch_at
+from prism_lite.seeding import samples_at
 from prism_lite.stages.context import Context
 from prism_lite.types import Sample
 
@@ -29,13 +29,17 @@ def run_dpo(context: Context) -> None:
     config, backbone, run = context.config.align, context.backbone, context.run
     context.load_policy("sft")
     backbone.freeze_copy(REFERENCE)
-    pairs = _static_pairs(context)
+    students = _static_students(context)
     optimizer = context.optimizer(config.optim)
     for step in context.steps("align", config.steps, {"policy": optimizer}):
         started_s = time.perf_counter()
+        run.batch = _rows(context, step, config.prompts_per_step)
         trees = [
-            Tree(backbone.prompt(sample), pairs[sample.key])
-            for sample in _rows(context, step, config.prompts_per_step)
+            Tree(
+                backbone.prompt(sample),
+                (backbone.tokenize(sample.teacher_parts.render()), students[sample.key]),
+            )
+            for sample in run.batch
         ]
         metrics: dict[str, float] = {}
         for packed in split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2):
@@ -59,14 +63,8 @@ def run_dpo(context: Context) -> None:
     run.save_final("align", {"policy": backbone.adapter_state()})
 
 
-def _static_pairs(context: Context) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the token ids of teacher and student, by the key of each row that training visits.
-
-    The SFT policy answers each prompt once.
-
-    Raises:
-        ValueError: a teacher completion is malformed; names the row.
-    """
+def _static_students(context: Context) -> dict[str, Tensor]:
+    """Return the token ids of the SFT policy's one answer, by the key of each row that training visits."""
     config = context.config.align
     visited = _rows(context, 0, config.steps * config.prompts_per_step)
     groups = sample_in_pieces(
@@ -78,17 +76,11 @@ def _static_pairs(context: Context) -> dict[str, tuple[Tensor, Tensor]]:
         sampling=context.config.sampling,
         seed=(context.config.seed, "align", "static"),
     )
-    return {
-        group.sample.key: (
-            context.backbone.tokenize(group.sample.teacher_parts.render()),
-            torch.tensor(group.rollouts[0].token_ids),
-        )
-        for group in groups
-    }
+    return {group.sample.key: torch.tensor(group.rollouts[0].token_ids) for group in groups}
 
 
 def _rows(context: Context, step: int, count: int) -> list[Sample]:
-    return batch_at(context.task.align, step, count, context.config.seed, "align")
+    return samples_at(context.task.align, step, count, context.config.seed, "align")
 
 
 def _backward(

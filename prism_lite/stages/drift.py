@@ -1,6 +1,7 @@
-"""The drift meter: how far an evaluated policy is from the truth, the teacher and its stage's start.
+"""The drift meter: how far a policy is from the truth, the teacher and its stage's start.
 
-METHOD section 6. It reads the completions that the evaluation has sampled at temperature 1.
+METHOD section 6. It reads the completions that the evaluation has sampled at temperature 1; `kl_of_step`
+reads some of a training step's.
 
 Shape letters: N tokens of one pack, R its completions.
 """
@@ -133,7 +134,32 @@ def load_start(context: Context, stage: str) -> None:
     backbone.load_adapter_state(context.run.load_final(start)["policy"], REFERENCE)
 
 
-@torch.no_grad()
+def kl_of_step(
+    backbone: Backbone,
+    start: Mapping[str, Tensor],
+    groups: Sequence[Group],
+    *,
+    temperature: float,
+) -> float:
+    """Estimate KL(policy || policy at the stage's start), nats per token, on a step's first group.
+
+    One forward of a part of the batch, with the start's weights in the place of the policy's: no adapter
+    more has to fit beside the model. A single step's estimate is rough; its moving average is the curve.
+
+    Args:
+        start: the weights at the start, in PEFT's names; best on the CPU.
+        groups: rollouts that the current policy sampled, before its update.
+        temperature: with which they were sampled.
+    """
+    current = backbone.adapter_state()
+    backbone.load_adapter_state(start)
+    try:
+        log_ratios, num_tokens = _log_ratios(backbone, groups[:1], temperature=temperature)
+    finally:
+        backbone.load_adapter_state(current)
+    return sum(log_ratios) / sum(num_tokens)
+
+
 def kl_to_reference(
     backbone: Backbone, groups: Sequence[Group]
 ) -> tuple[float, tuple[float, float]]:
@@ -142,6 +168,16 @@ def kl_to_reference(
     One forward of the reference over the completions; the policy's log-probs are those that sampling
     recorded.
     """
+    with backbone.role("reference"):
+        log_ratios, num_tokens = _log_ratios(backbone, groups, temperature=1.0)
+    return kl_estimate(log_ratios, num_tokens)
+
+
+@torch.no_grad()
+def _log_ratios(
+    backbone: Backbone, groups: Sequence[Group], *, temperature: float
+) -> tuple[list[float], list[int]]:
+    """Return log sampled - log active adapter, summed over the tokens of each group, and their number."""
     trees = [
         Tree(
             backbone.prompt(group.sample),
@@ -150,23 +186,18 @@ def kl_to_reference(
         for group in groups
     ]
     sums: list[Tensor] = []
-    with backbone.role("reference"):
-        for packed in split_trees(trees, backbone.config.max_pack_tokens):
-            pack = pack_trees(packed)
-            sums.append(branch_sums(predicted_logprobs(backbone, pack), pack).cpu())
-    reference_R = torch.cat(
-        sums
-    ).tolist()  # in the order of the rollouts, even where a tree is split
+    for packed in split_trees(trees, backbone.config.max_pack_tokens):
+        pack = pack_trees(packed)
+        logprob_N = predicted_logprobs(backbone, pack, temperature=temperature)
+        sums.append(branch_sums(logprob_N, pack).cpu())
+    # in the order of the rollouts, even where a tree is split
+    active_R = iter(torch.cat(sums).tolist())
     log_ratios, num_tokens = [], []
     for group in groups:
-        of_group, reference_R = (
-            reference_R[: len(group.rollouts)],
-            reference_R[len(group.rollouts) :],
-        )
         sampled = sum(float(rollout.sampling_logprob_C.sum()) for rollout in group.rollouts)
-        log_ratios.append(sampled - sum(of_group))
+        log_ratios.append(sampled - sum(next(active_R) for _ in group.rollouts))
         num_tokens.append(sum(len(rollout.token_ids) for rollout in group.rollouts))
-    return kl_estimate(log_ratios, num_tokens)
+    return log_ratios, num_tokens
 
 
 def kl_estimate(

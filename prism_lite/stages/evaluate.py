@@ -16,7 +16,11 @@ from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
 from prism_lite.rewards.group_rewards import group_verdicts
-from prism_lite.sampling.rollouts import sample_groups, sample_in_pieces
+from prism_lite.sampling.rollouts import (
+    rows_without_training,
+    sample_groups,
+    sample_in_pieces,
+)
 from prism_lite.types import Group, Sample
 
 T = TypeVar("T")
@@ -106,11 +110,12 @@ def evaluate_inside(backbone: Backbone, task: TaskData, config: RunConfig) -> di
     """
 
     def rates_on(samples: Sequence[Sample]) -> dict[str, list[float]]:
+        max_rows = rows_without_training(backbone, config.eval.num_samples, config.sampling)
         groups = sample_groups(
             backbone,
             subset_inside(samples, config),
             group_size=config.eval.num_samples,
-            sampling=dataclasses.replace(config.sampling, temperature=1.0),
+            sampling=dataclasses.replace(config.sampling, temperature=1.0, max_rows=max_rows),
             seed=(config.seed, "evaluate", "inside"),
         )
         return _rates(groups, task)

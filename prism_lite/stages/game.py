@@ -5,6 +5,7 @@ Shape letters: R rollouts of all groups, G of one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ from prism_lite.discriminator.probes import area_under_roc, grounding_probe, hel
 from prism_lite.discriminator.step import CHANNELS, GameScores, JudgedPrompt, discriminator_step
 from prism_lite.models.optim import Optimizer
 from prism_lite.parts import Parts
-from prism_lite.sampling.rollouts import sample_groups
+from prism_lite.sampling.rollouts import rows_without_training, sample_groups
+from prism_lite.stages.alarms.alarm import Alarm
+from prism_lite.stages.alarms.discriminator import losing_discriminator
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import Alarm, losing_discriminator
+from prism_lite.stages.evaluate import spaced
 from prism_lite.types import Group
 
 _MEMORY = 0.9  # share of its old value that a running spread keeps at each step
@@ -175,16 +178,18 @@ def _panel(
     context: Context, discriminator: Discriminator, stage: str, step: int
 ) -> dict[str, float]:
     """Compute the convergence panel: held-out pair accuracy and the grounding probe, per channel."""
-    task, config = context.task, context.config
+    config = context.config
+    probe = spaced(context.task.probe, config.align.panel_pairs)
+    max_rows = rows_without_training(context.backbone, 1, config.sampling)
     groups = sample_groups(
         context.backbone,
-        [pair.sample for pair in task.probe],
+        [pair.sample for pair in probe],
         group_size=1,
-        sampling=config.sampling,
+        sampling=dataclasses.replace(config.sampling, max_rows=max_rows),
         seed=(config.seed, stage, step, "panel"),
     )
     heldout = judged_prompts(context, groups)
-    figures = grounding_probe(context.backbone, discriminator, task.probe)
+    figures = grounding_probe(context.backbone, discriminator, probe)
     if heldout:
         figures |= heldout_pairs(context.backbone, discriminator, heldout).metrics()
     return figures

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from prism_lite.config.checks import game_begins_in_rlvr
 from prism_lite.console import say
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import grounding_probe, wilson95
 from prism_lite.discriminator.step import CHANNELS
 from prism_lite.runs.folder import RunFolder
+from prism_lite.runs.retry import retry_command
 from prism_lite.stages.context import Context
 
 _KNOWN = 0.9  # an untrained probe from here on leaves nothing to learn
 
 
 def check_gate(context: Context, discriminator: Discriminator) -> None:
-    """Print per channel whether the discriminator judges content; stop or warn if it does on neither.
+    """Print per channel whether the discriminator judges content; stop or warn where it does not.
 
-    Controls (`discriminator.scores` other than "learned") are not checked.
+    Every channel that has weight in the advantage (`align.alpha`) must be judged: one that the
+    discriminator knew before training says nothing about the other. Controls
+    (`discriminator.scores` other than "learned") are not checked.
 
     Raises:
-        ValueError: it does on neither channel, and `align.gate` is "stop".
+        ValueError: it does not on such a channel, and `align.gate` is "stop".
     """
     if context.config.discriminator.scores != "learned":
         return
@@ -28,21 +34,44 @@ def check_gate(context: Context, discriminator: Discriminator) -> None:
         _stop_or_warn(context, NO_PROBE)
         return
     untrained = untrained_grounding(run)
-    lines, passes = [], False
+    judged, failed = [], {}
     for channel in CHANNELS:
-        is_open, verdict = judge_grounding(
+        is_judged, verdict = judge_grounding(
             untrained.get(channel), grounding[f"disc/grounding_{channel}"], len(probe)
         )
-        passes = passes or is_open
-        lines.append(f"{channel}: {verdict}")
-        say(run.console, lines[-1])
-    if not passes:
-        _stop_or_warn(
-            context,
-            f"the discriminator does not judge content on either channel ({'; '.join(lines)}), and "
-            "alignment would follow style. Give another --out with a larger warmup.steps, "
-            "warmup.patience or warmup.num_prompts",
-        )
+        has_weight = _weight_of(channel, context.config.align.alpha) > 0
+        say(run.console, f"{channel}: {verdict}{'' if has_weight else ', without weight'}")
+        if is_judged:
+            judged.append(channel)
+        elif has_weight:
+            failed[channel] = verdict
+    if failed:
+        text = _advice(failed, judged, has_begun=game_begins_in_rlvr(context.config))
+        _stop_or_warn(context, text)
+
+
+def _weight_of(channel: str, alpha: float) -> float:
+    return alpha if channel == "perception" else 1 - alpha
+
+
+def _advice(failed: Mapping[str, str], judged: Sequence[str], *, has_begun: bool) -> str:
+    """Name the channels without judgement, and the settings that train them longer or do without.
+
+    Args:
+        failed: their verdicts.
+        judged: the other channels.
+        has_begun: alignment, without steps, is finished in this folder: its settings are fixed there.
+    """
+    verdicts = "; ".join(f"{channel}: {verdict}" for channel, verdict in failed.items())
+    text = (
+        f"the discriminator does not judge the content of {' and '.join(failed)} ({verdicts}), and "
+        "alignment would follow style there. Give another --out with a larger warmup.steps, "
+        "warmup.patience or warmup.num_prompts"
+    )
+    if judged:
+        alpha, folder = int("perception" in judged), "another --out and " if has_begun else ""
+        text += f"; or rely on {judged[0]} alone: the same command with {folder}align.alpha={alpha}"
+    return text
 
 
 NO_PROBE = (
@@ -53,9 +82,9 @@ NO_PROBE = (
 
 def _stop_or_warn(context: Context, message: str) -> None:
     if context.config.align.gate == "stop":
-        raise ValueError(
-            f"{message}; or begin alignment all the same: the same command with align.gate=warn."
-        )
+        command = retry_command(context.run, {"align.gate": "warn"}, resumes=True)
+        all_the_same = command or "the same settings with align.gate=warn."
+        raise ValueError(f"{message}; or begin alignment all the same: {all_the_same}")
     say(context.run.console, f"warning: {message}.", "bold red")
 
 
@@ -81,7 +110,8 @@ def judge_grounding(untrained: float | None, trained: float, num_pairs: int) -> 
     Returns:
         Whether alignment may rely on the channel, and the verdict. It may where the trained probe is
         above chance (the lower end of Wilson's 95 % interval is above 0.5) and either above the untrained
-        one by more than half of the interval, or the untrained one is at least 0.9.
+        one by more than half of the interval, or the untrained one is at least 0.9. A channel that was
+        known and no longer is has been lost in training, as where the teacher errs.
     """
     before = "unknown" if untrained is None else f"{untrained:.2f}"
     low, high = wilson95(trained, num_pairs)
@@ -90,4 +120,5 @@ def judge_grounding(untrained: float | None, trained: float, num_pairs: int) -> 
             return True, f"known before training ({before} untrained -> {trained:.2f})"
         if trained - untrained > (high - low) / 2:
             return True, f"learned ({before} untrained -> {trained:.2f})"
-    return False, f"not judged ({before} untrained -> {trained:.2f})"
+    is_lost = untrained is not None and untrained >= _KNOWN
+    return False, f"{'lost' if is_lost else 'not judged'} ({before} untrained -> {trained:.2f})"

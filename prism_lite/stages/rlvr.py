@@ -29,17 +29,18 @@ from prism_lite.policy.advantages import (
 )
 from prism_lite.policy.step import rollout_kl, update_policy
 from prism_lite.rewards.group_rewards import accuracy_of, undecided_rollouts
-from prism_lite.stages.context import Context
-from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
-from prism_lite.stages.gate import check_gate
-from prism_lite.stages.guards import (
-    Alarm,
-    Alarms,
-    game_alarms,
+from prism_lite.stages.alarms.alarm import Alarm
+from prism_lite.stages.alarms.discriminator import game_alarms
+from prism_lite.stages.alarms.rewards import (
     undecided_answers,
     unscored_rollouts,
     zero_spread_groups,
 )
+from prism_lite.stages.alarms.stage import Alarms
+from prism_lite.stages.context import Context
+from prism_lite.stages.drift import kl_of_step
+from prism_lite.stages.game import JudgedRollouts, RunningSpread, judge_rollouts, panel_if_due
+from prism_lite.stages.gate import check_gate
 from prism_lite.stages.rollout_batch import RolloutBatch, sample_batch
 from prism_lite.stages.rollout_log import (
     reward_metrics,
@@ -47,6 +48,7 @@ from prism_lite.stages.rollout_log import (
     rollout_records,
     undecided_metrics,
 )
+from prism_lite.types import NotFiniteError
 
 # A wider bound is meant for ratios of tokens; ratios of rollouts vary less.
 _WIDEST_GSPO_CLIP = 0.01
@@ -73,7 +75,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     config, backbone, run = context.config.rlvr, context.backbone, context.run
     disc_config = context.config.discriminator
     discriminator = _load_discriminator(context) if config.game != "off" else None
-    context.load_policy(config.start)
+    start = run.load_final(config.start)["policy"]
+    backbone.load_adapter_state(start)
     backbone.drop_adapter(REFERENCE)
     if config.kl_weight > 0 and config.kl_reference == "start":
         backbone.freeze_copy(REFERENCE)
@@ -86,7 +89,11 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     for step in context.steps(
         stage, config.steps, optimizers, discriminator=discriminator, buffers={"spread": spread}
     ):
-        if step == 0 and discriminator is not None and game_begins_in_rlvr(context.config):
+        if (
+            step == run.first_step
+            and discriminator is not None
+            and game_begins_in_rlvr(context.config)
+        ):
             check_gate(context, discriminator)  # otherwise it was checked before alignment
         # 1. sample and reward groups; with dynamic sampling replace those without spread
         started_s = time.perf_counter()
@@ -118,6 +125,9 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         records = rollout_records(batch.groups, advantage_R, scores, batch.rewards)
         run.write_rollouts(stage, step, records)
         # 3. policy-gradient step
+        metrics["kl_to_start"] = kl_of_step(
+            backbone, start, batch.sampled, temperature=context.config.sampling.temperature
+        )
         metrics |= update_policy(
             backbone,
             optimizers["policy"],
@@ -135,19 +145,8 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
         metrics = rollout_metrics(batch.sampled, generated_s=generated_s) | metrics | batch.metrics
         metrics |= _reward_metrics(batch, reward_R, config.group_size)
         metrics |= undecided_metrics(batch.groups, batch.rewards)
-        is_decided_R = ~undecided_rollouts(batch.groups, batch.rewards)
-        filled_R = fill_unscored(reward_R, group_size=config.group_size)
-        of_rollouts = alarms.of_rollouts(batch.sampled)
-        causes = [a.name for a in of_rollouts if a and a.name in _NO_ANSWER]
         checked += [
-            *of_rollouts,
-            zero_spread_groups(
-                filled_R.tolist(),
-                group_size=config.group_size,
-                largest=_largest_reward(context.reward_weights),
-                causes=" and ".join(causes),
-            ),
-            unscored_rollouts(reward_R[is_decided_R].tolist()),
+            *_check_rewards(context, batch, reward_R, alarms.of_rollouts(batch.sampled)),
             undecided_answers(metrics.get("rewards/accuracy/undecided", 0.0)),
         ]
         metrics |= alarms.report(checked, step)
@@ -158,11 +157,30 @@ def run_rlvr(context: Context, stage: Literal["rlvr", "control"] = "rlvr") -> No
     run.save_final(stage, tensors)
 
 
+def _check_rewards(
+    context: Context, batch: RolloutBatch, reward_R: Tensor, of_rollouts: list[Alarm | None]
+) -> list[Alarm | None]:
+    """Check the rewards of a step; return these alarms after those of its rollouts, which explain them."""
+    group_size = context.config.rlvr.group_size
+    is_decided_R = ~undecided_rollouts(batch.groups, batch.rewards)
+    causes = [alarm.name for alarm in of_rollouts if alarm and alarm.name in _NO_ANSWER]
+    return [
+        *of_rollouts,
+        zero_spread_groups(
+            fill_unscored(reward_R, group_size=group_size).tolist(),
+            group_size=group_size,
+            largest=_largest_reward(context.reward_weights),
+            causes=" and ".join(causes),
+        ),
+        unscored_rollouts(reward_R[is_decided_R].tolist()),
+    ]
+
+
 def _largest_reward(weights: dict[str, float]) -> float | None:
     """Return the reward of a perfect rollout; None where a user's function has an unknown range."""
     if not weights.keys() <= set(BUILT_IN_REWARDS):
         return None
-    return sum(weight for name, weight in weights.items() if name != "overlong")
+    return sum(max(weight, 0.0) for name, weight in weights.items() if name != "overlong")
 
 
 def _load_discriminator(context: Context) -> Discriminator:
@@ -214,7 +232,8 @@ def _advantages(context: Context, batch: RolloutBatch) -> tuple[Tensor, dict[str
     if config.kl_in == "reward" and config.kl_weight > 0 and batch.kept:
         temperature = context.config.sampling.temperature
         kl_R = rollout_kl(context.backbone, batch.kept, config.kl_kind, temperature=temperature)
-        assert kl_R.isfinite().all(), "NaN would count as a reward without opinion"
+        if not kl_R.isfinite().all():  # NaN would count as a reward without opinion
+            raise NotFiniteError("the KL of a rollout to the reference is not finite")
         is_scored_R = ~weighted_sum(rewards, weights).isnan()
         rewards |= {"kl": torch.where(is_scored_R, -kl_R, torch.nan)}
         weights |= {"kl": config.kl_weight}

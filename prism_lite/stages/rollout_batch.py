@@ -14,7 +14,7 @@ from prism_lite.parts import parse
 from prism_lite.policy.advantages import group_zscore, weighted_sum
 from prism_lite.rewards.group_rewards import rewards_of
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.seeding import batch_at
+from prism_lite.seeding import samples_at
 from prism_lite.stages.context import Context
 from prism_lite.types import Group, Rollout, Sample
 
@@ -70,9 +70,10 @@ def sample_batch(context: Context, step: int) -> RolloutBatch:
     while num_batches < (config.max_sampled_batches if config.dynamic_sampling else 1):
         name = () if num_batches == 0 else ("refill", num_batches)
         num_batches += 1
-        samples = batch_at(task.rlvr, step, config.prompts_per_step, seed, "rlvr", *name)
+        samples = samples_at(task.rlvr, step, config.prompts_per_step, seed, "rlvr", *name)
         if config.dynamic_sampling:
             samples = _new_prompts(samples, sampled_keys)
+        context.run.batch = [*(context.run.batch if num_batches > 1 else ()), *samples]
         if samples:
             sampled = sample_groups(
                 context.backbone,

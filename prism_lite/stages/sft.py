@@ -15,9 +15,10 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import Optimizer, learning_rate_at, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import predicted_logprobs
-from prism_lite.seeding import batch_at
+from prism_lite.seeding import samples_at
+from prism_lite.stages.alarms.stage import Alarms
+from prism_lite.stages.alarms.supervised import diverged_sft
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import Alarms, diverged_sft
 from prism_lite.types import Sample
 
 
@@ -71,9 +72,10 @@ def imitate(
     vocab_size = backbone.core.config.text_config.vocab_size
     for step in context.steps(stage, num_steps, {"policy": optimizer}):
         started_s = time.perf_counter()
+        run.batch = samples_at(rows, step, batch_size, context.config.seed, stage)
         trees = [
             Tree(backbone.prompt(sample), (backbone.tokenize(completion_of(sample)),))
-            for sample in batch_at(rows, step, batch_size, context.config.seed, stage)
+            for sample in run.batch
         ]
         metrics = sft_step(
             backbone,

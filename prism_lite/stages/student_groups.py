@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prism_lite.console import say
 from prism_lite.data.split import split_by_picture
 from prism_lite.discriminator.negatives import StudentGroup
+from prism_lite.runs.retry import repeat_with
 from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import epoch_order
 from prism_lite.stages.context import Context
@@ -44,14 +45,19 @@ def student_groups(context: Context) -> list[StudentGroup]:
         sampling=config.sampling,
         seed=(config.seed, "warmup"),
     )
-    groups = [StudentGroup(group.sample, group.students) for group in sampled if group.students]
-    if len(groups) < FEWEST_PROMPTS:
+    answered = [group for group in sampled if group.students]
+    groups = [
+        StudentGroup(group.sample.with_teacher(number), group.students)
+        for group in answered
+        for number in range(len(group.sample.teachers))
+    ]
+    if len(answered) < FEWEST_PROMPTS:
         num_samples = len(samples) * config.warmup.group_size
+        num_well_formed = sum(len(group.students) for group in answered)
         raise ValueError(
-            f"only {num_students(groups)} of {num_samples} samples of the SFT policy are well-formed. "
-            "SFT is finished here and cannot be prolonged: give another --out with a larger sft.steps "
-            f"(now {config.sft.steps}), or remove {context.run.path / 'stages'} and results.json and "
-            "give the command with it."
+            f"only {num_well_formed} of {num_samples} samples of the SFT policy are well-formed. "
+            f"SFT is finished here and cannot be prolonged: repeat with more sft.steps (now "
+            f"{config.sft.steps}){repeat_with(context.run, {'sft.steps': '*2'})}"
         )
     return groups
 

@@ -8,6 +8,7 @@ has the trunk's likelihood.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 
@@ -33,8 +34,9 @@ from prism_lite.discriminator.step import CHANNELS, JudgedPrompt, discriminator_
 from prism_lite.models.optim import learning_rate_at
 from prism_lite.parts import Parts
 from prism_lite.seeding import batch_at, seed_of
+from prism_lite.stages.alarms.discriminator import game_alarms
+from prism_lite.stages.alarms.stage import Alarms
 from prism_lite.stages.context import Context
-from prism_lite.stages.guards import Alarms, game_alarms
 from prism_lite.stages.student_groups import num_students, split_groups, student_groups
 from prism_lite.types import Sample
 
@@ -82,6 +84,7 @@ def run_warmup(context: Context) -> None:
             corrupt=corrupt,
             splits_parts=disc_config.reasoning_sees_caption,
         )
+        run.batch = [group.sample for group in batch]
         learning_rate = learning_rate_at(config.optim, step, config.steps)
         scores = discriminator_step(
             backbone,
@@ -129,7 +132,7 @@ class EarlyStop:
 
     def is_over(self, loss: float | None) -> bool:
         """Note the loss of a check (None: not measured); return whether training has to end."""
-        if loss is None:
+        if loss is None or not math.isfinite(loss):
             return False
         if self._lowest is None or loss < self._lowest:
             self._lowest, self._num_since = loss, 0

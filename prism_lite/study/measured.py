@@ -1,6 +1,7 @@
 """The studies of the tiny recipe that are stored with the package, as study.json.
 
-`tiny.json`: the recipe and its rivals. `tiny-more-arms.json`: other forms of the game, on fewer seeds.
+`tiny.json`: the recipe and its rivals. `tiny-more-arms.json`: other forms of the game, on two
+seeds. `tiny-other-arms.json`: further rivals and forms, on three.
 `tiny-erring-teacher.json`: a teacher that errs in a quarter of its captions and thinks.
 """
 
@@ -16,7 +17,9 @@ from prism_lite.study.results import FIGURES
 
 MEASURED = Path(__file__).with_name("tiny-more-arms.json")
 # Settings that leave the figures of the last policy what they are, but for chance.
-_FREE = ("seed", "save_every", "track", "eval", "model", "tiny")
+_FREE = (
+    "seed", "save_every", "save_minutes", "max_skipped_steps", "track", "eval", "model", "tiny",
+)  # fmt: skip
 
 
 def room_of(config: RunConfig) -> str | None:

@@ -23,10 +23,11 @@ _SET_BY_STUDY = (
     "seed", "align.method", "rlvr.start", "rlvr.teacher_rollout", "rlvr.control",
     "discriminator.scores", "eval.stages",
 )  # fmt: skip
+_ABOUT_SAVING = ("save_every", "save_minutes", "max_skipped_steps")
 # Sections that do not decide what a stage and those before it compute.
 _UNREAD = {
-    "sft": ("recipe", "save_every", "track", "warmup", "discriminator", "align", "rlvr", "eval"),
-    "warmup": ("recipe", "save_every", "track", "align", "rlvr", "eval"),
+    "sft": ("recipe", *_ABOUT_SAVING, "track", "warmup", "discriminator", "align", "rlvr", "eval"),
+    "warmup": ("recipe", *_ABOUT_SAVING, "track", "align", "rlvr", "eval"),
 }
 
 

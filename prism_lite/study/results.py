@@ -6,7 +6,6 @@ Shape letters: S seeds, P prompts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +17,6 @@ from prism_lite.study.arms import START, budget
 from prism_lite.study.curves import add_areas, curve_of, training_seconds
 from prism_lite.study.plan import PlannedRun
 from prism_lite.study.statistics import mean_of_seeds, paired_differences
-from prism_lite.types import Stage
 from prism_lite.version import git_commit, installed_version
 
 # The figures that arms are compared by, and their titles.
@@ -38,7 +36,6 @@ BEST_BY = (
 
 def summary(
     planned: Sequence[PlannedRun],
-    sources: Mapping[tuple[Path, Stage], PlannedRun],
     *,
     reference: str,
     command: str,
@@ -47,7 +44,6 @@ def summary(
 
     Args:
         planned: its runs, the arms of a seed in the same order for each seed.
-        sources: whose SFT or warm-up a run used.
         reference: the arm that the others are subtracted from.
         command: rebuilds the study.
 
@@ -69,13 +65,13 @@ def summary(
             "overrides": [t for t in of_arm[0].overrides if t not in starts[0].overrides],
             **budget(of_arm[0].config),
             "seeds": {
-                str(run.seed): figures_of(run, "rlvr") | {"seconds": _seconds_of(run, sources)}
+                str(run.seed): figures_of(run, "rlvr") | {"seconds": _seconds_of(run)}
                 for run in of_arm
             },
             "judge": {str(run.seed): judge_of(run) for run in of_arm},
             "means": {name: mean_of_seeds(rate_SP) for name, rate_SP in rates[arm].items()},
             "curves": {
-                str(run.seed): curve_of(run, start, _warmup_seconds(run, sources))
+                str(run.seed): curve_of(run, start, _warmup_seconds(run))
                 for run, start in zip(of_arm, starts, strict=True)
             },
         }
@@ -153,14 +149,13 @@ def _rates_of(runs: Sequence[PlannedRun]) -> dict[str, np.ndarray]:
     return {name: np.array([file[name] for file in files]) for name in names}
 
 
-def _warmup_seconds(run: PlannedRun, sources: Mapping[tuple[Path, Stage], PlannedRun]) -> float:
+def _warmup_seconds(run: PlannedRun) -> float:
     if "warmup" not in run.stages:
         return 0.0
-    results = read_json(sources.get((run.folder, "warmup"), run).folder / "results.json")
-    return results["seconds"]["warmup"]
+    return read_json(run.folder / "results.json")["seconds"]["warmup"]
 
 
-def _seconds_of(run: PlannedRun, sources: Mapping[tuple[Path, Stage], PlannedRun]) -> float:
+def _seconds_of(run: PlannedRun) -> float:
     """Return the seconds of training after SFT, with those of a warm-up that another run did."""
     own = sum(training_seconds(run, stage) for stage in ("align", "rlvr"))
-    return round(own + _warmup_seconds(run, sources), 1)
+    return round(own + _warmup_seconds(run), 1)

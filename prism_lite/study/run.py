@@ -130,10 +130,9 @@ def run_study(options: StudyOptions, *, console: Console) -> dict[str, Any]:
     runs = _once(_all_runs(plan))
     _check_folders(runs)
     _run_all(runs, "study", console)
-    sources = sources_of(runs)
     studies = {}
     for name, planned in plan.items():
-        study = summary(planned, sources, reference=reference_of(options), command=options.command)
+        study = summary(planned, reference=reference_of(options), command=options.command)
         study["tuning"] = {"seeds": list(options.tuning_seeds), "best_by": options.best_by}
         for arm, tries in listed.items():
             study["arms"][arm] |= {"tuning": tries, "tuned": best[arm]}
@@ -192,7 +191,10 @@ def _run_all(runs: Sequence[PlannedRun], title: str, console: Console) -> None:
 
 
 def _copy_stage(source: Path, run: PlannedRun, stage: Stage) -> None:
-    """Give a run the finished stage of another run that computed the same, with its metrics."""
+    """Give a run the finished stage of another run that computed the same, with its metrics.
+
+    The seconds of a warm-up count in every arm that uses it; those of SFT, before the arms, in none.
+    """
     final = Path("stages", stage, "final")
     if (run.folder / final).is_dir():
         return
@@ -203,6 +205,9 @@ def _copy_stage(source: Path, run: PlannedRun, stage: Stage) -> None:
     before = [line for line in read_jsonl(metrics) if line["stage"] != stage]
     copied = [line for line in read_jsonl(source / "metrics.jsonl") if line["stage"] == stage]
     write_jsonl(metrics, [*before, *copied])
+    if stage == "warmup":
+        seconds = read_json(source / "results.json")["seconds"][stage]
+        write_json(run.folder / "results.json", {"seconds": {stage: seconds}})
     unfinished = (run.folder / final).with_name(".copied")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(source / final, unfinished)

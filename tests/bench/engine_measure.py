@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prism_lite.models.backbone import Backbone
-from prism_lite.sampling import decoder, rollouts
+from prism_lite.sampling import decoder, token_step
 
 
 def paired_seconds(
@@ -65,7 +65,7 @@ def peak_mib(action: Callable[[], Any]) -> float:
 def token_passes(backbone: Backbone) -> Iterator[dict[str, int]]:
     """Tokens that pass the decoder's first layer, by modules or by the lean forward."""
     counted = {"tokens": 0}
-    plain = rollouts.run_lean_decoder
+    plain = token_step.run_lean_decoder
 
     def lean(_decoder: Any, hidden_TD: Any, *args: Any, **others: Any) -> Any:
         counted["tokens"] += hidden_TD.shape[0]
@@ -75,9 +75,9 @@ def token_passes(backbone: Backbone) -> Iterator[dict[str, int]]:
         counted["tokens"] += args[0].shape[:-1].numel()
 
     handle = backbone.core.model.language_model.layers[0].register_forward_pre_hook(layer)
-    rollouts.run_lean_decoder = decoder.run_lean_decoder = lean
+    token_step.run_lean_decoder = decoder.run_lean_decoder = lean
     try:
         yield counted
     finally:
-        rollouts.run_lean_decoder = decoder.run_lean_decoder = plain
+        token_step.run_lean_decoder = decoder.run_lean_decoder = plain
         handle.remove()

@@ -20,9 +20,12 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+TABS = (
+    "Story", "Compare", "Discriminator", "Train", "Two runs", "Rewards", "Data", "Memory",
+)  # fmt: skip
 PHONE = (390, 844)
 README_WIDTH = 960
-MODES = {"light": (1280, 860), "dark": (1280, 860), "phone": PHONE}
+MODES = {"light": (1440, 900), "dark": (1440, 900), "phone": PHONE}
 
 
 def find_chromium() -> str | None:
@@ -66,12 +69,23 @@ def take(out: Path, run: str | None, wait_s: float) -> None:
         for mode, (width, height) in MODES.items():
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{url}?__theme={'dark' if mode == 'dark' else 'light'}")
-            page.wait_for_selector("#compare-note .note")
-            for tab in ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory"):
+            page.wait_for_selector(".story-card")
+            for tab in (
+                "Story",
+                "Compare",
+                "Discriminator",
+                "Train",
+                "Two runs",
+                "Rewards",
+                "Data",
+                "Memory",
+            ):
                 open_tab(page, tab)
                 page.mouse.wheel(0, 20_000)  # pictures further down load when they are near
                 page.wait_for_timeout(int(1000 * wait_s))
-                page.screenshot(path=out / f"{tab.lower()}-{mode}.png", full_page=True)
+                page.screenshot(
+                    path=out / f"{tab.lower().replace(' ', '-')}-{mode}.png", full_page=True
+                )
         browser.close()
     app.close(verbose=False)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,10 @@ import pytest
 
 from demo.runs import folder
 from prism_lite.recipe import load_recipe
-from tests.demo.screens import PHONE, open_tab
+from tests.demo.screens import PHONE, TABS, open_tab
 
 pytestmark = pytest.mark.browser
 HOSTILE = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
-TABS = ("Compare", "Discriminator", "Train", "Rewards", "Data", "Memory")
 
 
 def text_of(page: Any, selector: str) -> str:
@@ -30,13 +32,22 @@ def test_every_tab_of_the_sample_shows_something(
     page = visit(sample_url)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    assert "RECORDED RUN" in text_of(page, "#badge")
+    page.wait_for_selector(".story-card.right")
+    assert page.locator(".story-card").count() == 5
+    assert page.locator(".story-card.wrong u").count() > 0
+    assert "Example 1 of" in text_of(page, "#story-question")
+    page.wait_for_function("document.querySelector('#badge').innerText.includes('RECORDED RUN')")
+    open_tab(page, "Compare")
     page.wait_for_selector("#marks-rlvr .mark")
     assert "<caption>" in text_of(page, "#answer-base")
     assert "✗ caption: read" in text_of(page, "#marks-control")
     assert "✓ caption: right" in text_of(page, "#marks-rlvr")
     page.wait_for_function(
         "document.querySelector('#changes').innerText.includes('RLVR - RLVR alone')"
+    )
+    page.get_by_role("button", name="Drift meter of this run").click()
+    page.wait_for_function(
+        "document.querySelector('#drift').innerText.includes('thinks wrong given the caption')"
     )
     open_tab(page, "Discriminator")
     page.wait_for_selector("#heat-perception .token")
@@ -63,7 +74,7 @@ def test_a_phone_is_never_scrolled_sideways(
     visit: Callable[..., Any], sample_url: str, tab: str
 ) -> None:
     page = visit(sample_url, width=PHONE[0], height=PHONE[1])
-    page.wait_for_selector("#marks-rlvr .mark")
+    page.wait_for_selector(".story-card")
     open_tab(page, tab)
     page.wait_for_timeout(800)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
@@ -71,7 +82,9 @@ def test_a_phone_is_never_scrolled_sideways(
 
 def test_every_control_is_reached_by_keyboard(visit: Callable[..., Any], sample_url: str) -> None:
     page = visit(sample_url)
+    open_tab(page, "Compare")
     page.wait_for_selector("#marks-rlvr .mark")
+    page.locator("h1").click()
     reached: set[str] = set()
     for _ in range(60):
         page.keyboard.press("Tab")
@@ -99,7 +112,7 @@ def test_the_form_shows_the_recipe_and_the_command(
     page = visit(sample_url)
     open_tab(page, "Train")
     page.locator("#new-run button").first.click()
-    wait_for_command("NAME --recipe tiny")
+    wait_for_command("run-1 --recipe tiny")
     page.locator("#run-name input, #run-name textarea").first.fill("first")
     wait_for_command("first --recipe tiny")
     steps = page.locator("#setting-sft-steps input")
@@ -110,6 +123,147 @@ def test_the_form_shows_the_recipe_and_the_command(
     page.get_by_role("option", name="t4-2b").click()
     wait_for_command("first --recipe t4-2b")
     assert int(steps.input_value()) == load_recipe("t4-2b").sft.steps
+
+
+@pytest.fixture
+def stand_in_url(tmp_path: Path) -> Iterator[str]:
+    """Serve an empty folder of runs, with a stand-in for the training, and stop what was started."""
+    from demo.app import launch
+    from demo.runs.folder import open_home
+    from demo.runs.trainer import Trainer
+    from tests.demo.test_demo_folder import STAND_IN
+
+    program = tmp_path / "stand_in.py"
+    program.write_text(STAND_IN)
+    trainer = Trainer(tmp_path / "runs", program=(sys.executable, str(program)))
+    home = open_home(None, root=trainer.root)
+    app, url, _ = launch(home, is_open=False, trainer=trainer)
+    yield url
+    running = trainer.current()
+    if running is not None:
+        os.kill(running.pid, signal.SIGKILL)
+    app.close(verbose=False)
+
+
+def test_start_on_the_untouched_form_starts_a_run(
+    visit: Callable[..., Any], stand_in_url: str
+) -> None:
+    page = visit(stand_in_url)
+    open_tab(page, "Train")
+    page.locator("#new-run button").first.click()
+    page.locator("#start").click()
+    wait_for_text(page, "#start-reply", "run-1 starts (process")
+    wait_for_text(page, "#train-status", "Training as a separate process")
+    page.wait_for_selector("#badge .badge-training")
+    assert page.locator("#run input").input_value() == "run-1"
+    # a second one is refused in words, beside the button
+    page.locator("#start").click()
+    wait_for_text(page, "#start-reply", "'run-1' is training already")
+    assert page.locator("#resume").is_disabled()
+    page.locator("#pause").click()
+    wait_for_text(page, "#train-reply", "run-1 pauses after the current step")
+    page.wait_for_function("!document.querySelector('#resume').disabled")
+    page.locator("#resume").click()
+    wait_for_text(page, "#train-reply", "run-1 resumes")
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "sentence"),
+    [
+        ("", "tiny", "run name '': expected 1 to 40 lower-case letters"),
+        ("Bad name", "tiny", "run name 'Bad name': expected 1 to 40 lower-case letters"),
+        ("a", "t4-2b", "choose one under “Train on your own data”"),
+    ],
+)
+def test_a_start_that_is_refused_says_why_beside_the_button(
+    visit: Callable[..., Any], stand_in_url: str, name: str, recipe: str, sentence: str
+) -> None:
+    page = visit(stand_in_url)
+    open_tab(page, "Train")
+    page.locator("#new-run button").first.click()
+    if recipe != "tiny":
+        page.locator("#recipe input").click()
+        page.get_by_role("option", name=recipe).click()
+    page.locator("#run-name input, #run-name textarea").first.fill(name)
+    page.locator("#start").click()
+    wait_for_text(page, "#start-reply", sentence)
+    for button in ("pause", "resume", "stop"):
+        assert page.locator(f"#{button}").is_disabled()
+
+
+def test_own_data_in_four_steps(
+    visit: Callable[..., Any], stand_in_url: str, tmp_path: Path
+) -> None:
+    folder_of_data = tmp_path / "data"
+    page = visit(stand_in_url)
+    open_tab(page, "Train")
+    page.locator("#own-data button").first.click()
+    page.locator("#own-start").click()
+    wait_for_text(page, "#own-start-reply", "no file chosen: put one (.jsonl, .ndjson")
+    folder_of_data.mkdir()
+    row = {"prompt": "What is 1+1?", "answer": "2"}
+    (folder_of_data / "mine.jsonl").write_text(json.dumps(row) + "\n" + "not a row\n")
+    page.locator("#own-train input").click()
+    page.get_by_role("option", name="mine.jsonl").click()
+    page.locator("#own-check").click()
+    wait_for_text(page, "#own-check-reply", "mine.jsonl:")
+    wait_for_text(page, "#own-check-reply", "row 2")
+    page.locator("#own-start").click()
+    wait_for_text(page, "#own-start-reply", "run-1 starts (process")
+    output = tmp_path / "runs" / ".logs" / "run-1.log"
+    assert output.is_file()
+
+
+def test_a_question_about_nothing_is_answered_in_place(
+    visit: Callable[..., Any], sample_url: str
+) -> None:
+    page = visit(sample_url)
+    open_tab(page, "Compare")
+    page.wait_for_selector("#marks-rlvr .mark")
+    for source, sentence in (
+        ("Own drawing", "nothing is drawn"),
+        ("Own picture", "no picture yet"),
+    ):
+        page.get_by_label(source, exact=True).check()
+        page.locator("#ask").click()
+        wait_for_text(page, "#compare-note", sentence)
+        assert page.locator("#marks-rlvr .mark").count() == 0  # no stale answers
+
+
+def test_a_run_that_was_deleted_meanwhile_is_a_sentence(
+    visit: Callable[..., Any], live_home: Path
+) -> None:
+    from demo.app import launch
+    from demo.runs.folder import open_home
+
+    gone = live_home.parent / "gone"
+    shutil.copytree(live_home, gone)
+    app, url, _ = launch(open_home(str(live_home)), is_open=False)
+    try:
+        page = visit(url)
+        page.locator("#run input").click()
+        page.get_by_role("option", name="gone", exact=True).wait_for()
+        shutil.rmtree(gone)
+        page.get_by_role("option", name="gone", exact=True).click()
+        wait_for_text(page, ".toast-wrap", "run 'gone' does not exist (any more)")
+    finally:
+        app.close(verbose=False)
+
+
+def test_arrow_keys_show_the_other_examples(visit: Callable[..., Any], sample_url: str) -> None:
+    page = visit(sample_url)
+    page.wait_for_selector(".story-card")
+    for key, example in (("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2)):
+        page.keyboard.press(key)
+        wait_for_text(page, "#story-question", f"Example {example} of")
+
+
+def wait_for_text(page: Any, selector: str, text: str) -> None:
+    page.wait_for_function(
+        "([selector, text]) => [...document.querySelectorAll(selector)]"
+        ".some(e => e.innerText.includes(text))",
+        arg=[selector, text],
+    )
 
 
 def test_numbers_explain_themselves_on_focus(visit: Callable[..., Any], sample_url: str) -> None:
@@ -150,10 +304,11 @@ def test_hostile_and_endless_completions_are_only_text(
     app, url, _ = launch(open_home(str(hostile_home)), is_open=False)
     try:
         page = visit(url)
+        open_tab(page, "Compare")
         page.wait_for_selector("#marks-rlvr .mark")
         assert HOSTILE in text_of(page, "#answer-base")
         assert "characters]" in text_of(page, "#answer-rlvr")
-        for tab in TABS[1:5]:
+        for tab in TABS[2:7]:
             open_tab(page, tab)
             page.wait_for_timeout(700)
         open_tab(page, "Rewards")
@@ -166,6 +321,7 @@ def test_hostile_and_endless_completions_are_only_text(
 def test_a_drawing_is_answered(visit: Callable[..., Any], live_url: str) -> None:
     page = visit(live_url)
     page.wait_for_selector("#badge .badge-tiny", timeout=60_000)
+    open_tab(page, "Compare")
     assert page.locator("#answer-rlvr").is_visible()
     # this run does not train RLVR alone
     page.wait_for_selector("#answer-control", state="hidden", timeout=10_000)
@@ -203,8 +359,6 @@ def test_reload_and_a_second_tab_show_the_training_that_runs(
 
     program = live_home.parent.parent / "stand_in.py"
     program.write_text(STAND_IN)
-    import sys
-
     from demo.runs.trainer import Trainer
 
     trainer = Trainer(live_home.parent, program=(sys.executable, str(program)))
@@ -236,9 +390,6 @@ def test_reload_and_a_second_tab_show_the_training_that_runs(
     finally:
         running = trainer.current()
         if running is not None:
-            import os
-            import signal
-
             os.kill(running.pid, signal.SIGKILL)
 
 
@@ -271,6 +422,6 @@ def test_another_group_shows_its_own_row(visit: Callable[..., Any], sample_url: 
 def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:
     page = visit(f"{sample_url}?__theme=dark")
     assert page.evaluate("document.body.classList.contains('dark')")
-    page.wait_for_selector("#marks-rlvr .mark")
+    page.wait_for_selector(".story-card")
     color = page.locator(".note").first.evaluate("e => getComputedStyle(e).backgroundColor")
     assert max(int(v) for v in color.strip("rgb()").split(",")[:3]) < 80

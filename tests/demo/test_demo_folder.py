@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from demo.runs import folder, samples, trainer
 from demo.runs.folder import SAMPLE_ID, Home
 from demo.runs.trainer import Trainer
+from prism_lite.digits.base_model import STORED_BASE
 from prism_lite.recipe import load_recipe, to_dict
 from prism_lite.stages.rlvr import control_config
 from prism_lite.types import STAGES
@@ -193,10 +196,18 @@ def test_a_line_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(folder.read_metrics(tmp_path, "sft")) == 2
 
 
-def test_the_sample_run_is_small_complete_and_without_weights() -> None:
+def test_the_sample_run_is_small_and_complete() -> None:
     files = [path for path in folder.SAMPLE_RUN.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 2_000_000
-    assert not [p for p in files if p.suffix in (".safetensors", ".pt", ".bin")]
+    assert sum(path.stat().st_size for path in files) < 4_000_000
+    weights = [path for path in files if path.suffix in (".safetensors", ".pt", ".bin")]
+    size = sum(path.stat().st_size for path in [*weights, STORED_BASE / "model.safetensors"])
+    assert size <= 6 * 2**20  # with the base, which ships with the package
+    assert {path.parent.parent.name for path in weights} == {
+        stage.stage for stage in folder.progress(folder.SAMPLE_RUN)
+    }
+    for path in weights:
+        dtypes = {tensor.dtype for tensor in load_file(path).values()}
+        assert dtypes == {torch.float16}
     config = yaml.safe_load((folder.SAMPLE_RUN / "config.yaml").read_text())
     num_steps = {stage: config[stage]["steps"] for stage in STAGES}
     if config["rlvr"]["control"]:

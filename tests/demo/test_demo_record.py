@@ -49,7 +49,8 @@ class Policies:
 
 
 def chosen(stated: dict[str, dict[str, tuple[int, ...]]], **kinds: str) -> list[str]:
-    return [sample.id for sample in record.choose_examples(Policies(stated, kinds))]  # pyright: ignore
+    policies: Any = Policies(stated, kinds)
+    return [sample.id for sample in record.choose_examples(policies, must_correct=True)]
 
 
 def test_the_first_example_is_corrected_and_the_others_are_ordered_by_their_differences() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import html.parser
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from demo.runs.folder import StageProgress
+from demo.runs.folder import SAMPLE_RUN, StageProgress, read_json
 from demo.screens import curves
 from demo.screens import html as view
 from demo.screens.marks import mark, marks_line
-from demo.tabs import train
-from demo.tabs.rewards import reward_weights, weighted_rewards
+from demo.tabs import compare, train
+from demo.tabs.rewards import group_cards, reward_weights, weighted_rewards
 from prism_lite.digits import wording
 from prism_lite.digits.wording import DigitsFacts
 from prism_lite.types import Sample, Turn
@@ -271,6 +272,23 @@ def test_the_recorded_bars_add_up_to_the_logged_reward() -> None:
         assert math.isclose(mean, logged["reward"], abs_tol=1e-5)
 
 
+def test_the_drift_meter_shows_the_figures_of_the_run() -> None:
+    drift = read_json(SAMPLE_RUN / "results.json")["drift"]
+    table, note, box = compare.drift_screen({"drift": drift})
+    assert box.visible
+    assert "nats per token" in note
+    header = table.headers
+    rows = {row[0]: dict(zip(header, row, strict=True)) for row in table.value["data"]}
+    assert [*rows] == ["Base", "SFT", "RLVR alone", "Aligned", "RLVR"]
+    for title, stage in (("Base", "base"), ("Aligned", "align"), ("RLVR", "rlvr")):
+        wrong = f"{drift[stage]['perception_errors']:.3f}"
+        assert rows[title]["captions wrong"] == wrong
+        assert rows[title]["tokens"] == f"{drift[stage]['token_difference']:+.1f}"
+    assert rows["Base"]["KL to start"] == "-"
+    assert float(rows["RLVR"]["captions wrong"]) < 0.2 < float(rows["RLVR alone"]["captions wrong"])
+    assert not compare.drift_screen({})[2].visible
+
+
 def test_the_questions_that_the_model_has_learned_are_the_ones_offered() -> None:
     from demo.models.questions import KIND_OF, questions_of
     from prism_lite.digits.lessons import lesson_kinds
@@ -315,6 +333,34 @@ def test_what_a_table_shows_of_a_completion(
     assert view.caption_and_answer(text, finish) == expected
 
 
+def test_group_cards_order_the_rollouts_of_a_prompt_by_advantage() -> None:
+    def record(
+        prompt: str, answer: str, accuracy: float | None, advantage: float
+    ) -> dict[str, Any]:
+        text = f"<caption>c</caption>\n<think>t</think>\n<answer>{answer}</answer>"
+        return {
+            "prompt_id": prompt, "question": "<b>How many?</b>", "completion": text,
+            "finish_reason": "end", "advantage": advantage, "rewards": {"accuracy": accuracy},
+        }  # fmt: skip
+
+    records = [
+        record("x", "3", 0.0, -0.5),
+        record("x", "<i>", 1.0, 0.5),
+        record("y", "5", None, 0.0),
+    ]
+    from demo.runs import folder
+
+    cards = group_cards(folder.SAMPLE_RUN, ["1.1", "1.2", "2.1"], records)
+    first, second = cards.split("<article")[1:]
+    assert re.findall(r"> ?([✓✗?]) (\S+) (\S+) <b>([^<]+)</b>", first) == [
+        ("✓", "1.2", "&lt;i&gt;", "+0.50"),
+        ("✗", "1.1", "3", "-0.50"),
+    ]
+    assert "&lt;b&gt;How many?&lt;/b&gt;" in first
+    assert "Gold answer: unknown" in first
+    assert "? 2.1 5 <b>+0.00</b>" in second
+
+
 def test_rewards_of_the_user_are_in_the_bars_and_the_curves(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         "rlvr: {rewards: {accuracy: 0.5, 'my/rewards.py:brevity': 0.25, 'my.module:color': 1, ocr: 0}}\n"
@@ -352,5 +398,5 @@ def test_the_command_of_the_form_names_what_was_changed() -> None:
     assert line == "prism-lite run --out runs/a --recipe tiny sft.steps=7"
     with pytest.raises(ValueError, match="expected 0 to"):
         trainer.training_arguments("tiny", [-1, *values[1:]])
-    with pytest.raises(ValueError, match="your own file"):
+    with pytest.raises(ValueError, match="Train on your own data"):
         trainer.require_embedded_data("t4-2b")

@@ -100,6 +100,22 @@ def _run_lora(dtype: torch.dtype, num_experts: int, rank: int) -> None:
     tk.lora_experts(x, A, B, weights, scale=2.0).sum().backward()
 
 
+def _run_decoding(dtype: torch.dtype, stream: torch.dtype, hidden_size: int, size: int) -> None:
+    """A token step's operations: 2 rows, 4 query heads and 2 key heads."""
+    hidden, weight = (
+        torch.zeros(2, hidden_size, dtype=stream),
+        torch.zeros(hidden_size, dtype=dtype),
+    )
+    _, x = tk.add_rms_norm(hidden, None, weight, 1e-6, dtype)
+    tk.add_rms_norm(hidden, x, weight, 1e-6, dtype)
+    tk.swiglu(torch.zeros(2, 2 * hidden_size, dtype=dtype))
+    heads, table = torch.zeros(2, 8, size, dtype=dtype), torch.zeros(2, 1, size, dtype=dtype)
+    norms, buffer = torch.zeros(6, size, dtype=dtype), torch.zeros(16, 4, size, dtype=dtype)
+    slots = torch.zeros(2, dtype=torch.int64)
+    q = tk.rotate_and_store(heads, norms, 1e-6, table, table, buffer, slots)
+    tk.merge_halves(q, torch.zeros(2, q.shape[0]), 2)
+
+
 def cases(target: str) -> dict[str, Callable[[], None]]:
     """The shapes of real models: Qwen3-VL's vocabulary, a small odd one, the default experts."""
     half = torch.float16 if target == "sm75" else torch.bfloat16
@@ -113,6 +129,8 @@ def cases(target: str) -> dict[str, Callable[[], None]]:
         "E=8 r=16 16-bit": lambda: _run_lora(half, 8, 16),
         "E=8 r=16 fp32": lambda: _run_lora(torch.float32, 8, 16),
         "E=3 r=5 16-bit": lambda: _run_lora(half, 3, 5),
+        "D=4096 d=128 16-bit": lambda: _run_decoding(half, half, 4096, 128),
+        "D=2560 d=128 fp32 stream": lambda: _run_decoding(half, torch.float32, 2560, 128),
     }
 
 

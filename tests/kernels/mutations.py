@@ -30,6 +30,7 @@ TESTS = {
     "logprob": [f"{OPS}/test_token_logprobs.py", f"{OPS}/test_token_logprobs_edges.py"],
     "routing": [f"{OPS}/test_route_topk.py"],
     "lora": [f"{OPS}/test_lora_experts.py"],
+    "decoding": [f"{OPS}/test_decoding.py"],
 }
 
 

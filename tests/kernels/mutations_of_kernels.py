@@ -222,4 +222,71 @@ KERNEL_MUTATIONS = [
         "grad_weights_ptr += rows.to(tl.int64) * tl.num_programs(1) + expert",
         "grad_weights_ptr += rows.to(tl.int64) * tl.num_programs(1)",
     ),
+    # --- decoding_triton.py
+    Mutation(
+        "decoding_triton.py",
+        "norm of what was there before the addition",
+        "hidden = rounded.to(tl.float32)",
+        "hidden -= tl.load(delta_ptr + offset, mask=is_real, other=0.0).to(tl.float32)",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "sum of squares not divided by the width",
+        "tl.sum(hidden * hidden, axis=0) / WIDTH + eps",
+        "tl.sum(hidden * hidden, axis=0) + eps",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "gate and up exchanged",
+        "out = gate / (1.0 + tl.exp(-gate)) * up",
+        "out = up / (1.0 + tl.exp(-up)) * gate",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "rotation in the other direction",
+        "rotated = first * cos_first - second * sin_first",
+        "rotated = first * cos_first + second * sin_first",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "second half from the first half after its rotation",
+        "second = second * cos_second + first * sin_second",
+        "second = second * cos_second + (first * cos_first - second * sin_first) * sin_second",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "queries in the order of the model",
+        "target = ((row * shared + head % shared) * KV_HEADS + head // shared) * SIZE + low",
+        "target = (row * HEADS + head) * SIZE + low",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "values normed like keys",
+        "if head < HEADS + KV_HEADS:",
+        "if head < HEADS + 2 * KV_HEADS:",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "keys of every row in the first slot",
+        "slot = tl.load(slot_ptr + row)",
+        "slot = tl.load(slot_ptr)",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "the other part's share",
+        "share = 1.0 / (1.0 + tl.exp(first_lse - second_lse))",
+        "share = 1.0 / (1.0 + tl.exp(second_lse - first_lse))",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "second log-sum of another query",
+        "second_lse = tl.load(lse_ptr + kv_head * 2 * num_queries + num_queries + query)",
+        "second_lse = tl.load(lse_ptr + kv_head * 2 * num_queries + num_queries + row)",
+    ),
+    Mutation(
+        "decoding_triton.py",
+        "heads merged in the order of the queries",
+        "target = (row * KV_HEADS * SHARED + head) * SIZE + columns",
+        "target = source",
+    ),
 ]

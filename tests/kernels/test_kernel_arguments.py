@@ -1,8 +1,11 @@
 """A caller's mistake is a ValueError that names the argument; the dispatch says why it refuses."""
 
 import importlib.metadata
+import os
+import re
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -124,6 +127,72 @@ def test_demanding_triton_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(_common, "has_triton", lambda: False)
     with pytest.raises(RuntimeError, match="triton is not installed"):
         tk.lora_experts(**lora_arguments())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        ((3.0, 3.0), None),
+        ((2.0, 3.0), r"returned 2.0 and not 3.0"),
+        (
+            RuntimeError("Failed to find C compiler.\nSet CC."),
+            r"launched \(Failed to find C compiler\.\)",
+        ),
+        (subprocess.CalledProcessError(1, ["gcc", "main.c"]), r"gcc.* non-zero exit status 1"),
+        (FileNotFoundError("ptxas"), r"launched \(ptxas\)"),
+    ],
+)
+def test_one_tiny_launch_decides_between_the_kernels_and_torch(
+    monkeypatch: pytest.MonkeyPatch, outcome: Any, reason: str | None
+) -> None:
+    """Kernels are built at the first launch: a machine without a C compiler gets the torch path."""
+    from triton_kernels import _common, _tiny_launch
+
+    launches = []
+
+    def launch(device: torch.device) -> tuple[float, float]:
+        launches.append(device)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(_tiny_launch, "tiny_launch", launch)
+    monkeypatch.setattr(_common, "has_triton", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (7, 5))
+    monkeypatch.delenv("PRISM_KERNELS", raising=False)
+    _common._launch_problem.cache_clear()
+    try:
+        on_card = types.SimpleNamespace(device=torch.device("cuda:0"), get_device=lambda: 0)
+        found = [_common.choose_backend(on_card) for _ in range(3)]  # type: ignore[arg-type]
+        assert found == ["torch" if reason else "triton"] * 3
+        assert launches == [torch.device("cuda:0")], "asked once"
+        said = tk.why_no_triton(0)
+        assert said is None if reason is None else re.search(reason, said or "")
+    finally:
+        _common._launch_problem.cache_clear()
+
+
+def test_an_old_card_is_not_asked_to_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton_kernels import _common
+
+    monkeypatch.setattr(_common, "has_triton", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (6, 0))
+    _common._launch_problem.cache_clear()
+    try:
+        assert tk.why_no_triton(0) == "compute capability 6.0 is older than 7.5"
+    finally:
+        _common._launch_problem.cache_clear()
+
+
+def test_the_tiny_launch_computes_what_it_is_compared_with() -> None:
+    """In Triton's interpreter, which has to be chosen before triton is imported."""
+    program = """
+import torch
+from triton_kernels._tiny_launch import tiny_launch
+assert tiny_launch(torch.device("cpu")) == (6.0, 6.0)
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
 def test_the_package_works_without_triton() -> None:

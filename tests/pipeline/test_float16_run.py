@@ -9,6 +9,7 @@ import torch
 from prism_lite import pipeline
 from prism_lite.files import read_jsonl
 from prism_lite.runs.checkpoint import load_latest
+from prism_lite.runs.resume import stage_settings
 from tests.micro import micro_recipe, quiet_console
 from tests.pipeline.test_resume import final_bytes
 
@@ -38,9 +39,8 @@ def test_every_stage_trains_in_float16_and_resumes_with_its_scale(micro_cache, t
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for left in ("stages/rlvr/final", "policy", "discriminator"):
         shutil.rmtree(tmp_path / "b" / left)
-    restored, _ = load_latest(
-        tmp_path / "b" / "stages" / "rlvr", fingerprint=_fingerprint(tmp_path / "b")
-    )
+    stage = tmp_path / "b" / "stages" / "rlvr"
+    restored, _ = load_latest(stage, settings=stage_settings(config, "rlvr"))
     assert restored is not None and restored.optimizers["policy"]["loss_scaler"]["scale"] > 1
     pipeline.run(config, tmp_path / "b", console=quiet_console())
     assert final_bytes(tmp_path / "a") == final_bytes(tmp_path / "b")
@@ -49,10 +49,3 @@ def test_every_stage_trains_in_float16_and_resumes_with_its_scale(micro_cache, t
         for tensors in restored.tensors.values()
         for tensor in tensors.values()
     )
-
-
-def _fingerprint(folder) -> str:
-    import json
-
-    state = folder / "stages" / "rlvr" / "checkpoint-2" / "state.json"
-    return json.loads(state.read_text())["fingerprint"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -17,7 +18,7 @@ from prism_lite.files import read_json, read_jsonl
 from prism_lite.parts import Malformed, Parts
 from prism_lite.recipe import load_recipe
 from prism_lite.runs.checkpoint import load_final
-from prism_lite.stages import align, rlvr
+from prism_lite.stages import align, gate, rlvr
 from prism_lite.stages.context import Context
 from prism_lite.stages.game import JudgedRollouts, RunningSpread, auc_within_groups
 from prism_lite.stages.rollout_batch import RolloutBatch
@@ -209,3 +210,27 @@ def test_the_gate_is_checked_once_where_the_game_begins(tmp_path, monkeypatch, a
     )  # fmt: skip
     pipeline.run(config, tmp_path / "r", console=quiet_console())
     assert checked == [stage]
+
+
+@pytest.mark.parametrize("align_steps", [0, 1])
+def test_a_closed_gate_names_a_setting_with_which_the_same_command_continues(
+    tmp_path, monkeypatch, align_steps
+):
+    probe = {"disc/grounding_perception": 0.0, "disc/grounding_reasoning": 1.0}
+    monkeypatch.setattr(gate, "grounding_probe", lambda *_: probe)
+    monkeypatch.setattr(
+        gate, "untrained_grounding", lambda _: {"perception": 0.0, "reasoning": 1.0}
+    )
+    settings = {
+        "rlvr__game": "on", "align__steps": align_steps, "rlvr__steps": 1, "sft__steps": 1,
+        "warmup__steps": 1, "eval__stages": [], "align__gate": "stop",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="does not judge the content of perception") as raised:
+        pipeline.run(micro_recipe(**settings), tmp_path / "r", console=quiet_console())
+    other, alpha = re.findall(r"same command with (.*)align\.alpha=(\w+)", str(raised.value))[0]
+    assert other == ("" if align_steps else "another --out and ")
+    settings["align__alpha"] = float(alpha)
+    folder = tmp_path / ("other" if other else "r")
+    pipeline.run(micro_recipe(**settings), folder, console=quiet_console())
+    steps = [m["step"] for m in read_jsonl(folder / "metrics.jsonl") if m["stage"] == "rlvr"]
+    assert steps == [0]

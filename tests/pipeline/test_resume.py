@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +23,6 @@ from prism_lite import pipeline
 from prism_lite.files import read_jsonl
 from prism_lite.recipe import to_dict
 from prism_lite.runs.checkpoint import Trained
-from prism_lite.runs.environment import check_same_data, write_environment
 from prism_lite.runs.folder import open_run
 from prism_lite.types import STAGES, Stopped
 from tests.micro import micro_recipe, quiet_console
@@ -69,12 +68,18 @@ def cut_back(finished: Path, folder: Path, stage: str) -> Path:
         results["stages"].pop(later, None)
         if later != stage:
             shutil.rmtree(folder / "stages" / later)
-    (folder / "results.json").write_text(json.dumps(results))
+    write_results(folder, results)
     lines = read_jsonl(folder / "metrics.jsonl")
     kept = STAGES[: STAGES.index(stage) + 1]
     text = "".join(json.dumps(m) + "\n" for m in lines if m["stage"] in kept)
     (folder / "metrics.jsonl").write_text(text)
     return folder / "stages" / stage
+
+
+def write_results(folder: Path, results: dict) -> None:
+    """Write results.json as an edition without hashes did."""
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / ".results.json.sha256").unlink()
 
 
 def test_the_last_two_checkpoints_are_kept(micro_run):
@@ -103,7 +108,7 @@ def damage_weights(checkpoint: Path) -> str:
 
 
 def damage_optimizer(checkpoint: Path) -> str:
-    (checkpoint / "policy.optimizer.pt").unlink()
+    (checkpoint / "policy.optimizer.safetensors").unlink()
     return "torn"
 
 
@@ -122,9 +127,16 @@ def flip_one_bit(checkpoint: Path) -> str:
 
 def make_foreign(checkpoint: Path) -> str:
     state = json.loads((checkpoint / "state.json").read_text())
-    state["fingerprint"] = "0" * 64
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    state["settings"]["seed"] += 1
+    write_state(checkpoint, state)
     return "foreign"
+
+
+def write_state(checkpoint: Path, state: dict) -> None:
+    """Write state.json with a digest that fits: SHA-256 of its JSON with sorted keys."""
+    state.pop("digest")
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    (checkpoint / "state.json").write_text(json.dumps(state | {"digest": digest}))
 
 
 @pytest.mark.parametrize(
@@ -359,31 +371,28 @@ def test_a_line_cut_short_by_a_kill_does_not_spoil_the_next_one(tmp_path):
         assert [(m["stage"], m["loss"]) for m in run.metrics()] == [("sft", 1.0), ("warmup", 2.0)]
 
 
-def test_data_that_changed_is_refused_by_name(tmp_path):
+def test_data_that_changed_is_refused_before_the_model_is_loaded(
+    micro_cache, tmp_path, monkeypatch
+):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"query": "a", "answer": "1"}\n')
-    data = micro_recipe(data__task="files", data__train=str(rows)).data
-    config = micro_recipe(data__task="files", data__train=str(rows))
-    core = torch.nn.Linear(1, 1)
-    core.device, core.dtype = torch.device("cpu"), torch.float32
-    core.config = SimpleNamespace(_commit_hash="0123abc")  # the hub's revision
-    write_environment(tmp_path, config, core)
-    check_same_data(tmp_path, data)
-    write_environment(tmp_path, config, core)
-    environment = json.loads((tmp_path / "env.json").read_text())
-    assert "earlier_sessions" not in environment
-    assert environment["model_revision"] == "0123abc"
-    rows.write_text('{"query": "a", "answer": "2"}\n')
-    with pytest.raises(ValueError, match=r"data\.train = .*rows\.jsonl has changed"):
-        check_same_data(tmp_path, data)
-    torch.set_num_threads(torch.get_num_threads() + 1)
-    try:
-        write_environment(tmp_path, config, core)
-    finally:
-        torch.set_num_threads(torch.get_num_threads() - 1)
-    environment = json.loads((tmp_path / "env.json").read_text())
-    assert len(environment["earlier_sessions"]) == 1
-    assert environment["earlier_sessions"][0]["data"] != environment["data"]
+    text = "<caption>a</caption><think>b</think><answer>3</answer>"
+    lines = (json.dumps({"query": f"How high {i}?", "response": text}) + "\n" for i in range(4))
+    rows.write_text("".join(lines))
+    config = micro_recipe(data__task="files", data__train=str(rows), sft__steps=1)
+    folder = tmp_path / "r"
+    pipeline.run(config, folder, stages=("sft",), console=quiet_console())
+    rows.write_text(rows.read_text().replace("How high 0", "How deep 0"))
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "load_backbone", None)  # calling it would fail
+        with pytest.raises(ValueError, match=r"data\.train = .*rows\.jsonl has changed"):
+            pipeline.run(config, folder, stages=("sft",), console=quiet_console())
+    console = quiet_console()
+    pipeline.run(config, folder, stages=("sft",), console=console, accept_changed_inputs=True)
+    assert "accepted: data.train:" in console.file.getvalue()
+    assert "rows.jsonl has changed |" in (folder / "README.md").read_text()
+    environment = json.loads((folder / "env.json").read_text())
+    [earlier] = environment["earlier_sessions"]
+    assert earlier["data"] != environment["data"]
 
 
 def test_seconds_of_several_sessions_add_up(micro_run, tmp_path):

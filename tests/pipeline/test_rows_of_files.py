@@ -16,7 +16,7 @@ from prism_lite.data.task import load_task
 from prism_lite.deploy.chat import chat
 from prism_lite.deploy.export import export_discriminator, export_merged
 from prism_lite.files import read_jsonl
-from prism_lite.stages.preflight import read_prompts
+from prism_lite.stages.read_prompts import read_prompts
 from tests.file_rows import completion, files_recipe, make_rows, write_rows
 from tests.micro import quiet_console
 

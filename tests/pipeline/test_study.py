@@ -134,6 +134,16 @@ def test_a_copied_warm_up_is_the_one_the_arm_would_have_trained(recipe, tmp_path
     assert in_process("study", *both, "--out", tmp_path / "a", *options).returncode == 0
     alone = ("--arms", "game-both")
     assert in_process("study", *alone, "--out", tmp_path / "b", *options).returncode == 0
+    first = json.loads((tmp_path / "a/study.json").read_text())["arms"]["game-both"]["seeds"]["5"]
+    # The same folder, without the arm that trained the warm-up.
+    assert in_process("study", *alone, "--out", tmp_path / "a", *options).returncode == 0
+    again = json.loads((tmp_path / "a/study.json").read_text())["arms"]["game-both"]["seeds"]["5"]
+    assert again == first
+    seconds = [
+        results_of(tmp_path / "a/seed-5" / arm)["seconds"] for arm in ("adversarial", "game-both")
+    ]
+    assert seconds[0]["warmup"] == seconds[1]["warmup"] > 0
+    assert first["seconds"] > seconds[1]["warmup"]
     ends = [tmp_path / name / "seed-5/game-both/stages" for name in "ab"]
     for stage, name in (("warmup", "discriminator"), ("align", "policy"), ("rlvr", "policy")):
         one, other = (load_file(end / stage / "final" / f"{name}.safetensors") for end in ends)

@@ -74,6 +74,7 @@ def test_each_step_is_logged_once_with_the_agreed_names(micro_run):
         "clip_ratio/low_mean",
         "clip_ratio/high_mean",
         "clip_ratio/region_mean",
+        "kl_to_start",
     }
     game = {
         f"disc/{name}_{channel}"

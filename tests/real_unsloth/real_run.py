@@ -1,7 +1,8 @@
 """A whole micro run through one loader, in a process of its own: `real_run.py BACKEND OUT`.
 
 Unsloth refuses a machine without a GPU. `pretend_to_have_a_card` is what it takes to run all of it that is
-not a Triton kernel on the CPU; tests only, and only here: it patches torch for the whole process.
+not a Triton kernel on the CPU; tests only, and only here: it patches torch for the whole process. What of
+Unsloth is switched off is not said here but in `load_unsloth.ENVIRONMENT`: a run has the same.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ def pretend_to_have_a_card() -> None:
     """Import Unsloth as if there were a Tesla T4."""
     os.environ |= {
         "UNSLOTH_ALLOW_CPU": "1",
-        "UNSLOTH_COMPILE_DISABLE": "1",
-        "TORCHDYNAMO_DISABLE": "1",
         "UNSLOTH_COMPILE_LOCATION": tempfile.mkdtemp(),
         "HF_HUB_OFFLINE": "1",
     }

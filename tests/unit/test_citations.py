@@ -9,7 +9,13 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 METHOD = REPOSITORY / "prism_lite" / "METHOD.md"
-GUIDES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+GUIDES = [
+    REPOSITORY / name
+    for name in (
+        "README.md", "CONTRIBUTING.md", "SECURITY.md", "prism_lite/GUIDE.md", "prism_lite/data/DATA.md",
+        "prism_lite/study/RESULTS.md", "prism_lite/runs/FAULTS.md", "tests/bench/RESULTS.md",
+    )
+]  # fmt: skip
 PACKAGES = ("prism_lite", "triton_kernels", "demo", "tests")
 NUMBERS = r"\d+(?:\.\d+)?(?:(?:, | and | to |, and )\d+(?:\.\d+)?)*"
 # A bare name would be a citation that nobody can look up; METHOD.md alone names the file.

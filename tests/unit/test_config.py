@@ -11,7 +11,9 @@ import yaml
 
 from prism_lite import load_recipe
 from prism_lite.config import RunConfig
-from prism_lite.recipe import known_keys, parse_config, recipe_names, to_dict
+from prism_lite.config.idle import idle_setting
+from prism_lite.recipe import parse_config, recipe_names, to_dict
+from prism_lite.setting_names import known_keys
 
 
 def test_the_default_recipe_is_the_defaults():
@@ -56,6 +58,7 @@ EVERY_CARD = {
     "discriminator.optim.learning_rate": 1e-4,
     "align.steps": 300,
     "align.prompts_per_step": 4,
+    "align.panel_every": 25,
     "align.optim.learning_rate": 1e-5,
     "align.optim.name": "paged_adamw8bit",
     "rlvr.steps": 500,
@@ -68,20 +71,20 @@ COLUMNS = (
     "model.name", "model.min_gpu_gib", "model.compute_dtype", "model.max_prompt_tokens",
     "model.max_pack_tokens", "model.max_pixels", "model.picture_cache_gib",
     "sampling.max_completion_tokens", "sampling.max_rows", "discriminator.max_part_tokens",
-    "sft.batch_size", "align.group_size", "rlvr.group_size",
+    "sft.batch_size", "align.group_size", "rlvr.group_size", "align.panel_pairs",
 )  # fmt: skip
 QWEN = "Qwen/Qwen3-VL-{}B-Instruct"
 CARDS = {
-    "t4-2b": (QWEN.format(2), 15, "float16", 1024, 3072, 512**2, 1, 512, 32, 512, 8, 8, 8),
-    "t4-4b": (QWEN.format(4), 15, "float16", 1024, 2560, 512**2, 1, 512, 16, 384, 8, 8, 8),
-    "rtx3060-2b": (QWEN.format(2), 12, "bfloat16", 1024, 3072, 512**2, 1, 512, 28, 512, 8, 8, 8),
-    "rtx4090-4b": (QWEN.format(4), 24, "bfloat16", 1024, 4608, 512**2, 1, 1024, 48, 1024, 8, 8, 8),
-    "rtx4090-8b": (QWEN.format(8), 24, "bfloat16", 1024, 3328, 512**2, 1, 768, 32, 384, 8, 8, 8),
+    "t4-2b": (QWEN.format(2), 15, "float16", 1024, 3072, 512**2, 1, 512, 32, 512, 8, 8, 8, 48),
+    "t4-4b": (QWEN.format(4), 15, "float16", 1024, 2560, 512**2, 1, 512, 32, 384, 8, 8, 8, 24),
+    "rtx3060-2b": (QWEN.format(2), 12, "bfloat16", 1024, 3072, 512**2, 1, 512, 32, 512, 8, 8, 8, 48),
+    "rtx4090-4b": (QWEN.format(4), 24, "bfloat16", 1024, 4608, 512**2, 1, 1024, 32, 1024, 8, 8, 8, 48),
+    "rtx4090-8b": (QWEN.format(8), 24, "bfloat16", 1024, 3328, 512**2, 1, 768, 32, 384, 8, 8, 8, 48),
     "a100-8b": (
-        QWEN.format(8), 40, "bfloat16", 2048, 8192, 768**2, 2, 1536, 40, 1024, 16, 16, 16,
+        QWEN.format(8), 40, "bfloat16", 2048, 8192, 768**2, 2, 1536, 64, 1024, 16, 16, 16, 32,
     ),
     "paper-4b": (
-        QWEN.format(4), 80, "bfloat16", 2048, 12288, 1024**2, 2, 8192, 32, 4096, 128, 16, 16,
+        QWEN.format(4), 80, "bfloat16", 2048, 12288, 1024**2, 2, 8192, 32, 4096, 128, 16, 16, 48,
     ),
 }  # fmt: skip
 PAPER = {
@@ -454,3 +457,47 @@ def test_presets_are_not_recipes():
 def test_policy_settings_that_make_no_sense_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_recipe("tiny", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "instead"),
+    [
+        (["data.num_sft=5", "data.task=files"], "data.task=digits"),
+        (["data.on_bad_row=skip"], "data.task=files"),
+        (["eval.num_inside=8"], "eval.every"),
+        (["warmup.steps=5", "align.method=dpo", "rlvr.game=off"], "method=adversarial"),
+        (["align.alpha=0.3", "align.method=sft", "rlvr.game=off"], "method=adversarial"),
+        (["align.replay_fraction=0.5", "align.method=sft", "rlvr.game=on"], "adversarial"),
+        (["discriminator.top_k=1", "discriminator.routing=dense"], "routing=grouped"),
+        (["align.weight=0.5", "rlvr.game=off"], "align.mode"),
+        (["align.wrong_penalty=0.5", "align.mode=rlvr"], "align.mode=gated"),
+        (["rlvr.kl_reference=base"], "rlvr.kl_weight"),
+        (["rlvr.loss.clip_high=0.3"], "rlvr.num_minibatches=2"),
+        (["rlvr.loss.clip_low=0.3", "rlvr.num_minibatches=2", "rlvr.loss.name=cispo"], "dapo"),
+        (["align.loss.sapo_temperature_positive=2"], "align.loss.name=sapo"),
+        (["rlvr.judge.model=x"], "rlvr.rewards.judge"),
+    ],
+)
+def test_a_setting_without_effect_is_named_with_what_would_give_it_one(overrides, instead):
+    key = overrides[0].partition("=")[0]
+    problem = idle_setting(load_recipe("tiny", overrides), key)
+    assert problem is not None and problem.startswith(f"{key} has no effect with ")
+    assert instead in problem
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["align.alpha=0.3"],
+        ["warmup.steps=5", "align.method=dpo", "rlvr.game=on"],
+        ["align.weight=0.5", "rlvr.game=on"],
+        ["align.group_size=4", "align.method=best_of_n"],
+        ["rlvr.kl_weight=0"],
+        ["rlvr.kl_kind=k2", "rlvr.kl_weight=0.1"],
+        ["rlvr.loss.clip_high=0.3", "rlvr.num_minibatches=2"],
+        ["rlvr.loss.clip_high=0.3", "rlvr.teacher_rollout=true", "rlvr.game=off"],
+        ["rlvr.rewards.format=0.5"],
+    ],
+)
+def test_a_setting_with_an_effect_is_accepted(overrides):
+    assert idle_setting(load_recipe("tiny", overrides), overrides[0].partition("=")[0]) is None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from prism_lite.__main__ import _overrides
-from prism_lite.foreign_settings import _FOREIGN, foreign_setting
-from prism_lite.recipe import known_keys, load_recipe
+from prism_lite.foreign_settings import _BY_STAGE, _FOREIGN, foreign_setting
+from prism_lite.recipe import load_recipe
+from prism_lite.setting_names import known_keys
 
 # (as TRL, LLaMA-Factory, ms-swift, Unsloth or verl call it, ours)
 NAMES = [
     ("lr", "sft.optim.learning_rate"),
     ("learning_rate", "rlvr.optim.learning_rate"),
     ("sft.learning_rate", "sft.optim.learning_rate"),
-    ("warmup.learning_rate", "discriminator.optim.learning_rate"),
+    ("warmup.learning_rate", "warmup.optim.learning_rate"),
     ("per_device_train_batch_size", "sft.batch_size"),
     ("gradient_accumulation_steps", "model.max_pack_tokens"),
     ("num_train_epochs", "sft.steps"),
@@ -44,6 +47,15 @@ NAMES = [
     ("system", "data.system_prompt"),
     ("warmup_ratio", "sft.optim.warmup_ratio"),
     ("lr_scheduler_type", "sft.optim.schedule"),
+    ("actor_rollout_ref.model.path", "model.name"),
+    ("data.path", "data.train"),
+    ("max_samples", "data.train"),
+    ("resume", "--out"),
+    ("use_cpu", "model.device"),
+    ("lora.dropout", "lora.rank"),
+    ("val_size", "data.heldout"),
+    ("push_to_hub", "--push"),
+    ("num_samples", "rlvr.group_size"),
 ]
 
 
@@ -70,6 +82,14 @@ def test_a_flag_without_a_value_leads_to_ours(flag):
 def test_a_recipe_without_its_option():
     with pytest.raises(ValueError, match=r"--recipe mine\.yaml"):
         _overrides(["mine.yaml"])
+
+
+def test_every_setting_that_is_named_exists():
+    """A dotted name in a text is a setting of ours, and so is each name by stage."""
+    texts = [*_FOREIGN.values(), *(foreign_setting(name) or "" for name in _BY_STAGE)]
+    named = {name for text in texts for name in re.findall(r"\b[a-z]\w*(?:\.[a-z]\w+)+", text)}
+    files = {"metrics.jsonl", "file.py"}
+    assert not named - set(known_keys()) - files
 
 
 def test_no_setting_of_ours_is_taken_for_a_foreign_one():

@@ -1,28 +1,51 @@
-"""The parts of `make gpu-check` that need no GPU."""
+"""The parts of `make gpu-check` that need no card; the program itself, small, on the CPU."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests import gpu_check
+from prism_lite import load_recipe
+from prism_lite.planner.workload import phases_of
+from tests.gpu_check import __main__ as gpu_check
+from tests.gpu_check import record
+from tests.gpu_check.record import (
+    MARKS,
+    is_good,
+    measured_table,
+    parse_pytest,
+    read_measured,
+    slug,
+    stages_of,
+)
 
-README = Path(__file__).parents[2] / "README.md"
+REPOSITORY = Path(__file__).parents[2]
+NOT_NEEDED = ("gradio", "trl", "datasets")
 
 RECORD = {
     "card": "Tesla T4",
     "gib": 14.74,
     "date": "2026-01-02",
-    "tests": {"passed": 9, "skipped": 1, "not_passed": []},
-    "benchmarks": {"seconds": 3.0, "text": "..."},
-    "stages": {
-        "t4-2b": {
-            "sft": {"step_s": 1.234, "peak_gib": 5.06, "num_steps": 20},
-            "warmup": {"error": "out of memory"},
-        }
+    "gpu tests": {"passed": 9, "skipped": 1, "not_passed": []},
+    "kernels": {"seconds": 12.0},
+    "size t4-2b": {
+        "decode": [
+            {"dense_weights": "never", "rows": 16, "ms": 40.0, "tokens_per_s": 400},
+            {"dense_weights": "always", "rows": 64, "ms": 50.0, "tokens_per_s": 1280},
+        ],
+        "phases": [
+            {"stage": "sft", "work": "train", "step_s": 1.234, "reserved_gib": 5.06},
+            {"stage": "align", "work": "sample", "step_s": 20.0, "reserved_gib": 7.0},
+            {"stage": "align", "work": "judge", "step_s": 4.0, "reserved_gib": 9.5},
+            {"stage": "warmup", "work": "judge", "error": "out of memory"},
+        ],
     },
 }
 
@@ -35,24 +58,55 @@ def test_without_a_card_it_says_so_and_exits_2(capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_missing_is_named_with_the_command_that_installs_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(record.NEEDED, "no_such_module", "no-such-wheel")
+    assert gpu_check.main(["--out", str(tmp_path)]) == 2
+    printed = capsys.readouterr().out
+    assert "pip install no-such-wheel" in printed
+    assert "gradio, trl and datasets are not needed" in printed
+
+
+def test_the_needed_packages_are_those_of_the_project_without_datasets_and_triton():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    names = {text.partition(";")[0].partition(">")[0].strip() for text in project["dependencies"]}
+    tests = {"pytest", "hypothesis"}
+    assert set(record.NEEDED.values()) - tests == names - {"torch", "datasets", "triton"}
+
+
+def test_the_checks_of_a_part_end_within_six_minutes():
+    for has_unsloth in (False, True):
+        for part in ("one", "two"):
+            checks = gpu_check.checks_of(part, gpu_check.RECIPES, has_unsloth=has_unsloth)
+            assert sum(check.limit_s for check in checks) <= 360
+            assert any("unsloth" in check.name for check in checks) == (
+                has_unsloth and part == "one"
+            )
+
+
+def test_sizes_that_a_card_is_too_small_for_are_left_out():
+    fitting = [name for name in gpu_check.RECIPES if gpu_check.fits(name, 23.6)]
+    assert fitting == ["rtx3060-2b", "rtx4090-4b"]
+    assert all(gpu_check.fits(name, None) for name in gpu_check.RECIPES)
+
+
 def test_the_table_of_no_card_says_so(capsys, tmp_path):
     assert gpu_check.main(["--table", "--out", str(tmp_path)]) == 0
     assert "No card has been measured yet" in capsys.readouterr().out
 
 
 def test_the_table_shows_measured_failed_and_not_run(tmp_path):
-    (tmp_path / "tesla-t4.json").write_text(json.dumps(RECORD))
-    head, _, row = gpu_check.measured_table(gpu_check.read_measured(tmp_path)).splitlines()
+    failed = RECORD | {"size t4-2b": RECORD["size t4-2b"] | {"error": "1 of 4 phases failed"}}
+    (tmp_path / "tesla-t4.json").write_text(json.dumps(failed))
+    head, _, row = measured_table(read_measured(tmp_path)).splitlines()
     assert row == (
-        "| Tesla T4 (15 GiB) | t4-2b | 1.23 s, 5.1 GiB | failed | not run | not run | 9 passed "
-        "| 2026-01-02 |"
+        "| Tesla T4 (15 GiB) | t4-2b | 1.2 s, 5.1 GiB | failed | 24.0 s, 9.5 GiB | not run | 1280 "
+        "| 2 of 3 passed | 2026-01-02 |"
     )
     assert head.count("|") == row.count("|")
-    assert not gpu_check.is_good(RECORD)
-    good = RECORD | {"stages": {"t4-2b": {"sft": RECORD["stages"]["t4-2b"]["sft"]}}}
-    assert gpu_check.is_good(good)
-    assert not gpu_check.is_good(good | {"tests": {"passed": 1, "not_passed": ["a::b"]}})
-    assert not gpu_check.is_good(good | {"benchmarks": {"error": "no"}})
+    assert not is_good(failed)
+    assert stages_of(failed) == {"t4-2b": {"sft": {"step_s": 1.234}, "align": {"step_s": 24.0}}}
+    assert is_good(RECORD)
+    assert not is_good({"card": "Tesla T4"}), "nothing was checked"
 
 
 def test_counts_and_failures_are_read_from_pytest():
@@ -62,43 +116,70 @@ def test_counts_and_failures_are_read_from_pytest():
         "ERROR tests/gpu/test_on_card.py::test_b - RuntimeError\n"
         "1 failed, 3 passed, 2 skipped, 1 error in 0.12s\n"
     )
-    assert gpu_check.parse_pytest(output) == {
+    assert parse_pytest(output) == {
         "failed": 1, "passed": 3, "skipped": 2, "error": 1,
         "not_passed": ["tests/gpu/test_on_card.py::test_a", "tests/gpu/test_on_card.py::test_b"],
     }  # fmt: skip
-    assert gpu_check.parse_pytest("") == {"not_passed": []}
+    assert parse_pytest("") == {"not_passed": []}
 
 
-def test_figures_leave_the_first_step_out_of_the_time_but_not_of_the_peak(micro_run):
-    lines = [
-        {"stage": "sft", "step": i, "step_time": t, "mem/peak_gib": p, "train_tokens_per_s": 10 * t}
-        for i, (t, p) in enumerate([(9.0, 4.0), (1.0, 2.0), (3.0, 2.0), (2.0, 2.0)])
-    ]
-    other = {"stage": "warmup", "step": 0, "step_time": 50.0, "mem/peak_gib": 9.0}
-    assert gpu_check.stage_figures([*lines, other], "sft") == {
-        "step_s": 2.0, "peak_gib": 4.0, "num_steps": 4, "train_tokens_per_s": 20.0,
-    }  # fmt: skip
-    _, folder, _, _ = micro_run  # the names that real runs log
-    real = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for stage in gpu_check.STAGES:
-        figures = gpu_check.stage_figures(real, stage)
-        assert figures["num_steps"] == 5 and figures["step_s"] > 0 and figures["peak_gib"] > 0
+def test_a_check_that_runs_too_long_is_ended_and_keeps_what_it_has_recorded(tmp_path, monkeypatch):
+    program = tmp_path / "slow_check.py"
+    program.write_text(
+        "import sys, time\n"
+        "open(sys.argv[sys.argv.index('--record') + 1], 'w').write('{\"known\": 1}')\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = gpu_check.argparse.Namespace(device="cpu", small=True, random=True)
+    found = gpu_check.run_check(gpu_check.Check("kernels", ("slow_check",), 2), options)
+    assert found["known"] == 1 and found["error"] == "not finished after 2 s"
 
 
-def test_the_short_steps_are_settings_that_exist():
-    from prism_lite import load_recipe
-
-    config = load_recipe("t4-2b", gpu_check.STEPS)
-    assert config.data.task == "digits" and config.rlvr.steps == 5
+@pytest.mark.slow
+@pytest.mark.long
+def test_it_runs_on_a_cpu_without_gradio_trl_and_datasets(tmp_path):
+    """From end to end, small: kernels, both micro runs, every phase of a model with random weights."""
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "sitecustomize.py").write_text(  # every Python process of this environment reads it
+        f"import sys\nfor name in {NOT_NEEDED!r}:\n    sys.modules[name] = None\n"
+    )
+    command = [
+        sys.executable, "-m", "tests.gpu_check", "--random", "--device", "cpu", "--small",
+        "--recipe", "rtx4090-4b", "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(blocked), str(REPOSITORY)]),
+        "PRISM_LITE_CACHE": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    (found,) = read_measured(tmp_path / "out")
+    assert found["card"] == "CPU" and found["random"] and found["small"]
+    assert all(facts["is_right"] for facts in found["kernels"]["token_logprobs"])
+    for dtype in ("bfloat16", "float16"):
+        micro = found[f"micro {dtype}"]
+        assert micro["resumed_difference"] == 0 and dtype in micro["precision"]
+        assert set(micro["format_rates"]) == {"base", "sft", "align", "rlvr"}
+    size = found["size rtx4090-4b"]
+    planned = phases_of(load_recipe("rtx4090-4b"))
+    assert [(p["stage"], p["work"]) for p in size["phases"]] == [tuple(p) for p in planned]
+    assert set(found["stages"]["rtx4090-4b"]) == {"sft", "warmup", "align", "rlvr"}
+    assert all(p["step_s"] >= 0 and p["predicted_gib"] > 0 for p in size["phases"])
+    assert {d["dense_weights"] for d in size["decode"]} == {"never", "always"}
+    assert "rtx4090-4b" in measured_table([found])
 
 
 def test_the_readme_shows_the_table_of_the_files():
-    begin, end = gpu_check.MARKS
-    text = README.read_text(encoding="utf-8")
+    begin, end = MARKS
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     if begin in text:
         inside = text.partition(begin)[2].partition(end)[0]
-        assert inside.strip() == gpu_check.measured_table(gpu_check.read_measured())
+        assert inside.strip() == measured_table(read_measured())
 
 
 def test_file_names_of_cards():
-    assert gpu_check.slug("NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
+    assert slug("NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"

@@ -53,8 +53,8 @@ def test_every_signal_ends_with_code_3_and_without_a_traceback(name, reaction):
     assert process.returncode == 3, error
     assert "Traceback" not in out + error
     assert (name in error) if reaction != "raise" else (name in out)
-    if reaction != "exit":
-        assert out.strip().endswith("; resume with: prism-lite doctor")
+    said = error if reaction == "exit" else out
+    assert said.strip().endswith("; resume with: prism-lite doctor")
 
 
 def test_a_second_hangup_does_not_hurry_and_nohup_is_respected():

@@ -19,10 +19,17 @@ def row_key(sample: Sample) -> bytes:
         *(picture.id for picture in sample.pictures),
         *(
             repr(getattr(sample, name))
-            for name in ("answer", "demonstration", "teacher", "student")
+            for name in ("answer", "demonstration", "teachers", "student")
         ),
     ]
     return _hash("\0".join(texts).encode("utf-8", "surrogatepass"))
+
+
+def conversation_key(sample: Sample) -> str:
+    """Return a key that is equal for equal prompts with all their turns, whatever the pictures' paths."""
+    texts = "\0".join(f"{turn.role}:{turn.text}" for turn in sample.turns)
+    keys = (_content_key(picture.source) for picture in sample.pictures)
+    return _hash(texts.encode("utf-8", "surrogatepass") + b"".join(keys)).hex()
 
 
 def prompt_key(sample: Sample) -> bytes:

@@ -94,6 +94,8 @@ def find_defects(sample: Sample, rules: CheckRules) -> Iterator[Defect]:
         yield from _answer_defects(sample, rules)
     names = [name for name in _COMPLETIONS if name in read]
     defects = [defect for name in names for defect in _completion_defects(sample, name, rules)]
+    for number in range(1, len(sample.teachers)) if "teacher" in names else ():
+        defects += _completion_defects(sample.with_teacher(number), "teacher", rules)
     yield from defects
     if not rules.stage and not defects and sample.answer is None and not stages_of(sample):
         yield (
@@ -126,7 +128,8 @@ def stages_of(sample: Sample) -> tuple[Stage, ...]:
     """Return the stages that can train on a row."""
 
     def has(name: str) -> bool:
-        return isinstance(parts.parse(getattr(sample, name) or ""), parts.Parts)
+        texts = sample.teachers if name == "teacher" else (getattr(sample, name),)
+        return bool(texts) and all(isinstance(parts.parse(t or ""), parts.Parts) for t in texts)
 
     usable = {
         "sft": has("demonstration"),
@@ -140,6 +143,8 @@ def stages_of(sample: Sample) -> tuple[Stage, ...]:
 def _text_defects(sample: Sample, read: Collection[str]) -> Iterator[Defect]:
     texts = {f"turn {i}": turn.text for i, turn in enumerate(sample.turns, start=1)}
     texts |= {name: getattr(sample, name) or "" for name in read}
+    if "teacher" in read:
+        texts |= {f"teacher {i}": text for i, text in enumerate(sample.other_teachers, start=2)}
     for name, text in texts.items():
         if "\ufffd" in text:
             message = f"{name} holds replacement characters; decode the source again."

@@ -78,9 +78,11 @@ def read_row(
     gold, accepted = read_gold(stored, answer, choices)
     if demonstration is None and isinstance(answer, str) and "<caption>" in answer:
         demonstration = answer
-    demonstration, teacher, student = map(
-        parts.with_own_tags, (demonstration, fields.teacher, fields.student)
+    demonstration, student = (
+        _completion(value, name)
+        for name, value in (("demonstration", demonstration), ("student", fields.student))
     )
+    teacher, *others = _teachers(fields.teacher) or [None]
     if gold is None and demonstration:
         gold = answer_of_completion(demonstration)
     ids = (stored[name] for name in _ID_NAMES if not is_empty(stored.peek(name)))
@@ -95,6 +97,7 @@ def read_row(
         source=origin.place,
         accepted=accepted,
         choices=choices,
+        other_teachers=tuple(text for text in others if text is not None),
         file=origin.file,
         row=origin.number,
         columns=_without_pictures(origin.value if isinstance(origin.value, Mapping) else {}),
@@ -103,6 +106,21 @@ def read_row(
     if not choices and not options_in(sample.question):
         _check_options(stored, answer if isinstance(answer, int) else gold)
     return sample, stored.unread()
+
+
+def _completion(value: Any, name: str) -> str | None:
+    """Return the text of a completion with our own tags."""
+    if value is not None and not isinstance(value, str):
+        raise RowError("text_type", f"{name} is a {type(value).__name__}; expected text.")
+    return parts.with_own_tags(value)
+
+
+def _teachers(value: Any) -> list[str | None]:
+    """Return the completions of the teacher, of which a row may list several."""
+    value = parse_cell(value)
+    return [
+        _completion(text, "teacher") for text in (value if isinstance(value, list) else [value])
+    ]
 
 
 def _without_pictures(stored: Mapping[str, Any]) -> dict[str, Any]:

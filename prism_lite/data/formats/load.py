@@ -270,6 +270,7 @@ def render_sample(sample: Sample) -> str:
     texts += [
         (name, getattr(sample, name)) for name in ("demonstration", "teacher", "student", "answer")
     ]
+    texts += [(f"teacher {i}", text) for i, text in enumerate(sample.other_teachers, start=2)]
     texts += [("also accepted", text) for text in sample.accepted]
     texts.append(("choices", " | ".join(sample.choices) or None))
     return "\n".join(f"[{name}] {_short(text)}" for name, text in texts if text is not None)

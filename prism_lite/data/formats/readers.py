@@ -28,12 +28,13 @@ class Fields:
 
     Attributes:
         messages: the prompt, or a conversation whose last answer is the demonstration.
+        teacher: a text, or a list of several.
         answer: the gold answer where it is not in one of the usual columns (`gold` reads these).
     """
 
     messages: Any
     demonstration: str | None = None
-    teacher: str | None = None
+    teacher: str | list[Any] | None = None
     student: str | None = None
     answer: Any = None
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prism_lite import __main__, files
+from prism_lite import __main__, files, version
 from prism_lite.__main__ import main
-from prism_lite.cli.doctor import torchao_trouble
 from prism_lite.recipe import load_recipe
 
 _WITHOUT_TORCH = """
@@ -127,9 +126,16 @@ def test_paths_are_absolute(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("version", "is_old"), [(None, False), ("0.15.0", True), ("0.16.0", False), ("1.0", False)]
+    ("installed", "is_old"), [(None, False), ("0.15.0", True), ("0.16.0", False), ("1.0", False)]
 )
-def test_an_old_torchao_is_named(version, is_old):
-    trouble = torchao_trouble(version)
+def test_an_old_torchao_is_named(installed, is_old, monkeypatch):
+    monkeypatch.setattr(version, "installed_version", lambda _name: installed)
+    trouble = version.torchao_trouble()
     assert (trouble is not None) == is_old
     assert not is_old or "pip uninstall torchao" in str(trouble)
+
+
+def test_an_old_torchao_stops_a_merge_before_anything_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr(version, "installed_version", lambda _name: "0.10.0")
+    assert main(["export", "--run", "nowhere", "--merge", "--out", "x"]) == 2
+    assert "pip uninstall torchao" in capsys.readouterr().err

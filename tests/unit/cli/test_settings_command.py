@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from prism_lite.cli.settings import all_settings
-from prism_lite.recipe import known_keys
+from prism_lite.setting_names import known_keys
 from tests.pipeline.commands import REPOSITORY, check_refused, in_process, prism_lite
 
 SETTINGS = {setting.key: setting for setting in all_settings()}

@@ -13,7 +13,7 @@ from prism_lite.data.formats.load import load_samples
 from prism_lite.data.task import load_task, without_samples
 from prism_lite.parts import Parts
 from prism_lite.stages.align import Replay
-from prism_lite.stages.preflight import read_prompts
+from prism_lite.stages.read_prompts import read_prompts
 from prism_lite.stages.rollout_batch import _new_prompts
 from prism_lite.types import Group, Rollout, Sample, Turn
 from tests.file_rows import COLUMNS, files_recipe, make_rows, write_rows

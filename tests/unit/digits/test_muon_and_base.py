@@ -145,7 +145,7 @@ def test_two_runs_that_need_the_same_base_train_it_once(tmp_path, monkeypatch):
         thread.join()
     assert len(trained) == 1
     assert folders[0] == folders[1]
-    assert [p.name for p in folders[0].iterdir()] == ["model.safetensors"]
+    assert {p.name for p in folders[0].iterdir()} == {"model.safetensors", "digest.json"}
 
 
 def test_the_tower_distinguishes_places(tmp_path):

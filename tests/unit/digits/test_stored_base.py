@@ -48,7 +48,7 @@ def test_a_damaged_stored_base_is_refused(tmp_path, monkeypatch):
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    monkeypatch.setattr(base_model, "_SHIPPED", copy)
+    monkeypatch.setattr(base_model, "STORED_BASE", copy)
     with pytest.raises(RuntimeError, match=r"damaged.*python -m prism_lite\.digits\.base_model"):
         base_model.base_folder(load_recipe("tiny"))
 
@@ -61,7 +61,7 @@ def test_a_shortened_base_is_made_and_stored_by_the_same_function(tmp_path, monk
     digest = json.loads((folder / "digest.json").read_text())
     weights = (folder / "model.safetensors").read_bytes()
     assert digest["sha256"] == hashlib.sha256(weights).hexdigest()
-    monkeypatch.setattr(base_model, "_SHIPPED", folder)
+    monkeypatch.setattr(base_model, "STORED_BASE", folder)
     assert base_model.base_folder(config) == str(folder)
     again = tmp_path / "again"
     base_model.ship_tiny_base(config.tiny, config.data.digits, again)

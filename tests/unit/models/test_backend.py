@@ -16,11 +16,16 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from prism_lite.config import ModelConfig
 from prism_lite.digits.base_model import base_folder
-from prism_lite.models import backbone
+from prism_lite.models import backbone, load_unsloth
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import Card, choose_precision
 from prism_lite.models.families.qwen3_vl import NOT_QUANTISED
-from prism_lite.models.load_unsloth import choose_backend, known_to, load_with_unsloth
+from prism_lite.models.load_unsloth import (
+    choose_backend,
+    known_to,
+    load_with_unsloth,
+    note_check_passed,
+)
 from prism_lite.stages.context import Context
 from tests.micro import micro_recipe, quiet_console
 
@@ -61,13 +66,31 @@ def stand_in(monkeypatch, micro_cache):
     return calls
 
 
-def test_the_choice_and_its_reason(stand_in):
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """A cache folder in which no check has been noted."""
+    monkeypatch.setenv("PRISM_LITE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_auto_takes_unsloth_only_where_a_check_passed_with_it(stand_in, own_cache, monkeypatch):
+    """On this card and with these versions; the stand-in is "installed"."""
+    auto = ModelConfig()
+    backend, reason = choose_backend(auto, T4)
+    assert backend == "transformers"
+    assert "not yet checked on this card: `python -m tests.gpu_check` does it" in reason
+    note_check_passed(T4)
+    assert choose_backend(auto, T4) == ("unsloth", "loaded by Unsloth (checked on this Tesla T4)")
+    other = dataclasses.replace(T4, name="NVIDIA L4", capability=(8, 9))
+    assert choose_backend(auto, other)[0] == "transformers"
+    monkeypatch.setattr(load_unsloth, "installed_version", lambda _name: "another")
+    assert choose_backend(auto, T4)[0] == "transformers"
+
+
+def test_the_choice_and_its_reason(stand_in, own_cache):
     """The stand-in is "installed"."""
     auto, asked = ModelConfig(), ModelConfig(backend="unsloth")
-    assert choose_backend(auto, T4) == (
-        "unsloth",
-        "loaded by Unsloth (installed, and there is a Tesla T4)",
-    )
+    note_check_passed(T4)
     assert choose_backend(asked, T4)[0] == "unsloth"
     assert choose_backend(ModelConfig(backend="transformers"), T4)[0] == "transformers"
     backend, reason = choose_backend(asked, None)
@@ -102,23 +125,27 @@ def test_what_unsloth_is_asked_for(stand_in):
     assert stand_in[1]["load_in_4bit"] is False and stand_in[1]["load_in_16bit"] is True
 
 
-def test_its_environment_is_set_before_it_is_imported(monkeypatch, tmp_path):
+def test_its_environment_is_set_before_it_is_imported(monkeypatch, tmp_path, own_cache):
     (tmp_path / "unsloth.py").write_text(
-        "import os\nSEEN = {k: v for k, v in os.environ.items() if k.startswith('UNSLOTH_')}\n"
+        "import os\nSEEN = {k: v for k, v in os.environ.items() if k[:7] in ('UNSLOTH', 'TORCHDY')}\n"
     )
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in os.environ if name.startswith("UNSLOTH_")]:
+    for name in [name for name in os.environ if name[:7] in ("UNSLOTH", "TORCHDY")]:
         monkeypatch.delenv(name)
-    from prism_lite.models.load_unsloth import import_unsloth
+    (own_cache / "unsloth_compiled").mkdir(parents=True, mode=0o755)
 
-    seen = import_unsloth().SEEN
+    seen = load_unsloth.import_unsloth().SEEN
     for name in seen:
         monkeypatch.delenv(name)
     sys.modules.pop("unsloth")  # not by monkeypatch, which would put it back
-    assert seen["UNSLOTH_DISABLE_STATISTICS"] == "1" and seen["UNSLOTH_BLOCK_COMPILE"] == "0"
-    assert Path(seen["UNSLOTH_COMPILE_LOCATION"]).is_absolute()
-    assert Path.cwd() not in Path(seen["UNSLOTH_COMPILE_LOCATION"]).parents
+    generated = Path(seen.pop("UNSLOTH_COMPILE_LOCATION"))
+    assert seen == {
+        "UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1", "UNSLOTH_BLOCK_COMPILE": "0",
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+    }  # fmt: skip
+    assert generated == own_cache / "unsloth_compiled"
+    assert generated.stat().st_mode & 0o777 == 0o700, "Python code that others could change"
 
 
 def test_arguments_that_a_release_does_not_know_are_left_out():

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from prism_lite.config import ModelConfig, OptimConfig, SamplingConfig
-from prism_lite.models.device import Card, card_of, choose_precision, has_native_bfloat16
+from prism_lite.models import device
+from prism_lite.models.device import (
+    Card,
+    card_of,
+    choose_precision,
+    has_native_bfloat16,
+    use_tensor_cores,
+    warnings_of,
+)
 from prism_lite.models.optim import make_optimizer, mean_of, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.policy.logprobs import predicted_logprobs
@@ -48,6 +56,49 @@ def test_settings_win_over_the_card():
     assert choose_precision(ModelConfig(compute_dtype="float16"), None).scales_loss
     assert choose_precision(ModelConfig(compute_dtype="float16"), RTX5090).float32_residual
     assert card_of(ModelConfig(device="cpu")) is None
+
+
+def test_float32_products_are_tf32_beside_16_bit_on_cards_that_have_it():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for model, card, expected in (
+            (ModelConfig(), None, "highest"),
+            (ModelConfig(), T4, "highest"),
+            (ModelConfig(compute_dtype="float32"), RTX3060, "highest"),
+            (ModelConfig(), RTX3060, "high"),
+        ):
+            torch.set_float32_matmul_precision("highest")
+            use_tensor_cores(choose_precision(model, card), card)
+            assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_card_that_lacks_something_is_warned_of_in_one_sentence_each(monkeypatch):
+    reasons = {0: None}
+    monkeypatch.setattr(device.tk, "why_no_triton", reasons.get)
+    assert warnings_of(None) == warnings_of(T4) == warnings_of(RTX5090) == []
+    (sentence,) = warnings_of(P100)
+    assert "P100 (sm60) is older than sm75" in sentence and "model.quantization=none" in sentence
+    assert warnings_of(V100)[0].startswith("V100 (sm70) is older than sm75")
+    reasons[0] = "a tiny kernel cannot be launched (Failed to find C compiler)"
+    assert warnings_of(T4) == [
+        "no Triton kernels, the slower torch path instead: a tiny kernel cannot be launched "
+        "(Failed to find C compiler)"
+    ]
+
+
+def test_memory_is_released_only_where_more_than_a_gib_is_unused(monkeypatch):
+    released = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(True))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 5 * 2**30)
+    for reserved_gib, expected in ((5.9, 0), (6.1, 1)):
+        reserved = int(reserved_gib * 2**30)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device, value=reserved: value)
+        device.release_unused(torch.device("cpu"))
+        assert not released
+        device.release_unused(torch.device("cuda:0"))
+        assert len(released) == expected
 
 
 def test_bfloat16_on_a_card_without_it_is_refused():
@@ -251,13 +302,14 @@ def raise_a_channel_of_down(monkeypatch, core, value):
     downs = [layer.mlp.down_proj for layer in core.model.language_model.layers]
     for down in downs:
         down.register_forward_hook(lambda _m, _a, out: raised(out))
-    merge = decoder._merged
+    for name in ("_merged", "_with_lora"):
+        make = getattr(decoder, name)
 
-    def merged(modules, dtype):
-        linear = merge(modules, dtype)
-        return (lambda x: raised(linear(x))) if modules[0] in downs else linear
+        def made(modules, dtype, make=make):
+            linear = make(modules, dtype)
+            return (lambda x: raised(linear(x))) if modules[0] in downs else linear
 
-    monkeypatch.setattr(decoder, "_merged", merged)
+        monkeypatch.setattr(decoder, name, made)
 
 
 @pytest.mark.parametrize("weights", ["never", "always"])
@@ -290,7 +342,7 @@ def test_sampling_in_float16_holds_a_large_stream_and_agrees_with_training(
 def test_logits_that_are_not_finite_stop_sampling(backbone, task):
     """A NaN draws token 0 for ever; without a word the rollouts would count as malformed."""
     down = backbone.core.model.language_model.layers[1].mlp.down_proj
-    handle = down.register_forward_hook(lambda _m, _a, out: out * torch.nan)
+    torch.nn.init.constant_(down.lora_B["policy"].weight, torch.nan)
     with pytest.raises(RuntimeError, match=rf"{task.heldout[0].id}.*not finite.*float32"):
         sample_groups(
             backbone,
@@ -299,4 +351,3 @@ def test_logits_that_are_not_finite_stop_sampling(backbone, task):
             sampling=SamplingConfig(max_completion_tokens=3, dense_weights="never"),
             seed=("nan",),
         )
-    handle.remove()

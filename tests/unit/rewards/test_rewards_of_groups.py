@@ -15,8 +15,8 @@ from prism_lite.rewards import load
 from prism_lite.rewards.group_rewards import group_accuracy, group_verdicts, rewards_of
 from prism_lite.rewards.judge import judge_reward
 from prism_lite.rewards.load import load_rewards
+from prism_lite.stages.alarms.rewards import undecided_answers
 from prism_lite.stages.evaluate import _rates
-from prism_lite.stages.guards import undecided_answers
 from prism_lite.stages.rollout_log import undecided_metrics
 from prism_lite.types import FinishReason, Group, Rollout, Sample, Turn
 from tests.micro import micro_recipe

@@ -1,4 +1,4 @@
-"""Boxes, OCR, the LLM judge and the guards, against hand-computed values."""
+"""Boxes, OCR, the LLM judge and the alarms, against hand-computed values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prism_lite.config import JudgeConfig
 from prism_lite.rewards.boxes import boxes_score, iou, iou_reward, parse_boxes
 from prism_lite.rewards.judge import ask_judge, judge_reward
 from prism_lite.rewards.ocr import edit_distance, edit_similarity, ocr_reward
-from prism_lite.stages import guards
+from prism_lite.stages.alarms import completions, discriminator, rewards
 
 
 def _completion(answer: str) -> str:
@@ -184,36 +184,36 @@ class TestGuards:
     def test_losing_discriminator(self):
         lost = [(0.4, 0.3), (0.49, 0.1), (0.2, 0.45)]
         for accuracies in ([], lost[:2], [*lost, (0.5, 0.1)], [(0.4, 0.4), (0.1, 0.6), (0.2, 0.2)]):
-            assert guards.losing_discriminator(accuracies) is None
+            assert discriminator.losing_discriminator(accuracies) is None
         for accuracies in (lost, [(0.9, 0.9), *lost]):
-            alarm = guards.losing_discriminator(accuracies)
+            alarm = discriminator.losing_discriminator(accuracies)
             assert alarm and (alarm.name, alarm.value) == ("losing_discriminator", 0.49)
 
     def test_length_collapse(self):
-        assert guards.length_collapse([100, 100], usual_num_tokens=120) is None
-        alarm = guards.length_collapse([10, 30], usual_num_tokens=100)
+        assert completions.length_collapse([100, 100], usual_num_tokens=120) is None
+        alarm = completions.length_collapse([10, 30], usual_num_tokens=100)
         assert alarm and (alarm.name, alarm.value, alarm.limit) == ("length_collapse", 0.2, 0.4)
-        assert guards.length_collapse([], usual_num_tokens=100) is None
+        assert completions.length_collapse([], usual_num_tokens=100) is None
 
     def test_zero_spread(self):
-        assert guards.zero_spread_groups([0, 1, 0, 1], group_size=2) is None
-        alarm = guards.zero_spread_groups([1, 1, 0, 0, 1, 1, 0, 1], group_size=2)
+        assert rewards.zero_spread_groups([0, 1, 0, 1], group_size=2) is None
+        alarm = rewards.zero_spread_groups([1, 1, 0, 0, 1, 1, 0, 1], group_size=2)
         assert alarm and alarm.name == "zero_spread_groups" and alarm.value == 0.75
 
     def test_unscored_rollouts(self):
-        assert guards.unscored_rollouts([0.0, 1.0]) is None
-        alarm = guards.unscored_rollouts([0.0, float("nan"), 1.0, 1.0])
+        assert rewards.unscored_rollouts([0.0, 1.0]) is None
+        alarm = rewards.unscored_rollouts([0.0, float("nan"), 1.0, 1.0])
         assert alarm and (alarm.name, alarm.value) == ("unscored_rollouts", 0.25)
 
     def test_repeated_text(self):
         loop = "the bar is red " * 30
-        assert guards.repeated_share(loop) > 0.9
-        assert guards.repeated_share("one two three four five six seven eight nine ten") == 0.0
-        assert guards.repeated_share("short") == 0.0
+        assert completions.repeated_share(loop) > 0.9
+        assert completions.repeated_share("one two three four five six seven eight nine ten") == 0.0
+        assert completions.repeated_share("short") == 0.0
         # 9 words, 6 runs of 4, of which the last 2 repeat the first 2.
-        assert guards.repeated_share("a b c d x a b c d") == pytest.approx(1 / 6)
-        assert guards.repeated_text(["fine text here"] * 9 + [loop]) is None
-        alarm = guards.repeated_text(["fine text here"] * 3 + [loop])
+        assert completions.repeated_share("a b c d x a b c d") == pytest.approx(1 / 6)
+        assert completions.repeated_text(["fine text here"] * 9 + [loop]) is None
+        alarm = completions.repeated_text(["fine text here"] * 3 + [loop])
         assert alarm and alarm.name == "repeated_text" and alarm.value == 0.25
 
     def test_answer_inside_think(self):
@@ -222,16 +222,16 @@ class TestGuards:
         boxed = r"<caption>a</caption><think>\boxed{5}</think><answer>5</answer>"
         outside = r"<caption>a</caption><think>b</think><answer>\boxed{5}</answer>"
         cut = "<caption>a</caption><think>The final answer is 5"
-        assert guards.answers_inside_think([clean, outside]) is None
-        alarm = guards.answers_inside_think([clean, tagged, boxed, cut])
+        assert completions.answers_inside_think([clean, outside]) is None
+        alarm = completions.answers_inside_think([clean, tagged, boxed, cut])
         assert alarm and alarm.name == "answer_inside_think" and alarm.value == 0.75
 
     def test_discriminator(self):
-        assert guards.discriminator_saturation([1.0, 0.0, 9.9], cap=10) is None
-        alarm = guards.discriminator_saturation([9.9, 9.8, -9.9, 1.0], cap=10)
+        assert discriminator.discriminator_saturation([1.0, 0.0, 9.9], cap=10) is None
+        alarm = discriminator.discriminator_saturation([9.9, 9.8, -9.9, 1.0], cap=10)
         assert alarm and (alarm.name, alarm.value) == ("discriminator_saturation", 0.75)
 
     def test_discriminator_too_strong(self):
-        assert guards.discriminator_too_strong([1.0, 0.0], [0.5, 0.5]) is None
-        alarm = guards.discriminator_too_strong([1.0, 2.0], [0.5, 0.5])
+        assert discriminator.discriminator_too_strong([1.0, 0.0], [0.5, 0.5]) is None
+        alarm = discriminator.discriminator_too_strong([1.0, 2.0], [0.5, 0.5])
         assert alarm and (alarm.name, alarm.value) == ("discriminator_too_strong", 1.0)

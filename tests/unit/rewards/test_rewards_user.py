@@ -299,7 +299,7 @@ def test_a_gold_answer_without_a_box_is_found_before_training():
 def test_a_reward_file_that_changed_is_refused_once_a_stage_has_used_it(tmp_path, load):
     config = micro_recipe()
     core = torch.nn.Linear(1, 1)
-    core.device, core.dtype = torch.device("cpu"), torch.float32
+    core.device, core.dtype, core.config = torch.device("cpu"), torch.float32, None
     rewards = [load(BREVITY, "brevity")]
     write_environment(tmp_path, config, core, rewards)
     changed = [load(BREVITY + "# faster\n", "brevity")]

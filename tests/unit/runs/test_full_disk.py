@@ -7,10 +7,17 @@ import resource
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from prism_lite import files
 from prism_lite.files import write_text
-from prism_lite.runs.checkpoint import Trained, load_latest, save_checkpoint, save_final
+from prism_lite.runs.checkpoint import (
+    Trained,
+    disk_errors,
+    load_latest,
+    save_checkpoint,
+    save_final,
+)
 
 TENSORS = {"policy": {"weight": torch.zeros(100_000)}}
 
@@ -43,7 +50,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, small_files, what):
         if what == "final":
             save_final(stage, TENSORS)
         else:
-            save_checkpoint(stage, 2, trained, fingerprint="x")
+            save_checkpoint(stage, 2, trained, settings={})
 
     with pytest.raises(OSError) as full:
         save()
@@ -52,7 +59,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, small_files, what):
     small_files()
     save()
     if what != "final":
-        restored, refused = load_latest(stage, fingerprint="x")
+        restored, refused = load_latest(stage, settings={})
         assert restored is not None and restored.step == 2 and not refused
 
 
@@ -67,3 +74,10 @@ def test_an_old_file_survives_a_full_disk(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"results\.json"):
         write_text(file, "new")
     assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_an_export_that_does_not_fit_is_an_error_of_the_system(tmp_path, small_files):
+    """A discriminator or a policy is written by safetensors, whose own error has no number."""
+    with pytest.raises(OSError, match="policy") as full, disk_errors(tmp_path / "policy"):
+        save_file({"weight": torch.zeros(100_000)}, tmp_path / "weight.safetensors")
+    assert full.value.errno == errno.EFBIG and full.value.strerror

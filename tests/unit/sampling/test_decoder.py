@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
+from prism_lite.config import SamplingConfig
 from prism_lite.models.attention import attend, merge
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.tree_attention import (
@@ -17,8 +22,12 @@ from prism_lite.models.tree_attention import (
     tree_mask,
 )
 from prism_lite.planner.tracker import Tracker
+from prism_lite.sampling import rollouts
 from prism_lite.sampling.decoder import dense_bytes, lean_decoder, prefill
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
+from prism_lite.sampling.packed_cache import PackedCache
+from prism_lite.sampling.rollouts import sample_groups
+from prism_lite.sampling.token_step import StepRunner, rows_to_keep
 from tests.micro import fill_adapter
 from tests.planning import Watch
 from tests.unit.models.test_packing import SYSTEM, mixed_samples
@@ -47,17 +56,20 @@ def test_prefill_logits_equal_transformers(make_backbone, quantization, dense):
         assert layers[0][0].shape[0] == sum(map(len, prompts))
 
 
+@pytest.mark.parametrize("is_dense", [True, False])
 @pytest.mark.parametrize("role", ["policy", "reference"])
-def test_dense_weights_are_those_of_the_active_role(backbone, role):
+def test_products_are_those_of_the_active_role(backbone, role, is_dense):
+    """Of merged weights, and of 4-bit weights with one LoRA product for modules with the same input."""
     fill_adapter(backbone)
     x_TD = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     layer = backbone.core.model.language_model.layers[1]
     with torch.no_grad(), backbone.role(role):
-        dense = lean_decoder(backbone.core, dense=True, float32_residual=False).layers[1]
+        lean = lean_decoder(backbone.core, dense=is_dense, float32_residual=False).layers[1]
         mlp, attention = layer.mlp, layer.self_attn
         for found, modules in (
-            (dense.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
-            (dense.gate_up, (mlp.gate_proj, mlp.up_proj)),
+            (lean.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (lean.out, (attention.o_proj,)),
+            (lean.gate_up, (mlp.gate_proj, mlp.up_proj)),
         ):
             expected = torch.cat([module(x_TD) for module in modules], -1)
             torch.testing.assert_close(found(x_TD), expected, rtol=0, atol=1e-5)
@@ -81,17 +93,24 @@ def naive(q_RHd, keys_values, prompt_R, own, scale):
     return torch.stack(rows)
 
 
-def test_the_shared_cache_equals_one_row_at_a_time():
-    """Prompts of four lengths in buckets, uneven groups, rows leaving, buffers growing; float64."""
-    generator = torch.Generator().manual_seed(2)
+def packed_reference(q_NJd, k_KJd, v_KJd, begin_q, begin_k, most_queries, most_keys):
+    """What `packed_attention` returns on a card (scale d ** -0.5), without a shape that depends on data."""
+    assert begin_q.dtype == begin_k.dtype == torch.int32
+    assert begin_q[1:].sub(begin_q[:-1]).amax() <= most_queries
+    assert begin_k[1:].sub(begin_k[:-1]).amax() <= most_keys
+    # the sequence of an index is the last one that begins at or before it: empty ones have none
+    sequence_N, sequence_K = (
+        torch.searchsorted(begin, torch.arange(len(x), dtype=torch.int32), right=True)
+        for begin, x in ((begin_q, q_NJd), (begin_k, k_KJd))
+    )
+    score_JNK = torch.einsum("njd,kjd->jnk", q_NJd, k_KJd.nan_to_num()) * q_NJd.shape[2] ** -0.5
+    score_JNK = score_JNK.masked_fill(sequence_N[:, None] != sequence_K, -torch.inf)
+    out_NJd = torch.einsum("jnk,kjd->njd", score_JNK.softmax(-1), v_KJd.nan_to_num(0, 0, 0))
+    return out_NJd, score_JNK.logsumexp(-1)
 
-    def random(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    num_heads, num_kv_heads, size, scale = 4, 2, 8, 8**-0.5
-    lengths, counts = [30, 9, 11, 10], [3, 2, 1, 4]
-    prompts = [(random(n, num_kv_heads, size), random(n, num_kv_heads, size)) for n in lengths]
-    flat = [(torch.cat([k for k, _ in prompts]), torch.cat([v for _, v in prompts]))]
+def bucketed(flat, lengths, counts, is_fixed):
+    """The cache of prompts in buckets, and each row's prompt."""
     spans = [(sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(4)]
     groups = bucket_prompts(lengths)
     assert groups == [[1, 3, 2], [0]]
@@ -102,7 +121,39 @@ def test_the_shared_cache_equals_one_row_at_a_time():
         for keys_values, group in zip(padded, groups, strict=True)
     ]
     prompt_R = [p for group in groups for p in group for _ in range(counts[p])]
-    cache = GroupCache(buckets, max_tokens=300)
+    return GroupCache(buckets, max_tokens=300, is_fixed=is_fixed), prompt_R
+
+
+def packed(flat, lengths, counts):
+    """The cache of packed sequences, and each row's prompt."""
+    cache = PackedCache(
+        flat, lengths, counts, max_tokens=300, num_shared=2, attention=packed_reference
+    )
+    assert flat == []
+    return cache, [p for p, count in enumerate(counts) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["buckets", "fixed", "packed"])
+def test_the_shared_cache_equals_one_row_at_a_time(kind):
+    """Prompts of four lengths, uneven groups, rows leaving, windows growing; float64."""
+    generator = torch.Generator().manual_seed(2)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    num_heads, num_kv_heads, size, scale = 4, 2, 8, 8**-0.5
+    ones, zeros = torch.ones(1, 1, size).double(), torch.zeros(1, 1, size).double()
+    layer = SimpleNamespace(qk_norm=ones[0].expand(num_heads + num_kv_heads, -1))
+    decoder: Any = SimpleNamespace(
+        layers=[layer], eps=0.0, num_heads=4, num_kv_heads=2, head_size=size, scale=scale
+    )
+    lengths, counts = [30, 9, 11, 10], [3, 2, 1, 4]
+    prompts = [(random(n, num_kv_heads, size), random(n, num_kv_heads, size)) for n in lengths]
+    flat = [(torch.cat([k for k, _ in prompts]), torch.cat([v for _, v in prompts]))]
+    if kind == "packed":
+        cache, prompt_R = packed(flat, lengths, counts)
+    else:
+        cache, prompt_R = bucketed(flat, lengths, counts, kind == "fixed")
     own = [random(len(prompt_R), 0, num_kv_heads, size) for _ in range(2)]
     leaving = {3: [0, 1, 2, 4, 5, 7, 9], 131: [0, 3, 4, 6], 140: [3]}
     for step in range(150):
@@ -111,13 +162,93 @@ def test_the_shared_cache_equals_one_row_at_a_time():
             own = [x[leaving[step]] for x in own]
             prompt_R = [prompt_R[row] for row in leaving[step]]
         q, k, v = (random(len(prompt_R), h, size) for h in (num_heads, num_kv_heads, num_kv_heads))
+        qkv = torch.cat([q, k, v], 1)
+        q, k = (torch.nn.functional.rms_norm(x, (size,)) for x in (q, k))
         own = [torch.cat([x, new[:, None]], 1) for x, new in zip(own, (k, v), strict=True)]
-        found = cache.attend(0, q, k, v, scale)
-        cache.length += 1
+        has_grown = cache.reserve(step + 1)
+        if kind != "buckets":
+            assert has_grown == (kind == "fixed" and step == 128)
+        cache.open_slot()
+        found = cache.attend_product(decoder, 0, qkv, ones, zeros)  # no rotation
         torch.testing.assert_close(
             found, naive(q, prompts, prompt_R, own, scale), rtol=0, atol=1e-12
         )
-    assert len(cache.buckets) == 1
+
+
+@torch.library.custom_op("prism_tests::packed", mutates_args=())
+def packed_without_waiting(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    begin_q: torch.Tensor,
+    begin_k: torch.Tensor,
+    most_queries: int,
+    most_keys: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One operation, as the call on a card is."""
+    return packed_reference(q, k, v, begin_q, begin_k, most_queries, most_keys)
+
+
+class FixedShapes(TorchDispatchMode):
+    """Refuses what would wait for a card, and notes every operation with the shapes of its results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Any] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
+        results = func(*args, **(kwargs or {}))
+        shapes = [tuple(x.shape) for x in tree_flatten(results)[0] if isinstance(x, torch.Tensor)]
+        self.operations.append((name, shapes))
+        return results
+
+
+@pytest.mark.parametrize("kind", ["fixed", "packed"])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_token_step_neither_waits_nor_changes_its_shapes(
+    backbone, task, monkeypatch, kind, top_p
+):
+    """As on a card, where it is recorded once: 31 steps while rows end; tokens as on a CPU."""
+    fill_adapter(backbone)
+    sampling = SamplingConfig(max_completion_tokens=32, dense_weights="never", top_p=top_p)
+    arguments: dict[str, Any] = {"group_size": 3, "sampling": sampling, "seed": ("step",)}
+    expected = sample_groups(backbone, task.heldout[:3], **arguments)
+    assert len({len(r.token_ids) for group in expected for r in group.rollouts}) > 1
+    taken = []
+
+    def take(_runner, step, num_steps):
+        for _ in range(num_steps):
+            with FixedShapes() as mode:
+                step()
+            taken.append(mode.operations)
+
+    attention = packed_without_waiting if kind == "packed" else None
+    monkeypatch.setattr(rollouts, "packed_attention", lambda *_: attention)
+    fixed_cache = partial(GroupCache, is_fixed=True)
+    monkeypatch.setattr(rollouts, "GroupCache", lambda *buckets, **_: fixed_cache(*buckets))
+    monkeypatch.setattr(rollouts, "check_schedule", lambda _device: (32, 8))
+    monkeypatch.setattr(StepRunner, "take", take)
+    sampled = sample_groups(backbone, task.heldout[:3], **arguments)
+    assert len(taken) == 31 and all(operations == taken[0] for operations in taken)
+    for group, other in zip(sampled, expected, strict=True):
+        for rollout, same in zip(group.rollouts, other.rollouts, strict=True):
+            assert rollout.token_ids == same.token_ids
+            torch.testing.assert_close(
+                rollout.sampling_logprob_C, same.sampling_logprob_C, rtol=0, atol=1e-5
+            )
+
+
+def test_rows_are_dropped_once_they_are_an_eighth_and_to_a_multiple():
+    ended = {3, 5, 8}
+    is_ended = [row in ended for row in range(20)]
+    unfinished = [row for row in range(20) if row not in ended]
+    assert rows_to_keep(is_ended, multiple=1) == unfinished
+    assert rows_to_keep(is_ended, multiple=3) == sorted([*unfinished, 3])  # 18 rows
+    assert rows_to_keep(is_ended, multiple=8) == list(range(20))
+    assert rows_to_keep([True, *[False] * 8], multiple=1) == list(range(9))  # a ninth
+    assert rows_to_keep([True] * 4, multiple=8) == []
 
 
 def test_laying_out_prompts_and_dropping_them_holds_no_second_copy():

@@ -9,10 +9,18 @@ import torch
 
 from prism_lite.config import SamplingConfig
 from prism_lite.digits import lessons
+from prism_lite.models import placement
 from prism_lite.models.families.qwen3_vl import PICTURE_TOKENS
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
-from prism_lite.sampling.rollouts import rows_that_fit, sample_groups, split_rows
+from prism_lite.sampling import rollouts
+from prism_lite.sampling.decoder import dense_bytes
+from prism_lite.sampling.rollouts import (
+    rows_that_fit,
+    sample_groups,
+    sample_in_pieces,
+    split_rows,
+)
 from tests.micro import fill_adapter
 
 GREEDY = SamplingConfig(temperature=0.0, max_completion_tokens=24)
@@ -252,6 +260,48 @@ def test_rows_follow_the_free_memory_of_a_card(backbone, task, monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 50 * row_bytes)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 25 * row_bytes)
     assert rows_that_fit(backbone, prompts, WARM) == 100
+
+
+def test_dense_weights_are_held_where_they_fit_beside_what_sampling_needs(backbone, monkeypatch):
+    """Two prompts of three rows, four rows at once: the weights, the keys and values of four rows and two
+    prompts of the longest length, and four rows of logits four times, in 80 % of what is free."""
+    sampling = dataclasses.replace(WARM, max_rows=4)
+    text = backbone.core.config.text_config
+    token_bytes = 4 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    num_tokens = 4 * 24 + 2 * backbone.config.max_prompt_tokens
+    needed = dense_bytes(backbone.core) + num_tokens * token_bytes + 4 * 16 * text.vocab_size
+    for num_free, expected in ((needed / 0.8 + 2, True), (needed / 0.8 - 2, False)):
+        monkeypatch.setattr(placement, "free_bytes", lambda _device, num_free=num_free: num_free)
+        assert rollouts._holds_dense_weights(backbone, 2, 3, sampling) is expected
+    for setting, expected in (("always", True), ("never", False)):
+        chosen = dataclasses.replace(sampling, dense_weights=setting)
+        assert rollouts._holds_dense_weights(backbone, 2, 3, chosen) is expected
+
+
+def test_weights_are_merged_once_for_all_pieces(backbone, task, monkeypatch):
+    merged = []
+    read = rollouts.lean_decoder
+
+    def counted(*args, **kwargs):
+        merged.append(kwargs["dense"])
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(rollouts, "lean_decoder", counted)
+    samples = list(task.heldout[:5])
+    sampling = dataclasses.replace(WARM, max_rows=4, max_completion_tokens=3)
+    in_pieces = sample_in_pieces(
+        backbone,
+        samples,
+        with_progress=lambda pieces, _description: pieces,
+        description="",
+        group_size=2,
+        sampling=sampling,
+        seed=("test",),
+    )
+    assert merged == [True]
+    assert tokens_of(in_pieces) == tokens_of(
+        sample_many(backbone, task, samples, group_size=2, sampling=sampling)
+    )
 
 
 def test_sampling_asks_only_the_layers_where_they_lie(backbone, task, monkeypatch):

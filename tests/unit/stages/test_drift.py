@@ -14,7 +14,13 @@ from prism_lite.digits.wording import PartVerdicts
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.stages.drift import kl_estimate, kl_to_reference, part_errors, teacher_differences
+from prism_lite.stages.drift import (
+    kl_estimate,
+    kl_of_step,
+    kl_to_reference,
+    part_errors,
+    teacher_differences,
+)
 from prism_lite.stages.evaluate import spaced
 from prism_lite.types import Group, Rollout, Sample, Turn
 from tests.micro import micro_recipe
@@ -133,6 +139,33 @@ def test_the_kl_of_a_policy_to_itself_is_zero(random_backbone, task):
     # the reference's softmax includes the tokens that sampling suppresses
     suppressed = len(backbone.suppressed_ids) / backbone.core.config.text_config.vocab_size
     assert 0 <= value < 2 * suppressed + 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_kl_of_a_step_is_that_of_its_first_group(random_backbone, task, temperature):
+    """Against a start that is an adapter of its own, and one rollout after another."""
+    backbone = random_backbone
+    policy = backbone.adapter_state()
+    start = {name: 0.5 * tensor.cpu() for name, tensor in policy.items()}
+    backbone.load_adapter_state(start, "reference")
+    groups = sample_groups(
+        backbone, task.heldout[:3], group_size=4,
+        sampling=micro_recipe(sampling__temperature=temperature).sampling, seed=("kl",),
+    )  # fmt: skip
+    value = kl_of_step(backbone, start, groups, temperature=temperature)
+    log_ratio, num_tokens = 0.0, 0
+    for rollout in groups[0].rollouts:
+        tree = Tree(backbone.prompt(groups[0].sample), (torch.tensor(rollout.token_ids),))
+        pack = pack_trees([tree])
+        with torch.no_grad(), backbone.role("reference"):
+            hidden = backbone.hidden_states(pack)[pack.predictor_N]
+            logprobs = (hidden @ backbone.head_weight.T / temperature).log_softmax(-1)
+        chosen = logprobs[torch.arange(len(rollout.token_ids)), torch.tensor(rollout.token_ids)]
+        log_ratio += float(rollout.sampling_logprob_C.sum() - chosen.sum())
+        num_tokens += len(rollout.token_ids)
+    assert value == pytest.approx(log_ratio / num_tokens, abs=1e-4) and abs(value) > 1e-3
+    for name, tensor in backbone.adapter_state().items():
+        assert torch.equal(tensor, policy[name]), "the policy is as it was"
 
 
 def test_evenly_spaced_items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from prism_lite.stages import gate
 from prism_lite.stages.preflight import check_stages
 from tests.micro import micro_recipe, quiet_console
 
-LEARNED, KNOWN, NOT = "learned", "known before training", "not judged"
+LEARNED, KNOWN, NOT, LOST = "learned", "known before training", "not judged", "lost"
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,7 @@ LEARNED, KNOWN, NOT = "learned", "known before training", "not judged"
         (0.50, 0.70, LEARNED),
         (0.93, 0.94, KNOWN),
         (0.90, 0.85, KNOWN),
-        (0.95, 0.40, NOT),  # it was known and is forgotten
+        (0.95, 0.40, LOST),
         (0.50, 0.52, NOT),
         (0.20, 0.50, NOT),  # better than before, but at chance
         (0.70, 0.72, NOT),  # above chance, but as before
@@ -47,7 +49,7 @@ def test_few_pairs_prove_less():
     assert not gate.judge_grounding(0.5, 0.75, 8)[0]
 
 
-def check(monkeypatch, untrained, trained, *, setting="stop", num_pairs=200) -> str:
+def check(monkeypatch, untrained, trained, *, setting="stop", num_pairs=200, alpha=0.5) -> str:
     """Run the gate on figures (perception, reasoning), and return what it prints."""
     channels = ("perception", "reasoning")
     probe = {f"disc/grounding_{c}": v for c, v in zip(channels, trained, strict=True)}
@@ -57,29 +59,75 @@ def check(monkeypatch, untrained, trained, *, setting="stop", num_pairs=200) -> 
     console = quiet_console()
     context = SimpleNamespace(
         backbone=None,
-        config=micro_recipe(align__gate=setting),
+        config=micro_recipe(align__gate=setting, align__alpha=alpha),
         task=SimpleNamespace(probe=(None,) * num_pairs),
-        run=SimpleNamespace(console=console, metrics=lambda stage: lines),
+        run=SimpleNamespace(console=console, metrics=lambda stage: lines, path=Path("nowhere")),
     )
     gate.check_gate(context, None)  # type: ignore[arg-type]
     return " ".join(console.file.getvalue().split())
 
 
-def test_one_channel_is_enough_and_both_are_named(monkeypatch):
-    text = check(monkeypatch, (0.31, 0.5), (0.96, 0.52))
-    assert "perception: learned (0.31 untrained -> 0.96)" in text
-    assert "reasoning: not judged (0.50 untrained -> 0.52)" in text
-    text = check(monkeypatch, (0.5, 0.93), (0.5, 0.94))
-    assert "reasoning: known before training (0.93 untrained -> 0.94)" in text
+@pytest.mark.parametrize(
+    ("untrained", "trained"),
+    [
+        # make run (demo/sample_run) and the seeds of study/tiny.json with the smallest figures
+        ((0.0, 0.955), (0.985, 0.875)),
+        ((0.0, 0.955), (0.97, 0.875)),
+        ((0.0, 0.955), (0.995, 0.845)),
+    ],
+)
+def test_it_opens_where_both_channels_are_judged_and_names_them(monkeypatch, untrained, trained):
+    text = check(monkeypatch, untrained, trained)
+    assert f"perception: learned (0.00 untrained -> {trained[0]:.2f})" in text
+    before = f"{untrained[1]:.2f}"
+    assert f"reasoning: known before training ({before} untrained -> {trained[1]:.2f})" in text
+    assert "warning" not in text
 
 
-@pytest.mark.parametrize("untrained", [(0.5, 0.5), None])
-def test_without_any_it_stops_and_says_what_to_do_or_warns(monkeypatch, untrained):
-    with pytest.raises(ValueError, match=r"-> 0\.52.*warmup\.steps.*align\.gate=warn") as raised:
-        check(monkeypatch, untrained, (0.52, 0.51))
-    assert "perception: not judged" in str(raised.value)
-    text = check(monkeypatch, untrained, (0.52, 0.51), setting="warn")
-    assert "warning: the discriminator does not judge content on either channel" in text
+@pytest.mark.parametrize(
+    ("untrained", "trained", "alpha", "failed", "verdict", "advice"),
+    [
+        # reasoning was known, and perception learned nothing: it must not pass for both
+        ((0.0, 0.955), (0.03, 0.94), 0.5, "perception", "not judged (0.00 untrained -> 0.03)", 0),
+        ((0.31, 0.5), (0.96, 0.52), 0.5, "reasoning", "not judged (0.50 untrained -> 0.52)", 1),
+        # the erring teacher of study/tiny-erring-teacher.json, seed 5
+        ((0.0, 0.955), (0.98, 0.325), 0.5, "reasoning", "lost (0.95 untrained -> 0.33)", 1),
+        # alpha 1: perception has all the weight
+        ((0.0, 0.955), (0.03, 0.94), 1.0, "perception", "not judged (0.00 untrained -> 0.03)", 0),
+        ((0.5, 0.955), (0.5, 0.3), 0.5, "perception and reasoning", "perception: not judged", None),
+    ],
+)
+def test_a_channel_without_judgement_stops_and_is_named(
+    monkeypatch, untrained, trained, alpha, failed, verdict, advice
+):
+    with pytest.raises(ValueError, match=r"warmup\.steps.*align\.gate=warn") as raised:
+        check(monkeypatch, untrained, trained, alpha=alpha)
+    text = str(raised.value)
+    assert f"does not judge the content of {failed} (" in text
+    assert verdict in text
+    alone = {0: "reasoning alone", 1: "perception alone"}
+    if advice is None:
+        assert "align.alpha" not in text
+    else:
+        assert f"rely on {alone[advice]}: the same command with align.alpha={advice}" in text
+    warned = check(monkeypatch, untrained, trained, alpha=alpha, setting="warn")
+    assert f"warning: the discriminator does not judge the content of {failed}" in warned
+
+
+@pytest.mark.parametrize(
+    ("trained", "alpha", "idle"),
+    [((0.98, 0.325), 1.0, "reasoning"), ((0.03, 0.94), 0.0, "perception")],
+)
+def test_a_channel_without_weight_does_not_close_it(monkeypatch, trained, alpha, idle):
+    text = check(monkeypatch, (0.0, 0.955), trained, alpha=alpha)
+    assert "warning" not in text
+    assert re.search(rf"{idle}: [^:]*, without weight", text)
+    assert text.count("without weight") == 1
+
+
+def test_without_an_untrained_probe_nothing_is_judged(monkeypatch):
+    with pytest.raises(ValueError, match=r"of perception and reasoning .*unknown untrained"):
+        check(monkeypatch, None, (0.96, 0.94))
 
 
 def test_without_a_probe_it_stops_or_warns(monkeypatch, task, tmp_path):

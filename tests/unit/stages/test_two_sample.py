@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from prism_lite.runs.drift_report import _HOW_TO_READ
+from prism_lite.runs.drift_report import HOW_TO_READ
 from prism_lite.stages import two_sample
 from prism_lite.stages.two_sample import energy_test, ngram_distance, ngrams, text_features
 
@@ -110,4 +110,4 @@ def test_completions_that_repeat_within_a_prompt_do_not_fake_a_difference(monkey
 
 
 def test_the_model_card_states_the_smallest_p_value():
-    assert f"({two_sample.SMALLEST_P:g} is the smallest it can give)" in _HOW_TO_READ
+    assert f"({two_sample.SMALLEST_P:g} is the smallest it can give)" in HOW_TO_READ

@@ -32,6 +32,10 @@ def test_other_settings_have_no_measured_room(change):
     [
         ("tiny", {"none", "frozen", "game-both", "sft-30", "dpo"}),
         ("tiny-more-arms", {"game-both", "game-on", "one-expert", "oracle"}),
+        (
+            "tiny-other-arms",
+            {"none", "game-both", "adversarial", "free", "sft-10", "best-of-n", "mixed", "base"},
+        ),
         ("tiny-erring-teacher", {"game-both", "game-on", "sft-10", "sft-30", "dpo"}),
     ],
 )

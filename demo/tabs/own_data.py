@@ -1,0 +1,99 @@
+"""Four steps from a data file to a training: check, columns, plan, start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from demo.runs import data_files, folder, trainer
+from demo.screens import html
+from demo.site import Header, Site, connect
+from demo.tabs import memory
+from demo.tabs.data import check_summary
+from prism_lite.recipe import recipe_names
+
+_COLUMNS = "{prompt: question, images: image, answer: answer, teacher: response}"
+
+
+def build(site: Site, header: Header) -> None:
+    """Lay out the four steps and connect their events."""
+    folder_note = f"Files are listed from {data_files.data_folder(site.home)}."
+    gr.HTML(html.note(folder_note))
+    with gr.Row():
+        train, heldout = (
+            gr.Dropdown([], value=None, label=label, elem_id=elem_id)
+            for label, elem_id in (
+                ("Rows to train on", "own-train"),
+                ("Held-out rows (optional)", "own-heldout"),
+            )
+        )
+    gr.HTML("<h3>1 Check</h3>")
+    check = gr.Button("Check the rows", elem_id="own-check")
+    check_reply = gr.HTML(elem_id="own-check-reply")
+    first_rows = gr.Textbox(label="First row of each stage", lines=4, interactive=False)
+    gr.HTML("<h3>2 Columns</h3>")
+    columns = gr.Textbox(
+        label="Only if the check did not recognize the format: our name: your column", max_length=400,
+        placeholder=_COLUMNS, elem_id="own-columns",
+    )  # fmt: skip
+    gr.HTML("<h3>3 Plan</h3>")
+    recipes = [name for name in recipe_names() if name != "tiny"]
+    recipe = gr.Dropdown(recipes, value="t4-2b", label="Recipe", elem_id="own-recipe")
+    plan = gr.Button("Plan its memory and time", elem_id="own-plan")
+    plan_reply = gr.HTML(elem_id="own-plan-reply")
+    gr.HTML("<h3>4 Start</h3>")
+    name = gr.Textbox(
+        folder.new_run_id(site.home), label="Run name", max_length=40, elem_id="own-name"
+    )
+    start = gr.Button("Start this training", variant="primary", elem_id="own-start")
+    start_reply = gr.HTML(elem_id="own-start-reply")
+
+    def list_files(*chosen: str | None) -> list[gr.Dropdown]:
+        names = data_files.file_names(site.home)
+        return [gr.Dropdown(choices=names, value=c if c in names else None) for c in chosen]
+
+    def check_rows(train_name: str | None, columns_text: str) -> tuple[str, str]:
+        try:
+            path = data_files.data_file(site.home, train_name)
+            return check_summary(path, columns_text)
+        except ValueError as error:
+            return html.note(str(error), tone="warn"), ""
+
+    def plan_recipe(recipe_name: str) -> str:
+        try:
+            return memory.plan_summary(memory.plan_memory(recipe_name, None))
+        except ValueError as error:
+            return html.note(str(error), tone="warn")
+
+    def begin(run_id: str, recipe_name: str, *data: str | None) -> str:
+        try:
+            return html.note(_start(site, run_id, recipe_name, *data), tone="good")
+        except ValueError as error:
+            return html.note(str(error), tone="warn")
+
+    files = [train, heldout]
+    connect(header.opened.then, list_files, files, files, is_silent=True)
+    for dropdown in files:
+        connect(dropdown.focus, list_files, files, files)
+    connect(check.click, check_rows, [train, columns], [check_reply, first_rows], is_slow=True)
+    connect(plan.click, plan_recipe, [recipe], [plan_reply], is_slow=True)
+    connect(start.click, begin, [name, recipe, train, heldout, columns], [start_reply])
+
+
+def _start(
+    site: Site, run_id: str, recipe: str, train: Any, heldout: Any, columns: str | None
+) -> str:
+    """Start a run on the user's files; return the sentence that says so."""
+    trainer.check_run_name(run_id)
+    if run_id in folder.run_ids(site.home):
+        raise ValueError(f"run {run_id!r} exists: choose another name.")
+    overrides = [f"data.train={data_files.data_file(site.home, train)}"]
+    if heldout:
+        overrides.append(f"data.heldout={data_files.data_file(site.home, heldout)}")
+    if columns:
+        overrides.append(f"data.columns={columns}")
+    arguments = trainer.training_arguments(recipe, trainer.form_values(recipe), overrides)
+    site.models.free_gpu()
+    process = site.trainer.start(run_id, arguments)
+    return f"{run_id} starts (process {process.pid}): choose it above to watch it. Its output is below."
