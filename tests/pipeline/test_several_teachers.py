@@ -15,7 +15,7 @@ from prism_lite.parts import Parts
 from prism_lite.stages import align, rlvr, warmup
 from prism_lite.stages.align import Replay, run_align
 from prism_lite.stages.dpo import run_dpo
-from prism_lite.stages.preflight import read_prompts
+from prism_lite.stages.read_prompts import read_prompts
 from prism_lite.stages.rlvr import run_rlvr
 from prism_lite.stages.sft import run_teacher_sft
 from prism_lite.stages.warmup import run_warmup
