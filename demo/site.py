@@ -29,7 +29,7 @@ class Site:
     models: Models = field(default_factory=Models)
 
     def path(self, run_id: str) -> Path:
-        """Return the folder of a run; raise a ValueError if there is no such run."""
+        """Return the folder of a run; raise a ValueError if it does not exist."""
         return folder.run_path(self.home, run_id)
 
     def load_model(self, path: Path) -> Model:

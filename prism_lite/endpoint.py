@@ -101,7 +101,7 @@ def post_json(
         timeout_s: of the complete reply, and of connecting.
 
     Raises:
-        EndpointError: there is no complete reply in time, it has another status than 200, or it is not a
+        EndpointError: the reply is not complete in time, it has another status than 200, or it is not a
             JSON object.
     """
     key = headers.get("Authorization", "").removeprefix("Bearer ")

@@ -56,7 +56,7 @@ class LastingStream:
         self.is_lost = True
 
     def close_if_lost(self) -> None:
-        """Send what the stream still holds to nowhere, so that it is no error when Python ends."""
+        """Send what the stream still holds to nowhere, so that Python ends without an error."""
         if not self.is_lost:
             return
         with contextlib.suppress(OSError, ValueError, AttributeError):

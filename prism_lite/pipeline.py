@@ -185,7 +185,7 @@ def _run(
 def _train(
     context: Context, stages: Sequence[Stage], base_s: float, command: str | None
 ) -> dict[str, Any]:
-    """Run and evaluate the stages, and write what a run hands on."""
+    """Run and evaluate the stages, and write what is exported from the run."""
     config, folder, backbone = context.config, context.run, context.backbone
     _write_skipped(folder, context.task)
     write_environment(folder.path, config, backbone.core, context.rewards, command)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from prism_lite.config import RunConfig
 from prism_lite.console import say
 from prism_lite.planner.rehearsal import (
     config_of_largest_rows,
@@ -14,7 +15,6 @@ from prism_lite.planner.rehearsal import (
     rehearsed_phases,
     with_longest_demonstration,
 )
-from prism_lite.planner.workload import Phase
 from prism_lite.runs.folder import start_peak
 from prism_lite.stages.context import Context
 from prism_lite.stages.memory import context_with_less_memory, free_memory
@@ -37,14 +37,17 @@ def rehearse_stages(context: Context, stages: Sequence[Stage]) -> Context:
         return context
     started_s = time.monotonic()
     start_peak(device)
+    largest = _largest(context)
     for phase in phases:
         while True:
             try:
-                _rehearse_phase(context, phase)
+                config = largest["sft" if phase.stage == "sft" else "others"]
+                rehearse(context.backbone, config, phase)
                 break
             except (RuntimeError, MemoryError) as error:
                 activity = f"the rehearsal of stage {phase.stage}"
                 context = context_with_less_memory(context, error, activity)
+                largest = _largest(context)
             free_memory()
     reserved_gib = torch.cuda.max_memory_reserved(device) / 2**30
     rehearsed = ", ".join(dict.fromkeys(phase.stage for phase in phases))
@@ -56,10 +59,9 @@ def rehearse_stages(context: Context, stages: Sequence[Stage]) -> Context:
     return context
 
 
-def _rehearse_phase(context: Context, phase: Phase) -> None:
+def _largest(context: Context) -> dict[str, RunConfig]:
+    """Return the settings of the run's largest rows: with SFT's demonstrations, and of the other stages."""
     backbone, task = context.backbone, context.task
     rows = [*task.sft, *task.warmup, *task.align, *task.rlvr]
     config = config_of_largest_rows(context.config, backbone, rows)
-    if phase.stage == "sft":
-        config = with_longest_demonstration(config, backbone, task.sft)
-    rehearse(backbone, config, phase)
+    return {"sft": with_longest_demonstration(config, backbone, task.sft), "others": config}

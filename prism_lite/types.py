@@ -161,7 +161,7 @@ class Sample:
         """The teacher's parts.
 
         Raises:
-            ValueError: there is no teacher completion, or it is malformed; names the row.
+            ValueError: the teacher completion is missing or malformed; names the row.
         """
         return self._parts_of("teacher")
 

@@ -109,7 +109,7 @@ class Model:
             The record of `routing.group_record`, as in `demo/groups.jsonl` of a recording.
 
         Raises:
-            ValueError: there is no discriminator yet, or the group size is out of range.
+            ValueError: the run has no discriminator yet, or the group size is out of range.
         """
         discriminator = self._loaded_discriminator()
         if not 2 <= group_size <= MAX_GROUP_SIZE:

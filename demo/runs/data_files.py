@@ -24,7 +24,7 @@ def data_file(home: Home, name: str | None) -> Path:
     """Return the path of a file by its name.
 
     Raises:
-        ValueError: none is chosen, or there is no such file.
+        ValueError: none is chosen, or the chosen one does not exist.
     """
     if not name:
         raise ValueError(

@@ -39,7 +39,7 @@ def examples(path: Path) -> list[Sample]:
 
 
 def is_recorded(path: Path, sample: Sample | None, tokens: str, seed: int) -> bool:
-    """Return whether the sample's completions were recorded with these settings, or there is no sample."""
+    """Return whether the completions were recorded with these settings; also True without a sample."""
     return sample is None or bool(_recorded_lines(path, sample, tokens, seed))
 
 

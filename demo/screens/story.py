@@ -170,7 +170,7 @@ def _y(share: float) -> float:
 
 
 def _label_heights(shares: Sequence[float]) -> list[float]:
-    """Return the heights of the labels at the lines' ends, at least 15 apart."""
+    """Return the heights of the labels at the lines' ends, with at least 15 between them."""
     order = sorted(range(len(shares)), key=lambda i: _y(shares[i]))
     heights = [0.0] * len(shares)
     lowest = 0.0

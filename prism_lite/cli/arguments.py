@@ -36,7 +36,7 @@ def check_arguments(config: RunConfig, out: Path, keys: Sequence[str]) -> None:
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not Path(file).is_file():
             raise ValueError(
-                f"rlvr.rewards has {name}, and there is no file {Path(file).absolute()}."
+                f"rlvr.rewards has {name}, but {Path(file).absolute()} does not exist."
             )
     check_trackers(config)
     check_folder(out, config)

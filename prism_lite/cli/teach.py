@@ -182,7 +182,7 @@ def _settings(arguments: argparse.Namespace) -> TeachSettings:
     if instruction.startswith("@"):
         path = Path(instruction[1:])
         if not path.is_file():
-            raise ValueError(f"--instruction {instruction}: there is no file {path.absolute()}.")
+            raise ValueError(f"--instruction {instruction}: {path.absolute()} does not exist.")
         instruction = path.read_text(encoding="utf-8").strip()
     return TeachSettings(
         model=arguments.model or arguments.local,

@@ -114,7 +114,7 @@ def _eval(arguments: argparse.Namespace, _overrides: list[str]) -> int:
 
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise ValueError(
-            f"--json {arguments.json}: there is no folder {Path(arguments.json).absolute().parent}; create "
+            f"--json {arguments.json}: {Path(arguments.json).absolute().parent} does not exist; create "
             "it, or name another file."
         )
     _prepare(arguments.run)

@@ -304,8 +304,8 @@ class EvalConfig:
     num_inside: PositiveInt = 48
     "Prompts of an evaluation inside a stage: evenly spaced held-out rows, the same every time."
     keep: Literal["last", "best"] = "last"
-    """Policy that a stage hands on: after its last step, or after the step whose evaluation inside the
-    stage was best (of equal ones the earliest). best needs eval.every."""
+    """Policy that a stage passes to the next one: after its last step, or after the step whose
+    evaluation inside the stage was best (of equal ones the earliest). best needs eval.every."""
     best_by: InsideFigure = "accuracy"
     "Figure that eval.keep = best compares."
     drift: bool = True

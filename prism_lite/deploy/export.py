@@ -193,7 +193,7 @@ def export_discriminator(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` at the end; an error leaves nothing behind.
+    """Yield a temporary folder that becomes `out` at the end; an error removes it.
 
     Raises:
         ValueError: `out` exists already, or cannot be created.

@@ -18,7 +18,7 @@ def read_adapter(path: str, lora: LoraConfig) -> dict[str, Tensor]:
         lora: the run's settings, which the adapter must have been trained with.
 
     Raises:
-        ValueError: there is no adapter, or it is not one that these settings describe.
+        ValueError: the adapter is missing, or it is not one that these settings describe.
     """
     try:
         config = PeftConfig.from_pretrained(path)

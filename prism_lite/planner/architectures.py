@@ -38,7 +38,7 @@ def architecture_of(config: RunConfig) -> Architecture:
     if Path(name).is_dir():
         return _of_folder(Path(name))
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ValueError(f"model.name = {name!r}: there is no such folder.")
+        raise ValueError(f"model.name = {name!r}: this folder does not exist.")
     size = re.search(r"(?<![0-9.])([248]b)(?![a-z])", name.lower())
     if size is None:
         raise ValueError(

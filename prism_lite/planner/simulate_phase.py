@@ -82,7 +82,7 @@ class Simulated:
 
     @property
     def reserved_gib(self) -> float:
-        """Most that is reserved for them; the peak itself where there is no card."""
+        """Most that is reserved for them; without a card, the peak itself."""
         return max(self.reserved_bytes, self.peak.total) / GIB
 
     @property

@@ -78,7 +78,7 @@ def _load_user_reward(setting: str, weight: float) -> Reward:
     path = Path(place).resolve() if place.endswith(".py") else None
     if path and not path.is_file():
         raise ValueError(
-            f"rlvr.rewards.{setting}: there is no file {path}. Correct the path (a relative one starts "
+            f"rlvr.rewards.{setting}: {path} does not exist. Correct the path (a relative one starts "
             "at the current folder), or give package.module:function."
         )
     if name in BUILT_IN_REWARDS:

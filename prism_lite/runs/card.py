@@ -166,10 +166,10 @@ def _plots_section(folder: RunFolder) -> str:
     if not names:
         return ""
     pictures = "\n".join(f"![{name}](plots/{name}.png)" for name in names)
-    return f"""Curves are moving averages with the steps faint behind them. To compare with another run on \
+    return f"""Curves are moving averages with the steps drawn faintly. To compare with another run on \
 the same held-out rows, put the two README.md side by side: `results` and the panels of shares have the \
 same axes in every run. A run is better if its interval in `results` is higher and does not overlap; a \
-higher reward without a higher eval/accuracy is no gain.
+higher reward without a higher eval/accuracy is not a gain.
 
 {pictures}
 """

@@ -155,7 +155,7 @@ def needed_files(
 
 
 def _write_folder(folder: Path, trained: Trained, state: dict[str, Any]) -> None:
-    """Write a folder in one step; an error leaves nothing behind, so that a full disk has room again."""
+    """Write a folder in one step; an error removes it again, so that a full disk has room."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

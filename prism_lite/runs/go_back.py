@@ -29,7 +29,7 @@ def go_back(run: RunFolder, place: str) -> None:
         place: STAGE:STEP, as "align:40": the folder stages/align/checkpoint-40.
 
     Raises:
-        ValueError: there is no such checkpoint, or it must not be used.
+        ValueError: the checkpoint does not exist, or it must not be used.
     """
     stage, _, step_text = place.partition(":")
     folder = run.stage(stage) / f"checkpoint-{step_text}"

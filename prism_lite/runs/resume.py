@@ -65,7 +65,7 @@ def changed_settings(
 ) -> tuple[list[tuple[str, Any, Any]], list[str]]:
     """Compare the settings of a run with those of its resumption.
 
-    An edition adds settings: one that the run did not have yet is no change if it has its default.
+    An edition adds settings: one that the run did not have yet is not a change if it has its default.
 
     Returns:
         (key, earlier value, value) of each setting that differs; and the keys that are new.
@@ -92,7 +92,7 @@ def _entries(key: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
 
 
 def check_folder(path: Path, config: RunConfig) -> list[str]:
-    """Check that a run with these settings may write to a folder; leave nothing behind.
+    """Check that a run with these settings may write to a folder; leave no file in it.
 
     Returns:
         Settings that the run in the folder does not know yet, see `check_same_settings`.

@@ -1,7 +1,7 @@
 """The small JSON files of a run folder: a damaged one is left out or rebuilt, and never stops a run.
 
 An object file (results.json, env.json, ...) has its hashes beside it, `.NAME.sha256`: that of the content
-and that of the one before, so that a kill between two writes is no damage. A file without hashes, as
+and that of the one before, so that a kill between two writes is not damage. A file without hashes, as
 earlier editions wrote it, is read as it is.
 """
 

@@ -83,7 +83,7 @@ class Context:
 
         If the stage trains the policy, the iterator evaluates it inside the stage (`eval.every`), after
         a step and before its checkpoint. When the iterator ends, the backbone has the policy that the
-        stage hands on (`eval.keep`).
+        stage passes to the next one (`eval.keep`).
 
         Args:
             optimizers: of "policy" and "discriminator": what the stage trains.

@@ -50,7 +50,7 @@ def warn_of_shared_rows(config: RunConfig, task: TaskData, console: Console) -> 
 
 
 def _how_to_part(train: str, data: DataConfig, num_heldout: int) -> str:
-    """Return the command that keeps the rows of a training file and of the held-out one apart."""
+    """Return the command that keeps the rows of a training file and of the held-out one separate."""
     heldout, num_aside = data.heldout or "", max(1, num_heldout // 10)
     folder, name = Path(train).parent, Path(train.partition("#")[0]).stem
     if train == heldout and train.endswith(".jsonl"):
@@ -179,10 +179,10 @@ def _check_rows(stage: str, task: TaskData) -> None:
             if task.skipped
             else ""
         )
-        way_on = " `prism-lite teach` writes teacher completions." if "teacher" in needed else ""
+        remedy = " `prism-lite teach` writes teacher completions." if "teacher" in needed else ""
         raise ValueError(
             f"stage {stage} has no rows: none of the data has a {needed}{left_out}. Set {key}, or run "
-            f"the other stages by name (prism-lite sft, ...).{way_on}"
+            f"the other stages by name (prism-lite sft, ...).{remedy}"
         )
 
 

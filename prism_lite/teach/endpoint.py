@@ -80,7 +80,7 @@ class EndpointTeacher:
         """Return the reply to a prompt, after as many retries as are allowed.
 
         Raises:
-            NoReplyError: there is no usable reply.
+            NoReplyError: no reply can be used.
             RefusedError: no row would get one.
             Stopped: the program is stopping.
         """
@@ -120,7 +120,9 @@ class EndpointTeacher:
         if asked_s is not None:
             self.pace.hold(asked_s)  # a limit of the key, not of this request
         else:
-            spread = Random().uniform(0.75, 1.25)  # threads that failed together come back apart
+            spread = Random().uniform(
+                0.75, 1.25
+            )  # threads that failed together come back at different times
             self.pace.sleep(min(_LONGEST_WAIT_S, 2.0**attempt) * spread)
 
     def _body(self, prompt: Sample) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Journal:
         if out.exists() and not path.exists():
             raise ValueError(f"--out {out} exists and has no journal: give another file.")
         if not out.absolute().parent.is_dir():
-            raise ValueError(f"--out {out}: there is no folder {out.absolute().parent}; create it.")
+            raise ValueError(f"--out {out}: {out.absolute().parent} does not exist; create it.")
         self._journal = path.open("ab")
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ class Journal:
         """Store how a row ended, and write the row of one that was taught.
 
         Args:
-            reason: why there is no teacher text, or why there is less than was asked for.
+            reason: why the row has no teacher text, or less than was asked for.
             num_requests: requests without a reply.
         """
         record = {"key": key, "end": end, "place": place, "reason": reason, "row": row}

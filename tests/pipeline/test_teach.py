@@ -219,7 +219,7 @@ def test_what_ends_the_run(tmp_path):
         (["--batch", 3], "--batch has no effect with --base-url"),
         (["--request", "[1]"], "expected a JSON object"),
         (["--request", "{"], "is not JSON"),
-        (["--instruction", "@nofile.txt"], "there is no file"),
+        (["--instruction", "@nofile.txt"], "does not exist"),
         (["--card", 12], "--card has no effect"),
         (["--columns", "prompt"], "expected '{ours: theirs"),
     ],

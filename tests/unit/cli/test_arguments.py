@@ -52,7 +52,7 @@ def refused(*arguments: str, cwd: Path) -> str:
         ("sft.start_from=/no/adapter", "sft.start_from"),
         ("sft.start_from=runs/mine/policy", "sft.start_from"),
         ("model.name=/no/model", "model.name"),
-        ("rlvr.rewards.no/file.py:score=1", "there is no file"),
+        ("rlvr.rewards.no/file.py:score=1", "does not exist"),
         ("--out /proc/x", "cannot be created or written"),
         (f"--out {'x' * 300}", "cannot be created"),
         ("--out rows.jsonl/run", "is a file"),

@@ -175,7 +175,7 @@ def test_rows_need_an_answer_only_where_a_reward_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("code", "name", "words"),
     [
-        (None, "f", r"rlvr\.rewards\..*my_rewards\.py:f: there is no file /.*my_rewards\.py"),
+        (None, "f", r"rlvr\.rewards\..*my_rewards\.py:f: /.*my_rewards\.py does not exist"),
         ("def g(): pass", "f", "has no function f; its functions are g"),
         ("f = 1", "f", "has no function f; its functions are none"),
         ("def f(:", "f", r"importing .* failed: SyntaxError: .*line 1"),

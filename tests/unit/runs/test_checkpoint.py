@@ -228,7 +228,7 @@ def test_a_setting_that_an_edition_adds_is_no_change_if_it_has_its_default():
     assert changed_settings(before, now) == ([("align.alpha", None, 0.25)], ["save_minutes"])
     before["align"]["alpha"] = 0.75
     assert changed_settings(before, now)[0] == [("align.alpha", 0.75, 0.25)]
-    del before["rlvr"]["rewards"]["format"]  # a reward is no setting of its own: it had none
+    del before["rlvr"]["rewards"]["format"]  # a reward is not a setting of its own: it had none
     assert ("rlvr.rewards.format", None, 0.2) in changed_settings(before, now)[0]
     before["gone"] = 1
     assert ("gone", 1, None) in changed_settings(before, now)[0]

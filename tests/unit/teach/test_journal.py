@@ -85,7 +85,7 @@ def test_files_that_are_not_continued(tmp_path):
     journal_path(other).write_text("{}\nbroken\n{}\n")
     with pytest.raises(ValueError, match="line 2 is not a record"):
         list(read_records(journal_path(other)))
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match="does not exist; create it"):
         Journal(tmp_path / "no" / "out.jsonl", SETTINGS)
 
 
