@@ -86,6 +86,12 @@ def add_command(commands: Any) -> None:
     option(
         "--dry-run", action="store_true", help="estimate requests, tokens and cost; send nothing"
     )
+    _add_source_options(command)
+    command.set_defaults(handler=_teach, takes_settings=False)
+
+
+def _add_source_options(command: argparse.ArgumentParser) -> None:
+    """Add what only an endpoint, and what only a local model, uses."""
     at_endpoint = command.add_argument_group("with --base-url")
     option = at_endpoint.add_argument
     option("--parallel", type=int, metavar="N", help="requests at the same time; default: 8")
@@ -102,7 +108,6 @@ def add_command(commands: Any) -> None:
     local = command.add_argument_group("with --local")
     local.add_argument("--batch", type=int, metavar="N", help="rows at the same time; default: 4")
     local.add_argument("--card", type=float, metavar="GIB", help="with --dry-run: plan its memory")
-    command.set_defaults(handler=_teach, takes_settings=False)
 
 
 def _teach(arguments: argparse.Namespace, _overrides: list[str]) -> int:
