@@ -192,9 +192,12 @@ def _check(
 
 
 def _summary(report: Report, path: Path) -> str:
+    from prism_lite.data.formats.detect import MEANINGS
+
+    form = MEANINGS[report.convention] if report.convention else "not readable"
     counts = ", ".join(f"{kind} {num}" for kind, num in sorted(report.counts.items()))
     text = (
-        f"{path.name}: {report.convention or 'not readable'} format, {report.num_rows:,} rows read, "
+        f"{path.name}: {form}, {report.num_rows:,} rows read, "
         f"{report.num_clean:,} clean. {f'Rejected: {counts}.' if counts else 'No defects.'}"
     )
     text += "".join(f" Note: {note}." for note in report.notes)

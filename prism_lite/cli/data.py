@@ -88,8 +88,11 @@ def _print_report(report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from prism_lite.data.formats.detect import MEANINGS
+
     console = Console(soft_wrap=True)
-    console.print(Text(f"{report.path}: {report.convention or 'not readable'}", style="bold"))
+    form = MEANINGS[report.convention] if report.convention else "not readable"
+    console.print(Text(f"{report.path}: {form}", style="bold"))
     if report.first_sample:
         console.print(Text(f"{report.first_sample}\n"))
     for note in report.notes:

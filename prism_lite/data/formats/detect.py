@@ -25,6 +25,23 @@ _QUERY_NAMES = {
 }  # fmt: skip
 
 
+# What a user reads of each convention.
+MEANINGS = {
+    "prism_warmup": "PRISM's warm-up pairs",
+    "prism_align": "PRISM's alignment rows",
+    "openrlhf": "OpenRLHF's messages",
+    "preference": "preference pairs",
+    "sharegpt": "conversations, as ShareGPT, LLaVA and LLaMA-Factory store them",
+    "verl": "verl's and EasyR1's rows",
+    "messages": "chat messages",
+    "prompt_completion": "TRL's prompt and completion",
+    "prompt": "TRL's chat prompts",
+    "alpaca": "instruction and output",
+    "query": "a question in each row",
+    "columns": "the columns of data.columns",
+}
+
+
 def detect(row: Mapping[str, Any]) -> str | None:
     """Return the name of the row's convention, or None where its fields fit none."""
     keys = {name for name, value in row.items() if value is not None}

@@ -13,9 +13,10 @@ from data_rows import QUESTION, ROW, STUDENT, TRIPLE, one, png, write_jsonl
 from PIL import Image
 
 from prism_lite.data.formats.base import FileError, RowError
-from prism_lite.data.formats.detect import detect
+from prism_lite.data.formats.detect import MEANINGS, detect
 from prism_lite.data.formats.load import load_samples
 from prism_lite.data.formats.pictures import to_picture
+from prism_lite.data.formats.readers import READERS
 from prism_lite.data.formats.turns import strip_answer
 from prism_lite.types import Sample, Turn
 
@@ -273,3 +274,7 @@ def test_swift_objects_fill_their_marks(folder):
 def test_detect_needs_values():
     assert detect({"messages": None, "query": "q", "response": "r"}) == "query"
     assert detect({"a": 1}) is None
+
+
+def test_every_convention_has_a_meaning_for_users():
+    assert MEANINGS.keys() == READERS.keys()
