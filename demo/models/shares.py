@@ -2,8 +2,9 @@
 
 The share of a token is the score of its part minus the score with the likeliest other token in its place
 (likeliest for the frozen trunk, given the picture and the tokens before). A misread digit has a negative
-share: with the digit that the trunk finds likeliest instead, the score is higher. Shares do not sum to the
-score.
+share: with the digit that the trunk finds likeliest instead, the score is higher. Of 81 captions with one
+misread digit (the recorded run's alignment, the first rollout of each prompt) that digit has the lowest
+share of the digits in 68; by chance it would in 18. Shares do not sum to the score.
 
 Shape letters: C tokens of one part, N tokens of both parts, V vocabulary, E experts.
 """
