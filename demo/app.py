@@ -168,6 +168,11 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None, hosts: set[s
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_800",
+        # and its gray on white is too
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
     )
     try:
         _, address, _ = page.launch(

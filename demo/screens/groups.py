@@ -18,7 +18,7 @@ from demo.runs import folder, samples
 from demo.runs.folder import STAGE_TITLES
 from demo.screens import html
 from demo.screens.curves import BLUE, GRAY, GREEN, ORANGE, PINK, PURPLE, SKY, YELLOW
-from demo.screens.pictures import picture_file
+from demo.screens.pictures import titled_picture
 
 HEADERS = ["row", "who", "perception", "reasoning", "margin", "advantage", "answer", "caption"]
 STRONGEST, BALANCE = "strongest expert", "perception minus reasoning share"
@@ -76,7 +76,7 @@ def _logged_group(path: Path, stage: str, step: int, prompt_id: str) -> Group:
 def empty_screen() -> tuple[Any, ...]:
     """Return the screen without a group."""
     note = html.note("No group yet: groups appear with the first step of the alignment stage.")
-    return None, note, None, "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST
+    return None, note, "", "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST
 
 
 def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
@@ -93,7 +93,7 @@ def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
     return (
         group,
         html.note(_origin(group)),
-        picture_file(sample.pictures[0].open()) if sample and sample.pictures else None,
+        titled_picture("Picture", sample.pictures[0].open()) if sample and sample.pictures else "",
         f"{group['question']}  (gold: {gold if gold is not None else 'unknown'})",
         [_cells(name, row) for name, row in zip(names, rows, strict=True)],
         _advantages(names, rows),

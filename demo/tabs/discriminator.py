@@ -47,7 +47,7 @@ def build(site: Site, header: Header) -> None:
         with gr.Column(scale=3, min_width=280):
             form, origin = _group_form()
         with gr.Column(scale=2, min_width=240):
-            picture = widgets.picture("Picture", "group-picture", height=130)
+            picture = gr.HTML(elem_id="group-picture")
             question = gr.Textbox(label="Question and gold answer", interactive=False)
     gr.HTML('<p class="plot-help">Meaning of the columns: point at a name, or press Tab.</p>')
     widgets.figures(items=_COLUMN_HELP)
