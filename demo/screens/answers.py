@@ -59,7 +59,7 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     """Return the screen of a sample's recorded completions; the sample is None if there is none."""
     if sample is None:
         text = "This run has no held-out prompts: set data.heldout to see examples here."
-        return "", html.note(text), *[None, ""] * len(EVALUATED_STAGES)
+        return "", html.note(text), *[html.NO_COMPLETION, ""] * len(EVALUATED_STAGES)
     recorded = folder.read_lines(path / "demo" / "compare.jsonl")
     lines = _recorded_lines(path, sample, tokens, seed)
     text = "Press “Ask all stages” once the model is loaded; this run has no recorded completions."
@@ -78,7 +78,7 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     for stage in EVALUATED_STAGES:
         line = lines.get(stage)
         if line is None:
-            cells += [None, ""]
+            cells += [html.NO_COMPLETION, ""]
             continue
         marks = Marks(**line["marks"])  # by the verifiers at the time of the recording
         cells.append(html.part_spans(line["completion"]))
@@ -101,7 +101,7 @@ def _about(sample: Sample) -> str:
 
 def refusal_screen(text: str) -> tuple[Any, ...]:
     """Return a screen with this sentence and no completions, so that no earlier ones stay below it."""
-    return "", html.note(text, tone="warn"), *[None, ""] * len(EVALUATED_STAGES)
+    return "", html.note(text, tone="warn"), *[html.NO_COMPLETION, ""] * len(EVALUATED_STAGES)
 
 
 def waiting_screen() -> tuple[Any, ...]:
@@ -122,7 +122,7 @@ def live_screens(
     cells: list[Any] = []
     for stage in EVALUATED_STAGES:
         text = "waiting" if stage in model.stages else "not trained yet"
-        cells += [None, html.note(text)]
+        cells += [html.NO_COMPLETION, html.note(text)]
     yield _model_input(image), note, *cells
     temperature = 0.0 if tokens == GREEDY else 1.0
     for column, stage in enumerate(EVALUATED_STAGES):

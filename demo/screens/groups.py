@@ -153,7 +153,7 @@ def row_screen(
 ) -> tuple[Any, ...]:
     """Return a row's completion, the tokens of both parts colored by routing, and a legend."""
     if not group or not chosen:
-        return None, None, None, ""
+        return html.NO_COMPLETION, html.NO_ROUTING, html.NO_ROUTING, ""
     names = row_names(group)
     row = group["rows"][names.index(chosen) if chosen in names else 0]
     return html.part_spans(row["completion"]), *_heat(group, row, int(layer), color_by)
@@ -164,7 +164,7 @@ def _heat(group: Group, row: Mapping[str, Any], layer: int, color_by: str) -> tu
         text = "A malformed completion is not scored, so nothing was routed."
         if "step" in group:
             text = "No routing is logged in training."
-        return None, None, html.note(text)
+        return html.NO_ROUTING, html.NO_ROUTING, html.note(text)
     quantity = {STRONGEST: "strongest", BALANCE: "balance"}.get(color_by)
     quantity = quantity or color_by.removeprefix("expert ")
     channels = [row["routing"][name] for name in ("perception", "reasoning")]

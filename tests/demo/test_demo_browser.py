@@ -42,13 +42,9 @@ def test_every_tab_of_the_sample_shows_something(
     assert "<caption>" in text_of(page, "#answer-base")
     assert "✗ caption: read" in text_of(page, "#marks-control")
     assert "✓ caption: right" in text_of(page, "#marks-rlvr")
-    page.wait_for_function(
-        "document.querySelector('#changes').innerText.includes('RLVR - RLVR alone')"
-    )
+    wait_for_text(page, "#changes", "RLVR - RLVR alone")
     page.get_by_role("button", name="Drift meter of this run").click()
-    page.wait_for_function(
-        "document.querySelector('#drift').innerText.includes('thinks wrong given the caption')"
-    )
+    wait_for_text(page, "#drift", "thinks wrong given the caption")
     open_tab(page, "Discriminator")
     page.wait_for_selector("#heat-perception .token")
     page.locator("#advantage-bars canvas, #advantage-bars svg").first.wait_for()
@@ -198,6 +194,7 @@ def test_own_data_in_four_steps(
     page = visit(stand_in_url)
     open_tab(page, "Train")
     page.locator("#own-data button").first.click()
+    assert "prism-lite teach FILE" in text_of(page, "#own-teach")
     page.locator("#own-start").click()
     wait_for_text(page, "#own-start-reply", "no file chosen: put one (.jsonl, .ndjson")
     folder_of_data.mkdir()
@@ -391,6 +388,40 @@ def test_reload_and_a_second_tab_show_the_training_that_runs(
         running = trainer.current()
         if running is not None:
             os.kill(running.pid, signal.SIGKILL)
+
+
+def test_an_open_page_shows_a_stage_that_was_finished_meanwhile(
+    visit: Callable[..., Any], live_home: Path
+) -> None:
+    from demo.app import launch
+    from demo.runs.folder import open_home
+
+    running = live_home.parent / "running"
+    shutil.copytree(live_home, running)
+    kept = running.parent.parent / "kept"
+    kept.mkdir()
+    for name in ("rollouts", "stages/rlvr"):  # as before RLVR
+        shutil.move(running / name, kept / Path(name).name)
+    results = running / "results.json"
+    written = results.read_text()
+    earlier = json.loads(written)
+    del earlier["stages"]["rlvr"]
+    results.write_text(json.dumps(earlier))
+    app, url, _ = launch(open_home(str(running)), is_open=False)
+    try:
+        page = visit(url)
+        open_tab(page, "Rewards")
+        wait_for_text(page, "#alarms", "No rewards yet")
+        page.wait_for_timeout(3000)  # a tick sees the stages that are done
+        shutil.move(kept / "rollouts", running / "rollouts")
+        shutil.move(kept / "rlvr", running / "stages" / "rlvr")
+        results.write_text(written)
+        page.wait_for_selector("#reward-figures .figure")
+        open_tab(page, "Discriminator")
+        page.wait_for_selector("#game .game-step:not([hidden])")
+    finally:
+        app.close(verbose=False)
+        shutil.rmtree(running)
 
 
 def choose_run(page: Any, name: str) -> None:
