@@ -24,7 +24,7 @@ _CHART_FIGURES = (
     ("transfer_accuracy", "new kinds", "x"),
     ("caption_accuracy", "captions", "c"),
 )
-_WIDTH, _HEIGHT, _LEFT, _TOP, _LABELS = 480, 230, 34, 14, 116
+_WIDTH, _HEIGHT, _LEFT, _TOP, _LABELS = 480, 230, 34, 14, 134
 
 
 def question_html(sample: Sample, number: int, num_examples: int) -> str:
