@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 # Must be set before gradio is imported: its analytics and version check contact other hosts.
@@ -76,6 +77,9 @@ def _header(site: Site, page: gr.Blocks) -> Header:
         with gr.Column(scale=3, min_width=240):
             badge = gr.HTML(elem_id="badge")
     tick = gr.Timer(_TICK_S)
+    finished = gr.State(None)  # the chosen run, and its stages that were done at the last tick
+    # a component, since a state outside the queue has no change event
+    num_finished = gr.Number(0, visible="hidden", label="finished stages")
 
     def show_status(run_id: str) -> str:
         process = site.trainer.current()
@@ -96,6 +100,13 @@ def _header(site: Site, page: gr.Blocks) -> Header:
         process = site.trainer.current()
         return list_runs(process.run_id if process is not None else site.home.first)
 
+    def count_finished(run_id: str, before: Any, count: int) -> tuple[Any, Any]:
+        now = (run_id, folder.finished_stages(site.path(run_id)))
+        if now == before:
+            return gr.skip(), gr.skip()
+        is_same_run = before is not None and before[0] == run_id
+        return now, count + 1 if is_same_run else gr.skip()
+
     opened = connect(page.load, open_page, None, [run_choice], is_silent=True)
     connect(run_choice.focus, list_runs, [run_choice], [run_choice])
     # not `prepare_model`: importing torch would delay the first paint
@@ -104,7 +115,9 @@ def _header(site: Site, page: gr.Blocks) -> Header:
     connect(run_choice.change, replace_model, [run_choice], [badge])
     keep_model = functools.partial(prepare_model, replaces=False)
     connect(tick.tick, keep_model, [run_choice], [badge], is_silent=True)
-    return Header(run_choice, opened, tick)
+    counted = [finished, num_finished]
+    connect(tick.tick, count_finished, [run_choice, *counted], counted, is_silent=True)
+    return Header(run_choice, opened, tick, num_finished)
 
 
 def launch(
@@ -168,6 +181,11 @@ def _serve(page: gr.Blocks, port: int | None, password: str | None, hosts: set[s
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_800",
+        # and its gray on white is too
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_300",
     )
     try:
         _, address, _ = page.launch(

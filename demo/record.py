@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.models.model import Model
-from demo.runs import folder
+from demo.runs import folder, game
 from demo.runs.folder import SAMPLE_RUN, STAGE_TITLES
 from demo.runs.samples import sample_line
 from demo.screens.marks import Marks, mark
@@ -66,6 +66,8 @@ def record(run: Path, out: Path) -> None:
         kept = _copy(run, new)
         model = Model(new)  # with the rounded weights
         write_examples(model, new, must_correct=True)
+        if game.steps_of(run) and folder.has_discriminator(run, "align"):
+            write_game(model, run, new)
         _describe(new, model, kept)
         shutil.rmtree(out, ignore_errors=True)
         new.rename(out)
@@ -82,6 +84,23 @@ def write_examples(model: Model, path: Path, *, must_correct: bool = False) -> N
     _write_lines(path / "demo" / "compare.jsonl", _completions(model, examples))
     if model.discriminator_stage is not None and "align" in model.stages:
         _write_lines(path / "demo" / "groups.jsonl", _groups(model))
+
+
+def write_game(model: Model, run: Path, out: Path) -> None:
+    """Write the steps of the alignment game with the tokens' shares, in the folder `demo` of `out`.
+
+    Args:
+        run: the folder with the rollouts.
+
+    Raises:
+        ValueError: there is no game: no discriminator scored the rollouts of alignment.
+    """
+    logged = [game.logged_step(run, step) for step in game.shown_steps(run)]
+    steps = [step for step in logged if step is not None]
+    if not steps or not folder.has_discriminator(out, "align"):
+        raise ValueError(f"{run} has no scored rollouts of alignment, or not its discriminator.")
+    (out / "demo").mkdir(exist_ok=True)
+    _write_lines(out / "demo" / "game.jsonl", [model.play(step) for step in steps])
 
 
 def choose_examples(model: Model, *, must_correct: bool) -> list[Sample]:
@@ -192,6 +211,8 @@ def _describe(out: Path, model: Model, kept: Mapping[str, Sequence[int]]) -> Non
         "much the stages differ, the first one because its caption was corrected (rates: results.json)",
         "demo/samples.jsonl": "the prompts with gold answer and teacher",
         "demo/groups.jsonl": "groups of the aligned policy with scores and routing",
+        "demo/game.jsonl": "the first completion of each shown alignment step as it was logged, and its "
+        "teacher's, with scores and token shares of the discriminator at the end of alignment",
     }
     _write_lines(out / "demo" / "recorded.json", [about], indent=1)
 

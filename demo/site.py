@@ -55,16 +55,19 @@ class Site:
 
 @dataclass(frozen=True)
 class Header:
-    """The choice of a run, the event that sets it when the page opens, and a timer."""
+    """The choice of a run, the event that sets it when the page opens, a timer, and a count of finished
+    stages of the chosen run since then."""
 
     run_choice: gr.Dropdown
     opened: Dependency
     tick: gr.Timer
+    num_finished: gr.Number
 
     def on_run(self, handler: Callable[..., Any], outputs: Sequence[Any]) -> None:
-        """Call `handler(run_id)` when the page opens and when another run is chosen."""
+        """Call `handler(run_id)` when the page opens, another run is chosen or a stage is finished."""
         connect(self.opened.then, handler, [self.run_choice], outputs, is_silent=True)
         connect(self.run_choice.change, handler, [self.run_choice], outputs)
+        connect(self.num_finished.change, handler, [self.run_choice], outputs, is_silent=True)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from demo.models import MAX_GROUP_SIZE
 from demo.models.routing import group_record
-from demo.runs import folder, samples
+from demo.models.shares import rows_with_shares
+from demo.runs import folder, game, samples
 from prism_lite.config import RunConfig
 from prism_lite.digits.base_model import tiny_base_folder
 from prism_lite.discriminator.model import Discriminator, discriminator_for
@@ -71,7 +72,7 @@ class Model:
         self.discriminator_stage = next(
             (s for s in ("rlvr", "align", "warmup") if folder.has_discriminator(path, s)), None
         )
-        self._discriminator: Discriminator | None = None
+        self._discriminators: dict[str, Discriminator] = {}
         if self.device == "cpu" and config.model.name == "tiny":
             torch.set_num_threads(1)  # its products are too small to gain from more
 
@@ -117,6 +118,20 @@ class Model:
         group = self._sample(stage, sample, group_size, seed)
         record = group_record(self.backbone, discriminator, group, self.config)
         return record | {"policy": stage, "discriminator": self.discriminator_stage}
+
+    def play(self, step: game.Step) -> dict[str, Any]:
+        """Add the scores and the token shares of the discriminator at the end of alignment to a step."""
+        completions = game.completions_to_score(step)
+        sample = samples.sample_by_id(self.path, step["prompt_id"])
+        played = dict(step)
+        if sample is None or not completions:
+            return played
+        rows = rows_with_shares(
+            self.backbone, self._loaded_discriminator("align"), sample, completions
+        )
+        for who, row in zip(("teacher", "sample"), rows, strict=False):
+            played[who] = step[who] | row
+        return played
 
     def rollouts(
         self, stage: str, sampled: Sequence[Sample], *, seed: int, temperature: float
@@ -184,15 +199,17 @@ class Model:
             raise errors[0]
         yield rollouts[0]
 
-    def _loaded_discriminator(self) -> Discriminator:
-        if self.discriminator_stage is None:
+    def _loaded_discriminator(self, stage: str | None = None) -> Discriminator:
+        """Return the discriminator at the end of a stage, by default the last one that trained it."""
+        stage = stage or self.discriminator_stage
+        if stage is None:
             raise ValueError("this run has no discriminator yet: the warm-up stage trains it.")
-        if self._discriminator is None:
+        if stage not in self._discriminators:
             config = self.config.discriminator
             if config.trunk == "sft":
                 self.backbone.load_adapter_state(self._policies["sft"], TRUNK)
-            self._discriminator = discriminator_for(self.backbone, config, seed=self.config.seed)
-            tensors: Any = load_final(self.path / "stages" / self.discriminator_stage)
-            self._discriminator.load_state_dict(tensors["discriminator"])
-            self._discriminator.requires_grad_(False)
-        return self._discriminator
+            discriminator = discriminator_for(self.backbone, config, seed=self.config.seed)
+            tensors: Any = load_final(self.path / "stages" / stage)
+            discriminator.load_state_dict(tensors["discriminator"])
+            self._discriminators[stage] = discriminator.requires_grad_(False)
+        return self._discriminators[stage]

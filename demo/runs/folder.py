@@ -185,6 +185,12 @@ def is_finished(path: Path) -> bool:
     return all(stage.is_done for stage in progress(path))
 
 
+def finished_stages(path: Path) -> tuple[str, ...]:
+    """Return the stages that are done, as far as files show it at once: final weights, evaluations."""
+    evaluated = read_json(path / "results.json").get("stages", {})
+    return tuple(s for s in STAGE_TITLES if has_final(path, s) or s in evaluated)
+
+
 def has_final(path: Path, stage: str) -> bool:
     """Return whether a stage has saved its final weights."""
     return (path / "stages" / stage / "final").is_dir()

@@ -15,7 +15,7 @@ from PIL import Image
 from demo.runs import folder, samples
 from demo.screens import html
 from demo.screens.marks import Marks, mark, marks_line
-from demo.screens.pictures import picture_file
+from demo.screens.pictures import titled_picture
 from prism_lite.digits.wording import DigitsFacts
 from prism_lite.types import EVALUATED_STAGES, Sample
 
@@ -59,7 +59,7 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     """Return the screen of a sample's recorded completions; the sample is None if there is none."""
     if sample is None:
         text = "This run has no held-out prompts: set data.heldout to see examples here."
-        return None, html.note(text), *[None, ""] * len(EVALUATED_STAGES)
+        return "", html.note(text), *[html.NO_COMPLETION, ""] * len(EVALUATED_STAGES)
     recorded = folder.read_lines(path / "demo" / "compare.jsonl")
     lines = _recorded_lines(path, sample, tokens, seed)
     text = "Press “Ask all stages” once the model is loaded; this run has no recorded completions."
@@ -78,13 +78,17 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     for stage in EVALUATED_STAGES:
         line = lines.get(stage)
         if line is None:
-            cells += [None, ""]
+            cells += [html.NO_COMPLETION, ""]
             continue
         marks = Marks(**line["marks"])  # by the verifiers at the time of the recording
         cells.append(html.part_spans(line["completion"]))
         cells.append(marks_line(marks, num_tokens=line["num_tokens"], note="recorded"))
     note = html.note(f"{_about(sample)} {text}")
-    return picture_file(sample.pictures[0].open()), note, *cells
+    return _model_input(sample.pictures[0].open()), note, *cells
+
+
+def _model_input(image: Image.Image) -> str:
+    return titled_picture("What the model sees", image)
 
 
 def _about(sample: Sample) -> str:
@@ -97,7 +101,7 @@ def _about(sample: Sample) -> str:
 
 def refusal_screen(text: str) -> tuple[Any, ...]:
     """Return a screen with this sentence and no completions, so that no earlier ones stay below it."""
-    return None, html.note(text, tone="warn"), *[None, ""] * len(EVALUATED_STAGES)
+    return "", html.note(text, tone="warn"), *[html.NO_COMPLETION, ""] * len(EVALUATED_STAGES)
 
 
 def waiting_screen() -> tuple[Any, ...]:
@@ -118,8 +122,8 @@ def live_screens(
     cells: list[Any] = []
     for stage in EVALUATED_STAGES:
         text = "waiting" if stage in model.stages else "not trained yet"
-        cells += [None, html.note(text)]
-    yield picture_file(image), note, *cells
+        cells += [html.NO_COMPLETION, html.note(text)]
+    yield _model_input(image), note, *cells
     temperature = 0.0 if tokens == GREEDY else 1.0
     for column, stage in enumerate(EVALUATED_STAGES):
         if stage not in model.stages:
@@ -133,4 +137,4 @@ def live_screens(
             sent: list[Any] = [gr.skip()] * len(cells)
             sent[changed] = cells[changed]
             yield gr.skip(), gr.skip(), *sent
-    yield picture_file(image), note, *cells
+    yield _model_input(image), note, *cells

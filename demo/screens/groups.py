@@ -18,7 +18,7 @@ from demo.runs import folder, samples
 from demo.runs.folder import STAGE_TITLES
 from demo.screens import html
 from demo.screens.curves import BLUE, GRAY, GREEN, ORANGE, PINK, PURPLE, SKY, YELLOW
-from demo.screens.pictures import picture_file
+from demo.screens.pictures import titled_picture
 
 HEADERS = ["row", "who", "perception", "reasoning", "margin", "advantage", "answer", "caption"]
 STRONGEST, BALANCE = "strongest expert", "perception minus reasoning share"
@@ -76,7 +76,7 @@ def _logged_group(path: Path, stage: str, step: int, prompt_id: str) -> Group:
 def empty_screen() -> tuple[Any, ...]:
     """Return the screen without a group."""
     note = html.note("No group yet: groups appear with the first step of the alignment stage.")
-    return None, note, None, "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST
+    return None, note, "", "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST
 
 
 def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
@@ -93,7 +93,7 @@ def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
     return (
         group,
         html.note(_origin(group)),
-        picture_file(sample.pictures[0].open()) if sample and sample.pictures else None,
+        titled_picture("Picture", sample.pictures[0].open()) if sample and sample.pictures else "",
         f"{group['question']}  (gold: {gold if gold is not None else 'unknown'})",
         [_cells(name, row) for name, row in zip(names, rows, strict=True)],
         _advantages(names, rows),
@@ -153,7 +153,7 @@ def row_screen(
 ) -> tuple[Any, ...]:
     """Return a row's completion, the tokens of both parts colored by routing, and a legend."""
     if not group or not chosen:
-        return None, None, None, ""
+        return html.NO_COMPLETION, html.NO_ROUTING, html.NO_ROUTING, ""
     names = row_names(group)
     row = group["rows"][names.index(chosen) if chosen in names else 0]
     return html.part_spans(row["completion"]), *_heat(group, row, int(layer), color_by)
@@ -164,7 +164,7 @@ def _heat(group: Group, row: Mapping[str, Any], layer: int, color_by: str) -> tu
         text = "A malformed completion is not scored, so nothing was routed."
         if "step" in group:
             text = "No routing is logged in training."
-        return None, None, html.note(text)
+        return html.NO_ROUTING, html.NO_ROUTING, html.note(text)
     quantity = {STRONGEST: "strongest", BALANCE: "balance"}.get(color_by)
     quantity = quantity or color_by.removeprefix("expert ")
     channels = [row["routing"][name] for name in ("perception", "reasoning")]

@@ -20,6 +20,9 @@ MAX_HEAT_TOKENS = 1_500
 # The letters tell the parts apart without color.
 _PART_LABELS = {CAPTION: "C caption", THINK: "T think", ANSWER: "A answer"}
 PART_COLORS = {"C caption": "#2a9d8f", "T think": "#d9a441", "A answer": "#e8735a"}
+# Gradio's empty state is an icon whose name screen readers may not read.
+NO_COMPLETION: list[tuple[str, str | None]] = [("no completion", None)]
+NO_ROUTING: list[tuple[str, str | None]] = [("no routing", None)]
 HEAT_COLORS = {"+": curves.ORANGE, "-": curves.BLUE}
 _BADGE_TITLES = {"recorded": "recorded run", "tiny": "tiny model"}
 _TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))

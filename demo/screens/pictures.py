@@ -38,6 +38,13 @@ def picture_file(image: Image.Image | None) -> str | None:
     return str(path)
 
 
+def titled_picture(title: str, image: Image.Image | None) -> str:
+    """Return a picture below its title, "" for no picture."""
+    if image is None:
+        return ""
+    return f'<figure class="titled-picture"><figcaption>{title}</figcaption>{picture_html(image)}</figure>'
+
+
 def picture_html(image: Image.Image) -> str:
     """Return an <img> that contains the picture, made smaller if it is large."""
     small = image.copy()

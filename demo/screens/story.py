@@ -24,23 +24,28 @@ _CHART_FIGURES = (
     ("transfer_accuracy", "new kinds", "x"),
     ("caption_accuracy", "captions", "c"),
 )
-_WIDTH, _HEIGHT, _LEFT, _TOP, _LABELS = 480, 230, 34, 14, 116
+_WIDTH, _HEIGHT, _LEFT, _TOP, _LABELS = 480, 230, 34, 14, 134
 
 
 def question_html(sample: Sample, number: int, num_examples: int) -> str:
     """Return the picture, the question and what is known of the truth."""
+    return (
+        f'<div class="story-question">{picture_html(sample.pictures[0].open())}<div>'
+        f"<h2>{escape(sample.question)}</h2><p>{truth_html(sample)}</p>"
+        f"<p class='stage-help'>Example {number} of {num_examples}; left and right arrow keys show "
+        "others.</p></div></div>"
+    )
+
+
+def truth_html(sample: Sample) -> str:
+    """Return the digits of the picture and the right answer, as far as they are known."""
     truth = ""
     if isinstance(sample.facts, DigitsFacts):
         digits = " ".join(map(str, sample.facts.digits))
         truth = f"It shows <b>{escape(digits)}</b>. "
     if sample.answer is not None:
         truth += f"The right answer is <b>{escape(sample.answer)}</b>."
-    return (
-        f'<div class="story-question">{picture_html(sample.pictures[0].open())}<div>'
-        f"<h2>{escape(sample.question)}</h2><p>{truth}</p>"
-        f"<p class='stage-help'>Example {number} of {num_examples}; left and right arrow keys show "
-        "others.</p></div></div>"
-    )
+    return truth
 
 
 def cards_html(sample: Sample, lines: Mapping[str, Mapping[str, Any]]) -> str:

@@ -39,11 +39,6 @@ def table(elem_id: str, **settings: Any) -> gr.Dataframe:
     )
 
 
-def picture(label: str, elem_id: str, height: int) -> gr.Image:
-    """Return a picture that is only shown."""
-    return gr.Image(label=label, height=height, interactive=False, buttons=[], elem_id=elem_id)
-
-
 def gallery(label: str, elem_id: str, **settings: Any) -> gr.Gallery:
     """Return a gallery whose pictures can be selected but not enlarged."""
     return gr.Gallery(

@@ -69,7 +69,7 @@ def build(site: Site, header: Header) -> None:
             picture = _picture_form()
         with gr.Column(scale=2, min_width=280):
             form = _question_form()
-            model_input = widgets.picture("What the model sees", "model-input", height=120)
+            model_input = gr.HTML(elem_id="model-input")
     note = gr.HTML(elem_id="compare-note")
     gr.HTML(_LEGEND)
     heads, control_column, answer_cells = _answer_columns()

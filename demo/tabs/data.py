@@ -111,12 +111,12 @@ def _screen(path: Path, rows: list[samples.Row], page: int) -> tuple[Any, ...]:
 def _row_screen(rows: list[samples.Row]) -> tuple[Any, ...]:
     """Return the note and the completions of one row, or of none."""
     if not rows:
-        return "", None, None
+        return "", html.NO_COMPLETION, html.NO_COMPLETION
     sample, errors = rows[0].sample, rows[0].errors
     cells = [sample.question, f"gold answer: {'none' if sample.answer is None else sample.answer}"]
     cells += [f"errors in the demonstration: {errors}"] if errors else []
     completions = (sample.demonstration, sample.teacher)
-    spans = (html.part_spans(text) if text else None for text in completions)
+    spans = (html.part_spans(text) if text else html.NO_COMPLETION for text in completions)
     return html.note(" · ".join(cells)), *spans
 
 

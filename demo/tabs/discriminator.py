@@ -1,4 +1,4 @@
-"""Tab Discriminator: the scores of a group and its teacher, and the experts of each token."""
+"""Tab Discriminator: the game of alignment; the scores of a group, and the experts of each token."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from demo.runs.folder import STAGE_TITLES
 from demo.screens import curves, groups, widgets
 from demo.screens.groups import STRONGEST
 from demo.site import Header, Site, connect, errors_on_page
+from demo.tabs import game
 from prism_lite.types import EVALUATED_STAGES
 
 _COLUMN_HELP = {
@@ -39,12 +40,14 @@ class GroupForm:
 
 def build(site: Site, header: Header) -> None:
     """Lay out the tab and connect its events."""
+    game.build(site, header)
+    gr.HTML("<h2>A group and its scores</h2>")
     current = gr.State(None)  # the group on this visitor's screen
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
             form, origin = _group_form()
         with gr.Column(scale=2, min_width=240):
-            picture = widgets.picture("Picture", "group-picture", height=130)
+            picture = gr.HTML(elem_id="group-picture")
             question = gr.Textbox(label="Question and gold answer", interactive=False)
     gr.HTML('<p class="plot-help">Meaning of the columns: point at a name, or press Tab.</p>')
     widgets.figures(items=_COLUMN_HELP)

@@ -15,6 +15,12 @@ from prism_lite.recipe import recipe_names
 
 _COLUMNS = "{prompt: question, images: image, answer: answer, teacher: response}"
 
+_TEACH = (
+    '<p class="plot-help">Alignment needs a teacher\'s caption, think and answer in each row. Where '
+    "there are none, a larger model writes them: <code>prism-lite teach FILE --local ID --keep-right "
+    "--out taught.jsonl</code> (or <code>--base-url URL</code>, an endpoint); then choose that file.</p>"
+)
+
 
 def build(site: Site, header: Header) -> None:
     """Lay out the four steps and connect their events."""
@@ -31,6 +37,7 @@ def build(site: Site, header: Header) -> None:
     gr.HTML("<h3>1 Check</h3>")
     check = gr.Button("Check the rows", elem_id="own-check")
     check_reply = gr.HTML(elem_id="own-check-reply")
+    gr.HTML(_TEACH, elem_id="own-teach")
     first_rows = gr.Textbox(label="First row of each stage", lines=4, interactive=False)
     gr.HTML("<h3>2 Columns</h3>")
     columns = gr.Textbox(

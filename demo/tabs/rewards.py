@@ -52,13 +52,13 @@ def build(site: Site, header: Header) -> None:
         records = read(run_id, step)
         if not records:
             note = html.note("No rewards yet: they come with the first step of the RLVR stage.")
-            return "", None, note, "", None, gr.Dropdown(choices=[], value=None), None
+            return "", None, note, "", None, gr.Dropdown(choices=[], value=None), html.NO_COMPLETION
         return _screen(site.path(run_id), int(step or 0), records)
 
     def show_row(run_id: str, step: int | None, index: int | None) -> Any:
         records = read(run_id, step)
         if index is None or not 0 <= index < len(records):
-            return None
+            return html.NO_COMPLETION
         return html.part_spans(records[index]["completion"])
 
     inputs = [header.run_choice, step]

@@ -179,21 +179,23 @@ def _start(site: Site, run_id: str, recipe: str, values: Sequence[float | None])
     )
 
 
-def _plots() -> list[gr.Component]:
-    """Return a plot per panel, two side by side, each with its explanation."""
-    plots: list[gr.Component] = []
+def _plots() -> list[Any]:
+    """Return the columns, hidden while they are empty, and the plots of the panels."""
+    columns: list[Any] = []
+    plots: list[Any] = []
     for first in range(0, len(curves.PANELS), 2):
         with gr.Row():
             for panel in curves.PANELS[first : first + 2]:
-                with gr.Column(min_width=300, elem_classes="plot"):
+                with gr.Column(min_width=300, elem_classes="plot") as column:
                     plot = gr.LinePlot(  # without data: an empty frame would break it for good
                         x="step", y="value", color="curve", title=panel.title, y_title=" ",
                         color_title=" ", show_label=False, height=230, tooltip="all",
                         buttons=["fullscreen"], elem_id=f"plot-{panel.id}",
                     )  # fmt: skip
-                    plots.append(plot)
                     gr.HTML(f'<p class="plot-help">{panel.help}</p>')
-    return plots
+                columns.append(column)
+                plots.append(plot)
+    return [*columns, *plots]
 
 
 def _rollouts() -> list[gr.Component]:
@@ -239,7 +241,7 @@ def _screen(
     *,
     same_curves: bool,
 ) -> tuple[Any, ...]:
-    """Return stepper, note, the three buttons, numbers, plots, rollouts (3 values) and the output."""
+    """Return stepper, note, three buttons, numbers, columns, plots, rollouts (3 values) and output."""
     is_training = process is not None and process.run_id == run_id
     stages = folder.progress(path)
     state = _state(path, is_training)
@@ -248,10 +250,11 @@ def _screen(
     text = _STATES[state]
     if process is not None and not is_training:
         text = f"{process.run_id!r} is training now; this is {run_id!r}. {text}"
-    plots: list[Any] = [gr.skip()] * len(curves.PANELS)
+    plots: list[Any] = [gr.skip()] * (2 * len(curves.PANELS))
     if not same_curves:
         frames = [curves.panel_plot(panel, metrics) for panel in curves.PANELS]
-        plots = [gr.LinePlot(value=frame, color_map=colors) for frame, colors in frames]
+        plots = [gr.Column(visible=frame is not None) for frame, _ in frames]
+        plots += [gr.LinePlot(value=frame, color_map=colors) for frame, colors in frames]
     return (
         html.stepper(stages, active, state),
         html.note(text, tone=_TONES.get(state, "plain")),

@@ -152,12 +152,24 @@ class Discriminator(nn.Module):
         Returns:
             Scores of all completions, prompt after prompt.
         """
+        return self.score_tokens(
+            backbone,
+            [
+                (prompt, [self.part_tokens(backbone, parts) for parts in completions])
+                for prompt, completions in judged
+            ],
+        )
+
+    def score_tokens(
+        self, backbone: Backbone, judged: Sequence[tuple[Prompt, Sequence[PartTokens]]]
+    ) -> Scores:
+        """Score completions as `score` does, given the tokens of their parts."""
         trees, first_K = [], []
         for prompt, completions in judged:
-            tokens = [self.part_tokens(backbone, parts) for parts in completions]
-            if tokens:
-                trees.append(Tree(prompt, tuple(ids_C for t in tokens for ids_C in t.branches)))
-                first_K += [len(first_K)] * len(tokens)
+            if completions:
+                branches = (ids_C for tokens in completions for ids_C in tokens.branches)
+                trees.append(Tree(prompt, tuple(branches)))
+                first_K += [len(first_K)] * len(completions)
         packs = split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2)
         scored = [self._pack_features(backbone, pack_trees(p, without_prompts=True)) for p in packs]
         terms_K22 = self._head_terms(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from demo.runs import folder
+from demo.runs import folder, game
 from prism_lite.recipe import load_recipe
 from tests.demo.screens import PHONE, TABS, open_tab
 
@@ -42,13 +42,9 @@ def test_every_tab_of_the_sample_shows_something(
     assert "<caption>" in text_of(page, "#answer-base")
     assert "✗ caption: read" in text_of(page, "#marks-control")
     assert "✓ caption: right" in text_of(page, "#marks-rlvr")
-    page.wait_for_function(
-        "document.querySelector('#changes').innerText.includes('RLVR - RLVR alone')"
-    )
+    wait_for_text(page, "#changes", "RLVR - RLVR alone")
     page.get_by_role("button", name="Drift meter of this run").click()
-    page.wait_for_function(
-        "document.querySelector('#drift').innerText.includes('thinks wrong given the caption')"
-    )
+    wait_for_text(page, "#drift", "thinks wrong given the caption")
     open_tab(page, "Discriminator")
     page.wait_for_selector("#heat-perception .token")
     page.locator("#advantage-bars canvas, #advantage-bars svg").first.wait_for()
@@ -198,6 +194,7 @@ def test_own_data_in_four_steps(
     page = visit(stand_in_url)
     open_tab(page, "Train")
     page.locator("#own-data button").first.click()
+    assert "prism-lite teach FILE" in text_of(page, "#own-teach")
     page.locator("#own-start").click()
     wait_for_text(page, "#own-start-reply", "no file chosen: put one (.jsonl, .ndjson")
     folder_of_data.mkdir()
@@ -393,6 +390,40 @@ def test_reload_and_a_second_tab_show_the_training_that_runs(
             os.kill(running.pid, signal.SIGKILL)
 
 
+def test_an_open_page_shows_a_stage_that_was_finished_meanwhile(
+    visit: Callable[..., Any], live_home: Path
+) -> None:
+    from demo.app import launch
+    from demo.runs.folder import open_home
+
+    running = live_home.parent / "running"
+    shutil.copytree(live_home, running)
+    kept = running.parent.parent / "kept"
+    kept.mkdir()
+    for name in ("rollouts", "stages/rlvr"):  # as before RLVR
+        shutil.move(running / name, kept / Path(name).name)
+    results = running / "results.json"
+    written = results.read_text()
+    earlier = json.loads(written)
+    del earlier["stages"]["rlvr"]
+    results.write_text(json.dumps(earlier))
+    app, url, _ = launch(open_home(str(running)), is_open=False)
+    try:
+        page = visit(url)
+        open_tab(page, "Rewards")
+        wait_for_text(page, "#alarms", "No rewards yet")
+        page.wait_for_timeout(3000)  # a tick sees the stages that are done
+        shutil.move(kept / "rollouts", running / "rollouts")
+        shutil.move(kept / "rlvr", running / "stages" / "rlvr")
+        results.write_text(written)
+        page.wait_for_selector("#reward-figures .figure")
+        open_tab(page, "Discriminator")
+        page.wait_for_selector("#game .game-step:not([hidden])")
+    finally:
+        app.close(verbose=False)
+        shutil.rmtree(running)
+
+
 def choose_run(page: Any, name: str) -> None:
     page.locator("#run input").click()
     page.get_by_role("option", name=name, exact=True).click()
@@ -417,6 +448,70 @@ def test_another_group_shows_its_own_row(visit: Callable[..., Any], sample_url: 
         page.wait_for_timeout(1500)  # for late answers
         assert page.locator("#heat-perception .token-container").count() > 3
         assert page.locator("#heat-reasoning .token-container").count() > 3
+
+
+def test_the_game_is_scrubbed_and_played(visit: Callable[..., Any], sample_url: str) -> None:
+    accuracies = game.pair_accuracies(folder.SAMPLE_RUN)
+    steps = game.steps_of(folder.SAMPLE_RUN)
+    page = visit(sample_url)
+    open_tab(page, "Discriminator")
+    page.wait_for_selector("#game .game-step:not([hidden]) .tok")
+
+    def shown() -> tuple[str, list[float], str]:
+        values = page.locator("#game .needle b").all_inner_texts()
+        cards = page.locator("#game .game-step:not([hidden]) .strip")
+        return (
+            text_of(page, "#game .game-number"),
+            [float(v) for v in values],
+            cards.nth(2).inner_text(),
+        )
+
+    def expected(index: int) -> tuple[str, list[float]]:
+        step = steps[index]["step"]
+        return str(step), [round(accuracies[name][step], 2) for name in game.CHANNELS]
+
+    assert shown()[:2] == expected(0)
+    page.locator(".game-slider").focus()
+    page.keyboard.press("ArrowRight")
+    assert shown()[:2] == expected(1)
+    tokens = [token[0] for token in steps[1]["sample"]["tokens"]["perception"]]
+    numbers = [str(token[2]) for token in steps[1]["sample"]["tokens"]["perception"]]
+    assert shown()[2].split() == " ".join(
+        f"{text} {number}" for text, number in zip(tokens, numbers, strict=True)
+    ).replace("\n", "⏎").split()  # fmt: skip
+    assert page.locator("#game .game-step:not([hidden])").count() == 1
+    page.keyboard.press("End")
+    assert shown()[:2] == expected(len(steps) - 1)
+    play = page.locator(".game-play")
+    play.click()  # from the beginning, since it is at the end
+    assert play.get_attribute("aria-pressed") == "true"
+    page.wait_for_function("document.querySelector('.game-slider').value === '2'")
+    play.click()
+    index = int(page.locator(".game-slider").input_value())
+    assert shown()[:2] == expected(index)
+    page.wait_for_timeout(2000)
+    assert int(page.locator(".game-slider").input_value()) == index
+
+
+def test_an_own_run_computes_its_shares(visit: Callable[..., Any], live_home: Path) -> None:
+    from demo.app import launch
+    from demo.runs.folder import open_home
+
+    played = live_home.parent / "played"
+    shutil.copytree(live_home, played)
+    app, url, _ = launch(open_home(str(played)), is_open=False)
+    try:
+        page = visit(url)
+        open_tab(page, "Discriminator")
+        page.wait_for_selector("#game .game-step:not([hidden])")
+        assert page.locator("#game .tok.up").count() == 1  # the legend's
+        page.locator("#game-compute").click()
+        page.wait_for_selector("#game .strip .tok")
+        page.wait_for_selector("#game-compute", state="hidden")
+        assert game.has_shares(game.steps_of(played))
+    finally:
+        app.close(verbose=False)
+        shutil.rmtree(played)
 
 
 def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:
