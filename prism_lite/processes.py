@@ -29,10 +29,12 @@ R = TypeVar("R")
 # How long a process waits for one that has not ended. The others may have shorter completions to sample or
 # train on than the slowest, so that minutes of waiting are usual.
 _TIMEOUT = timedelta(minutes=30)
-_SEVERAL_MACHINES = "processes on several machines are not supported: start all of them on one machine."
+_SEVERAL_MACHINES = (
+    "processes on several machines are not supported: start all of them on one machine."
+)
 _ONE_INSTEAD = (
-    "accelerate launch was asked for several processes and started one, as it does without NVIDIA GPUs: add "
-    "--multi_gpu, which starts them on a CPU too, or use torchrun --nproc_per_node N."
+    "accelerate launch was asked for several processes and started one, as it does without NVIDIA GPUs: "
+    "add --multi_gpu, which starts them on a CPU too, or use torchrun --nproc_per_node N."
 )
 
 _num_processes, _rank = 1, 0  # of the group that `joined` has formed
@@ -127,10 +129,14 @@ def share_work(items: Sequence[T], work: Callable[[Sequence[T]], list[R]]) -> li
         items: the same in every process.
         work: returns results that can be pickled, and does not wait for other processes.
     """
+    return gather_work(lambda: work(share(items)))
+
+
+def gather_work(work: Callable[[], list[R]]) -> list[R]:
+    """Let each process do its part of the work, and return the results of all in order: `share_work`."""
     if _num_processes == 1:
-        return work(items)
-    results = _attempt(lambda: work(share(items)))
-    return [result for of_process in results for result in of_process]
+        return work()
+    return [result for of_process in _attempt(work) for result in of_process]
 
 
 def together(work: Callable[[], T]) -> T:
@@ -175,6 +181,11 @@ def broadcast(value: T) -> T:
     holder = [value if _rank == 0 else None]
     _wait(lambda: distributed.broadcast_object_list(holder))
     return holder[0]  # pyright: ignore[reportReturnType]
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all processes, in order; they are small and can be pickled."""
+    return [value] if _num_processes == 1 else _attempt(lambda: value)
 
 
 def barrier() -> None:
