@@ -31,10 +31,8 @@ from prism_lite.processes import (
     broadcast,
     first_goes_ahead,
     joined,
-    num_processes,
     on_first,
     rank,
-    refuse_several,
     together,
 )
 from prism_lite.rehearsal import rehearse_stages
@@ -150,7 +148,6 @@ def _run(
     ):  # after SFT, so that a run ends with its own policy
         place = stages.index("sft") + 1 if "sft" in stages else 0
         stages = [*stages[:place], "control", *stages[place:]]
-    _check_shared(config, stages)
     check_machine(config)
     check_trackers(config)
     on_first(lambda: check_folder(out, config))
@@ -254,16 +251,6 @@ def _run_stage(context: Context, stage: Stage) -> Context:
             parameter.grad = None
         free_memory()
         backbone.load_adapter_state(start)
-
-
-def _check_shared(config: RunConfig, stages: Sequence[Stage]) -> None:
-    """Refuse what several processes cannot share yet, on every one of them.
-
-    Raises:
-        ValueError: names the setting.
-    """
-    if num_processes() > 1 and "align" in stages and config.align.method in ("dpo", "best_of_n"):
-        refuse_several(f"align.method={config.align.method}")
 
 
 def _waits(out: Path, stage: str) -> bool:

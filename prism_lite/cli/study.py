@@ -70,8 +70,8 @@ def _study(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """List or execute the runs of a study, or write its report again.
 
     Raises:
-        ValueError: as `plan_study` and `run_study`; an option has a value that is not one of its own; several
-            processes were started.
+        ValueError: as `plan_study` and `run_study`; several processes were started; an option has a value
+            that is not one of its own.
     """
     refuse_several("prism-lite study")
     if arguments.report is not None:
