@@ -28,7 +28,9 @@ SAMPLING = micro_recipe(sampling__max_completion_tokens=16).sampling
 
 def plain_descent(parameters) -> Optimizer:
     """With a step in proportion to the gradient, so that small differences stay small."""
-    return Optimizer(torch.optim.SGD(parameters, lr=1.0), torch.amp.GradScaler("cpu", enabled=False))
+    return Optimizer(
+        torch.optim.SGD(parameters, lr=1.0), torch.amp.GradScaler("cpu", enabled=False)
+    )
 
 
 def changed_by(parameters, step) -> list:
@@ -120,9 +122,7 @@ def test_policy_update(random_backbone, groups, tmp_path, loss, num):
     assert metrics["kl"] > 0 and metrics["entropy"] > 0
 
 
-def test_policy_update_where_one_group_of_three_teaches_anything(
-    random_backbone, groups, tmp_path
-):
+def test_policy_update_where_one_group_of_three_teaches_anything(random_backbone, groups, tmp_path):
     """The others count in the mean, and one process has nothing to forward."""
     advantage_R = torch.tensor([0.0] * 6 + [1.0, -1.0, 0.0])
     parameters = random_backbone.policy_parameters()
