@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -22,6 +23,7 @@ from prism_lite.files import read_jsonl
 from prism_lite.models import optim
 from prism_lite.recipe import to_dict
 from prism_lite.runs import plots
+from prism_lite.sampling import rollouts
 from prism_lite.stages import in_stage
 from tests.micro import micro_recipe, quiet_console
 from tests.pipeline.commands import REPOSITORY
@@ -336,3 +338,28 @@ def test_torchrun_from_the_command_line(micro_cache, tmp_path):
     config = micro_recipe(**settings)
     pipeline.run(config, tmp_path / "one", stages=("sft",), console=quiet_console())
     check_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_memory_that_one_process_lacks_makes_both_continue_with_fewer_rows(
+    micro_run, no_plots, tmp_path
+):
+    out, recipe = tmp_path / "two", recipe_file(tmp_path, **QUICK)
+    copy_finals(micro_run, out, recipe, "sft", "warmup", "align")
+
+    def work() -> int:
+        decode, calls = rollouts._decode, []
+
+        def fail_once(*arguments):
+            calls.append(1)
+            if os.environ["RANK"] == "1" and len(calls) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return decode(*arguments)
+
+        rollouts._decode = fail_once
+        return main(["rlvr", "--recipe", str(recipe), "--out", str(out)])
+
+    ended = run_processes(2, tmp_path, work)
+    check_all_done(ended)
+    assert "out of memory in stage rlvr: it continues with" in ended[0].text
+    assert "sampling.max_rows=256 (before" in ended[0].text.replace("\n", " ")
+    check_equal(micro_run[1], out, ("rlvr",))
