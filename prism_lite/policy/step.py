@@ -87,15 +87,14 @@ def update_policy(
     needs_all = kl_weight > 0 or loss.entropy_weight > 0
     forwarded = [group for group in batch if needs_all or bool(group.advantage_G.any())]
     num_minibatches = min(num_minibatches, max(1, len(forwarded)))
-    minibatches = _minibatches(
-        backbone, batch, forwarded, num_minibatches, sampling.max_completion_tokens
-    )
-    temperature = sampling.temperature
-    together(
-        lambda: _add_other_logprobs(
-            backbone, minibatches, temperature, with_reference=kl_weight > 0
-        )
-    )
+    limit, temperature = sampling.max_completion_tokens, sampling.temperature
+
+    def prepare() -> list[list[_Piece]]:
+        pieces = _minibatches(backbone, batch, forwarded, num_minibatches, limit)
+        _add_other_logprobs(backbone, pieces, temperature, with_reference=kl_weight > 0)
+        return pieces
+
+    minibatches = together(prepare)
     totals: dict[str, float] = {}
     stepped: list[dict[str, float]] = []
     for pieces in minibatches if forwarded else ():
