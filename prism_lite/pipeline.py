@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,14 @@ from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
 from prism_lite.models.device import check_machine, release_unused
 from prism_lite.output import lasting_output
+from prism_lite.processes import (
+    broadcast,
+    first_goes_ahead,
+    joined,
+    on_first,
+    rank,
+    together,
+)
 from prism_lite.rehearsal import rehearse_stages
 from prism_lite.rewards.load import load_rewards
 from prism_lite.runs import card, plots, report
@@ -86,6 +93,9 @@ def run(
 ) -> dict[str, Any]:
     """Run the stages that are not finished, evaluate each policy, write results, plots and model card.
 
+    Where torchrun or accelerate started several processes, all of them call this with the same arguments
+    and share the work; the first one writes and prints.
+
     Args:
         config: from `load_recipe`.
         out: run folder; created, or resumed if it holds a run with the same settings.
@@ -104,12 +114,13 @@ def run(
         ValueError: something that the user gave is wrong; nothing was half-written.
         Stopped: asked to stop; saved.
     """
-    with signals.caught(), lasting_output():
+    with signals.caught(), lasting_output(), joined():
+        console = console or Console()
         return _run(
             config,
             Path(out),
             stages,
-            console or Console(),
+            console if rank() == 0 else Console(quiet=True),
             command,
             from_checkpoint,
             accept_changed_inputs=accept_changed_inputs,
@@ -137,16 +148,16 @@ def _run(
     ):  # after SFT, so that a run ends with its own policy
         place = stages.index("sft") + 1 if "sft" in stages else 0
         stages = [*stages[:place], "control", *stages[place:]]
-    _check_one_process()
     check_machine(config)
     check_trackers(config)
-    check_folder(out, config)
+    on_first(lambda: check_folder(out, config))
     rewards = load_rewards(config)
     changed = check_same_rewards(out, config, rewards, accept=accept_changed_inputs)
     if config.data.task == "files":
         say(console, "reading and checking the data")
         make_cache_folder()
-    task = load_task(config, console=console, stamps=cache_folder() / "decoded")
+    stamps = cache_folder() / "decoded"
+    task = first_goes_ahead(lambda: load_task(config, console=console, stamps=stamps))
     inputs = data_inputs(config, task, strict=strict)
     changed += check_inputs(out, inputs, config, accept=accept_changed_inputs)
     check_stages(config, out, stages, task)
@@ -158,21 +169,23 @@ def _run(
             say(console, text)
     if config.sft.start_from is not None and _waits(out, "sft") and "sft" in stages:
         read_adapter(config.sft.start_from, config.lora)  # refused before the base is evaluated
-    with open_run(out, config, console) as folder:
+    with _opened(out, config, console) as folder:
         if from_checkpoint is not None:
-            go_back(folder, from_checkpoint)
+            on_first(lambda: go_back(folder, from_checkpoint))
         started_s = time.monotonic()
-        base_path = base_folder(config)
+        base_path = first_goes_ahead(lambda: base_folder(config))
         base_s = time.monotonic() - started_s
         if config.model.name != "tiny":
             say(console, f"loading {config.model.name} (a hub id is downloaded the first time)")
-        backbone = load_backbone(config.model, config.lora, base_path, seed=config.seed)
+        backbone = together(
+            lambda: load_backbone(config.model, config.lora, base_path, seed=config.seed)
+        )
         folder.device = backbone.device
         say(console, f"{backbone.precision.reason}; {backbone.loader}")
         commit = getattr(backbone.core.config, "_commit_hash", None)
         base = base_inputs(config, base_path, commit, strict=strict)
         changed += check_inputs(out, base, config, accept=accept_changed_inputs)
-        write_inputs(out, inputs | base, changed, console)
+        on_first(lambda: write_inputs(out, inputs | base, changed, console))
         task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
         check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
         with signals.reacts("note"):
@@ -182,28 +195,38 @@ def _run(
             return _train(context, stages, base_s, command)
 
 
+@contextmanager
+def _opened(out: Path, config: RunConfig, console: Console) -> Iterator[RunFolder]:
+    """Open the run folder: the first process writes it, the others read it."""
+    with ExitStack() as stack:
+        folder = on_first(lambda: stack.enter_context(open_run(out, config, console)))
+        yield folder or RunFolder(out, config, console)
+
+
 def _train(
     context: Context, stages: Sequence[Stage], base_s: float, command: str | None
 ) -> dict[str, Any]:
     """Run and evaluate the stages, and write what is exported from the run."""
     config, folder, backbone = context.config, context.run, context.backbone
-    _write_skipped(folder, context.task)
-    write_environment(folder.path, config, backbone.core, context.rewards, command)
-    if not folder.results().get("stages", {}).get("base"):
+    on_first(lambda: _write_skipped(folder, context.task))
+    on_first(
+        lambda: write_environment(folder.path, config, backbone.core, context.rewards, command)
+    )
+    if not broadcast(folder.results()).get("stages", {}).get("base"):
         context = _evaluate(context, "base", base_s)
         _write_reports(context)
     for stage in stages:
         folder.check_stop(f"before stage {stage}")
-        if not folder.is_done(stage):
+        if not broadcast(folder.is_done(stage)):
             start_peak(backbone.device)
             with _adds_seconds(folder, stage):
                 context = _run_stage(context, stage)
-        results = folder.results()
+        results = broadcast(folder.results())
         if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
             context.load_policy(stage)
             context = _evaluate(context, stage, results.get("seconds", {}).get(stage))
             _write_reports(context)
-    _write_exports(context)
+    on_first(lambda: _write_exports(context))
     _write_reports(context)
     return folder.results()
 
@@ -230,28 +253,14 @@ def _run_stage(context: Context, stage: Stage) -> Context:
         backbone.load_adapter_state(start)
 
 
-def _check_one_process() -> None:
-    """Refuse a launcher of several processes, on every rank: each would train the same run by itself.
-
-    Raises:
-        ValueError: torchrun or accelerate started more than one process.
-    """
-    text = os.environ.get("WORLD_SIZE", "")
-    if text.isdigit() and int(text) > 1:
-        raise ValueError(
-            f"{text} processes were started (WORLD_SIZE={text}), and prism_lite trains on one card: start "
-            "it without torchrun, or with accelerate launch --num_processes 1."
-        )
-
-
 def _waits(out: Path, stage: str) -> bool:
     return not (out / "stages" / stage / "final").is_dir()
 
 
 def _write_reports(context: Context) -> None:
     """Write the plots, and the model card that names what has run so far."""
-    plots.write_plots(context.run)
-    card.write_model_card(context.run)
+    on_first(lambda: plots.write_plots(context.run))
+    on_first(lambda: card.write_model_card(context.run))
 
 
 def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskData:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_lite.cli.imports import prepare_imports
+from prism_lite.processes import refuse_several
 
 if TYPE_CHECKING:
     from prism_lite.study.plan import PlannedRun
@@ -69,8 +70,10 @@ def _study(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """List or execute the runs of a study, or write its report again.
 
     Raises:
-        ValueError: as `plan_study` and `run_study`; an option has a value that is not one of its own.
+        ValueError: as `plan_study` and `run_study`; several processes were started; an option has a value
+            that is not one of its own.
     """
+    refuse_several("prism-lite study")
     if arguments.report is not None:
         from prism_lite.study.report import rebuild_reports
 

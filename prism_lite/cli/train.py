@@ -101,12 +101,13 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from prism_lite import pipeline
         from prism_lite.console import say
         from prism_lite.output import lasting_output
+        from prism_lite.processes import launched_rank
         from prism_lite.runs.report import changes_table, results_table
         from prism_lite.study.measured import room_of
         from prism_lite.types import STAGES
 
     with lasting_output():
-        console = Console()
+        console = Console(quiet=launched_rank() > 0)
         results = pipeline.run(
             config,
             out,

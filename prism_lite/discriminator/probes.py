@@ -22,6 +22,7 @@ from prism_lite.discriminator.step import CHANNELS, JudgedPrompt
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts
+from prism_lite.processes import share_work
 from prism_lite.types import ProbePair
 
 ARTEFACT_WARNING = 0.6  # above this AUC the discriminator may win without looking at content
@@ -42,13 +43,18 @@ def completion_scores(
         float32 [K, 2 channels (perception, reasoning)], and the same by each term of the heads alone
         [K, 2 channels, 2 terms (hidden state, likelihood)], before the cap.
     """
-    scores, terms = [], []
+
+    def score(shared: Sequence[tuple[Prompt, Sequence[Parts]]]) -> list[tuple[Tensor, Tensor]]:
+        results = []
+        for start in range(0, len(shared), PROMPTS_PER_CALL):
+            scored = discriminator.score(backbone, shared[start : start + PROMPTS_PER_CALL])
+            score_K2 = torch.stack([scored.perception_K, scored.reasoning_K], 1)
+            results.append((score_K2.cpu(), scored.terms_K22.cpu()))
+        return results
+
     with backbone.role("discriminator"):
-        for start in range(0, len(judged), PROMPTS_PER_CALL):
-            scored = discriminator.score(backbone, judged[start : start + PROMPTS_PER_CALL])
-            scores.append(torch.stack([scored.perception_K, scored.reasoning_K], 1))
-            terms.append(scored.terms_K22)
-    return torch.cat(scores).cpu(), torch.cat(terms).cpu()
+        scores, terms = zip(*share_work(judged, score), strict=True)
+    return torch.cat(scores), torch.cat(terms)
 
 
 def share_won(margin_Q: Tensor) -> float:

@@ -27,6 +27,7 @@ from prism_lite.models.optim import Optimizer, optimizer_step
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.parts import Parts, num_bullets, num_steps
+from prism_lite.processes import share_work
 from prism_lite.types import NotFiniteError
 
 CHANNELS = ("perception", "reasoning")
@@ -84,6 +85,9 @@ def discriminator_step(
 ) -> GameScores:
     """Score teachers and students, and take one optimizer step on the discriminator's loss.
 
+    Several processes share the forwards: they are laid out as in one, since the load-balance loss is a mean
+    over those of a forward.
+
     One forward gives the policy's reward (detached) and the loss: Bradley-Terry of the teacher against
     each student of the same prompt, both channels without ties, plus the penalty on the mean square of
     the scores, the load-balance loss and, if set, GRGC's penalty. METHOD sections 2 and 6.
@@ -112,10 +116,11 @@ def discriminator_step(
     replayed_pieces = chain(*(_split_group(item, max_group_tokens, size) for item in replayed))
     batches_to_run = [(b, True) for b in _batches(chain(*pieces), max_pack_tokens, size)]
     batches_to_run += [(b, False) for b in _batches(replayed_pieces, max_pack_tokens, size)]
-    teachers, students = [], []
-    metrics: dict[str, float] = {}
-    with backbone.role("discriminator"), torch.set_grad_enabled(optimizer is not None):
-        for batch, is_judged in batches_to_run:
+
+    def run(shared: Sequence[tuple[list[JudgedPrompt], bool]]) -> list[_BatchScores]:
+        """Forward and propagate batches; return what the judged ones contribute."""
+        results = []
+        for batch, is_judged in shared:
             scores = discriminator.score(
                 backbone, [(item.prompt, (item.teacher, *item.students)) for item in batch]
             )
@@ -126,13 +131,19 @@ def discriminator_step(
                 optimizer.backward(_weighted(losses, num_batch, num_all))
             if not is_judged:
                 continue
-            teachers.append(teacher_P2.detach())
-            students += [student_G2.detach() for student_G2 in student_scores]
             share = num_batch.total / num_judged.total
-            for name, value in _expert_metrics(scores, losses).items():
-                metrics[name] = metrics.get(name, 0.0) + share * value
-            loss = float(_weighted(losses, num_batch, num_judged).detach())
-            metrics["disc/loss"] = metrics.get("disc/loss", 0.0) + loss
+            metrics = {k: share * value for k, value in _expert_metrics(scores, losses).items()}
+            metrics["disc/loss"] = float(_weighted(losses, num_batch, num_judged).detach())
+            students = [student_G2.detach().cpu() for student_G2 in student_scores]
+            results.append(_BatchScores(teacher_P2.detach().cpu(), students, metrics))
+        return results
+
+    with backbone.role("discriminator"), torch.set_grad_enabled(optimizer is not None):
+        results = share_work(batches_to_run, run)
+    metrics: dict[str, float] = {}
+    for name, value in (entry for result in results for entry in result.metrics.items()):
+        metrics[name] = metrics.get(name, 0.0) + value
+    students = [student_G2 for result in results for student_G2 in result.students]
     if optimizer is not None:
         stepped = optimizer_step(
             optimizer, list(discriminator.parameters()), learning_rate, max_grad_norm
@@ -143,13 +154,21 @@ def discriminator_step(
     # A prompt's pieces are neighbours. Each has a row of the teacher, of which the first counts, and
     # one entry in `students`.
     stops = list(accumulate(map(len, pieces), initial=0))
-    teacher_P2 = torch.cat(teachers)[stops[:-1]]
+    teacher_P2 = torch.cat([result.teacher_P2 for result in results])[stops[:-1]]
     students = tuple(torch.cat(students[start:stop]) for start, stop in pairwise(stops))
     ties = tuple(torch.tensor(item.ties(config)) for item in judged)
     metrics |= _pair_metrics(teacher_P2, students, ties, num_judged)
     metrics |= _form_metrics(*sides)
     metrics |= cut_metrics(teacher_lengths, student_lengths, config.max_part_tokens)
     return GameScores(teacher_P2, students, metrics, teacher_lengths, student_lengths, ties)
+
+
+class _BatchScores(NamedTuple):
+    """Detached scores of a batch of judged prompts, and its share of the metrics."""
+
+    teacher_P2: Tensor
+    students: list[Tensor]
+    metrics: dict[str, float]
 
 
 def _split_group(

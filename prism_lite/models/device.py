@@ -24,6 +24,7 @@ import torch
 
 import triton_kernels as tk
 from prism_lite.config import ModelConfig, RunConfig
+from prism_lite.processes import local_rank
 
 _OLDEST_FLOAT16 = (7, 0)  # tensor cores; older cards compute float16 more slowly than float32
 OLDEST_BFLOAT16 = (8, 0)
@@ -49,7 +50,7 @@ class Precision:
     """Number types and attention that were chosen, and why.
 
     Attributes:
-        device: "cpu" or "cuda:0".
+        device: "cpu", or "cuda:N" of the process's card.
         compute_dtype: of activations and of the matrix products.
         scales_loss: the loss is scaled before the backward: gradients would vanish in float16.
         float32_residual: the residual stream is float32; in Qwen models it exceeds float16.
@@ -101,7 +102,7 @@ def choose_precision(model: ModelConfig, card: Card | None) -> Precision:
     if card is None and dtype == torch.bfloat16 and not has_native_bfloat16():
         facts.append("slow: this CPU has no bfloat16 instructions")
     return Precision(
-        device="cpu" if card is None else "cuda:0",
+        device="cpu" if card is None else f"cuda:{local_rank()}",
         compute_dtype=dtype,
         scales_loss=is_half,
         float32_residual=is_half,
@@ -111,10 +112,20 @@ def choose_precision(model: ModelConfig, card: Card | None) -> Precision:
 
 
 def card_of(model: ModelConfig) -> Card | None:
-    """Return the card that a model will use: None without one, or if the settings name the CPU."""
+    """Return the card that a model will use: None without one, or if the settings name the CPU.
+
+    Raises:
+        ValueError: there are fewer cards than processes.
+    """
     if model.device == "cpu" or not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(0)
+    number, num_cards = local_rank(), torch.cuda.device_count()
+    if number >= num_cards:
+        raise ValueError(
+            f"process {number} has no card of its own, torch finds {num_cards}: start {num_cards} "
+            "processes, or give model.device=cpu."
+        )
+    properties = torch.cuda.get_device_properties(number)
     return Card(
         properties.name, (properties.major, properties.minor), properties.total_memory / 2**30
     )
@@ -138,7 +149,7 @@ def warnings_of(card: Card | None) -> list[str]:
             "for with CUDA 13: 4-bit weights may fail with a missing kernel (use builds for CUDA 12, or "
             "model.quantization=none)"
         )
-    if reason := tk.why_no_triton(0):
+    if reason := tk.why_no_triton(local_rank()):
         sentences.append(f"no Triton kernels, the slower torch path instead: {reason}")
     return sentences
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prism_lite.config import OptimConfig
+from prism_lite.processes import sum_gradients
 from prism_lite.types import NotFiniteError
 
 _GROWTH_INTERVAL = 200  # good steps before the scale is doubled; runs are a few hundred steps long
@@ -108,7 +109,7 @@ def optimizer_step(
     learning_rate: float,
     max_grad_norm: float,
 ) -> dict[str, float]:
-    """Unscale and clip the gradients, take a step, and clear them.
+    """Sum the gradients of all processes, unscale and clip them, take a step, and clear them.
 
     Returns:
         grad_norm, before clipping. With a scaler also loss_scale; if gradients overflowed, skipped_steps
@@ -118,6 +119,7 @@ def optimizer_step(
         NotFiniteError: the gradient is not finite, and not because of the scale; nothing was changed.
     """
     inner, scaler = optimizer.inner, optimizer.scaler
+    sum_gradients(parameters)  # from here on every process computes the same
     scale = scaler.get_scale()
     scaler.unscale_(inner)
     norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))

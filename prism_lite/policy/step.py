@@ -29,6 +29,7 @@ from prism_lite.policy.losses import (
     shaped_teacher_logprob,
     token_kl,
 )
+from prism_lite.processes import gather_work, share, share_work, together
 from prism_lite.types import Group
 
 
@@ -86,16 +87,23 @@ def update_policy(
     needs_all = kl_weight > 0 or loss.entropy_weight > 0
     forwarded = [group for group in batch if needs_all or bool(group.advantage_G.any())]
     num_minibatches = min(num_minibatches, max(1, len(forwarded)))
-    minibatches = _minibatches(
-        backbone, batch, forwarded, num_minibatches, sampling.max_completion_tokens
-    )
-    temperature = sampling.temperature
-    _add_other_logprobs(backbone, minibatches, temperature, with_reference=kl_weight > 0)
+    limit, temperature = sampling.max_completion_tokens, sampling.temperature
+
+    def prepare() -> list[list[_Piece]]:
+        pieces = _minibatches(backbone, batch, forwarded, num_minibatches, limit)
+        _add_other_logprobs(backbone, pieces, temperature, with_reference=kl_weight > 0)
+        return pieces
+
+    minibatches = together(prepare)
     totals: dict[str, float] = {}
     stepped: list[dict[str, float]] = []
-    for pieces in filter(None, minibatches):
-        for piece in pieces:
-            metrics = _backward(backbone, optimizer, piece, temperature, loss, kl_weight, kl_kind)
+    for pieces in minibatches if forwarded else ():
+        for metrics in gather_work(
+            lambda pieces=pieces: [
+                _backward(backbone, optimizer, piece, temperature, loss, kl_weight, kl_kind)
+                for piece in pieces
+            ]
+        ):
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + value / num_minibatches
         parameters = backbone.policy_parameters()
@@ -116,16 +124,20 @@ def rollout_kl(
 
     For a KL term inside the reward. Costs a forward of the policy and one of the reference.
     """
-    trees = [_tree(backbone, group) for group in groups]
-    pack_kls = []
-    for pack_of_trees in split_trees(trees, backbone.config.max_pack_tokens):
-        pack = pack_trees(pack_of_trees)
-        policy_N = predicted_logprobs(backbone, pack, temperature=temperature)
-        with backbone.role("reference"):
-            reference_N = predicted_logprobs(backbone, pack, temperature=temperature)
-        kl_N = token_kl(policy_N, reference_N, kind)
-        pack_kls.append(branch_sums(kl_N, pack))
-    return torch.cat(pack_kls).cpu()
+
+    def pack_kls(shared: Sequence[Group]) -> list[Tensor]:
+        trees = [_tree(backbone, group) for group in shared]
+        kls = []
+        for pack_of_trees in split_trees(trees, backbone.config.max_pack_tokens):
+            pack = pack_trees(pack_of_trees)
+            policy_N = predicted_logprobs(backbone, pack, temperature=temperature)
+            with backbone.role("reference"):
+                reference_N = predicted_logprobs(backbone, pack, temperature=temperature)
+            kl_N = token_kl(policy_N, reference_N, kind)
+            kls.append(branch_sums(kl_N, pack).cpu())
+        return kls
+
+    return torch.cat(share_work(groups, pack_kls))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +184,10 @@ def _minibatches(
     num_minibatches: int,
     max_completion_tokens: int,
 ) -> list[list[_Piece]]:
-    """Return the packs of each minibatch; the groups that are not forwarded count in its size."""
+    """Return the packs of this process's share of each minibatch.
+
+    The groups of the other processes and those that are not forwarded count in its size.
+    """
     others = [group for group in batch if group not in forwarded]
     num_rollouts = sum(len(group.tree.branches) for group in batch)
     minibatches = []
@@ -183,7 +198,8 @@ def _minibatches(
             mean_rollouts=num_rollouts / num_minibatches,
             max_completion_tokens=max_completion_tokens,
         )
-        minibatches.append(_pieces(backbone, forwarded[i::num_minibatches], size))
+        shared = share(forwarded[i::num_minibatches])
+        minibatches.append(_pieces(backbone, shared, size))
     return minibatches
 
 

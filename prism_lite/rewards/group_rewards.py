@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from prism_lite.processes import share_work
 from prism_lite.rewards.accuracy import accuracy_reward
 from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import call_user_function, trl_arguments
@@ -21,12 +22,18 @@ def rewards_of(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, 
     the right ones.
 
     Accuracy, format, ocr, boxes and judge are 0 for a rollout that is malformed or was truncated at
-    the length limit, as in alignment. A user's function judges such texts itself.
+    the length limit, as in alignment. A user's function judges such texts itself. Of several processes
+    each calls the functions with its share of the groups.
 
     Raises:
         ValueError: a gold answer holds no box, where boxes are rewarded; or a user's function failed.
         RuntimeError: the judge gave no verdict.
     """
+    shares = share_work(groups, lambda shared: [_rewards_of(shared, rewards)] if shared else [])
+    return {name: torch.cat([values[name] for values in shares]) for name in shares[0]}
+
+
+def _rewards_of(groups: Sequence[Group], rewards: Sequence[Reward]) -> dict[str, Tensor]:
     is_well_formed_R = torch.tensor([r.is_well_formed for group in groups for r in group.rollouts])
     values: dict[str, Tensor] = {}
     for reward in rewards:
@@ -63,7 +70,8 @@ def accuracy_of(groups: Sequence[Group], rewards: Mapping[str, Tensor]) -> Tenso
     accuracy_R = rewards.get("accuracy")
     if accuracy_R is not None:
         return accuracy_R
-    return torch.tensor([value for group in groups for value in group_accuracy(group)])
+    shares = share_work(groups, lambda shared: [group_accuracy(group) for group in shared])
+    return torch.tensor([value for of_group in shares for value in of_group])
 
 
 def group_accuracy(group: Group) -> list[float]:

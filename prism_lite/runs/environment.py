@@ -11,6 +11,7 @@ import torch
 
 from prism_lite.config import RunConfig
 from prism_lite.config.checks import alignment_verifies
+from prism_lite.processes import num_processes
 from prism_lite.rewards.load import Reward
 from prism_lite.runs.inputs import data_hashes
 from prism_lite.runs.small_files import read_object, set_aside, write_object
@@ -75,6 +76,7 @@ def write_environment(
         "python": platform.python_version(),
         "packages": package_versions(),
         "device": torch.cuda.get_device_name(core.device) if core.device.type == "cuda" else "cpu",
+        "num_processes": num_processes(),
         "threads": torch.get_num_threads(),
         "compute_dtype": str(core.dtype).removeprefix("torch."),
         "seed": config.seed,

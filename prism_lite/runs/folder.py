@@ -3,7 +3,7 @@
 `config.yaml env.json metrics.jsonl rollouts/ stages/ evaluations/ policy/ discriminator/ results.json
 plots/ README.md control.json`, and `skipped.jsonl` where rows of the data were left out. The user (or the
 demo) controls a run through control.json; the signals of `prism_lite.signals` have the effect of the
-command "stop".
+command "stop". Of several processes the first one writes the folder and decides; the others read it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from prism_lite.config import RunConfig
 from prism_lite.console import PlainProgress, say, tracked
 from prism_lite.files import write_jsonl, write_text
 from prism_lite.models.device import release_unused
+from prism_lite.processes import broadcast, gather, on_first, rank
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
 from prism_lite.runs.leftovers import remove_empty_run, remove_unfinished
@@ -111,7 +112,7 @@ class RunFolder:
 
     def save_final(self, stage: str, tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Save the tensors of a stage by name, which marks it as finished."""
-        checkpoint.save_final(self.stage(stage), tensors)
+        on_first(lambda: checkpoint.save_final(self.stage(stage), tensors))
 
     def restore(self, stage: str, needed: Sequence[str] = ()) -> checkpoint.Restored | None:
         """Load the newest good checkpoint of an unfinished stage; print which ones were refused.
@@ -128,7 +129,7 @@ class RunFolder:
         # Drop the lines of steps that are repeated. The file is always rewritten, as the next line must
         # not be appended to a last line that a kill has truncated.
         kept = [m for m in self.metrics() if m["stage"] != stage or m["step"] < first_step]
-        write_jsonl(self.path / "metrics.jsonl", kept)
+        on_first(lambda: write_jsonl(self.path / "metrics.jsonl", kept))
         self._num_logged = len(kept)
         return restored
 
@@ -175,20 +176,22 @@ class RunFolder:
                 progress.update(task, advance=1, metrics=self._bar_text)
                 if plain is not None:
                     plain.after_step(step + 1, self._bar_text)
+                done, self.ends_stage = step + 1, broadcast(self.ends_stage)
                 if self.ends_stage:  # without a checkpoint: a resumed run comes to the same end
                     break
-                done, stop = step + 1, self._asked_to_stop()
-                if stop or (done < num_steps and self._is_save_due(done, saved_s)):
-                    checkpoint.save_checkpoint(
-                        self.stage(stage),
-                        done,
-                        trained(),
-                        settings=stage_settings(self.config, stage),
-                    )
+                stop = self._asked_to_stop()
+                if stop or (done < num_steps and broadcast(self._is_save_due(done, saved_s))):
+                    self._save_checkpoint(stage, done, trained)
                     saved_s = time.monotonic()
                 if stop:
                     raise Stopped(f"stopped in stage {stage} after step {done} of {num_steps}")
         self._step_started_s = self._open_step = None
+
+    def _save_checkpoint(
+        self, stage: str, num_done: int, trained: Callable[[], checkpoint.Trained]
+    ) -> None:
+        folder, settings = self.stage(stage), stage_settings(self.config, stage)
+        on_first(lambda: checkpoint.save_checkpoint(folder, num_done, trained(), settings=settings))
 
     def _is_save_due(self, num_done: int, saved_s: float) -> bool:
         """Check whether a checkpoint is due, by steps or by the minutes since the last one."""
@@ -207,7 +210,7 @@ class RunFolder:
         if step is None:
             raise error
         self._step_started_s = self._open_step = None
-        add_skipped(folder, step, str(error), self.batch)
+        on_first(lambda: add_skipped(folder, step, str(error), self.batch))
         say(
             self.console,
             f"{stage} step {step} is left out, the stage resumes before it: {error}. Its batch: "
@@ -245,22 +248,13 @@ class RunFolder:
         metrics = dict(metrics)
         if is_step and self._step_started_s is not None:
             metrics["step_time"] = time.perf_counter() - self._step_started_s
-            metrics["mem/peak_gib"] = peak_gib(self.device)
+            metrics["mem/peak_gib"] = max(gather(peak_gib(self.device)))
             if self.device.type == "cuda":
                 metrics["mem/reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         time_s = round(self._earlier_s + time.monotonic() - self._started_s, 3)
-        line = {"stage": stage, "step": step, "time_s": time_s, **metrics}
-        path = self.path / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        if self._trackers is None:
-            self._trackers = self._closes.enter_context(open_trackers(self.config, self.path))
-        for tracker in self._trackers:
-            named = {f"{stage}/{name}": value for name, value in metrics.items()}
-            tracker.log(named, step=self._num_logged)
+        if rank() == 0:
+            self._write_line({"stage": stage, "step": step, "time_s": time_s, **metrics})
+            self._track({f"{stage}/{name}": value for name, value in metrics.items()})
         self._num_logged += 1
         if is_step:
             self._open_step = None
@@ -268,6 +262,22 @@ class RunFolder:
                 f"{t} {metrics[name]:.2f}" for name, t in _BAR_METRICS.items() if name in metrics
             ]
             self._bar_text = ", ".join(texts[:2])
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def _track(self, named: Mapping[str, float]) -> None:
+        """Send metrics to the trackers, which are started by the first ones."""
+        if self._trackers is None:
+            self._trackers = self._closes.enter_context(open_trackers(self.config, self.path))
+        for tracker in self._trackers:
+            tracker.log(named, step=self._num_logged)
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, of one stage or all."""
@@ -278,7 +288,7 @@ class RunFolder:
         """Return the lines of metrics.jsonl; leave the damaged ones out of the file, and print how many."""
         path = self.path / "metrics.jsonl"
         lines, num_damaged = read_metrics(path)
-        if num_damaged:
+        if num_damaged and rank() == 0:
             write_jsonl(path, lines)
             text = f"{path}: {num_damaged} damaged or foreign lines are left out"
             say(self.console, text, "yellow")
@@ -286,10 +296,13 @@ class RunFolder:
 
     def write_rollouts(self, stage: str, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Write rollouts/<stage>-<step>.jsonl."""
-        write_jsonl(self.path / "rollouts" / f"{stage}-{step}.jsonl", records)
+        if rank() == 0:
+            write_jsonl(self.path / "rollouts" / f"{stage}-{step}.jsonl", records)
 
     def write_rates(self, stage: str, rates: Mapping[str, Sequence[float]]) -> None:
         """Write evaluations/<stage>.json: the rates of each held-out prompt, by figure."""
+        if rank() > 0:
+            return
         path = self.path / "evaluations" / f"{stage}.json"
         path.parent.mkdir(exist_ok=True)
         rounded = {name: [round(value, 4) for value in values] for name, values in rates.items()}
@@ -302,7 +315,7 @@ class RunFolder:
     def read(self, name: str, consequence: str) -> dict[str, Any]:
         """Return the content of a JSON file of the run; set a damaged one aside and print it."""
         content, problem = read_object(self.path / name)
-        if problem:
+        if problem and rank() == 0:
             damaged = set_aside(self.path / name)
             text = f"{self.path / name} is damaged, {problem}: it is now {damaged}; {consequence}"
             say(self.console, text, "yellow")
@@ -310,7 +323,8 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
-        write_object(self.path / "results.json", results)
+        if rank() == 0:
+            write_object(self.path / "results.json", results)
 
     def request_stop(self) -> None:
         """Stop after the current step."""
@@ -318,13 +332,15 @@ class RunFolder:
 
     def _asked_to_stop(self) -> bool:
         """Wait while control.json says "pause"; return whether the run has to stop."""
-        while (command := self._command()) == "pause" and not self._is_stopping():
+        while (command := broadcast(self._requested())) == "pause":
             time.sleep(_PAUSE_POLL_S)
-        self._stop_requested = self._stop_requested or command == "stop"
-        return self._is_stopping()
+        self._stop_requested = command == "stop"
+        return self._stop_requested
 
-    def _is_stopping(self) -> bool:
-        return self._stop_requested or signals.received() is not None
+    def _requested(self) -> str | None:
+        """Return what was asked for: "stop" by control.json, a signal or a call, "pause", or None."""
+        command = self._command()
+        return "stop" if self._stop_requested or signals.received() is not None else command
 
     def check_stop(self, where: str) -> None:
         """Stop here if that was asked for.

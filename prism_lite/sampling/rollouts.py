@@ -27,6 +27,7 @@ from prism_lite.models.attention import packed_attention
 from prism_lite.models.backbone import Backbone
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
+from prism_lite.processes import num_processes, share_work
 from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, prefill
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from prism_lite.sampling.packed_cache import PackedCache
@@ -74,7 +75,8 @@ def sample_groups(
         One Group per sample, in order. Sampling log-probs and entropies are of the distribution drawn
         from (see `draw_tokens`).
     """
-    decoder = _decoder_for_sampling(backbone, len(samples), group_size, sampling)
+    most_shared = -(-len(samples) // num_processes())
+    decoder = _decoder_for_sampling(backbone, most_shared, group_size, sampling)
     return _sample_groups(backbone, decoder, samples, group_size, sampling, seed)
 
 
@@ -98,23 +100,30 @@ def _sample_groups(
     sampling: SamplingConfig,
     seed: tuple[object, ...],
 ) -> list[Group]:
-    prompts = [backbone.prompt(sample) for sample in samples]
-    max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
-    ids = [prompt.id for prompt in prompts]
+    ids = [backbone.prompt(sample).id for sample in samples]
     first_number = [group_size * ids[:i].count(name) for i, name in enumerate(ids)]
-    rollouts: list[list[Rollout]] = [[] for _ in prompts]
-    for spans in split_rows(len(prompts), group_size, max_rows):
-        batch = [prompts[span.prompt] for span in spans]
-        uniforms = [
-            [
-                _uniform(sampling, *seed, prompt.id, first_number[span.prompt] + number)
-                for number in range(span.first, span.first + span.count)
+
+    def decode(numbers: Sequence[int]) -> list[list[Rollout]]:
+        prompts = [backbone.prompt(samples[number]) for number in numbers]
+        max_rows = sampling.max_rows or rows_that_fit(backbone, prompts, sampling)
+        rollouts: list[list[Rollout]] = [[] for _ in prompts]
+        for spans in split_rows(len(prompts), group_size, max_rows):
+            batch = [prompts[span.prompt] for span in spans]
+            uniforms = [
+                [
+                    _uniform(
+                        sampling, *seed, prompt.id, first_number[numbers[span.prompt]] + number
+                    )
+                    for number in range(span.first, span.first + span.count)
+                ]
+                for span, prompt in zip(spans, batch, strict=True)
             ]
-            for span, prompt in zip(spans, batch, strict=True)
-        ]
-        decoded = _decode(backbone, decoder, batch, uniforms, sampling)
-        for span, rows in zip(spans, decoded, strict=True):
-            rollouts[span.prompt] += rows
+            decoded = _decode(backbone, decoder, batch, uniforms, sampling)
+            for span, rows in zip(spans, decoded, strict=True):
+                rollouts[span.prompt] += rows
+        return rollouts
+
+    rollouts = share_work(range(len(samples)), decode)
     return [Group(sample, tuple(group)) for sample, group in zip(samples, rollouts, strict=True)]
 
 
@@ -138,9 +147,10 @@ def sample_in_pieces(
     """
     max_rows = rows_without_training(backbone, group_size, sampling)
     sampling = dataclasses.replace(sampling, max_rows=max_rows)
-    size = max(1, (sampling.max_rows or MOST_ROWS) // group_size)
+    size = max(1, (sampling.max_rows or MOST_ROWS) // group_size) * num_processes()
     pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
-    decoder = _decoder_for_sampling(backbone, min(size, len(samples)), group_size, sampling)
+    num_prompts = min(size, len(samples))
+    decoder = _decoder_for_sampling(backbone, num_prompts, group_size, sampling)
     return [
         group
         for piece in with_progress(pieces, description)

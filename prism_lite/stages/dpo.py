@@ -9,6 +9,7 @@ Shape letters: K pairs of one pack (branches 2 k and 2 k + 1: teacher, student),
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from prism_lite.models.optim import Optimizer, learning_rate_at, optimizer_step
 from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import branch_sums, predicted_logprobs
 from prism_lite.policy.losses import dpo_loss
+from prism_lite.processes import share_work
 from prism_lite.sampling.rollouts import sample_in_pieces
 from prism_lite.seeding import samples_at
 from prism_lite.stages.context import Context
@@ -41,13 +43,7 @@ def run_dpo(context: Context) -> None:
             )
             for sample in run.batch
         ]
-        metrics: dict[str, float] = {}
-        for packed in split_trees(trees, backbone.config.max_pack_tokens, branches_per_unit=2):
-            pack_metrics = _backward(
-                backbone, optimizer, pack_trees(packed), config.dpo_beta, len(trees)
-            )
-            for name, value in pack_metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value
+        metrics = _propagate(backbone, optimizer, trees, config.dpo_beta)
         learning_rate = learning_rate_at(config.optim, step, config.steps)
         metrics |= optimizer_step(
             optimizer, backbone.policy_parameters(), learning_rate, config.optim.max_grad_norm
@@ -61,6 +57,22 @@ def run_dpo(context: Context) -> None:
         run.log("align", step, metrics)
     backbone.drop_adapter(REFERENCE)
     run.save_final("align", {"policy": backbone.adapter_state()})
+
+
+def _propagate(
+    backbone: Backbone, optimizer: Optimizer, trees: Sequence[Tree], beta: float
+) -> dict[str, float]:
+    """Propagate the mean loss of all pairs, one of each tree; return the metrics."""
+
+    def backward(shared: Sequence[Tree]) -> list[dict[str, float]]:
+        packs = split_trees(shared, backbone.config.max_pack_tokens, branches_per_unit=2)
+        return [_backward(backbone, optimizer, pack_trees(p), beta, len(trees)) for p in packs]
+
+    metrics: dict[str, float] = {}
+    for pack_metrics in share_work(trees, backward):
+        for name, value in pack_metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+    return metrics
 
 
 def _static_students(context: Context) -> dict[str, Tensor]:

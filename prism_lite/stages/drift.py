@@ -22,6 +22,7 @@ from prism_lite.models.backbone import REFERENCE, Backbone
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.parts import Parts, num_bullets, num_steps, parse
 from prism_lite.policy.logprobs import branch_sums, predicted_logprobs
+from prism_lite.processes import share_work
 from prism_lite.seeding import seed_of
 from prism_lite.stages.context import Context
 from prism_lite.stages.evaluate import spaced
@@ -178,20 +179,24 @@ def _log_ratios(
     backbone: Backbone, groups: Sequence[Group], *, temperature: float
 ) -> tuple[list[float], list[int]]:
     """Return log sampled - log active adapter, summed over the tokens of each group, and their number."""
-    trees = [
-        Tree(
-            backbone.prompt(group.sample),
-            tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts),
-        )
-        for group in groups
-    ]
-    sums: list[Tensor] = []
-    for packed in split_trees(trees, backbone.config.max_pack_tokens):
-        pack = pack_trees(packed)
-        logprob_N = predicted_logprobs(backbone, pack, temperature=temperature)
-        sums.append(branch_sums(logprob_N, pack).cpu())
+
+    def sums(shared: Sequence[Group]) -> list[Tensor]:
+        trees = [
+            Tree(
+                backbone.prompt(group.sample),
+                tuple(torch.tensor(rollout.token_ids) for rollout in group.rollouts),
+            )
+            for group in shared
+        ]
+        sums_of_packs = []
+        for packed in split_trees(trees, backbone.config.max_pack_tokens):
+            pack = pack_trees(packed)
+            logprob_N = predicted_logprobs(backbone, pack, temperature=temperature)
+            sums_of_packs.append(branch_sums(logprob_N, pack).cpu())
+        return sums_of_packs
+
     # in the order of the rollouts, even where a tree is split
-    active_R = iter(torch.cat(sums).tolist())
+    active_R = iter(torch.cat(share_work(groups, sums)).tolist())
     log_ratios, num_tokens = [], []
     for group in groups:
         sampled = sum(float(rollout.sampling_logprob_C.sum()) for rollout in group.rollouts)

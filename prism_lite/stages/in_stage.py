@@ -14,6 +14,7 @@ from prism_lite.config import RunConfig
 from prism_lite.console import say
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
+from prism_lite.processes import broadcast, on_first
 from prism_lite.runs.card import write_model_card
 from prism_lite.runs.folder import RunFolder
 from prism_lite.runs.plots import write_plots
@@ -48,11 +49,11 @@ class InStageEvaluation:
         is_last = done == self._num_steps or self._run.ends_stage
         if done % eval_config.every and not is_last:
             return
-        figures = evaluate_inside(self._backbone, self._task, self._config)
+        figures = broadcast(evaluate_inside(self._backbone, self._task, self._config))
         metrics = {f"eval/{name}": value for name, value in figures.items()}
         self._run.log(self._stage, step, metrics, is_step=False)
-        write_plots(self._run, [self._stage])
-        write_model_card(self._run)
+        on_first(lambda: write_plots(self._run, [self._stage]))
+        on_first(lambda: write_model_card(self._run))
         if eval_config.keep == "last":
             return
         value = figures[eval_config.best_by]

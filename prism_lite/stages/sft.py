@@ -15,6 +15,7 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.models.optim import Optimizer, learning_rate_at, optimizer_step
 from prism_lite.models.packing import Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import predicted_logprobs
+from prism_lite.processes import share_work
 from prism_lite.seeding import samples_at
 from prism_lite.stages.alarms.stage import Alarms
 from prism_lite.stages.alarms.supervised import diverged_sft
@@ -110,11 +111,16 @@ def sft_step(
         loss, num_tokens (of the completions), learning_rate, and the metrics of `optimizer_step`.
     """
     num_tokens = sum(len(branch) for tree in trees for branch in tree.branches)
-    loss = 0.0
-    for packed in split_trees(trees, backbone.config.max_pack_tokens):
-        logprob_N = predicted_logprobs(backbone, pack_trees(packed))
-        pack_loss = -logprob_N.sum() / num_tokens
-        optimizer.backward(pack_loss)
-        loss += float(pack_loss.detach())
+
+    def backward(shared: Sequence[Tree]) -> list[float]:
+        losses = []
+        for packed in split_trees(shared, backbone.config.max_pack_tokens):
+            logprob_N = predicted_logprobs(backbone, pack_trees(packed))
+            loss = -logprob_N.sum() / num_tokens
+            optimizer.backward(loss)
+            losses.append(float(loss.detach()))
+        return losses
+
+    loss = sum(share_work(trees, backward))
     stepped = optimizer_step(optimizer, backbone.policy_parameters(), learning_rate, max_grad_norm)
     return {"loss": loss, **stepped, "num_tokens": num_tokens, "learning_rate": learning_rate}

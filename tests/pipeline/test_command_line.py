@@ -379,12 +379,3 @@ def test_out_of_memory_is_one_sentence_and_exit_code_1(monkeypatch, recipe, tmp_
     assert "prism-lite: out of memory in the evaluation of stage base" in done.stderr
     assert "model.max_pack_tokens=256" in done.stderr and "prism-lite plan" in done.stderr
     assert "model.gradient_checkpointing" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_several_processes_are_refused_by_each_of_them(tmp_path, monkeypatch, capsys):
-    from prism_lite.__main__ import main
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["run", "--recipe", "tiny", "--out", str(tmp_path / "run")]) == 2
-    assert "2 processes were started (WORLD_SIZE=2)" in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "run").exists()
