@@ -41,9 +41,10 @@ from prism_lite.runs import card, plots, report
 from prism_lite.runs.checkpoint import disk_errors
 from prism_lite.runs.drift_report import drift_line
 from prism_lite.runs.environment import check_same_rewards, write_environment
-from prism_lite.runs.folder import RunFolder, open_run, start_peak
+from prism_lite.runs.folder import RunFolder, open_run
 from prism_lite.runs.go_back import go_back
 from prism_lite.runs.inputs import base_inputs, check_inputs, data_inputs, write_inputs
+from prism_lite.runs.peak_memory import start_peak
 from prism_lite.runs.resume import check_folder
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align

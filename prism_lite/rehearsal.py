@@ -15,7 +15,7 @@ from prism_lite.planner.rehearsal import (
     rehearsed_phases,
     with_longest_demonstration,
 )
-from prism_lite.runs.folder import start_peak
+from prism_lite.runs.peak_memory import start_peak
 from prism_lite.stages.context import Context
 from prism_lite.stages.memory import context_with_less_memory, free_memory
 from prism_lite.types import Stage

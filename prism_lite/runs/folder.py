@@ -8,8 +8,6 @@ command "stop". Of several processes the first one writes the folder and decides
 
 from __future__ import annotations
 
-import json
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,23 +34,18 @@ from prism_lite.models.device import release_unused
 from prism_lite.processes import broadcast, gather, on_first, rank
 from prism_lite.recipe import to_dict
 from prism_lite.runs import checkpoint
+from prism_lite.runs.control import Control
 from prism_lite.runs.leftovers import remove_empty_run, remove_unfinished
 from prism_lite.runs.lock import locked
+from prism_lite.runs.metric_log import MetricLog
+from prism_lite.runs.peak_memory import peak_gib
 from prism_lite.runs.resume import check_folder, has_begun, stage_settings
 from prism_lite.runs.skipped_steps import FILE as SKIPPED_STEPS
 from prism_lite.runs.skipped_steps import add_skipped, num_in_a_row, read_skipped
-from prism_lite.runs.small_files import (
-    read_command,
-    read_metrics,
-    read_object,
-    set_aside,
-    write_object,
-)
-from prism_lite.runs.trackers import open_trackers
+from prism_lite.runs.small_files import read_object, set_aside, write_object
 from prism_lite.types import NotFiniteError, Sample, Stopped
 
 T = TypeVar("T")
-_PAUSE_POLL_S = 0.5
 # Metrics of the last step shown beside the progress bar: the first two that exist. The loss is last,
 # as the value of a policy-gradient loss is not informative.
 _BAR_METRICS = {
@@ -87,17 +80,12 @@ class RunFolder:
         self.ends_stage = False
         self.first_step: int | None = None
         self.batch: Sequence[Sample] = ()
-        self._stop_requested = False
-        self._started_s = time.monotonic()
         self._step_started_s: float | None = None
         self._open_step: int | None = None  # the step that runs, until it is logged
         self._bar_text = ""
-        self._noted: set[str] = set()
         self._closes = ExitStack()
-        self._trackers: list[Any] | None = None
-        earlier = self._repaired_metrics()
-        self._num_logged = len(earlier)
-        self._earlier_s = max((line.get("time_s", 0.0) for line in earlier), default=0.0)
+        self._log = MetricLog(path, config, console, self._closes)
+        self._control = Control(path, console)
 
     def stage(self, name: str) -> Path:
         """Return the folder of a stage."""
@@ -125,12 +113,7 @@ class RunFolder:
         )
         for sentence in refused:
             say(self.console, sentence, "yellow")
-        first_step = restored.step if restored else 0
-        # Drop the lines of steps that are repeated. The file is always rewritten, as the next line must
-        # not be appended to a last line that a kill has truncated.
-        kept = [m for m in self.metrics() if m["stage"] != stage or m["step"] < first_step]
-        on_first(lambda: write_jsonl(self.path / "metrics.jsonl", kept))
-        self._num_logged = len(kept)
+        self._log.drop_steps(stage, restored.step if restored else 0)
         return restored
 
     def steps(
@@ -179,7 +162,7 @@ class RunFolder:
                 done, self.ends_stage = step + 1, broadcast(self.ends_stage)
                 if self.ends_stage:  # without a checkpoint: a resumed run comes to the same end
                     break
-                stop = self._asked_to_stop()
+                stop = self._control.asked_to_stop()
                 if stop or (done < num_steps and broadcast(self._is_save_due(done, saved_s))):
                     self._save_checkpoint(stage, done, trained)
                     saved_s = time.monotonic()
@@ -232,7 +215,7 @@ class RunFolder:
             Stopped: when asked to stop. What was done with the items is not saved.
         """
         for item in tracked(items, description, console=self.console):
-            if self._asked_to_stop():
+            if self._control.asked_to_stop():
                 raise Stopped(f"stopped while {description}")
             yield item
 
@@ -251,11 +234,7 @@ class RunFolder:
             metrics["mem/peak_gib"] = max(gather(peak_gib(self.device)))
             if self.device.type == "cuda":
                 metrics["mem/reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
-        time_s = round(self._earlier_s + time.monotonic() - self._started_s, 3)
-        if rank() == 0:
-            self._write_line({"stage": stage, "step": step, "time_s": time_s, **metrics})
-            self._track({f"{stage}/{name}": value for name, value in metrics.items()})
-        self._num_logged += 1
+        self._log.append(stage, step, metrics)
         if is_step:
             self._open_step = None
             texts = [
@@ -263,36 +242,9 @@ class RunFolder:
             ]
             self._bar_text = ", ".join(texts[:2])
 
-    def _write_line(self, line: Mapping[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-
-    def _track(self, named: Mapping[str, float]) -> None:
-        """Send metrics to the trackers, which are started by the first ones."""
-        if self._trackers is None:
-            self._trackers = self._closes.enter_context(open_trackers(self.config, self.path))
-        for tracker in self._trackers:
-            tracker.log(named, step=self._num_logged)
-
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, of one stage or all."""
-        lines, _ = read_metrics(self.path / "metrics.jsonl")
-        return [line for line in lines if stage in (None, line["stage"])]
-
-    def _repaired_metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl; leave the damaged ones out of the file, and print how many."""
-        path = self.path / "metrics.jsonl"
-        lines, num_damaged = read_metrics(path)
-        if num_damaged and rank() == 0:
-            write_jsonl(path, lines)
-            text = f"{path}: {num_damaged} damaged or foreign lines are left out"
-            say(self.console, text, "yellow")
-        return lines
+        return self._log.lines(stage)
 
     def write_rollouts(self, stage: str, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Write rollouts/<stage>-<step>.jsonl."""
@@ -328,19 +280,7 @@ class RunFolder:
 
     def request_stop(self) -> None:
         """Stop after the current step."""
-        self._stop_requested = True
-
-    def _asked_to_stop(self) -> bool:
-        """Wait while control.json says "pause"; return whether the run has to stop."""
-        while (command := broadcast(self._requested())) == "pause":
-            time.sleep(_PAUSE_POLL_S)
-        self._stop_requested = command == "stop"
-        return self._stop_requested
-
-    def _requested(self) -> str | None:
-        """Return what was asked for: "stop" by control.json, a signal or a call, "pause", or None."""
-        command = self._command()
-        return "stop" if self._stop_requested or signals.received() is not None else command
+        self._control.request_stop()
 
     def check_stop(self, where: str) -> None:
         """Stop here if that was asked for.
@@ -351,15 +291,8 @@ class RunFolder:
         Raises:
             Stopped: when asked to stop.
         """
-        if self._asked_to_stop():
+        if self._control.asked_to_stop():
             raise Stopped(f"stopped {where}")
-
-    def _command(self) -> str | None:
-        command, ignored = read_command(self.path / "control.json")
-        if ignored and ignored not in self._noted:
-            self._noted.add(ignored)
-            say(self.console, ignored, "yellow")
-        return command
 
 
 @contextmanager
@@ -401,17 +334,3 @@ def open_run(
             if is_new and not has_begun(path):
                 remove_empty_run(path, missing)
             raise
-
-
-def start_peak(device: torch.device) -> None:
-    """Release what earlier work left unused, and forget its peak. (A CPU process keeps its peak.)"""
-    release_unused(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_gib(device: torch.device) -> float:
-    """Return the peak in GiB: of the card's allocator since `start_peak`, or of the CPU process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

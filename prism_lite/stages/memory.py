@@ -14,7 +14,7 @@ import torch
 
 from prism_lite.config import RunConfig
 from prism_lite.console import say
-from prism_lite.runs.folder import peak_gib
+from prism_lite.runs.peak_memory import peak_gib
 from prism_lite.sampling.rollouts import MOST_ROWS
 from prism_lite.stages.context import Context
 
