@@ -110,7 +110,7 @@ def _screen(path: Path, step: int, records: Records) -> tuple[Any, ...]:
 def _weights_note(weights: Mapping[str, float]) -> str:
     """Return how the sum of a rollout is computed from its rewards."""
     terms = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items())
-    return html.note(f"sum = {terms}. Chips: rollouts of a prompt by advantage, ✓ where accurate.")
+    return html.note(f"sum = {terms}. Below: the rollouts of each prompt by advantage.")
 
 
 def group_cards(path: Path, rollouts: Sequence[str], records: Records) -> str:
@@ -139,7 +139,7 @@ def _chip(name: str, record: Mapping[str, Any]) -> str:
     caption, answer = html.caption_and_answer(record["completion"], record["finish_reason"])
     tone = "up" if record["advantage"] > 0 else "down"
     return (
-        f'<span class="chip {tone}" tabindex="0" title="{escape(caption)}">{symbol} {escape(name)} '
+        f'<span class="chip {tone}" tabindex="0" title="{escape(caption)}">{symbol} {escape(name)}: '
         f"{escape(answer[:MAX_CELL])} <b>{record['advantage']:+.2f}</b></span>"
     )
 

@@ -207,7 +207,7 @@ def _rollouts() -> list[gr.Component]:
         table = gr.Dataframe(
             headers=["no.", "completion", "advantage", "finish"], interactive=False, wrap=True,
             show_label=False, elem_id="rollouts", min_width=320, max_height=330, buttons=[],
-            column_widths=["12%", "47%", "24%", "17%"],
+            column_widths=["64px", "280px", "120px", "90px"],
         )  # fmt: skip
     return [note, pictures, table]
 

@@ -352,13 +352,13 @@ def test_group_cards_order_the_rollouts_of_a_prompt_by_advantage() -> None:
 
     cards = group_cards(folder.SAMPLE_RUN, ["1.1", "1.2", "2.1"], records)
     first, second = cards.split("<article")[1:]
-    assert re.findall(r"> ?([✓✗?]) (\S+) (\S+) <b>([^<]+)</b>", first) == [
+    assert re.findall(r"> ?([✓✗?]) (\S+): (\S+) <b>([^<]+)</b>", first) == [
         ("✓", "1.2", "&lt;i&gt;", "+0.50"),
         ("✗", "1.1", "3", "-0.50"),
     ]
     assert "&lt;b&gt;How many?&lt;/b&gt;" in first
     assert "Gold answer: unknown" in first
-    assert "? 2.1 5 <b>+0.00</b>" in second
+    assert "? 2.1: 5 <b>+0.00</b>" in second
 
 
 def test_rewards_of_the_user_are_in_the_bars_and_the_curves(tmp_path: Path) -> None:
