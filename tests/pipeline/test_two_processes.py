@@ -64,6 +64,8 @@ HARD = {
     "rlvr__max_sampled_batches": 1,
     "rlvr__num_minibatches": 2,
     "rlvr__kl_weight": 0.01,
+    # Adam divides a gradient by its size: where it is nearly 0, rounding moves a weight by a share of this.
+    "rlvr__optim__learning_rate": 1e-4,
     "eval__stages": ["rlvr"],
     "eval__every": 4,
     "eval__keep": "best",
