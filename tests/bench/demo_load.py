@@ -17,6 +17,7 @@ import psutil
 from gradio_client import Client
 
 from demo.runs.folder import SAMPLE_ID
+from demo.screens.answers import GREEDY
 
 NUM_CLIENTS = 10
 SERVER = """
@@ -63,7 +64,7 @@ def _load(url: str, server: psutil.Process, seconds: float) -> None:
         while time.monotonic() < end_s:
             try:
                 clients[number].predict(
-                    SAMPLE_ID, "Example", 1 + answered[number] % 6, None, "", 0, "most likely",
+                    SAMPLE_ID, "Example", 1 + answered[number] % 6, None, "", 0, GREEDY,
                     None, None, api_name="/compare",
                 )  # fmt: skip
                 answered[number] += 1
