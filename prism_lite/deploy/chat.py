@@ -77,14 +77,16 @@ def answer(
     }
     sampled = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     tokenizer: Any = backbone.tokenizer
-    tokens = backbone.core.generate(
-        **{name: value.to(backbone.device) for name, value in inputs.items()},
-        **(sampled if temperature > 0 else {"do_sample": False}),
-        max_new_tokens=max_tokens,
-        use_cache=True,
-        eos_token_id=backbone.end_id,
-        pad_token_id=backbone.pad_id,
-        suppress_tokens=backbone.suppressed_ids,
-        streamer=streamer or TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-    )
+    with backbone.vision.tower_on_device():
+        tokens = backbone.core.generate(
+            **{name: value.to(backbone.device) for name, value in inputs.items()},
+            **(sampled if temperature > 0 else {"do_sample": False}),
+            max_new_tokens=max_tokens,
+            use_cache=True,
+            eos_token_id=backbone.end_id,
+            pad_token_id=backbone.pad_id,
+            suppress_tokens=backbone.suppressed_ids,
+            streamer=streamer
+            or TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        )
     return tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True)

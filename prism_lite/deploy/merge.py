@@ -26,7 +26,7 @@ from transformers import AutoModelForImageTextToText
 
 from prism_lite.files import make_cache_folder
 from prism_lite.models.backbone import Backbone
-from prism_lite.models.device import OLDEST_BFLOAT16
+from prism_lite.models.device import OLDEST_BFLOAT16, without_tensor_cores
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.models.prompts import Prompt
@@ -73,6 +73,7 @@ def trained_logprobs(backbone: Backbone, completions: Sequence[Completion]) -> l
 
 
 @torch.no_grad()
+@without_tensor_cores()
 def plain_logprobs(
     model: Any, image_processor: Any, completions: Sequence[Completion]
 ) -> list[Tensor]:
@@ -105,6 +106,7 @@ def _dequantised_weights(core: Core) -> dict[str, Tensor]:
     return weights
 
 
+@without_tensor_cores()  # the weights that are written, too
 def merge_policy(
     backbone: Backbone,
     base: str,

@@ -203,6 +203,11 @@ class Backbone:
             )
         return self._prompts[key]
 
+    def clear_caches(self) -> None:
+        """Forget prompts and features of pictures."""
+        self._prompts.clear()
+        self.vision.clear()
+
     def tokenize(self, text: str, *, end: bool = True) -> Tensor:
         """Return token ids (int64 [C]) of completion text, closed by the end token if `end`."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

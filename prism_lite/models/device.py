@@ -17,7 +17,9 @@ agree there to rounding; on the CPU they agree to the byte.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -136,6 +138,17 @@ def use_tensor_cores(precision: Precision, card: Card | None) -> None:
     has_tf32 = card is not None and card.capability >= OLDEST_BFLOAT16
     if has_tf32 and precision.compute_dtype != torch.float32:
         torch.set_float32_matmul_precision("high")
+
+
+@contextlib.contextmanager
+def without_tensor_cores() -> Iterator[None]:
+    """Compute float32 products in float32 inside: what `use_tensor_cores` allows rounds them to 10 bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def warnings_of(card: Card | None) -> list[str]:

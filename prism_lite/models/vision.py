@@ -5,7 +5,8 @@ Shape letters: N visual tokens of one picture, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +101,17 @@ class VisionCache:
 
     @torch.no_grad()
     def _run_tower(self, pictures: Sequence[Picture]) -> list[PictureFeatures]:
+        with self.tower_on_device():
+            return encode_pictures(self._core, self._image_processor, pictures)
+
+    @contextmanager
+    def tower_on_device(self) -> Iterator[None]:
+        """Have the tower on the model's device inside, for code that runs the model with pictures."""
         if not self._parts_on_cpu:
-            return encode_pictures(self._core, self._image_processor, pictures)
+            yield
+            return
         with placement.on_card(self._parts_on_cpu, self._core.device):
-            return encode_pictures(self._core, self._image_processor, pictures)
+            yield
 
     def put(self, picture: Picture, features: PictureFeatures) -> None:
         """Store features that were computed elsewhere, for the tower's current weights."""

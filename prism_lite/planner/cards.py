@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def seconds_on(card: Card, function: Any, args: Any, tensors: Sequence[Tensor]) 
 def _bytes_of(card: Card, function: Any, args: Any, tensors: Sequence[Tensor]) -> float:
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
     num_bytes = sum(sizes)
-    if str(function).startswith(_BY_INDEX):
+    if _is_by_index(function):
         # what moves is read and written; the indexed tensor counts once as input, in place as output too
         is_in_place = function._schema.is_mutable
         return 2 * max(0, num_bytes - (2 if is_in_place else 1) * sizes[0])
@@ -91,6 +92,11 @@ def _bytes_of(card: Card, function: Any, args: Any, tensors: Sequence[Tensor]) -
         share = 1.0 if num_rows > _FUSED_ROWS else 0.0 if card.capability < (8, 0) else 0.5
         return num_bytes + share * 2 * num_weights * args[0].element_size()
     return num_bytes
+
+
+@cache
+def _is_by_index(function: Any) -> bool:
+    return str(function).startswith(_BY_INDEX)
 
 
 def _flops_of(function: Any, args: Any) -> float:

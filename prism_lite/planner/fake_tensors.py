@@ -57,6 +57,8 @@ class Simulation(TorchDispatchMode):
         self._fake_mode = fake_mode
         self._on_card = on_card
         self._device = CARD if on_card else _CPU
+        blank = FakeTensor(fake_mode, torch.empty(0, device="meta"), _CPU)
+        self._attributes = vars(relabelled(blank, self._device))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -136,8 +138,17 @@ class Simulation(TorchDispatchMode):
             outputs = func(*args, **{**kwargs, "device": _CPU})
         return relabelled(outputs, CARD if device.type == "cuda" else _CPU)
 
-    def _on_device(self, tensor: Any) -> Any:
-        return relabelled(tensor, self._device)
+    def _faked(self, meta: Tensor) -> Tensor:
+        """Return a fake tensor in the memory of one on the meta device.
+
+        Without `FakeTensor.__new__`, whose checks take longer than everything else of an operation.
+        """
+        fake = Tensor._make_subclass(
+            FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=_CPU
+        )
+        torch._C._set_throw_on_mutable_data_ptr(fake)
+        vars(fake).update(self._attributes)
+        return fake
 
     def _computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Do what FakeTensorMode does, without its checks and caches: they double a plan's time."""
@@ -149,17 +160,17 @@ class Simulation(TorchDispatchMode):
         """Return a new tensor, or a tuple of them, of this form."""
         if isinstance(form, _TensorForm):
             meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
-            return self._on_device(FakeTensor(self._fake_mode, meta, _CPU))
+            return self._faked(meta)
         return tuple(map(self._made, form))
 
     def _as_fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        return self._on_device(self._fake_mode.from_tensor(tensor, static_shapes=True))
+        return relabelled(self._fake_mode.from_tensor(tensor, static_shapes=True), self._device)
 
     def _wrapped(self, outputs: Any) -> Any:
         if isinstance(outputs, Tensor) and not isinstance(outputs, FakeTensor):
-            return self._on_device(FakeTensor(self._fake_mode, outputs, _CPU))
+            return self._faked(outputs)
         if isinstance(outputs, (tuple, list)):
             return type(outputs)(self._wrapped(output) for output in outputs)
         return outputs

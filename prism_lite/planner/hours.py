@@ -139,16 +139,39 @@ def calibration(card: Card, record: Mapping[str, Any] | None) -> dict[Stage, flo
     return {stage: median(ratios[stage] or measured) for stage in STAGES}
 
 
+def phase_seconds(
+    config: RunConfig, card: Card, simulated: Simulated, *, num_tokens: int = 0
+) -> float:
+    """Return the time of the phase as it is simulated: one pack or one batch of rows, at full length.
+
+    Tokens are decoded without a CUDA graph. (`gpu-check` runs and measures phases so.)
+
+    Args:
+        num_tokens: of each completion, where the phase samples.
+    """
+    seconds = _pack_seconds(card, simulated, 1.0, 1)
+    if simulated.token_cost is None:
+        return seconds
+    num_prompts = simulated.num_rows / min(_group_size(config, simulated.phase), simulated.num_rows)
+    num_read = simulated.num_rows * num_tokens / 2 + num_prompts * simulated.prompt_tokens
+    return seconds + num_tokens * _token_seconds(card, simulated, num_read, is_recorded=False)
+
+
 def token_seconds(config: RunConfig, card: Card, sampled: Simulated, group_size: int) -> float:
     """Return the mean time of one token of all rows."""
-    assert sampled.token_cost is not None
     num_prompts = sampled.num_rows / group_size
-    num_tokens = OWN_SHARE * sampled.num_rows * config.sampling.max_completion_tokens
-    num_tokens += num_prompts * MEAN_SHARE * sampled.prompt_tokens
-    keys_s = num_tokens * sampled.key_bytes / (card.gb_per_s * 1e9)
+    num_read = OWN_SHARE * sampled.num_rows * config.sampling.max_completion_tokens
+    num_read += num_prompts * MEAN_SHARE * sampled.prompt_tokens
+    return _token_seconds(card, sampled, num_read, is_recorded=_is_recorded(config))
+
+
+def _token_seconds(card: Card, sampled: Simulated, num_read: float, *, is_recorded: bool) -> float:
+    """Return the time of one token of all rows that reads the keys of `num_read` tokens."""
+    assert sampled.token_cost is not None
+    keys_s = num_read * sampled.key_bytes / (card.gb_per_s * 1e9)
     cost = sampled.token_cost
     busy_s, kernels_s = cost.busy_s + keys_s, cost.num_launches * card.kernel_us * 1e-6
-    if _is_recorded(config):
+    if is_recorded:
         return busy_s + GRAPH_SHARE * kernels_s
     return max(cost.num_launches * card.host_us * 1e-6, busy_s + kernels_s)
 

@@ -14,7 +14,7 @@ from prism_lite.console import tracked
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import Card, card_of
 from prism_lite.planner.hours import Hours, predict_hours
-from prism_lite.planner.simulate_phase import Simulated, simulate_phase
+from prism_lite.planner.simulate_phase import Simulated, StandIns, simulate_phase
 from prism_lite.planner.workload import Phase, phases_of
 from prism_lite.types import STAGES, Stage
 
@@ -124,8 +124,9 @@ def plan(
     """
     architecture, card = architecture_of(config), card_for(config, card_gib)
     phases = [phase for phase in phases_of(config) if phase.stage in stages]
+    stand_ins = StandIns(config, architecture, card)
     simulated = {
-        phase: simulate_phase(config, architecture, card, phase)
+        phase: simulate_phase(config, architecture, card, phase, stand_ins)
         for phase in show_progress(phases, f"simulating {config.recipe}")
     }
     hours = None

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from prism_lite.config import RunConfig
 from prism_lite.models import placement, vision
+from prism_lite.models.backbone import REFERENCE, TRUNK, Backbone
 from prism_lite.planner.architectures import Architecture
 from prism_lite.planner.cards import Card
 from prism_lite.planner.cpu_memory import separate_cpu_memory
@@ -30,6 +31,9 @@ from prism_lite.types import Picture
 
 GIB = 2**30
 NUM_DRAWS = 4  # tokens decoded in simulation: the others need as much as the third
+# Pairs of a panel that are scored in simulation: each of the others is a pack that needs as much, and keeps
+# some megabytes, and all is less than the discriminator's own step needs.
+_NUM_PAIRS = 3
 _LIBRARY_BYTES = 2**26  # workspaces of cuBLAS and cuBLASLt, which no operation returns
 
 
@@ -96,35 +100,79 @@ class Simulated:
         return {name: num_bytes / GIB for name, num_bytes in self.peak.by_category.items()}
 
 
+class StandIns:
+    """Stand-ins for a recipe's backbone, one for all its phases where that is possible.
+
+    Where parts of the model wait on the CPU, each phase's tracker must see how they come there: it has a
+    stand-in of its own.
+    """
+
+    def __init__(self, config: RunConfig, architecture: Architecture, card: Card | None) -> None:
+        self._config, self._architecture = config, architecture
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.device = torch.device("cpu") if card is None else CARD
+        self._dtype = _compute_dtype(config, card)
+        self._shared: Backbone | None = None
+
+    @contextlib.contextmanager
+    def backbone(self) -> Iterator[Backbone]:
+        """Return a backbone that is as after loading."""
+        model = self._config.model
+        if self._shared is not None:
+            backbone = self._shared
+        else:
+            backbone = build_backbone(
+                self._config, self._architecture, self._dtype, self.fake_mode, self.device
+            )
+        yield backbone
+        if model.vision_on_cpu or model.embeddings_on_cpu:
+            return
+        for adapter in (TRUNK, REFERENCE):
+            backbone.drop_adapter(adapter)
+        for parameter in backbone.policy_parameters():
+            parameter.grad = None
+        backbone.clear_caches()
+        self._shared = backbone
+
+
 def simulate_phase(
-    config: RunConfig, architecture: Architecture, card: Card | None, phase: Phase
+    config: RunConfig,
+    architecture: Architecture,
+    card: Card | None,
+    phase: Phase,
+    stand_ins: StandIns | None = None,
 ) -> Simulated:
-    """Simulate a phase; of a completion the first tokens are decoded."""
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    """Simulate a phase; of a completion the first tokens are decoded.
+
+    Args:
+        stand_ins: of the same recipe and card, for its other phases too.
+    """
+    stand_ins = stand_ins or StandIns(config, architecture, card)
     text = architecture.config.text_config
     tracker = Tracker(vocab_size=text.vocab_size, card=card)
-    device = torch.device("cpu") if card is None else CARD
-    with contextlib.nullcontext() if card is None else simulated_card(tracker, card):
-        backbone = build_backbone(
-            config, architecture, _compute_dtype(config, card), fake_mode, device
-        )
+    with contextlib.ExitStack() as stack:
+        if card is not None:
+            stack.enter_context(simulated_card(tracker, card))
+        backbone = stack.enter_context(stand_ins.backbone())
         workload = Workload(backbone, config)
         num_rows = run_phase(
             tracker,
-            Simulation(tracker, fake_mode, on_card=card is not None),
+            Simulation(tracker, stand_ins.fake_mode, on_card=card is not None),
             workload,
             phase,
-            building=faking(fake_mode, device),
+            building=faking(stand_ins.fake_mode, stand_ins.device),
             on_card=card is not None,
             num_draws=min(NUM_DRAWS, config.sampling.max_completion_tokens),
+            num_pairs=_NUM_PAIRS,
         )
+        dense = dense_bytes(backbone.core)
     drawing = [region for key, region in tracker.regions.items() if key[0] == "draw"]
     others = [region for key, region in tracker.regions.items() if key[0] in _COUNTED]
     is_dense = False
     if drawing:
         held = tracker.regions["draw", 1].by_category["weights"]
         before = tracker.regions[("start",)].by_category["weights"]
-        is_dense = held - before > dense_bytes(backbone.core) / 2
+        is_dense = held - before > dense / 2
     return Simulated(
         phase,
         tracker.peak,

@@ -58,6 +58,7 @@ def run_phase(
     building: contextlib.AbstractContextManager[Any],
     on_card: bool,
     num_draws: int,
+    num_pairs: int | None = None,
 ) -> int:
     """Run one phase of a stage's step as it is after earlier steps.
 
@@ -66,6 +67,7 @@ def run_phase(
         building: context in which parameters are made (`fake_backbone.faking`, or an empty one).
         on_card: whether the optimizers are those of a card.
         num_draws: tokens that are sampled before all rows end.
+        num_pairs: pairs that the panel scores in one call; default: as many as a run.
 
     Returns:
         Rows that were decoded side by side, 0 where nothing is sampled.
@@ -86,7 +88,8 @@ def run_phase(
             if phase.work == "panel":
                 assert memory.discriminator is not None
                 tracker.mark(("scoring",))
-                heldout_pairs(workload.backbone, memory.discriminator, workload.panel())
+                pairs = workload.panel()[:num_pairs]
+                heldout_pairs(workload.backbone, memory.discriminator, pairs)
             if phase.work == "evaluate":
                 tracker.mark(("saving",))
                 workload.backbone.adapter_state()

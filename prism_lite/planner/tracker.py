@@ -173,7 +173,7 @@ class Tracker:
             self.note_peak(workspace)
             if self._reserved is not None:
                 self._reserved.free(self._reserved.allocate(workspace))
-        if self._card is None or function.is_view or str(function).startswith(_WITHOUT_KERNEL):
+        if self._card is None or not _starts_kernel(function):
             return
         used = [*inputs, *tensors]
         if any(
@@ -270,6 +270,12 @@ class Tracker:
         return "activations"
 
 
+@functools.cache
+def _starts_kernel(function: Any) -> bool:
+    return not (function.is_view or str(function).startswith(_WITHOUT_KERNEL))
+
+
+@functools.cache
 def _is_attention(function: Any) -> bool:
     return "attention" in str(function) or "_varlen_attn" in str(function)
 

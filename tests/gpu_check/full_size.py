@@ -33,6 +33,7 @@ from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.load_transformers import keep_cpu_weights_unpacked
 from prism_lite.planner import cards, fake_backbone
 from prism_lite.planner.architectures import Architecture, architecture_of
+from prism_lite.planner.hours import phase_seconds
 from prism_lite.planner.simulate_phase import simulate_phase
 from prism_lite.planner.steps import run_phase
 from prism_lite.planner.workload import Phase, Workload, phases_of
@@ -213,6 +214,7 @@ def phase_facts(
         return facts | {"error": f"{type(error).__name__}: {error}"[:500]}
     num_repeats = _num_repeats(workload, phase)
     seconds = watch.seconds()
+    num_tokens = config.sampling.max_completion_tokens if phase.work == "sample" else num_draws
     if phase.work == "sample":
         per_token = watch.seconds_per_token()
         facts["ms_per_token_step"] = round(1e3 * per_token, 2)
@@ -221,7 +223,10 @@ def phase_facts(
     if device == "cuda":
         facts["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 3)
         facts["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 3)
-    return facts | _prediction(config, architecture, phase, device)
+    predicted = _prediction(config, architecture, phase, device, num_tokens)
+    if "predicted_s" in predicted:
+        predicted["predicted_s"] = round(predicted["predicted_s"] * num_repeats, 3)
+    return facts | predicted
 
 
 def _num_repeats(workload: Workload, phase: Phase) -> int:
@@ -236,9 +241,9 @@ def _num_repeats(workload: Workload, phase: Phase) -> int:
 
 
 def _prediction(
-    config: RunConfig, architecture: Architecture, phase: Phase, device: str
-) -> dict[str, Any]:
-    """Return the planner's peak, for a card of this size and type."""
+    config: RunConfig, architecture: Architecture, phase: Phase, device: str, num_tokens: int
+) -> dict[str, float]:
+    """Return the planner's peak, for a card of this size and type; on a card its seconds, too."""
     card = None
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -246,7 +251,11 @@ def _prediction(
         dtype = str(choose_precision(config.model, card_of(config.model)).compute_dtype)
         model = dataclasses.replace(config.model, compute_dtype=dtype.removeprefix("torch."))
         config = dataclasses.replace(config, model=model)
-    return {"predicted_gib": round(simulate_phase(config, architecture, card, phase).peak_gib, 3)}
+    simulated = simulate_phase(config, architecture, card, phase)
+    figures = {"predicted_gib": round(simulated.peak_gib, 3)}
+    if card is not None:
+        figures["predicted_s"] = phase_seconds(config, card, simulated, num_tokens=num_tokens)
+    return figures
 
 
 def _forget(backbone: Backbone, device: str) -> None:

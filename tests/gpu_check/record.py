@@ -87,15 +87,21 @@ def checks_in(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def stages_of(record: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return seconds of a step by recipe and stage, without stages of which a phase failed."""
+    """Return seconds of a step by recipe and stage, without stages of which a phase failed.
+
+    On a card the predicted ones are beside them: `prism-lite plan --measured` reads both.
+    """
     stages: dict[str, dict[str, dict[str, float]]] = {}
     for name, facts in checks_in(record).items():
         for stage in STAGES:
             phases = [p for p in facts.get("phases", ()) if p["stage"] == stage]
             if phases and not any("error" in phase for phase in phases):
-                step_s = sum(phase["step_s"] for phase in phases)
                 recipe = stages.setdefault(name.removeprefix("size "), {})
-                recipe[stage] = {"step_s": round(step_s, 3)}
+                recipe[stage] = {
+                    key: round(sum(phase[key] for phase in phases), 3)
+                    for key in ("step_s", "predicted_s")
+                    if all(key in phase for phase in phases)
+                }
     return stages
 
 

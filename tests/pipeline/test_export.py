@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
 from prism_lite.cli.trained import evaluate_run
@@ -154,6 +156,34 @@ def test_plain_transformers_agrees_with_the_packed_forward(random_backbone, task
     plain = merge.plain_logprobs(backbone.core, backbone.processor.image_processor, completions)
     assert merge.distance(packed, plain).largest < 1e-4
     assert merge.distance(packed, plain).num_tokens == 12
+
+
+def test_a_merge_is_computed_and_verified_in_full_float32(
+    micro_cache, random_backbone, task, monkeypatch
+):
+    """Loading the policy for a newer card lets the process use TF32, which rounds to 1e-3."""
+    used = []
+
+    def note(function):
+        @functools.wraps(function)  # transformers reads the arguments' names
+        def noted(*args, **kwargs):
+            used.append((function.__name__, torch.get_float32_matmul_precision()))
+            return function(*args, **kwargs)
+
+        return noted
+
+    for noted_class, name in ((Qwen3VLForConditionalGeneration, "forward"), (LoraLinear, "merge")):
+        monkeypatch.setattr(noted_class, name, note(getattr(noted_class, name)))
+    torch.set_float32_matmul_precision("high")
+    config = micro_recipe(tiny__steps=0, model__quantization="none")
+    ids = tuple(random_backbone.tokenize("so").tolist())
+    completions = [merge.Completion(random_backbone.prompt(task.heldout[0]), ids)]
+    merge.merge_policy(
+        random_backbone, base_folder(config), completions, weights="original", save=lambda _: None
+    )
+    assert {name for name, _ in used} == {"forward", "merge"}
+    assert {precision for _, precision in used} == {"highest"}
+    assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_what_cannot_be_exported(micro_run, tmp_path):

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from prism_lite import load_recipe
+from prism_lite.planner.cards import card_of
+from prism_lite.planner.hours import calibration
 from prism_lite.planner.workload import phases_of
 from tests.gpu_check import __main__ as gpu_check
 from tests.gpu_check import record
@@ -107,6 +109,24 @@ def test_the_table_shows_measured_failed_and_not_run(tmp_path):
     assert stages_of(failed) == {"t4-2b": {"sft": {"step_s": 1.234}, "align": {"step_s": 24.0}}}
     assert is_good(RECORD)
     assert not is_good({"card": "Tesla T4"}), "nothing was checked"
+
+
+def test_a_plan_is_calibrated_by_the_seconds_measured_and_predicted():
+    phases = [
+        {"stage": "sft", "work": "train", "step_s": 3.0, "predicted_s": 2.0},
+        {"stage": "align", "work": "sample", "step_s": 1.0, "predicted_s": 3.0},
+        {"stage": "align", "work": "judge", "step_s": 1.0, "predicted_s": 1.0},
+        {"stage": "rlvr", "work": "train", "step_s": 1.0},  # of a record that predicts nothing
+    ]
+    measured = RECORD | {"size t4-2b": {"phases": phases}}
+    measured["stages"] = stages_of(measured)
+    assert measured["stages"]["t4-2b"] == {
+        "sft": {"step_s": 3.0, "predicted_s": 2.0},
+        "align": {"step_s": 2.0, "predicted_s": 4.0},
+        "rlvr": {"step_s": 1.0},
+    }
+    factors = calibration(card_of(15), measured)
+    assert factors == {"sft": 1.5, "warmup": 1.0, "align": 0.5, "rlvr": 1.0}
 
 
 def test_counts_and_failures_are_read_from_pytest():

@@ -12,7 +12,7 @@ import torch
 from prism_lite.__main__ import main
 from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import CARDS, Card, seconds_on
-from prism_lite.planner.hours import calibration, predict_hours
+from prism_lite.planner.hours import calibration, phase_seconds, predict_hours
 from prism_lite.planner.simulate_phase import Cost, Simulated
 from prism_lite.planner.tracker import CATEGORIES, Peak
 from prism_lite.planner.workload import PHASES, Phase
@@ -124,6 +124,21 @@ def test_a_record_of_gpu_check_scales_the_stages():
         calibration(CARD, record | {"gib": 24.0})
     with pytest.raises(ValueError, match="both step_s and predicted_s"):
         calibration(CARD, record | {"stages": {}})
+
+
+def test_a_phase_as_gpu_check_runs_it():
+    """One pack, or one batch of rows of full length without a graph."""
+    phases, config = made_phases(), made_recipe()
+    pack = phase_seconds(config, CARD, phases[Phase("align", "train")])
+    assert pack == pytest.approx(2.0 + 1000 * 10e-6)
+    # 4 ms and 100 kernels, but the host needs 10 ms for them
+    sampled = phases[Phase("rlvr", "sample")]
+    by_host = phase_seconds(config, CARD, sampled, num_tokens=200)
+    assert by_host == pytest.approx(1.0 + 1000 * 10e-6 + 200 * 100 * 100e-6)
+    # half of the longest completions on average, and a prompt: 8 rows x 100 + 100 keys of 1,000 bytes
+    by_card = phase_seconds(config, replace(CARD, host_us=1), sampled, num_tokens=200)
+    token = 0.004 + 100 * 10e-6 + (8 * 100 + 100) * 1000 / 1e9
+    assert by_card == pytest.approx(1.0 + 1000 * 10e-6 + 200 * token)
 
 
 def test_the_time_of_an_operation():

@@ -53,6 +53,19 @@ def test_simulation_agrees_with_the_real_step_to_the_byte(micro_cache, phase):
     assert highest.off_card == 0
 
 
+def test_phases_that_share_a_stand_in_need_what_they_need_alone(micro_cache):
+    """Adapters, gradients, prompts and pictures of one phase are gone in the next."""
+    config = small_recipe(discriminator__trunk="sft", rlvr__kl_weight=0.1)
+    architecture, card = architecture_of(config), card_of(12)
+    shared = simulate_phase.StandIns(config, architecture, card)
+    for phase in (
+        Phase("align", "judge"), Phase("align", "panel"), Phase("rlvr", "train"),
+        Phase("rlvr", "evaluate"),
+    ):  # fmt: skip
+        together = simulate_phase.simulate_phase(config, architecture, card, phase, shared)
+        assert together == simulate_phase.simulate_phase(config, architecture, card, phase), phase
+
+
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize(
     "phase", [Phase("sft", "train"), Phase("align", "judge"), Phase("align", "sample")]
