@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.make_micro_base import put_micro_base
 from tests.micro import fill_adapter, micro_recipe, quiet_console
@@ -16,6 +17,9 @@ from tests.micro import fill_adapter, micro_recipe, quiet_console
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # the time of an example says how busy the machine is
+    settings.register_profile("any_speed", deadline=None)
+    settings.load_profile("any_speed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

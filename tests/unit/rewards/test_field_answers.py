@@ -96,7 +96,7 @@ class TestProperties:
         if np.gcd(left, right) == 1:  # otherwise a score
             assert answers_match(f"{left * factor}:{right * factor}", gold)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(30, 200), st.integers(30, 200))
     def test_small_powers_differ(self, left, right):
         golds = [rf"\frac{{1}}{{2^{{{exponent}}}}}" for exponent in (left, right)]
