@@ -174,7 +174,7 @@ def test_it_runs_on_a_cpu_without_gradio_trl_and_datasets(tmp_path):
         "PRISM_LITE_CACHE": str(tmp_path / "cache"),
     }
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     (found,) = read_measured(tmp_path / "out")
