@@ -1,0 +1,319 @@
+"""Forms of the game that are not the default: does one of them win on tuning seeds?
+
+    python -m tests.bench game_options --out runs/game_options
+
+Each variant trains the arm "game-both" of `prism-lite study` (alignment, then RLVR with the game kept on)
+from the SFT policy that all variants of a seed share, by as many updates of as many completions. Variants
+that are settings are given as such; the others replace a function of the package while they run, and use
+the default's warm-up unless their scores need one of their own. The same command again resumes. The seeds
+are for tuning: figures that are reported elsewhere are of others.
+
+Shape letters: K pairs, R rollouts or parts, P prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from rich.console import Console
+from torch import Tensor
+
+import triton_kernels as tk
+from prism_lite.discriminator import step
+from prism_lite.discriminator.model import Discriminator
+from prism_lite.files import read_json, write_json
+from prism_lite.models.packing import forward_branches
+from prism_lite.policy import advantages
+from prism_lite.stages import game, rlvr, warmup
+from prism_lite.study import run as study_run
+from prism_lite.study.arms import START
+from prism_lite.study.plan import PlannedRun, plan_study
+from prism_lite.study.results import figures_of, judge_of
+from prism_lite.version import git_commit
+
+ARM = "game-both"
+SEEDS = (11, 12)
+RESULTS = Path(__file__).parent / "results" / "game_options.json"
+COLUMNS = ("transfer_accuracy", "caption_accuracy", "accuracy", "think_validity")
+AVERAGE_KEPT = 0.9  # share of its old value that the moving average keeps at each step
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of the game.
+
+    Attributes:
+        settings: "key=value".
+        patch: replaces functions of the package inside; None: nothing.
+        shares_warmup: the default's warm-up is used where the settings allow it.
+    """
+
+    settings: tuple[str, ...] = ()
+    patch: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
+    shares_warmup: bool = True
+
+
+def relativistic_loss(
+    teacher_score_K: Tensor, student_score_K: Tensor, is_tie_K: Tensor | None = None
+) -> Tensor:
+    """Compare each side with the mean of the other side of the same prompt (arXiv 1807.00734).
+
+    Pairs of a prompt are adjacent and have one teacher score.
+    """
+    _, counts_P = torch.unique_consecutive(teacher_score_K.detach(), return_counts=True)
+    if is_tie_K is None:
+        is_tie_K = torch.zeros_like(teacher_score_K, dtype=torch.bool)
+    sizes = counts_P.tolist()
+    rows = (value_K.split(sizes) for value_K in (teacher_score_K, student_score_K, is_tie_K))
+    total_K = []
+    for teacher_G, student_G, is_tie_G in zip(*rows, strict=True):
+        teacher_G, student_G = teacher_G[~is_tie_G], student_G[~is_tie_G]
+        if len(student_G):
+            of_teacher_G = F.softplus(student_G.mean() - teacher_G)
+            total_K.append(0.5 * (of_teacher_G + F.softplus(student_G - teacher_G)))
+    return torch.cat(total_K).mean() if total_K else (student_score_K * 0).sum()
+
+
+class AveragedScores:
+    """`discriminator_step` whose scores are those of a moving average of the weights."""
+
+    def __init__(self) -> None:
+        self._averages: dict[Discriminator, dict[str, Tensor]] = {}
+
+    def __call__(
+        self,
+        backbone: Any,
+        discriminator: Discriminator,
+        optimizer: Any,
+        judged: Sequence[step.JudgedPrompt],
+        config: Any,
+        **options: Any,
+    ) -> step.GameScores:
+        weights = {name: value.clone() for name, value in discriminator.state_dict().items()}
+        average = self._averages.setdefault(discriminator, dict(weights))
+        for name, value in weights.items():
+            average[name] = AVERAGE_KEPT * average[name] + (1 - AVERAGE_KEPT) * value
+        discriminator.load_state_dict(average)
+        options_of_scores = {**options, "replayed": ()}
+        averaged = step.discriminator_step(
+            backbone, discriminator, None, judged, config, **options_of_scores
+        )
+        discriminator.load_state_dict(weights)
+        learned = step.discriminator_step(
+            backbone, discriminator, optimizer, judged, config, **options
+        )
+        return dataclasses.replace(
+            learned, teacher_P2=averaged.teacher_P2, students=averaged.students
+        )
+
+
+def powered_advantages(power: float) -> Callable[..., Tensor]:
+    """Return `aligned_advantages` with sign(z) |z|^power in place of z."""
+
+    def aligned(
+        perception_R: Tensor,
+        reasoning_R: Tensor,
+        *,
+        group_size: int,
+        well_formed_R: Tensor,
+        alpha: float,
+        floors: tuple[float, float],
+    ) -> Tensor:
+        z_perception_R, z_reasoning_R = (
+            advantages.group_zscore(
+                score_R, group_size=group_size, counted_R=well_formed_R, floor=floor
+            )
+            for score_R, floor in zip((perception_R, reasoning_R), floors, strict=True)
+        )
+        return sum(
+            weight * z_R.sign() * z_R.abs() ** power
+            for weight, z_R in ((alpha, z_perception_R), (1 - alpha, z_reasoning_R))
+        )
+
+    return aligned
+
+
+def with_teacher(sample: Any) -> Any:
+    """Append the teacher's text to the question, for the discriminator only."""
+    *turns, last = sample.turns
+    text = f"{last.text}\n{sample.teacher_parts.render()}"
+    return dataclasses.replace(sample, turns=(*turns, dataclasses.replace(last, text=text)))
+
+
+def judged_with_teacher(context: Any, groups: Sequence[Any]) -> list[step.JudgedPrompt]:
+    """Return teacher and students of each prompt, with the teacher's text in the prompt."""
+    return [
+        step.JudgedPrompt(
+            context.backbone.prompt(with_teacher(g.sample)), g.sample.teacher_parts, g.students
+        )
+        for g in groups
+        if g.students
+    ]
+
+
+def implicit_features(
+    self: Discriminator, backbone: Any, pack: Any
+) -> tuple[Tensor, list[tk.Routing], tuple[int, ...]]:
+    """Return the features of `Discriminator`: no hidden state, log-probs minus those of the trunk.
+
+    The score is then an implicit reward (arXiv 2502.01456): a weight times mean (and, with less weight,
+    minimum) of the log-ratio of experts and trunk over a part's tokens.
+    """
+    states = self.prompt_cache.states(backbone, pack.prompts)
+    with torch.no_grad():
+        of_trunk_FD = forward_branches(backbone.core, pack, states, attention=backbone.attention)
+        trunk_R2 = self._likelihood_features(backbone, pack, of_trunk_FD)
+    with self._attached(backbone, pack) as routings:
+        hidden_FD = forward_branches(backbone.core, pack, states, attention=backbone.attention)
+    ratio_R2 = self._likelihood_features(backbone, pack, hidden_FD) - trunk_R2
+    zeros_RD = torch.zeros_like(hidden_FD[pack.last_R.to(hidden_FD.device)].float())
+    return torch.cat([zeros_RD, ratio_R2], 1), routings, pack.branch_lengths
+
+
+@contextlib.contextmanager
+def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    """Replace attributes inside: (owner, name, new value)."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in replacements:
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield
+
+
+def signed_power(power: float) -> contextlib.AbstractContextManager[None]:
+    aligned = powered_advantages(power)
+    return replaced(
+        (advantages, "aligned_advantages", aligned), (rlvr, "aligned_advantages", aligned)
+    )
+
+
+GRGC = "discriminator.grgc_weight=0.01"  # its paper's weight
+VARIANTS = {
+    "default": Variant(),
+    "grgc": Variant((GRGC,)),
+    "replay": Variant(("align.replay_fraction=0.5",)),
+    "policy-rate-3e-4": Variant(
+        ("align.optim.learning_rate=3e-4", "rlvr.optim.learning_rate=3e-4")
+    ),
+    "policy-rate-1e-3": Variant(
+        ("align.optim.learning_rate=1e-3", "rlvr.optim.learning_rate=1e-3")
+    ),
+    "relativistic": Variant(
+        patch=lambda: replaced((step, "bradley_terry_loss", relativistic_loss))
+    ),
+    "moving-average": Variant(
+        patch=lambda: replaced((game, "discriminator_step", AveragedScores()))
+    ),
+    "signed-power-0.5": Variant(patch=lambda: signed_power(0.5)),
+    "signed-power-2": Variant(patch=lambda: signed_power(2.0)),
+    "grgc-signed-power-2": Variant((GRGC,), patch=lambda: signed_power(2.0)),
+    "teacher-in-context": Variant(
+        patch=lambda: replaced(
+            (game, "judged_prompts", judged_with_teacher), (warmup, "_judged", judged_with_teacher)
+        ),
+        shares_warmup=False,
+    ),
+    "implicit-reward": Variant(
+        patch=lambda: replaced((Discriminator, "_pack_features", implicit_features)),
+        shares_warmup=False,
+    ),
+}
+
+
+def train(names: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str, list[PlannedRun]]:
+    """Train the variants that are not finished; return their runs by name, those of SFT left out."""
+    console = Console()
+    starts: dict[int, PlannedRun] = {}
+    shared: list[PlannedRun] = []
+    runs = {}
+    for name in names:
+        variant = VARIANTS[name]
+        planned = plan_study(
+            "tiny",
+            (),
+            arms=[ARM],
+            seeds=seeds,
+            out=out / name,
+            starts=starts,
+            tuned={ARM: variant.settings},
+        )
+        runs[name] = [run for run in planned if run.arm != START]
+        before = shared if variant.shares_warmup else [*starts.values()]
+        once = [*{run.folder: run for run in [*before, *planned]}.values()]
+        with variant.patch() if variant.patch else contextlib.nullcontext():
+            study_run._run_all(once, name, console)
+        shared = once if variant.shares_warmup else shared
+        print_table(figures(runs))
+    return runs
+
+
+def figures(runs: dict[str, list[PlannedRun]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the figures of each variant and seed: the last evaluation, AUC, seconds."""
+    return {
+        name: {
+            str(run.seed): figures_of(run, "rlvr")
+            | judge_of(run)
+            | {"seconds": round(study_run_seconds(run), 1)}
+            for run in of_variant
+        }
+        for name, of_variant in runs.items()
+    }
+
+
+def study_run_seconds(run: PlannedRun) -> float:
+    """Return the seconds of warm-up, alignment and RLVR."""
+    seconds = read_json(run.folder / "results.json")["seconds"]
+    return sum(seconds[stage] for stage in ("warmup", "align", "rlvr"))
+
+
+def print_table(of_variants: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print the figures of each seed as a Markdown table."""
+    names = (*COLUMNS, "auc_perception", "auc_reasoning", "seconds")
+    print(f"| variant | {' | '.join(name.replace('_', ' ') for name in names)} |")
+    print("|---" * (1 + len(names)) + "|")
+    for variant, seeds in of_variants.items():
+        cells = []
+        for name in names:
+            values = [seed[name] for seed in seeds.values() if name in seed]
+            digits = 0 if name == "seconds" else 3
+            each = ", ".join(f"{value:.{digits}f}" for value in values)
+            cells.append(f"{fmean(values):.{digits}f} ({each})" if values else "-")
+        print(f"| {variant} | {' | '.join(cells)} |", flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench game_options")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
+    options = parser.parse_args(arguments)
+    measured = figures(train(options.variants, options.seeds, options.out))
+    command = shlex.join(["python", "-m", "tests.bench", "game_options", *arguments])
+    write_json(
+        RESULTS,
+        {
+            "command": command,
+            "commit": git_commit(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "arm": ARM,
+            "settings": {name: list(VARIANTS[name].settings) for name in options.variants},
+            "variants": measured,
+        },
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])
