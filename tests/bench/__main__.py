@@ -1,7 +1,7 @@
 """Benchmarks: `python -m tests.bench` runs the parts on speed, `python -m tests.bench kernels` one.
 
-`python -m tests.bench game_options` compares forms of the game. A part is a module of this folder with a `main(arguments: list[str]) -> None`; further arguments go
-to the part that is named.
+`python -m tests.bench game_options` compares forms of the game. A part is a module of this folder with a
+`main(arguments: list[str]) -> None`; further arguments go to the part that is named.
 """
 
 import importlib
