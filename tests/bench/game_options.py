@@ -3,7 +3,7 @@
     python -m tests.bench game_options --out runs/game_options
 
 Each variant trains the arm "game-both" of `prism-lite study` (alignment, then RLVR with the game kept on)
-from the SFT policy that all variants of a seed share, by as many updates of as many completions. Variants
+from the SFT policy that all variants of a seed share, for as many updates of as many completions. Variants
 that are settings are given as such; the others replace a function of the package while they run, and use
 the default's warm-up unless their scores need one of their own. The same command again resumes. The seeds
 are for tuning: figures that are reported elsewhere are of others.
@@ -31,10 +31,13 @@ from rich.console import Console
 from torch import Tensor
 
 import triton_kernels as tk
+from prism_lite.data.task import load_task
+from prism_lite.digits.wording import verify
 from prism_lite.discriminator import step
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.files import read_json, write_json
+from prism_lite.files import read_json, read_jsonl, write_json
 from prism_lite.models.packing import forward_branches
+from prism_lite.parts import Parts
 from prism_lite.policy import advantages
 from prism_lite.stages import game, rlvr, warmup
 from prism_lite.study import run as study_run
@@ -77,10 +80,9 @@ def relativistic_loss(
     Pairs of a prompt are adjacent and have one teacher score.
     """
     _, counts_P = torch.unique_consecutive(teacher_score_K.detach(), return_counts=True)
-    if is_tie_K is None:
-        is_tie_K = torch.zeros_like(teacher_score_K, dtype=torch.bool)
-    sizes = counts_P.tolist()
-    rows = (value_K.split(sizes) for value_K in (teacher_score_K, student_score_K, is_tie_K))
+    none_K = torch.zeros_like(teacher_score_K, dtype=torch.bool)
+    values = (teacher_score_K, student_score_K, none_K if is_tie_K is None else is_tie_K)
+    rows = (value_K.split(counts_P.tolist()) for value_K in values)
     total_K = []
     for teacher_G, student_G, is_tie_G in zip(*rows, strict=True):
         teacher_G, student_G = teacher_G[~is_tie_G], student_G[~is_tie_G]
@@ -263,12 +265,15 @@ def train(names: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str, li
 
 
 def figures(runs: dict[str, list[PlannedRun]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the figures of each variant and seed: the last evaluation, AUC, seconds."""
+    """Return the figures of each variant and seed: last evaluation, AUC, captions, seconds."""
     return {
         name: {
             str(run.seed): figures_of(run, "rlvr")
             | judge_of(run)
-            | {"seconds": round(seconds_of(run), 1)}
+            | {
+                "captions_while_training": round(captions_while_training(run), 4),
+                "seconds": round(seconds_of(run), 1),
+            }
             for run in of_variant
         }
         for name, of_variant in runs.items()
@@ -281,9 +286,25 @@ def seconds_of(run: PlannedRun) -> float:
     return warmup_s + sum(training_seconds(run, stage) for stage in ("align", "rlvr"))
 
 
+def captions_while_training(run: PlannedRun) -> float:
+    """Return the share of rollouts with a right caption, mean over all updates: how soon they turn."""
+    task = load_task(run.config)
+    samples = {sample.id: sample for sample in (*task.align, *task.rlvr)}
+    shares = []
+    for file in (run.folder / "rollouts").glob("*.jsonl"):
+        verdicts = [
+            verify(samples[record["prompt_id"]].facts, Parts(**record["parts"])).caption
+            if "parts" in record
+            else False
+            for record in read_jsonl(file)
+        ]
+        shares.append(fmean(verdicts))
+    return fmean(shares)
+
+
 def print_table(of_variants: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print the figures of each seed as a Markdown table."""
-    names = (*COLUMNS, "auc_perception", "auc_reasoning", "seconds")
+    names = (*COLUMNS, "captions_while_training", "auc_perception", "auc_reasoning", "seconds")
     print(f"| variant | {' | '.join(name.replace('_', ' ') for name in names)} |")
     print("|---" * (1 + len(names)) + "|")
     for variant, seeds in of_variants.items():
