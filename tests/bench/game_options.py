@@ -143,10 +143,10 @@ def powered_advantages(power: float) -> Callable[..., Tensor]:
             )
             for score_R, floor in zip((perception_R, reasoning_R), floors, strict=True)
         )
-        return sum(
-            weight * z_R.sign() * z_R.abs() ** power
-            for weight, z_R in ((alpha, z_perception_R), (1 - alpha, z_reasoning_R))
+        powered_R, powered_reasoning_R = (
+            z_R.sign() * z_R.abs() ** power for z_R in (z_perception_R, z_reasoning_R)
         )
+        return alpha * powered_R + (1 - alpha) * powered_reasoning_R
 
     return aligned
 
