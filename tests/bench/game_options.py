@@ -35,14 +35,13 @@ from prism_lite.data.task import load_task
 from prism_lite.digits.wording import verify
 from prism_lite.discriminator import step
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.files import read_json, read_jsonl, write_json
+from prism_lite.files import read_jsonl, write_json
 from prism_lite.models.packing import forward_branches
 from prism_lite.parts import Parts
 from prism_lite.policy import advantages
 from prism_lite.stages import game, rlvr, warmup
 from prism_lite.study import run as study_run
 from prism_lite.study.arms import START
-from prism_lite.study.curves import training_seconds
 from prism_lite.study.plan import PlannedRun, plan_study
 from prism_lite.study.results import figures_of, judge_of
 from prism_lite.version import git_commit
@@ -53,7 +52,15 @@ SEEDS = (11, 12)
 # transfer is still rising.
 SHORTENED = ("align.steps=20", "rlvr.steps=20", "eval.num_prompts=128")
 RESULTS = Path(__file__).parent / "results" / "game_options.json"
-COLUMNS = ("transfer_accuracy", "caption_accuracy", "accuracy", "think_validity")
+COLUMNS = (
+    "transfer_accuracy",
+    "caption_accuracy",
+    "accuracy",
+    "think_validity",
+    "captions_while_training",
+    "auc_perception",
+    "auc_reasoning",
+)
 AVERAGE_KEPT = 0.9  # share of its old value that the moving average keeps at each step
 
 
@@ -260,30 +267,21 @@ def train(names: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str, li
         with variant.patch() if variant.patch else contextlib.nullcontext():
             study_run._run_all(once, name, console)
         shared = once if variant.shares_warmup else shared
-        print_table(figures(runs))
+        print(table(figures(runs)), flush=True)
     return runs
 
 
 def figures(runs: dict[str, list[PlannedRun]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the figures of each variant and seed: last evaluation, AUC, captions, seconds."""
+    """Return the figures of each variant and seed: last evaluation, AUC, captions."""
     return {
         name: {
             str(run.seed): figures_of(run, "rlvr")
             | judge_of(run)
-            | {
-                "captions_while_training": round(captions_while_training(run), 4),
-                "seconds": round(seconds_of(run), 1),
-            }
+            | {"captions_while_training": round(captions_while_training(run), 4)}
             for run in of_variant
         }
         for name, of_variant in runs.items()
     }
-
-
-def seconds_of(run: PlannedRun) -> float:
-    """Return the seconds of warm-up, alignment and RLVR."""
-    warmup_s = read_json(run.folder / "results.json")["seconds"]["warmup"]
-    return warmup_s + sum(training_seconds(run, stage) for stage in ("align", "rlvr"))
 
 
 def captions_while_training(run: PlannedRun) -> float:
@@ -302,19 +300,18 @@ def captions_while_training(run: PlannedRun) -> float:
     return fmean(shares)
 
 
-def print_table(of_variants: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Print the figures of each seed as a Markdown table."""
-    names = (*COLUMNS, "captions_while_training", "auc_perception", "auc_reasoning", "seconds")
-    print(f"| variant | {' | '.join(name.replace('_', ' ') for name in names)} |")
-    print("|---" * (1 + len(names)) + "|")
+def table(of_variants: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Write the figures as a Markdown table: the mean, and of several seeds each one."""
+    titles = (column.replace("_", " ") for column in COLUMNS)
+    lines = [f"| variant | seeds | {' | '.join(titles)} |", "|---" * (2 + len(COLUMNS)) + "|"]
     for variant, seeds in of_variants.items():
-        cells = []
-        for name in names:
-            values = [seed[name] for seed in seeds.values() if name in seed]
-            digits = 0 if name == "seconds" else 3
-            each = ", ".join(f"{value:.{digits}f}" for value in values)
-            cells.append(f"{fmean(values):.{digits}f} ({each})" if values else "-")
-        print(f"| {variant} | {' | '.join(cells)} |", flush=True)
+        cells = [variant, ", ".join(seeds)]
+        for column in COLUMNS:
+            values = [figures[column] for figures in seeds.values()]
+            each = f" ({', '.join(f'{value:.3f}' for value in values)})" if len(values) > 1 else ""
+            cells.append(f"{fmean(values):.3f}{each}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> None:
@@ -323,18 +320,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[*SEEDS])
     options = parser.parse_args(arguments)
-    measured = figures(train(options.variants, options.seeds, options.out))
-    command = shlex.join(["python", "-m", "tests.bench", "game_options", *arguments])
+    runs = train(options.variants, options.seeds, options.out)
+    chosen = ["--seeds", *map(str, options.seeds), "--variants", *options.variants]
+    command = ["python", "-m", "tests.bench", "game_options", "--out", "runs/game_options", *chosen]
     write_json(
         RESULTS,
         {
-            "command": command,
+            "command": shlex.join(command),
             "commit": git_commit(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "arm": ARM,
             "common_settings": list(SHORTENED),
             "settings": {name: list(VARIANTS[name].settings) for name in options.variants},
-            "variants": measured,
+            "variants": figures(runs),
         },
     )
 
