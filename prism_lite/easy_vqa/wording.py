@@ -75,6 +75,28 @@ def slip(question: Question, answer: str, rng: Random) -> str:
     return rng.choice([value for value in VALUES[question.asks] if value != answer])
 
 
+def corrupt(question: Question, parts: Parts, rng: Random) -> Parts | None:
+    """Misread the caption's color or shape, and slip in the conclusion, in the same wording.
+
+    Returns:
+        None where the caption does not state one color and one shape, or the think does not end with the
+        answer, one of the known ones.
+    """
+    read = stated(parts.caption)
+    known = ("yes", "no") if question.is_yes_no else VALUES[question.asks]
+    if read is None or parts.answer not in known or not parts.think.endswith(parts.answer):
+        return None
+    attribute = rng.choice([*VALUES])
+    value = read.value(attribute)
+    other = rng.choice([v for v in VALUES[attribute] if v != value])
+    wrong = slip(question, parts.answer, rng)
+    return Parts(
+        caption=re.sub(rf"\b{value}\b", other, parts.caption, flags=re.IGNORECASE),
+        think=parts.think.removesuffix(parts.answer) + wrong,
+        answer=wrong,
+    )
+
+
 def stated(text: str) -> Seen | None:
     """Return the colour and shape that a text states; None unless it is exactly one of each."""
     words = set(_WORD.findall(text.lower()))
