@@ -6,7 +6,8 @@ Each variant trains the arm "game-both" of `prism-lite study` (alignment, then R
 from the SFT policy that all variants of a seed share, for as many updates of as many completions. Variants
 that are settings are given as such; the others replace a function of the package while they run, and use
 the default's warm-up unless their scores need one of their own. The same command again resumes. The seeds
-are for tuning: figures that are reported elsewhere are of others.
+are for tuning: figures that are reported elsewhere are of others. Results are added to those of
+results/game_options.json.
 
 Shape letters: K pairs, R rollouts or parts, P prompts.
 """
@@ -35,7 +36,7 @@ from prism_lite.data.task import load_task
 from prism_lite.digits.wording import verify
 from prism_lite.discriminator import step
 from prism_lite.discriminator.model import Discriminator
-from prism_lite.files import read_jsonl, write_json
+from prism_lite.files import read_json, read_jsonl, write_json
 from prism_lite.models.packing import forward_branches
 from prism_lite.parts import Parts
 from prism_lite.policy import advantages
@@ -323,16 +324,17 @@ def main(arguments: list[str]) -> None:
     runs = train(options.variants, options.seeds, options.out)
     chosen = ["--seeds", *map(str, options.seeds), "--variants", *options.variants]
     command = ["python", "-m", "tests.bench", "game_options", "--out", "runs/game_options", *chosen]
+    before = read_json(RESULTS) if RESULTS.exists() else {"commands": [], "variants": {}}
     write_json(
         RESULTS,
         {
-            "command": shlex.join(command),
+            "commands": [*before["commands"], shlex.join(command)],
             "commit": git_commit(),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "arm": ARM,
             "common_settings": list(SHORTENED),
-            "settings": {name: list(VARIANTS[name].settings) for name in options.variants},
-            "variants": figures(runs),
+            "settings": {name: list(variant.settings) for name, variant in VARIANTS.items()},
+            "variants": before["variants"] | figures(runs),
         },
     )
 
