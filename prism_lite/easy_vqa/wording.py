@@ -10,7 +10,7 @@ import re
 from random import Random
 
 from prism_lite.digits.wording import PartVerdicts
-from prism_lite.easy_vqa.facts import COLORS, SHAPES, VALUES, Question, Seen
+from prism_lite.easy_vqa.facts import COLORS, SHAPES, VALUES, Attribute, Question, Seen
 from prism_lite.parts import Parts
 
 NUM_CAPTION_STYLES = 3
@@ -86,7 +86,8 @@ def corrupt(question: Question, parts: Parts, rng: Random) -> Parts | None:
     known = ("yes", "no") if question.is_yes_no else VALUES[question.asks]
     if read is None or parts.answer not in known or not parts.think.endswith(parts.answer):
         return None
-    attribute = rng.choice([*VALUES])
+    attributes: tuple[Attribute, ...] = ("color", "shape")
+    attribute = rng.choice(attributes)
     value = read.value(attribute)
     other = rng.choice([v for v in VALUES[attribute] if v != value])
     wrong = slip(question, parts.answer, rng)
