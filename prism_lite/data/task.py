@@ -210,6 +210,7 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
         heldout=heldout,
         probe=probe,
         verify=_verifier_of(heldout),
+        corrupt=easy_vqa.corrupt_sample if easy_vqa.are_ours(align) else None,
         # the discriminator is not trained on the probe's pictures
         warmup=tuple(sample for sample in warmup if not picture_ids([sample]) & probed_ids),
         skipped=rows.skipped(),

@@ -81,8 +81,6 @@ def write_recipe(folder: Path, base: Path) -> Path:
             "heldout": f"{folder}/heldout.jsonl#512",
             "system_prompt": INSTRUCTION,
         },
-        # No text has a number to corrupt: the teacher's parts of other pictures are the negatives.
-        "warmup": {"corrupted_fraction": 0.0, "mismatched_fraction": 0.25},
     }
     path = folder / "tiny.yaml"
     write_text(path, yaml.safe_dump(recipe, sort_keys=False))

@@ -183,3 +183,8 @@ def verify_sample(sample: Sample, completion: Parts) -> PartVerdicts:
     """Verify the parts of a completion of a row: see `wording.verify`."""
     seen = Seen(sample.columns["color"], sample.columns["shape"])
     return wording.verify(read_question(sample.columns["prompt"]), seen, completion)
+
+
+def corrupt_sample(sample: Sample, parts: Parts, rng: Random) -> Parts | None:
+    """Corrupt teacher parts of a row: see `wording.corrupt`."""
+    return wording.corrupt(read_question(sample.columns["prompt"]), parts, rng)

@@ -10,7 +10,7 @@ import re
 from random import Random
 
 from prism_lite.digits.wording import PartVerdicts
-from prism_lite.easy_vqa.facts import COLORS, SHAPES, VALUES, Question, Seen
+from prism_lite.easy_vqa.facts import COLORS, SHAPES, VALUES, Attribute, Question, Seen
 from prism_lite.parts import Parts
 
 NUM_CAPTION_STYLES = 3
@@ -73,6 +73,29 @@ def slip(question: Question, answer: str, rng: Random) -> str:
     if question.is_yes_no:
         return "no" if answer == "yes" else "yes"
     return rng.choice([value for value in VALUES[question.asks] if value != answer])
+
+
+def corrupt(question: Question, parts: Parts, rng: Random) -> Parts | None:
+    """Misread the caption's color or shape, and slip in the conclusion, in the same wording.
+
+    Returns:
+        None where the caption does not state one color and one shape, or the think does not end with the
+        answer, one of the known ones.
+    """
+    read = stated(parts.caption)
+    known = ("yes", "no") if question.is_yes_no else VALUES[question.asks]
+    if read is None or parts.answer not in known or not parts.think.endswith(parts.answer):
+        return None
+    attributes: tuple[Attribute, ...] = ("color", "shape")
+    attribute = rng.choice(attributes)
+    value = read.value(attribute)
+    other = rng.choice([v for v in VALUES[attribute] if v != value])
+    wrong = slip(question, parts.answer, rng)
+    return Parts(
+        caption=re.sub(rf"\b{value}\b", other, parts.caption, flags=re.IGNORECASE),
+        think=parts.think.removesuffix(parts.answer) + wrong,
+        answer=wrong,
+    )
 
 
 def stated(text: str) -> Seen | None:

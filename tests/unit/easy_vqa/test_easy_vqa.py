@@ -16,10 +16,12 @@ from PIL import Image, ImageColor
 
 from prism_lite.data.checks.check import check
 from prism_lite.data.formats.load import load_samples
+from prism_lite.data.task import load_task
 from prism_lite.easy_vqa import wording
 from prism_lite.easy_vqa.facts import COLORS, SHAPES, Seen, read_question, seen_in
 from prism_lite.easy_vqa.rows import Item, Rates, are_ours, demonstration_rows, verify_sample
 from prism_lite.parts import Parts, parse
+from prism_lite.recipe import load_recipe
 from tests.pipeline.commands import check_refused, in_process
 from tests.unit.easy_vqa.conftest import FIXTURE, questions
 
@@ -238,6 +240,44 @@ def test_a_slip_is_a_think_that_does_not_follow():
             parts = wording.compose(item.question, item.seen, wrong, *styles)
             verdicts = wording.verify(item.question, item.seen, parts)
             assert (verdicts.caption, verdicts.think, verdicts.answer) == (True, False, False)
+
+
+def test_a_corrupted_text_has_one_other_color_or_shape_and_another_conclusion():
+    rng, changed = Random(2), set()
+    for item in many_items(300):
+        for styles in product(range(3), range(2)):
+            clean = wording.compose(item.question, item.seen, item.answer, *styles)
+            wrong = wording.corrupt(item.question, clean, rng)
+            assert wrong is not None
+            pairs = [*zip(clean.caption.split(), wrong.caption.split(), strict=True)]
+            ((before, after),) = [pair for pair in pairs if pair[0] != pair[1]]
+            values = COLORS if before in COLORS else SHAPES
+            assert {before, after} <= set(values)
+            changed.add(len(values))
+            assert wrong.think != clean.think
+            assert wrong.think.startswith(clean.think.removesuffix(clean.answer))
+            mixed = Parts(clean.caption, wrong.think, wrong.answer)
+            verdicts = wording.verify(item.question, item.seen, mixed)
+            assert (verdicts.caption, verdicts.think, verdicts.answer) == (True, False, False)
+    assert changed == {len(COLORS), len(SHAPES)}
+    question = read_question("is there a red shape?")
+    for parts in (
+        Parts("- a red circle and a blue one", "so yes", "yes"),
+        Parts("- a red circle", "yes, it is there", "yes"),
+        Parts("- a red circle", "so maybe", "maybe"),
+    ):
+        assert wording.corrupt(question, parts, rng) is None
+
+
+def test_the_warm_up_of_the_files_has_corrupted_teachers(folder):
+    settings = [f"data.{name}={folder}/train.jsonl" for name in ("train", "align", "rlvr")]
+    settings += ["data.task=files", f"data.heldout={folder}/heldout.jsonl", "sft.steps=0"]
+    task = load_task(load_recipe("tiny", settings))
+    assert task.corrupt is not None
+    sample = task.align[0]
+    wrong = task.corrupt(sample, sample.teacher_parts, Random(0))
+    assert wrong is not None
+    assert not verify_sample(sample, wrong).caption
 
 
 def test_rows_of_the_files_are_verified_and_others_are_not(folder):

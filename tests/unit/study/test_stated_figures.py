@@ -90,3 +90,29 @@ def test_its_differences_are_those_of_the_studies(file):
     stated = re.findall(rf"[+-]\d\.\d{{3}} \[{number}, {number}\]", text)
     assert len(stated) >= TEXTS[file][1]
     assert not [difference for difference in stated if difference not in measured]
+
+
+def test_the_table_of_the_games_forms_is_the_benchs():
+    folder = ROOT / "tests" / "bench"
+    columns = (
+        "transfer_accuracy",
+        "caption_accuracy",
+        "accuracy",
+        "think_validity",
+        "captions_while_training",
+        "auc_perception",
+        "auc_reasoning",
+    )
+    text = (folder / "RESULTS.md").read_text(encoding="utf-8").partition("# Forms of the game")[2]
+    stated = {
+        name: ([*map(int, seeds.split(", "))], [float(c.split()[0]) for c in cells.split(" | ")])
+        for name, seeds, cells in re.findall(
+            r"^\| ([a-z][\w-]+) \| ([\d, ]+) \| (0\..+) \|$", text, re.MULTILINE
+        )
+    }
+    variants = read_json(folder / "results" / "game_options.json")["variants"]
+    assert stated.keys() == variants.keys()
+    for name, seeds in variants.items():
+        means = [fmean(figures[column] for figures in seeds.values()) for column in columns]
+        assert stated[name][0] == [*map(int, seeds)]
+        assert stated[name][1] == pytest.approx(means, abs=5.1e-4)
