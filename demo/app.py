@@ -41,11 +41,11 @@ def build_app(site: Site) -> gr.Blocks:
     delete_cache = (_DELETE_UPLOADS_S, _DELETE_UPLOADS_S)
     with gr.Blocks(title="prism_lite", analytics_enabled=False, delete_cache=delete_cache) as page:
         header = _header(site, page)
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Story"):
                 story.build(site, header)
             with gr.Tab("Compare"):
-                compare.build(site, header)
+                compare.build(site, header, tabs)
             with gr.Tab("Discriminator"):
                 discriminator.build(site, header)
             if not site.home.is_shared:
@@ -117,7 +117,7 @@ def _header(site: Site, page: gr.Blocks) -> Header:
     connect(tick.tick, keep_model, [run_choice], [badge], is_silent=True)
     counted = [finished, num_finished]
     connect(tick.tick, count_finished, [run_choice, *counted], counted, is_silent=True)
-    return Header(run_choice, opened, tick, num_finished)
+    return Header(run_choice, opened, tick, num_finished, badge, show_status)
 
 
 def launch(

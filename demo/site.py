@@ -55,13 +55,23 @@ class Site:
 
 @dataclass(frozen=True)
 class Header:
-    """The choice of a run, the event that sets it when the page opens, a timer, and a count of finished
-    stages of the chosen run since then."""
+    """What the tabs need of the page's header.
+
+    Attributes:
+        run_choice: the choice of a run.
+        opened: the event that sets it when the page opens.
+        tick: a timer.
+        num_finished: stages of the chosen run that were finished since the page was opened.
+        badge: the state of the chosen run's model.
+        show_status: returns the badge of a run.
+    """
 
     run_choice: gr.Dropdown
     opened: Dependency
     tick: gr.Timer
     num_finished: gr.Number
+    badge: gr.HTML
+    show_status: Callable[[str], str]
 
     def on_run(self, handler: Callable[..., Any], outputs: Sequence[Any]) -> None:
         """Call `handler(run_id)` when the page opens, another run is chosen or a stage is finished."""

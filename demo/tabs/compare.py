@@ -62,7 +62,7 @@ class QuestionForm:
     stop: gr.Button
 
 
-def build(site: Site, header: Header) -> None:
+def build(site: Site, header: Header, tabs: gr.Tabs) -> None:
     """Lay out the tab and connect its events."""
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -84,6 +84,7 @@ def build(site: Site, header: Header) -> None:
     run_outputs += [control_column, *heads]
     _connect_run(site, header, [*run_outputs, *screen])
     _connect_picture(picture, form)
+    _connect_refreshes(site, header, picture, tabs)
     _connect_question(site, header, picture, form, screen)
 
 
@@ -229,6 +230,31 @@ def _connect_picture(picture: PictureForm, form: QuestionForm) -> None:
     outputs = [*picture.boxes, form.question, form.truth]
     connect(picture.source.change, show_source, [picture.source], outputs)
     connect(picture.gallery.select, widgets.picked_number, None, [picture.example])
+
+
+def _connect_refreshes(site: Site, header: Header, picture: PictureForm, tabs: gr.Tabs) -> None:
+    """Stop the page's refreshing while the sketchpad is on the screen.
+
+    The browser's sketchpad uploads its drawing about fifty times whenever any part of the page is updated,
+    and answers would wait for that.
+    """
+
+    def choose(source: str) -> gr.Timer:
+        return gr.Timer(active=source != DRAWING)
+
+    def open_tab(source: str, event: gr.SelectData) -> gr.Timer:
+        return gr.Timer(active=event.value != "Compare" or source != DRAWING)
+
+    def show_loaded(source: str, run_id: str) -> str:
+        """Return the badge, of a sketchpad's model once it is loaded."""
+        path = site.path(run_id)
+        if source == DRAWING and folder.has_weights(path):
+            site.load_model(path)
+        return header.show_status(run_id)
+
+    chosen = connect(picture.source.change, choose, [picture.source], [header.tick])
+    connect(chosen.then, show_loaded, [picture.source, header.run_choice], [header.badge])
+    connect(tabs.select, open_tab, [picture.source], [header.tick])
 
 
 def _connect_question(

@@ -38,7 +38,8 @@ def test_axe_finds_what_is_wrong(visit: Callable[..., Any], sample_url: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("theme", "width"), [("light", "wide"), ("dark", "wide"), ("dark", "phone")]
+    ("theme", "width"),
+    [("light", "wide"), ("dark", "phone"), pytest.param("dark", "wide", marks=pytest.mark.long)],
 )
 def test_no_tab_has_a_serious_finding(
     visit: Callable[..., Any], sample_url: str, theme: str, width: str

@@ -520,3 +520,34 @@ def test_dark_mode_is_dark(visit: Callable[..., Any], sample_url: str) -> None:
     page.wait_for_selector(".story-card")
     color = page.locator(".note").first.evaluate("e => getComputedStyle(e).backgroundColor")
     assert max(int(v) for v in color.strip("rgb()").split(",")[:3]) < 80
+
+
+def test_an_open_sketchpad_uploads_nothing_by_itself(
+    visit: Callable[..., Any], sample_url: str
+) -> None:
+    """Every update of the page made it upload its drawing again: answers waited for ten seconds."""
+    page = visit(sample_url)
+    page.wait_for_selector(".story-card.right")
+    open_tab(page, "Compare")
+    page.get_by_label("Own drawing").check()
+    canvas = page.locator("#pad canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(4000)
+    addresses: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 100, box["y"] + 150, steps=3)
+    page.mouse.up()
+    page.wait_for_timeout(5000)
+    assert sum("/upload" in address for address in addresses) <= 6
+    assert not any("/run/predict" in address for address in addresses)
+    open_tab(page, "Train")  # which must show what a training does
+    with page.expect_request(lambda request: "/run/predict" in request.url, timeout=10_000):
+        pass
+    open_tab(page, "Compare")
+    page.wait_for_timeout(3000)
+    addresses.clear()
+    page.wait_for_timeout(4000)
+    assert not any("/run/predict" in address for address in addresses)
