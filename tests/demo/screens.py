@@ -70,6 +70,9 @@ def take(out: Path, run: str | None, wait_s: float) -> None:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"{url}?__theme={'dark' if mode == 'dark' else 'light'}")
             page.wait_for_selector(".story-card")
+            page.wait_for_function(
+                "!document.querySelector('#badge').innerText.includes('LOADING')"
+            )
             for tab in (
                 "Story",
                 "Compare",
