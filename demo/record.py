@@ -93,7 +93,7 @@ def write_game(model: Model, run: Path, out: Path) -> None:
         run: the folder with the rollouts.
 
     Raises:
-        ValueError: there is no game: no discriminator scored the rollouts of alignment.
+        ValueError: the run has no scored rollouts of alignment, or its discriminator is missing.
     """
     logged = [game.logged_step(run, step) for step in game.shown_steps(run)]
     steps = [step for step in logged if step is not None]

@@ -13,6 +13,7 @@ import pytest
 import prism_lite
 from prism_lite.files import read_json
 from prism_lite.study.measured import MEASURED
+from tests.bench import game_options
 
 ROOT = Path(prism_lite.__file__).parents[1]
 # Each with the fewest rows and differences that it states.
@@ -93,26 +94,22 @@ def test_its_differences_are_those_of_the_studies(file):
 
 
 def test_the_table_of_the_games_forms_is_the_benchs():
-    folder = ROOT / "tests" / "bench"
-    columns = (
-        "transfer_accuracy",
-        "caption_accuracy",
-        "accuracy",
-        "think_validity",
-        "captions_while_training",
-        "auc_perception",
-        "auc_reasoning",
+    text = (
+        (ROOT / "tests" / "bench" / "RESULTS.md")
+        .read_text(encoding="utf-8")
+        .partition("# Forms of the game")[2]
     )
-    text = (folder / "RESULTS.md").read_text(encoding="utf-8").partition("# Forms of the game")[2]
     stated = {
         name: ([*map(int, seeds.split(", "))], [float(c.split()[0]) for c in cells.split(" | ")])
         for name, seeds, cells in re.findall(
             r"^\| ([a-z][\w-]+) \| ([\d, ]+) \| (0\..+) \|$", text, re.MULTILINE
         )
     }
-    variants = read_json(folder / "results" / "game_options.json")["variants"]
+    variants = read_json(game_options.RESULTS)["variants"]
     assert stated.keys() == variants.keys()
     for name, seeds in variants.items():
-        means = [fmean(figures[column] for figures in seeds.values()) for column in columns]
+        means = [
+            fmean(figures[column] for figures in seeds.values()) for column in game_options.COLUMNS
+        ]
         assert stated[name][0] == [*map(int, seeds)]
         assert stated[name][1] == pytest.approx(means, abs=5.1e-4)
