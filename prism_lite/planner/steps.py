@@ -33,7 +33,8 @@ from prism_lite.planner.workload import Phase, Workload
 from prism_lite.policy.step import update_policy
 from prism_lite.sampling import rollouts, token_step
 from prism_lite.sampling.draw import Drawn
-from prism_lite.sampling.rollouts import rows_without_training, sample_groups
+from prism_lite.sampling.many_prompts import rows_without_training
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.stages.sft import sft_step
 from prism_lite.types import Stage
 

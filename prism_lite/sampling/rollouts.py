@@ -12,8 +12,7 @@ L positions, d head size, D hidden.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -76,11 +75,11 @@ def sample_groups(
         from (see `draw_tokens`).
     """
     most_shared = -(-len(samples) // num_processes())
-    decoder = _decoder_for_sampling(backbone, most_shared, group_size, sampling)
-    return _sample_groups(backbone, decoder, samples, group_size, sampling, seed)
+    decoder = decoder_for_sampling(backbone, most_shared, group_size, sampling)
+    return sample_with(backbone, decoder, samples, group_size, sampling, seed)
 
 
-def _decoder_for_sampling(
+def decoder_for_sampling(
     backbone: Backbone, num_prompts: int, group_size: int, sampling: SamplingConfig
 ) -> LeanDecoder:
     """Read the decoder under the active role; dense weights are merged here."""
@@ -92,7 +91,7 @@ def _decoder_for_sampling(
     )
 
 
-def _sample_groups(
+def sample_with(
     backbone: Backbone,
     decoder: LeanDecoder,
     samples: Sequence[Sample],
@@ -127,37 +126,6 @@ def _sample_groups(
     return [Group(sample, tuple(group)) for sample, group in zip(samples, rollouts, strict=True)]
 
 
-def sample_in_pieces(
-    backbone: Backbone,
-    samples: Sequence[Sample],
-    *,
-    with_progress: Callable[[Sequence[Sequence[Sample]], str], Iterable[Sequence[Sample]]],
-    description: str,
-    group_size: int,
-    sampling: SamplingConfig,
-    seed: tuple[object, ...],
-) -> list[Group]:
-    """`sample_groups` for many prompts: piece by piece, so that progress shows and a stop is obeyed.
-
-    The weights must not change meanwhile: they are read once. On a card rows come from the memory that is
-    free (`rows_without_training`).
-
-    Args:
-        with_progress: yields the pieces and shows `description` (`RunFolder.with_progress`).
-    """
-    max_rows = rows_without_training(backbone, group_size, sampling)
-    sampling = dataclasses.replace(sampling, max_rows=max_rows)
-    size = max(1, (sampling.max_rows or MOST_ROWS) // group_size) * num_processes()
-    pieces = [samples[start : start + size] for start in range(0, len(samples), size)]
-    num_prompts = min(size, len(samples))
-    decoder = _decoder_for_sampling(backbone, num_prompts, group_size, sampling)
-    return [
-        group
-        for piece in with_progress(pieces, description)
-        for group in _sample_groups(backbone, decoder, piece, group_size, sampling, seed)
-    ]
-
-
 def split_rows(num_prompts: int, group_size: int, max_rows: int) -> list[list[RowSpan]]:
     """Split into batches of at most `max_rows` rollouts; only a group larger than that is split."""
     spans = (
@@ -177,30 +145,10 @@ def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: Sampl
     if backbone.device.type != "cuda":
         return MOST_ROWS
     longest = max(map(len, prompts), default=0)
-    row_bytes = _token_bytes(backbone) * (2 * sampling.max_completion_tokens + longest)
+    row_bytes = token_bytes(backbone) * (2 * sampling.max_completion_tokens + longest)
     row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
     free = placement.free_bytes(backbone.device)
     return max(1, min(MOST_ROWS, int(placement.USED_SHARE * free / row_bytes)))
-
-
-def rows_without_training(backbone: Backbone, group_size: int, sampling: SamplingConfig) -> int:
-    """Return the rows for many prompts without an update: on a card more where memory is free.
-
-    These are evaluations, panels, and what the SFT policy answers before a stage. `sampling.max_rows` is
-    for a step's rollouts; a token costs nearly the same for more rows. Dense weights come first: they save
-    more than rows do.
-    """
-    if backbone.device.type != "cuda" or sampling.max_rows == 0:
-        return sampling.max_rows
-    num_tokens = sampling.max_completion_tokens + backbone.config.max_prompt_tokens / group_size
-    row_bytes = num_tokens * _token_bytes(backbone)
-    row_bytes += 4 * 4 * backbone.core.config.text_config.vocab_size
-    room = placement.USED_SHARE * placement.free_bytes(backbone.device)
-    if sampling.dense_weights != "never":
-        room -= dense_bytes(backbone.core)
-    _, multiple = check_schedule(backbone.device)
-    num_rows = min(MOST_ROWS, int(room / row_bytes)) // multiple * multiple
-    return max(sampling.max_rows, num_rows)
 
 
 def _holds_dense_weights(
@@ -228,10 +176,10 @@ def _sampling_bytes(
     num_tokens = num_rows * sampling.max_completion_tokens
     num_tokens += num_prompts * backbone.config.max_prompt_tokens
     vocab_size = backbone.core.config.text_config.vocab_size
-    return num_tokens * _token_bytes(backbone) + num_rows * 4 * 4 * vocab_size
+    return num_tokens * token_bytes(backbone) + num_rows * 4 * 4 * vocab_size
 
 
-def _token_bytes(backbone: Backbone) -> int:
+def token_bytes(backbone: Backbone) -> int:
     """Return the size of a token's keys and values in all layers."""
     text = backbone.core.config.text_config
     num_numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim

@@ -13,7 +13,7 @@ from prism_lite.console import say
 from prism_lite.policy.advantages import weighted_sum
 from prism_lite.rewards.group_rewards import accuracy_of, rewards_of
 from prism_lite.runs.retry import repeat_with
-from prism_lite.sampling.rollouts import sample_in_pieces
+from prism_lite.sampling.many_prompts import sample_in_pieces
 from prism_lite.seeding import batch_at
 from prism_lite.stages.context import Context
 from prism_lite.stages.sft import imitate

@@ -20,7 +20,7 @@ from prism_lite.models.packing import Pack, Tree, pack_trees, split_trees
 from prism_lite.policy.logprobs import branch_sums, predicted_logprobs
 from prism_lite.policy.losses import dpo_loss
 from prism_lite.processes import share_work
-from prism_lite.sampling.rollouts import sample_in_pieces
+from prism_lite.sampling.many_prompts import sample_in_pieces
 from prism_lite.seeding import samples_at
 from prism_lite.stages.context import Context
 from prism_lite.types import Sample

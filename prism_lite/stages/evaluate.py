@@ -16,11 +16,8 @@ from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 from prism_lite.parts import Parts
 from prism_lite.rewards.group_rewards import group_verdicts
-from prism_lite.sampling.rollouts import (
-    rows_without_training,
-    sample_groups,
-    sample_in_pieces,
-)
+from prism_lite.sampling.many_prompts import rows_without_training, sample_in_pieces
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.types import Group, Sample
 
 T = TypeVar("T")

@@ -17,7 +17,8 @@ from prism_lite.discriminator.probes import area_under_roc, grounding_probe, hel
 from prism_lite.discriminator.step import CHANNELS, GameScores, JudgedPrompt, discriminator_step
 from prism_lite.models.optim import Optimizer
 from prism_lite.parts import Parts
-from prism_lite.sampling.rollouts import rows_without_training, sample_groups
+from prism_lite.sampling.many_prompts import rows_without_training
+from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.stages.alarms.alarm import Alarm
 from prism_lite.stages.alarms.discriminator import losing_discriminator
 from prism_lite.stages.context import Context

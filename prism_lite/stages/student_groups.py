@@ -8,7 +8,7 @@ from prism_lite.console import say
 from prism_lite.data.split import split_by_picture
 from prism_lite.discriminator.negatives import StudentGroup
 from prism_lite.runs.retry import repeat_with
-from prism_lite.sampling.rollouts import sample_in_pieces
+from prism_lite.sampling.many_prompts import sample_in_pieces
 from prism_lite.seeding import epoch_order
 from prism_lite.stages.context import Context
 from prism_lite.types import Sample

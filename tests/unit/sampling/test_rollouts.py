@@ -15,10 +15,10 @@ from prism_lite.models.packing import Tree, pack_trees
 from prism_lite.parts import Parts
 from prism_lite.sampling import rollouts
 from prism_lite.sampling.decoder import dense_bytes
+from prism_lite.sampling.many_prompts import sample_in_pieces
 from prism_lite.sampling.rollouts import (
     rows_that_fit,
     sample_groups,
-    sample_in_pieces,
     split_rows,
 )
 from tests.micro import fill_adapter
