@@ -48,8 +48,8 @@ def add_command(commands: Any) -> None:
         "--tune",
         action="append",
         default=[],
-        metavar="[ARM:]KEY=V1,V2",
-        help="values to try on the tuning seeds; each arm needs the same number",
+        metavar="[ARM:]KEY[+KEY]=V1,V2",
+        help="values to try on the tuning seeds, the same for each KEY; each arm needs as many tries",
     )
     add("--tuning-seeds", nargs="+", default=[], metavar="N", help="not among --seeds")
     add(
@@ -200,4 +200,4 @@ def _list(options: StudyOptions) -> None:
     for title, run in listed.values():
         show(title, run)
     if options.tries:
-        print("# the reported runs also have the best override of their arm's tuning")
+        print("# the reported runs also have the best try of their arm's tuning")

@@ -11,11 +11,13 @@ from prism_lite.study.arms import START
 from prism_lite.study.plan import PlannedRun, plan_study
 from prism_lite.study.results import figures_of, score_of
 
-Tries = dict[str, list[str]]  # "key=value" of each try, by arm
+Tries = dict[str, list[list[str]]]  # the "key=value"s of each try, by arm
 
 
 def parse_tries(texts: Sequence[str], arms: Sequence[str]) -> Tries:
     """Read "KEY=V1,V2" (for every arm) and "ARM:KEY=V1,V2" (for one arm, instead of those for all).
+
+    KEY1+KEY2=V1,V2 sets both keys to the same value in each try.
 
     Returns:
         The tries of each arm; an empty mapping where nothing is tuned.
@@ -23,16 +25,17 @@ def parse_tries(texts: Sequence[str], arms: Sequence[str]) -> Tries:
     Raises:
         ValueError: a text has another form or names another arm; or the arms' numbers of tries differ.
     """
-    common: list[str] = []
+    common: list[list[str]] = []
     own: Tries = {}
     for text in texts:
         name, equals, values = text.partition("=")
         arm, colon, key = name.rpartition(":")
-        if not equals or not key or not all(values.split(",")):
+        keys = key.split("+")
+        if not equals or not all(keys) or not all(values.split(",")):
             raise ValueError(f"--tune {text}: expected KEY=V1,V2 or ARM:KEY=V1,V2.")
         if colon and arm not in arms:
             raise ValueError(f"--tune {text}: {arm} is not among --arms {' '.join(arms)}.")
-        tries = [f"{key}={value}" for value in values.split(",")]
+        tries = [[f"{key}={value}" for key in keys] for value in values.split(",")]
         (own.setdefault(arm, []) if colon else common).extend(tries)
     tries_of = {arm: own.get(arm, common) for arm in arms}
     counts = {arm: len(tries) for arm, tries in tries_of.items()}
@@ -75,11 +78,11 @@ def plan_tuning(
             seeds=seeds,
             out=out / f"try-{number}",
             starts=starts,
-            tuned={arm: [text]},
+            tuned={arm: overrides_of_try},
             **options,
         )
-        for arm, texts in tries.items()
-        for number, text in enumerate(texts)
+        for arm, of_arm in tries.items()
+        for number, overrides_of_try in enumerate(of_arm)
     }
 
 
@@ -89,22 +92,22 @@ def tuning_results(
     best_by: str,
     figures: Callable[[PlannedRun, str], dict[str, float]] = figures_of,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
-    """Return every try of every arm with its figures, and the best override of each arm.
+    """Return every try of every arm with its figures, and the best overrides of each arm.
 
     Args:
         best_by: a figure, or "mean"; of equal tries the first wins.
     """
     listed: dict[str, list[dict[str, Any]]] = {}
     best: dict[str, list[str]] = {}
-    for arm, texts in tries.items():
+    for arm, of_arm in tries.items():
         scores = []
-        for number, text in enumerate(texts):
+        for number, overrides in enumerate(of_arm):
             runs = [run for run in planned[arm, number] if run.arm != START]
             of_seeds = [figures(run, "rlvr") for run in runs]
             listed.setdefault(arm, []).extend(
-                {"overrides": [text], "seed": run.seed, "figures": found}
+                {"overrides": overrides, "seed": run.seed, "figures": found}
                 for run, found in zip(runs, of_seeds, strict=True)
             )
             scores.append(fmean(score_of(found, best_by) for found in of_seeds))
-        best[arm] = [texts[scores.index(max(scores))]]
+        best[arm] = of_arm[scores.index(max(scores))]
     return listed, best

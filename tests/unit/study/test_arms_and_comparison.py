@@ -195,8 +195,11 @@ def test_tries_are_equal_in_number():
     common = "rlvr.optim.learning_rate=3e-4,5e-4"
     tries = parse_tries([common, "dpo:align.dpo_beta=0.1,0.3"], arms)
     assert tries == {
-        "none": ["rlvr.optim.learning_rate=3e-4", "rlvr.optim.learning_rate=5e-4"],
-        "dpo": ["align.dpo_beta=0.1", "align.dpo_beta=0.3"],
+        "none": [["rlvr.optim.learning_rate=3e-4"], ["rlvr.optim.learning_rate=5e-4"]],
+        "dpo": [["align.dpo_beta=0.1"], ["align.dpo_beta=0.3"]],
+    }
+    assert parse_tries(["align.steps+rlvr.steps=1,2"], ["none"]) == {
+        "none": [["align.steps=1", "rlvr.steps=1"], ["align.steps=2", "rlvr.steps=2"]]
     }
     for texts, word in (
         (["dpo:align.dpo_beta=0.1"], "none 0, dpo 1"),
@@ -204,13 +207,14 @@ def test_tries_are_equal_in_number():
         (["free:align.dpo_beta=0.1"], "free"),
         (["align.dpo_beta"], "KEY=V1,V2"),
         (["align.dpo_beta=1,,2"], "KEY=V1,V2"),
+        (["align.steps+=1,2"], "KEY=V1,V2"),
     ):
         with pytest.raises(ValueError, match=word):
             parse_tries(texts, arms)
 
 
 def test_tuning_and_reported_seeds_do_not_overlap():
-    tries = {"none": ["lora.rank=8"]}
+    tries = {"none": [["lora.rank=8"]]}
     check_tuning(tries, [10, 11], [1, 2])
     check_tuning({}, [], [1, 2])
     with pytest.raises(ValueError, match="share 2"):
@@ -223,12 +227,13 @@ def test_tuning_and_reported_seeds_do_not_overlap():
 
 def test_the_best_try_is_chosen_by_the_named_figure():
     tries = {
-        "none": ["lora.rank=4", "lora.rank=8"],
-        "dpo": ["align.dpo_beta=1", "align.dpo_beta=2"],
+        "none": [["lora.rank=4"], ["lora.rank=8", "lora.alpha=16"]],
+        "dpo": [["align.dpo_beta=1"], ["align.dpo_beta=2"]],
     }
     plan = plan_tuning(tries, "tiny", SIZES, [10, 11], OUT / "tuning")
     assert str(plan["dpo", 1][1].folder) == "runs/s/tuning/try-1/seed-10/dpo"
     assert plan["dpo", 1][1].config.align.dpo_beta == 2
+    assert plan["none", 1][1].config.lora.alpha == 16
     assert plan["none", 1][0].folder == plan["none", 0][0].folder, "one SFT run for all tries"
 
     def figures(run, _stage):
@@ -241,10 +246,10 @@ def test_the_best_try_is_chosen_by_the_named_figure():
         }
 
     listed, best = tuning_results(tries, plan, "mean", figures)
-    assert best == {"none": ["lora.rank=8"], "dpo": ["align.dpo_beta=1"]}
+    assert best == {"none": ["lora.rank=8", "lora.alpha=16"], "dpo": ["align.dpo_beta=1"]}
     assert tuning_results(tries, plan, "format_rate", figures)[1]["dpo"] == ["align.dpo_beta=2"]
     assert [(item["seed"], item["overrides"]) for item in listed["none"]] == [
-        (seed, [text]) for text in tries["none"] for seed in (10, 11)
+        (seed, overrides) for overrides in tries["none"] for seed in (10, 11)
     ]
 
 
