@@ -36,6 +36,7 @@ from prism_lite.models.device import (
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.float16 import keep_residual_in_float32
+from prism_lite.models.fused import fuse_lora, fuse_norms
 from prism_lite.models.load_transformers import keep_cpu_weights_unpacked, load_with_transformers
 from prism_lite.models.load_unsloth import choose_backend, load_with_unsloth
 from prism_lite.models.packing import Pack, forward_pack
@@ -86,6 +87,8 @@ class Backbone:
         self.peft: PeftModel = get_peft_model(
             cast(PreTrainedModel, core), _peft_config(lora), adapter_name=POLICY
         )
+        if precision.compute_dtype != torch.float32:
+            fuse_lora(core)
         self._lora = lora
         self.end_id: int = self.tokenizer.convert_tokens_to_ids(family.END_TOKEN)
         self.pad_id: int = self.tokenizer.pad_token_id
@@ -283,6 +286,8 @@ def apply_model_settings(core: Core, model: ModelConfig, precision: Precision) -
     family.use_linear_patch_embedding(core)
     if model.float32_vision:
         family.vision_tower(core).float()
+    if precision.compute_dtype != torch.float32:
+        fuse_norms(core)
     if precision.float32_residual:
         keep_residual_in_float32(core, precision.compute_dtype)
     if model.embeddings_on_cpu:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -189,6 +190,7 @@ def simulate_phase(
     )  # fmt: skip
 
 
+_BUFFER = 4  # argument of `_rotate_and_store`
 _COUNTED = (
     "sample",
     "judge",
@@ -203,8 +205,12 @@ _COUNTED = (
 def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
     """Let code find this card: its capability, its free memory, Triton's kernels, a CPU beside it."""
 
-    def launch(_kernel: Any, _grid: Any, on: Tensor, *args: Any, **_config: Any) -> None:
-        tracker.launch_kernel(arg for arg in args if isinstance(arg, Tensor))
+    def launch(kernel: Any, _grid: Any, on: Tensor, *args: Any, **_config: Any) -> None:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if kernel is triton_kernels.decoding_triton._rotate_and_store:
+            # it writes one slot of each row: the buffer is as long as all completions may be
+            tensors = [t[: len(on)] if t is args[_BUFFER] else t for t in tensors]
+        tracker.launch_kernel(tensors)
 
     def pixel_inputs(image_processor: Any, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """Process one picture: all are equal (workload.py)."""
@@ -225,7 +231,7 @@ def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
     import triton_kernels.decoding_triton
     import triton_kernels.logprob_triton
     import triton_kernels.lora_triton
-    import triton_kernels.routing_triton  # noqa: F401
+    import triton_kernels.routing_triton
 
     kernels = [
         module
@@ -249,10 +255,32 @@ def simulated_card(tracker: Tracker, card: Card) -> Iterator[None]:
                 _lazy_init=lambda: None,
             )
         )
+        stack.enter_context(mock.patch.object(F, "rms_norm", _one_kernel_norm(tracker)))
         # it would find small tensors, which keep their values (fake_tensors.py), on the CPU
         stack.enter_context(mock.patch("bitsandbytes.functional.is_on_gpu", lambda _tensors: True))
         stack.enter_context(separate_cpu_memory(tracker))
         yield
+
+
+def _one_kernel_norm(tracker: Tracker) -> Callable[..., Tensor]:
+    """Return an `rms_norm` of one kernel forward and one backward, as a card's is; a CPU's is many."""
+
+    class Norm(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight_D):
+            out, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+            tracker.launch_kernel([x, out])
+            ctx.save_for_backward(x, weight_D, inverse)
+            return out
+
+        @staticmethod
+        def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+            x, _, _ = ctx.saved_tensors
+            grad_x = torch.empty_like(x)
+            tracker.launch_kernel([*grad_outputs, x, grad_x])
+            return grad_x, None
+
+    return lambda x, _shape, weight_D=None, _eps=None: Norm.apply(x, weight_D)
 
 
 def _compute_dtype(config: RunConfig, card: Card | None) -> torch.dtype:

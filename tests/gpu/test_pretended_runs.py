@@ -42,8 +42,8 @@ pytestmark = [
 BOUNDS = {
     ("rtx4090", "never"): {"in a layer": 24, "beside": 60},
     ("rtx4090", "always"): {"in a layer": 10, "beside": 60},
-    ("t4", "never"): {"in a layer": 44, "beside": 60},
-    ("t4", "always"): {"in a layer": 31, "beside": 60},
+    ("t4", "never"): {"in a layer": 38, "beside": 60},
+    ("t4", "always"): {"in a layer": 25, "beside": 60},
 }
 CAPABILITIES = {"rtx4090": RTX_4090, "t4": T4}
 

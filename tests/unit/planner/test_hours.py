@@ -214,6 +214,26 @@ def test_launches_of_a_decoded_token_are_bounded():
         assert (counts[1] - counts[0]) / 4 <= most, (dense, counts)
 
 
+def test_launches_of_a_training_step_are_bounded():
+    """In a layer: forward, forward again from the checkpoint, backward. With PEFT's LoRA they were 685."""
+    config = load_recipe("rtx4090-4b")
+    regions = card_regions(config, few_layers(config, 4), Phase("sft", "train"), card=A100)
+    (first, *_) = (key[1] for key in regions if key[0] == "backward")
+    counts = [regions[key, first, 2].num_launches for key in ("forward", "backward")]
+    print(f"{counts} launches a layer, forward and backward")
+    assert sum(counts) <= 400
+
+
+def test_a_token_does_not_cost_the_length_of_the_buffers():
+    """Keys are counted apart from it (`key_bytes`), and a slot is written, not the buffer."""
+    busy = []
+    for most in (128, 1024):
+        config = load_recipe("rtx3060-2b", {"sampling.max_completion_tokens": most})
+        regions = card_regions(config, few_layers(config, 4), Phase("align", "sample"), card=A100)
+        busy.append(regions["draw", 3].busy_s)
+    assert busy[1] < 1.02 * busy[0]
+
+
 def test_the_command_reads_a_record(tmp_path, capsys):
     file = tmp_path / "card.json"
     assert main(["plan", "--recipe", "t4-2b", "--measured", str(file)]) == 2
