@@ -3,6 +3,7 @@
 `tiny.json`: the recipe and its rivals. `tiny-more-arms.json`: other forms of the game, on two
 seeds. `tiny-other-arms.json`: further rivals and forms, on three.
 `tiny-erring-teacher.json`: a teacher that errs in a quarter of its captions and thinks.
+`tiny-drift.json`: a base that reads rightly, and slips or a misreading in the demonstrations.
 """
 
 from __future__ import annotations

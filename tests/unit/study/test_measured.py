@@ -37,6 +37,7 @@ def test_other_settings_have_no_measured_room(change):
             {"none", "game-both", "adversarial", "free", "sft-10", "best-of-n", "mixed", "base"},
         ),
         ("tiny-erring-teacher", {"game-both", "game-on", "sft-10", "sft-30", "dpo"}),
+        ("tiny-drift", {"none", "game-both"}),
     ],
 )
 def test_the_stored_studies_are_small_and_say_how_to_make_them_again(name, arms):
@@ -44,4 +45,5 @@ def test_the_stored_studies_are_small_and_say_how_to_make_them_again(name, arms)
     assert file.stat().st_size < 300_000
     study = read_json(file)
     assert study["command"].startswith("prism-lite study --recipe tiny --arms ")
-    assert study["arms"].keys() == arms
+    for cell in study.get("cells", {"": study}).values():
+        assert cell["arms"].keys() == arms
