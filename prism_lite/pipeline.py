@@ -45,7 +45,7 @@ from prism_lite.runs.folder import RunFolder, open_run
 from prism_lite.runs.go_back import go_back
 from prism_lite.runs.inputs import base_inputs, check_inputs, data_inputs, write_inputs
 from prism_lite.runs.peak_memory import start_peak
-from prism_lite.runs.resume import check_folder
+from prism_lite.runs.resume import check_folder, has_begun
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
 from prism_lite.stages.best_of_n import run_best_of_n
@@ -62,6 +62,7 @@ from prism_lite.stages.preflight import (
 from prism_lite.stages.read_prompts import read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
+from prism_lite.stages.text_lengths import check_text_lengths
 from prism_lite.stages.warmup import run_warmup
 from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, NotFiniteError, Stage
 
@@ -189,6 +190,7 @@ def _run(
         on_first(lambda: write_inputs(out, inputs | base, changed, console))
         task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
         check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
+        check_text_lengths(config, backbone, task, console, has_begun=has_begun(out))
         with signals.reacts("note"):
             context = Context(config, folder, backbone, task, rewards)
             if rehearsal and backbone.device.type == "cuda":
