@@ -145,10 +145,12 @@ def _run(
 ) -> dict[str, Any]:
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
-    if (
-        config.rlvr.control and "rlvr" in stages
-    ):  # after SFT, so that a run ends with its own policy
-        place = stages.index("sft") + 1 if "sft" in stages else 0
+    if config.rlvr.control and "rlvr" in stages:
+        # before alignment, so that a run ends with its own policy; after the warm-up, which finds out
+        # whether SFT has learned the format
+        place = max(
+            (stages.index(name) + 1 for name in ("sft", "warmup") if name in stages), default=0
+        )
         stages = [*stages[:place], "control", *stages[place:]]
     check_machine(config)
     check_trackers(config)

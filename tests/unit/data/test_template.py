@@ -52,7 +52,8 @@ def test_the_template_is_clean_and_serves_every_stage(tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out
     assert "prism-lite data check mine.jsonl" in printed and "data.train=mine.jsonl" in printed
     assert main(["data", "check", "mine.jsonl", "--stage", "align"]) == 0
-    assert "3 rows, 3 clean" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 rows, 3 clean" in printed and "rows by stage: sft 3, align 3, rlvr 3\n" in printed
     samples = list(load_samples("mine.jsonl"))
     assert [stages_of(sample) for sample in samples] == [("sft", "align", "rlvr")] * 3
     assert [len(sample.teachers) for sample in samples] == [2, 1, 1]
@@ -63,3 +64,11 @@ def test_the_template_is_clean_and_serves_every_stage(tmp_path, monkeypatch, cap
     assert "mine.jsonl exists" in text and "mine.csv: a template is a .jsonl file" in text
     Path("mine.jsonl").unlink()
     assert main(["data", "template", "mine.jsonl"]) == 2, "the pictures are left as they are"
+
+
+def test_a_check_says_which_stage_has_no_row_and_what_writes_it(tmp_path, capsys):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "How many squares?", "answer": "2"}\n')
+    assert main(["data", "check", str(tmp_path / "mine.jsonl")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "sft 0 (no demonstration: `prism-lite teach --field both` writes them" in printed
+    assert "align 0 (no teacher text: `prism-lite teach` writes it), rlvr 1" in printed
