@@ -159,6 +159,11 @@ def _run(
     changed = check_same_rewards(out, config, rewards, accept=accept_changed_inputs)
     if config.data.task == "files":
         say(console, "reading and checking the data")
+        if config.recipe == config.model.name == "tiny":
+            say(
+                console,
+                "the tiny model knows only the words of the embedded task: see --recipe tiny-files",
+            )
         make_cache_folder()
     stamps = cache_folder() / "decoded"
     task = first_goes_ahead(lambda: load_task(config, console=console, stamps=stamps))
