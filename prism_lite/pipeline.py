@@ -148,10 +148,8 @@ def _run(
     if config.rlvr.control and "rlvr" in stages:
         # before alignment, so that a run ends with its own policy; after the warm-up, which finds out
         # whether SFT has learned the format
-        place = max(
-            (stages.index(name) + 1 for name in ("sft", "warmup") if name in stages), default=0
-        )
-        stages = [*stages[:place], "control", *stages[place:]]
+        num_before = sum(stage in ("sft", "warmup") for stage in stages)
+        stages = [*stages[:num_before], "control", *stages[num_before:]]
     check_machine(config)
     check_trackers(config)
     on_first(lambda: check_folder(out, config))
