@@ -248,11 +248,11 @@ def test_doctor_names_device_and_packages():
 @pytest.mark.parametrize(
     ("card", "expected"),
     [
-        (None, ["tiny"]),
-        (Card("Tesla T4", (7, 5), 14.7), ["t4-2b", "t4-4b", "tiny"]),
+        (None, ["tiny", "tiny-files"]),
+        (Card("Tesla T4", (7, 5), 14.7), ["t4-2b", "t4-4b", "tiny", "tiny-files"]),
         (
             Card("RTX 4090", (8, 9), 23.6),
-            ["rtx3060-2b", "rtx4090-4b", "rtx4090-8b", "t4-2b", "t4-4b", "tiny"],
+            ["rtx3060-2b", "rtx4090-4b", "rtx4090-8b", "t4-2b", "t4-4b", "tiny", "tiny-files"],
         ),
     ],
 )
