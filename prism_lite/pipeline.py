@@ -45,7 +45,7 @@ from prism_lite.runs.folder import RunFolder, open_run
 from prism_lite.runs.go_back import go_back
 from prism_lite.runs.inputs import base_inputs, check_inputs, data_inputs, write_inputs
 from prism_lite.runs.peak_memory import start_peak
-from prism_lite.runs.resume import check_folder
+from prism_lite.runs.resume import check_folder, has_begun
 from prism_lite.runs.trackers import check_trackers
 from prism_lite.stages.align import run_align
 from prism_lite.stages.best_of_n import run_best_of_n
@@ -62,6 +62,7 @@ from prism_lite.stages.preflight import (
 from prism_lite.stages.read_prompts import read_prompts
 from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
+from prism_lite.stages.text_lengths import check_text_lengths
 from prism_lite.stages.warmup import run_warmup
 from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, NotFiniteError, Stage
 
@@ -144,11 +145,11 @@ def _run(
 ) -> dict[str, Any]:
     if tuple(stages) == STAGES and not plays_game(config):
         stages = [stage for stage in stages if stage != "warmup"]
-    if (
-        config.rlvr.control and "rlvr" in stages
-    ):  # after SFT, so that a run ends with its own policy
-        place = stages.index("sft") + 1 if "sft" in stages else 0
-        stages = [*stages[:place], "control", *stages[place:]]
+    if config.rlvr.control and "rlvr" in stages:
+        # before alignment, so that a run ends with its own policy; after the warm-up, which finds out
+        # whether SFT has learned the format
+        num_before = sum(stage in ("sft", "warmup") for stage in stages)
+        stages = [*stages[:num_before], "control", *stages[num_before:]]
     check_machine(config)
     check_trackers(config)
     on_first(lambda: check_folder(out, config))
@@ -156,6 +157,11 @@ def _run(
     changed = check_same_rewards(out, config, rewards, accept=accept_changed_inputs)
     if config.data.task == "files":
         say(console, "reading and checking the data")
+        if config.recipe == config.model.name == "tiny":
+            say(
+                console,
+                "the tiny model knows only the words of the embedded task: see --recipe tiny-files",
+            )
         make_cache_folder()
     stamps = cache_folder() / "decoded"
     task = first_goes_ahead(lambda: load_task(config, console=console, stamps=stamps))
@@ -189,6 +195,7 @@ def _run(
         on_first(lambda: write_inputs(out, inputs | base, changed, console))
         task = read_prompts(config, backbone, _rows_to_read(task, out, stages), console)
         check_stages(config, out, stages, task)  # `read_prompts` may have left out rows
+        check_text_lengths(config, backbone, task, console, has_begun=has_begun(out))
         with signals.reacts("note"):
             context = Context(config, folder, backbone, task, rewards)
             if rehearsal and backbone.device.type == "cuda":

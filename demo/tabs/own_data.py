@@ -16,9 +16,9 @@ from prism_lite.recipe import recipe_names
 _COLUMNS = "{prompt: question, images: image, answer: answer, teacher: response}"
 
 _TEACH = (
-    '<p class="plot-help">Alignment needs a teacher\'s caption, think and answer in each row. Where '
-    "there are none, a larger model writes them: <code>prism-lite teach FILE --local ID --keep-right "
-    "--out taught.jsonl</code> (or <code>--base-url URL</code>, an endpoint); then choose that file.</p>"
+    '<p class="plot-help">SFT and alignment need a caption, think and answer in each row. Where there '
+    "are none, a larger model writes them: <code>prism-lite teach FILE --local ID --keep-right --field "
+    "both --out taught.jsonl</code> (or <code>--base-url URL</code>, an endpoint). Then choose it.</p>"
 )
 
 

@@ -98,6 +98,8 @@ def _print_report(report: Report) -> None:
     for note in report.notes:
         console.print(Text(f"note: {note}"))
     console.print(Text(f"{report.num_rows} rows, {report.num_clean} clean"))
+    if report.first_sample:
+        console.print(Text(_rows_by_stage(report)))
     if report.ok:
         return
     table = Table("kind", "rows", "first messages")
@@ -108,3 +110,15 @@ def _print_report(report: Report) -> None:
             lines.append(f"... and {count - len(lines)} more")
         table.add_row(Text(kind), str(count), Text("\n".join(lines)))
     console.print(table)
+
+
+def _rows_by_stage(report: Report) -> str:
+    """Say how many rows SFT, alignment and RLVR can train on, and what to do where one has none."""
+    without = {
+        "sft": "no demonstration: `prism-lite teach --field both` writes them, sft.steps=0 skips it",
+        "align": "no teacher text: `prism-lite teach` writes it",
+        "rlvr": "no answer",
+    }
+    counts = ((stage, report.by_stage.get(stage, 0), text) for stage, text in without.items())
+    rows = (f"{stage} {num}" + (f" ({text})" if not num else "") for stage, num, text in counts)
+    return f"rows by stage: {', '.join(rows)}"

@@ -89,6 +89,9 @@ def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.find and card_for(config, card_gib) is None:
         raise ValueError("--find needs a card: give --card GIB.")
     record = None if arguments.measured is None else _record(arguments.measured)
+    console = Console()
+    if not arguments.json:
+        say(console, "simulating a step of every stage: about a minute")
     planned = plan(config, card_gib=card_gib, record=record)
     if arguments.json:
         figures = planned.to_json()
@@ -97,7 +100,6 @@ def _run_plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
             figures["found"] = [dataclasses.asdict(value) for value in largest]
         print(json.dumps(figures, indent=1))
         return 0
-    console = Console()
     console.print(_plan_table(planned))
     for stage, highest in planned.stages.items():
         work = _WORK_NAMES[highest.phase.work]
@@ -194,7 +196,10 @@ def _bar_lines(highest: Simulated, plan: Plan) -> list[str]:
 def _verdict(plan: Plan) -> str:
     """Whether it fits, in a sentence."""
     if plan.card is None:
-        return f"Peak of tensors {plan.peak_gib:.2f} GiB, beside Python and its libraries."
+        return (
+            f"Peak of tensors {plan.peak_gib:.2f} GiB, beside Python and its libraries. Hours are "
+            "predicted for cards alone; the run says how long each stage still takes."
+        )
     share = f"{plan.peak_gib:.2f} of {plan.card.gib:g} GiB reserved at the most"
     spare = f"{1 - plan.room_gib / plan.card.gib:.0%} to spare"
     if plan.fits:

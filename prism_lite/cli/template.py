@@ -9,8 +9,8 @@ from typing import Any
 
 # Three rows are too few for a discriminator: alignment imitates the teacher.
 _TRAIN = (
-    "prism-lite run --out runs/template data.task=files data.train={file} align.method=sft rlvr.game=off "
-    "rlvr.control=false sft.steps=20 align.steps=4 rlvr.steps=2"
+    "prism-lite run --recipe tiny-files --out runs/template data.train={file} sft.steps=150 "
+    "sft.batch_size=3 align.method=sft align.steps=4 rlvr.game=off rlvr.steps=2"
 )
 
 

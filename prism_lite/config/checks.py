@@ -33,7 +33,7 @@ def check_across_fields(config: RunConfig) -> None:
             if value := getattr(config.data, name):
                 raise ValueError(
                     f"data.{name} = {value} has no effect with data.task = digits, the embedded task: add "
-                    "data.task=files to train on files, or leave it out."
+                    "data.task=files (or --recipe tiny-files) to train on files, or leave it out."
                 )
     if config.eval.keep == "best" and config.eval.every == 0:
         raise ValueError(

@@ -15,8 +15,10 @@ from prism_lite import parts
 from prism_lite.config import REWARDS_THAT_READ_ANSWERS, DataConfig, Kind, RunConfig
 from prism_lite.data.checks.rules import DataStage
 from prism_lite.data.formats.base import Finding
-from prism_lite.data.split import picture_ids, split_by_picture
-from prism_lite.data.stage_rows import StoredFile, describe_skipped, needed_by, read_file, rows_for
+from prism_lite.data.missing_rows import no_rows_text
+from prism_lite.data.probe_rows import keep_pairs_aside
+from prism_lite.data.split import picture_ids
+from prism_lite.data.stage_rows import StoredFile, describe_skipped, read_file, rows_for
 from prism_lite.digits import lessons, wording
 from prism_lite.digits import task as digits
 from prism_lite.digits.wording import PartVerdicts
@@ -200,12 +202,11 @@ def _files(config: RunConfig, *, console: Console | None, stamps: Path | None) -
             )
         rlvr = with_teacher
     heldout = rows.of("heldout", "eval")
-    kept, aside = split_by_picture(align, min(config.warmup.num_probe, len(align) // 10))
-    probe = _mismatched_probe([align[row] for row in aside])
+    align_rows, probe = keep_pairs_aside(align, config.warmup.num_probe)
     probed_ids = picture_ids([pair.sample for pair in probe])
     return TaskData(
         sft=sft,
-        align=tuple(align[row] for row in kept),
+        align=align_rows,
         rlvr=rlvr,
         heldout=heldout,
         probe=probe,
@@ -264,36 +265,9 @@ class _Rows:
         if new and console:
             console.print(f"{path}: {describe_skipped(new)}", markup=False, highlight=False)
         if not samples and set_path is not None:
-            raise ValueError(_no_rows(self._stored[path], stage, skipped))
+            raise ValueError(no_rows_text(self._stored[path], stage, skipped, data.columns))
         return samples
 
     def skipped(self) -> tuple[Finding, ...]:
         """Return the rows left out so far, each once."""
         return tuple(self._skipped)
-
-
-def _no_rows(stored: StoredFile, stage: DataStage, skipped: Sequence[Finding]) -> str:
-    left_out = f" {len(skipped)} rows were skipped: {skipped[0].message}" if skipped else ""
-    return (
-        f"{stored.path}: no row has a {needed_by(stage)}, which stage {stage} needs.{left_out} "
-        f"Detected format: {stored.convention}; name the columns with data.columns, check the file with "
-        f"`prism-lite data check`{_way_on(stage)}."
-    )
-
-
-def _way_on(stage: DataStage) -> str:
-    return f", or skip the stage with {stage}.steps=0" if stage in ("sft", "align", "rlvr") else ""
-
-
-def _mismatched_probe(samples: Sequence[Sample]) -> tuple[ProbePair, ...]:
-    """Pair a row's teacher parts with the next ones of another picture: wrong, of the same form."""
-    parsed = [(sample, parts.parse(sample.teacher or "")) for sample in samples]
-    teachers = [(sample, teacher) for sample, teacher in parsed if isinstance(teacher, Parts)]
-    pairs = []
-    for row, (sample, teacher) in enumerate(teachers):
-        ids = picture_ids([sample])
-        for other_sample, other in teachers[row + 1 :] + teachers[:row]:
-            if other != teacher and not ids & picture_ids([other_sample]):
-                pairs.append(ProbePair(sample, clean=teacher, corrupted=other))
-                break
-    return tuple(pairs)

@@ -199,7 +199,7 @@ def check_machine(config: RunConfig) -> None:
         raise ValueError(
             f"recipe {config.recipe!r} needs an NVIDIA GPU"
             + (f" with {needed:g} GiB" if needed else "")
-            + ", and torch finds none here. Use --recipe tiny on a CPU, or check the driver "
+            + ", and torch finds none here. Use --recipe tiny-files on a CPU, or check the driver "
             "(nvidia-smi) and that torch is a CUDA build."
         )
     if needed and card is not None and card.gib < 0.9 * needed:

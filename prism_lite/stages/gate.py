@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from prism_lite.config.checks import game_begins_in_rlvr
 from prism_lite.console import say
+from prism_lite.data.probe_rows import FEWEST_PAIRS
+from prism_lite.data.split import picture_ids
 from prism_lite.discriminator.model import Discriminator
 from prism_lite.discriminator.probes import grounding_probe, wilson95
 from prism_lite.discriminator.step import CHANNELS
 from prism_lite.runs.folder import RunFolder
 from prism_lite.runs.retry import retry_command
 from prism_lite.stages.context import Context
+from prism_lite.types import Sample
 
 _KNOWN = 0.9  # an untrained probe from here on leaves nothing to learn
 
@@ -29,10 +32,10 @@ def check_gate(context: Context, discriminator: Discriminator) -> None:
     if context.config.discriminator.scores != "learned":
         return
     run, probe = context.run, context.task.probe
-    grounding = grounding_probe(context.backbone, discriminator, probe)
-    if not grounding:
-        _stop_or_warn(context, NO_PROBE)
+    if len(probe) < FEWEST_PAIRS:
+        _stop_or_warn(context, no_probe_text(context.task.align))
         return
+    grounding = grounding_probe(context.backbone, discriminator, probe)
     untrained = untrained_grounding(run)
     judged, failed = [], {}
     for channel in CHANNELS:
@@ -74,10 +77,14 @@ def _advice(failed: Mapping[str, str], judged: Sequence[str], *, has_begun: bool
     return text
 
 
-NO_PROBE = (
-    "no held-out pairs: whether the discriminator judges content cannot be measured (it needs at least "
-    "20 rows with a teacher completion, with different pictures). Give more rows"
-)
+def no_probe_text(rows: Sequence[Sample]) -> str:
+    """Say why no pairs could be kept aside (see `keep_pairs_aside`) of rows with a teacher completion."""
+    return (
+        "no held-out pairs: whether the discriminator judges content cannot be measured on "
+        f"{len(rows)} rows with a teacher completion and {len(picture_ids(rows))} different pictures (it "
+        "needs at least 20 rows and 8 pictures, none of them in more than an eighth of the rows). Give "
+        "rows with more pictures"
+    )
 
 
 def _stop_or_warn(context: Context, message: str) -> None:

@@ -16,12 +16,13 @@ from prism_lite.config.checks import (
     game_begins_in_rlvr,
 )
 from prism_lite.console import say
+from prism_lite.data.probe_rows import FEWEST_PAIRS
 from prism_lite.data.task import TaskData
 from prism_lite.rewards.boxes import parse_boxes, says_no_box
 from prism_lite.rewards.load import Reward
 from prism_lite.rewards.user_functions import check_user_function
 from prism_lite.stages.evaluate import subset_inside
-from prism_lite.stages.gate import NO_PROBE
+from prism_lite.stages.gate import no_probe_text
 from prism_lite.stages.student_groups import FEWEST_PROMPTS
 from prism_lite.types import Sample
 
@@ -129,8 +130,10 @@ def check_stages(config: RunConfig, out: Path, stages: Sequence[str], task: Task
             _check_warmup_rows(config, task)
         if stage == "align" and alignment_verifies(config):
             _check_answers(config, task)
-        if _is_gated(config, stage) and config.align.gate == "stop" and not task.probe:
-            raise ValueError(f"{NO_PROBE}, or set align.gate=warn to do without a check.")
+        is_stopped = _is_gated(config, stage) and config.align.gate == "stop"
+        if is_stopped and len(task.probe) < FEWEST_PAIRS:
+            text = no_probe_text(task.align)
+            raise ValueError(f"{text}, or set align.gate=warn to do without a check.")
         if stage == "rlvr" and config.rlvr.teacher_rollout:
             for sample in task.rlvr:
                 _ = sample.teacher_parts  # raises if it is missing or malformed

@@ -56,10 +56,22 @@ def student_groups(context: Context) -> list[StudentGroup]:
         num_well_formed = sum(len(group.students) for group in answered)
         raise ValueError(
             f"only {num_well_formed} of {num_samples} samples of the SFT policy are well-formed. "
-            f"SFT is finished here and cannot be prolonged: repeat with more sft.steps (now "
-            f"{config.sft.steps}){repeat_with(context.run, {'sft.steps': '*2'})}"
+            f"SFT is finished here and cannot be prolonged: {_longer_sft(context, num_well_formed)}"
         )
     return groups
+
+
+def _longer_sft(context: Context, num_well_formed: int) -> str:
+    """Say how to repeat SFT so that the policy learns the format, and not by doubling it many times."""
+    config = context.config
+    if config.recipe == config.model.name == "tiny" and config.data.task == "files":
+        return (
+            "repeat with --recipe tiny-files in another run folder. Its SFT is longer and has a higher "
+            "learning rate, as the tiny model knows only the words of the embedded task."
+        )
+    factor = "*2" if num_well_formed else "*4"
+    command = repeat_with(context.run, {"sft.steps": factor})
+    return f"repeat with more sft.steps (now {config.sft.steps}){command}"
 
 
 def _recorded_groups(samples: Sequence[Sample], group_size: int) -> list[StudentGroup]:

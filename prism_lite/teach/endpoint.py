@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -68,6 +69,7 @@ class EndpointTeacher:
         base_url: checked, without a slash at its end.
         key: never printed, not even by `repr`.
         pace: shared by the threads.
+        notify: prints why the first request that failed is repeated, so that nobody waits unknowingly.
     """
 
     base_url: str
@@ -75,6 +77,8 @@ class EndpointTeacher:
     asked: TeachSettings
     settings: EndpointSettings
     pace: Pace
+    notify: Callable[[str], None] = lambda _: None
+    _once: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def reply(self, prompt: Sample) -> Received:
         """Return the reply to a prompt, after as many retries as are allowed.
@@ -113,6 +117,11 @@ class EndpointTeacher:
             RefusedError: it asks for more than an hour.
         """
         asked_s = error.retry_after_s
+        if self._once.acquire(blocking=False):  # and never released: by the first thread alone
+            self.notify(
+                f"{self.base_url}: {error}. Requests that fail are repeated up to {self.settings.retries} "
+                "times, after 1, 2, 4, ... seconds or as long as the endpoint asks (said once)."
+            )
         if asked_s is not None and asked_s > _LONGEST_ASKED_WAIT_S:
             raise RefusedError(
                 f"{self.base_url} asks to wait {asked_s:.0f} s ({error}): give the same command again then."

@@ -186,10 +186,16 @@ def _check_settings(stored: dict[str, Any], settings: TeachSettings, out: Path) 
     """
     for name, value in dataclasses.asdict(settings).items():
         if stored.get(name) != value:
-            raise ValueError(
+            message = (
                 f"--out {out} was begun with {name} = {stored.get(name)!r}, not {value!r}: give another "
                 "--out, or the same settings to continue it."
             )
+            if (name, stored.get(name), value) == ("field", "teacher", "both"):
+                message += (
+                    " Nothing has to be asked again for SFT, which reads the teacher's text with "
+                    "data.columns='{prompt: prompt, teacher: teacher, demonstration: teacher}'."
+                )
+            raise ValueError(message)
 
 
 def _complete_bytes(path: Path) -> int:

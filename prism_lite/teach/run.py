@@ -148,7 +148,9 @@ def _outcomes(
         say(console, f"warning: the key is sent to {teacher.base_url} unencrypted", "yellow")
     stop = threading.Event()
     pace = Pace(teacher.per_minute, stop)
-    asked = EndpointTeacher(teacher.base_url, key, settings, teacher, pace)
+    asked = EndpointTeacher(
+        teacher.base_url, key, settings, teacher, pace, lambda text: say(console, text, "yellow")
+    )
 
     def work(task: Task) -> Outcome:
         return ask_row(task, asked.reply, journal, settings)

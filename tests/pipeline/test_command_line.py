@@ -204,7 +204,7 @@ def test_the_files_task_trains(recipe, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("name", [n for n in recipe_names() if n != "tiny"] or ["t4-2b"])
+@pytest.mark.parametrize("name", [n for n in recipe_names() if not n.startswith("tiny")])
 def test_a_gpu_recipe_without_a_gpu(tmp_path, name):
     out, rows = tmp_path / "out", tmp_path / "rows.jsonl"
     rows.write_text('{"question": "1+1?", "answer": "2"}\n')
@@ -248,11 +248,11 @@ def test_doctor_names_device_and_packages():
 @pytest.mark.parametrize(
     ("card", "expected"),
     [
-        (None, ["tiny"]),
-        (Card("Tesla T4", (7, 5), 14.7), ["t4-2b", "t4-4b", "tiny"]),
+        (None, ["tiny", "tiny-files"]),
+        (Card("Tesla T4", (7, 5), 14.7), ["t4-2b", "t4-4b", "tiny", "tiny-files"]),
         (
             Card("RTX 4090", (8, 9), 23.6),
-            ["rtx3060-2b", "rtx4090-4b", "rtx4090-8b", "t4-2b", "t4-4b", "tiny"],
+            ["rtx3060-2b", "rtx4090-4b", "rtx4090-8b", "t4-2b", "t4-4b", "tiny", "tiny-files"],
         ),
     ],
 )

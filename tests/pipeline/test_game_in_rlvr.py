@@ -74,6 +74,18 @@ def test_rlvr_alone_begins_at_sft_with_as_many_rollouts_and_no_discriminator(gam
     )
 
 
+def test_an_sft_policy_without_the_format_stops_a_run_before_rlvr_alone(tmp_path):
+    """Where the warm-up finds no well-formed sample, RLVR alone would train on rewards of 0."""
+    config = micro_recipe(
+        sft__steps=1, sft__optim__learning_rate=1.0, rlvr__control=True, eval__stages=[]
+    )
+    with pytest.raises(
+        ValueError, match=r"only \d+ of \d+ samples of the SFT policy are well-formed"
+    ):
+        pipeline.run(config, tmp_path / "run", console=quiet_console())
+    assert sorted(path.name for path in (tmp_path / "run" / "stages").iterdir()) == ["sft"]
+
+
 @pytest.mark.parametrize("stage", ["control", "rlvr"])
 def test_both_resume_to_the_same_bytes(game_run, tmp_path, stage):
     config, finished, _ = game_run

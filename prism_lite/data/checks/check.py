@@ -34,6 +34,7 @@ class Report:
         findings: in file order, at most MAX_KEPT_PER_KIND of a kind.
         first_sample: the first row of each stage, rendered; "" where no row is readable.
         notes: what the user should know of the file although it is not a defect.
+        by_stage: rows that each stage of training can read.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Report:
     findings: tuple[Finding, ...] = field(repr=False)
     first_sample: str = field(default="", repr=False)
     notes: tuple[str, ...] = ()
+    by_stage: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -79,6 +81,7 @@ def check(
     notes: list[str] = []
     num_unusable = num_letters = 0
     first_of: dict[str, Sample] = {}
+    by_stage: Counter[str] = Counter()
     first_places: dict[bytes, str] = {}
     try:
         opened = load_samples(path, columns=columns, image_root=image_root, limit=limit)
@@ -90,6 +93,7 @@ def check(
                 stages = stages_of(sample)
                 num_unusable += sample.demonstration is not None and "sft" not in stages
                 num_letters += bool(sample.pictures) and has_unknown_letter(sample)
+                by_stage.update(stages)
                 for stage in stages or ("no stage",):
                     first_of.setdefault(stage, sample)
             findings = check_row(sample, rules, first_places, overlap=overlap)
@@ -128,6 +132,7 @@ def check(
         tuple(kept),
         _rendered(first_of),
         tuple(notes),
+        by_stage,
     )
 
 

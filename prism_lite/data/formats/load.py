@@ -28,6 +28,8 @@ _CANONICAL_NAMES = (
     "prompt", "answer", "images", "system", "demonstration", "teacher", "student", "accepted",
     "choices", "id",
 )  # fmt: skip
+# A row without them, as of a held-out file, is for other stages: the column may be missing.
+_OF_SOME_ROWS = ("demonstration", "teacher", "student")
 _MAX_SHOWN_CHARACTERS = 600
 _NUM_PEEKED_ROWS = 20
 
@@ -127,12 +129,16 @@ class SampleFile:
         """Return the fields of a row under the names that its convention uses."""
         fields = _stored_fields(row, self.entry)
         if self.columns:
-            missing = [theirs for theirs in self.columns.values() if theirs not in fields]
+            missing = [
+                theirs
+                for ours, theirs in self.columns.items()
+                if theirs not in fields and ours not in _OF_SOME_ROWS
+            ]
             if missing:
                 names = ", ".join(map(repr, missing))
                 message = f"no column {names}; the row has {_names(fields)}."
                 raise RowError("missing_column", message)
-            mapped = {ours: fields[theirs] for ours, theirs in self.columns.items()}
+            mapped = {ours: fields.get(theirs) for ours, theirs in self.columns.items()}
             others = {n: v for n, v in fields.items() if n not in self.columns.values()}
             return _plain(others) | mapped
         fields = _plain(fields)

@@ -60,7 +60,7 @@ def check(monkeypatch, untrained, trained, *, setting="stop", num_pairs=200, alp
     context = SimpleNamespace(
         backbone=None,
         config=micro_recipe(align__gate=setting, align__alpha=alpha),
-        task=SimpleNamespace(probe=(None,) * num_pairs),
+        task=SimpleNamespace(probe=(None,) * num_pairs, align=()),
         run=SimpleNamespace(console=console, metrics=lambda stage: lines, path=Path("nowhere")),
     )
     gate.check_gate(context, None)  # type: ignore[arg-type]
@@ -133,10 +133,16 @@ def test_without_an_untrained_probe_nothing_is_judged(monkeypatch):
 def test_without_a_probe_it_stops_or_warns(monkeypatch, task, tmp_path):
     with pytest.raises(ValueError, match=r"at least 20 rows.*align\.gate=warn"):
         check(monkeypatch, None, (0.9, 0.9), num_pairs=0)
-    assert "no held-out pairs" in check(monkeypatch, None, (0.9, 0.9), setting="warn", num_pairs=0)
+    for num_pairs in (0, 3):  # of three pairs not even three right ones are above chance
+        text = check(monkeypatch, (0.5, 0.5), (1.0, 1.0), setting="warn", num_pairs=num_pairs)
+        assert "no held-out pairs" in text and "warmup.steps" not in text
+    assert "learned" in check(monkeypatch, (0.5, 0.5), (1.0, 1.0), num_pairs=4)
     bare = dataclasses.replace(task, probe=())
     stages = ("sft", "warmup", "align")
     with pytest.raises(ValueError, match=r"at least 20 rows.*align\.gate=warn"):
         check_stages(micro_recipe(align__gate="stop"), tmp_path, stages, bare)
+    few = dataclasses.replace(task, probe=task.probe[:3])
+    with pytest.raises(ValueError, match=r"16 rows .* 16 different pictures .*align\.gate=warn"):
+        check_stages(micro_recipe(align__gate="stop"), tmp_path, stages, few)
     check_stages(micro_recipe(align__gate="warn"), tmp_path, stages, bare)
     check_stages(micro_recipe(align__gate="stop", align__method="dpo"), tmp_path, stages, bare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import email.utils
 import itertools
 import json
@@ -43,6 +44,17 @@ def test_request_and_reply():
     ]
     assert (request["model"], request["temperature"]) == ("large", 0.5)
     assert "max_tokens" not in request and request["max_completion_tokens"] == 7
+
+
+def test_why_requests_are_repeated_is_said_once(monkeypatch):
+    monkeypatch.setattr("prism_lite.teach.endpoint.Pace.sleep", lambda self, seconds: None)
+    url, said = "http://127.0.0.1:1/v1", []
+    asked = dataclasses.replace(teacher(url), notify=said.append)
+    for _ in range(2):
+        with pytest.raises(NoReplyError, match="after 3 requests"):
+            asked.reply(PROMPT)
+    (text,) = said
+    assert text.startswith(f"{url}: ") and "refused" in text and "up to 2 times" in text
 
 
 @pytest.mark.parametrize(

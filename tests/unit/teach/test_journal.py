@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -64,6 +65,8 @@ def test_a_kill_after_any_byte_loses_no_row(tmp_path):
 def test_files_that_are_not_continued(tmp_path):
     out = tmp_path / "out.jsonl"
     write_some(out)
+    with pytest.raises(ValueError, match=r"'teacher', not 'both'.*demonstration: teacher\}'\.$"):
+        Journal(out, dataclasses.replace(SETTINGS, field="both"))
     with pytest.raises(ValueError, match="was begun with num = 1, not 2"):
         Journal(out, TeachSettings("m", num=2))
     with (
