@@ -16,12 +16,12 @@ from prism_lite.console import say
 from prism_lite.data.task import TaskData
 from prism_lite.models.backbone import Backbone
 
-_MAX_LONGER = (
-    0.2  # share of longer texts: from here on rollouts raise the alarm truncated_completions
-)
+# Share of longer texts: from here on rollouts raise the alarm truncated_completions.
+_MAX_LONGER = 0.2
 _MOST_LONGER = 0.5  # above it most of what the policy learns to write is cut
 _ROOM = 1.25  # samples vary around the texts that they imitate
 _ROUNDED_TO = 16
+_MOST_READ = 2000  # texts, spread over the file: more take seconds at every start
 
 
 def check_text_lengths(
@@ -43,7 +43,8 @@ def check_text_lengths(
         ("demonstrations", demonstrations if config.sft.steps else []),
         ("teacher completions", teachers if config.align.steps else []),
     ):
-        lengths = [len(backbone.tokenize(text)) for text in texts]
+        read = texts[:: math.ceil(len(texts) / _MOST_READ) or 1]
+        lengths = [len(backbone.tokenize(text)) for text in read]
         num_longer = sum(length > limit for length in lengths)
         if num_longer <= _MAX_LONGER * len(lengths):
             continue
