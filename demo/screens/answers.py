@@ -63,6 +63,8 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     recorded = folder.read_lines(path / "demo" / "compare.jsonl")
     lines = _recorded_lines(path, sample, tokens, seed)
     text = "Press “Ask all stages” once the model is loaded; this run has no recorded completions."
+    if not folder.has_weights(path):
+        text = "No stage of this run is trained yet: its model can be asked after the first one."
     if lines:
         text = (
             "Recorded completions of this run, on examples chosen because the stages differ; the table "
@@ -83,7 +85,8 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
         marks = Marks(**line["marks"])  # by the verifiers at the time of the recording
         cells.append(html.part_spans(line["completion"]))
         cells.append(marks_line(marks, num_tokens=line["num_tokens"], note="recorded"))
-    note = html.note(f"{_about(sample)} {text}")
+    is_silent = not lines and not folder.has_weights(path)
+    note = html.note(f"{_about(sample)} {text}", tone="warn" if is_silent else "plain")
     return _model_input(sample.pictures[0].open()), note, *cells
 
 
