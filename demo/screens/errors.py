@@ -81,6 +81,14 @@ def _num_equal(written: list[str], expected: list[str]) -> int:
     return sum(a == b for a, b in zip(written, expected, strict=False))
 
 
+def wrong_step(sample: Sample | None, completion: str) -> str:
+    """Return what is wrong in a think about digits, "" if nothing is or it cannot be checked."""
+    parts = parse(completion)
+    if isinstance(parts, Malformed) or sample is None or not isinstance(sample.facts, DigitsFacts):
+        return ""
+    return next((span.error for span in think_errors(sample.facts, parts) if span.error), "")
+
+
 def reasons(sample: Sample | None, completion: str, finish_reason: str) -> list[str]:
     """Return what is wrong before the answer: the format, each misread digit, the first wrong step."""
     parts = parse(completion)

@@ -14,6 +14,7 @@ from typing import Any
 
 from demo.runs import samples
 from demo.runs.game import CHANNELS, Step
+from demo.screens import html
 from demo.screens.pictures import picture_html
 from demo.screens.story import truth_html
 
@@ -127,7 +128,7 @@ def _step(path: Path, step: Step, full: float) -> str:
     else:
         note = f"Malformed, so not scored; advantage {own['advantage']:+.2f}."
     return (
-        f'<div class="story-question">{picture}<div><h3>{escape(step["question"])}</h3>'
+        f'<div class="story-question">{picture}<div><h3>{escape(html.question(step["question"]))}</h3>'
         f"<p>{truth}</p></div></div>"
         f'<div class="game-sides">{_side("Teacher", teacher, full, "")}'
         f"{_side('Sample of the policy', own, full, note)}</div>"

@@ -38,7 +38,7 @@ def known_groups(path: Path) -> dict[str, Callable[[], Group]]:
     """Return the titles of the groups in a run folder, with a function that reads each one."""
     groups: dict[str, Callable[[], Group]] = {}
     for i, record in enumerate(folder.read_lines(path / "demo" / "groups.jsonl"), 1):
-        title = f"last discriminator · {i} · {record['question']}"
+        title = f"last discriminator · {i} · {html.question(record['question'])}"
         groups[title] = functools.partial(dict, record)
     for stage in ("rlvr", "align") if folder.keeps_game(path) else ("align",):
         steps = folder.rollout_steps(path, stage)
@@ -94,7 +94,7 @@ def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
         group,
         html.note(_origin(group)),
         titled_picture("Picture", sample.pictures[0].open()) if sample and sample.pictures else "",
-        f"{group['question']}  (gold: {gold if gold is not None else 'unknown'})",
+        f"{html.question(group['question'])}  (gold: {gold if gold is not None else 'unknown'})",
         [_cells(name, row) for name, row in zip(names, rows, strict=True)],
         _advantages(names, rows),
         gr.Dropdown(choices=names, value=names[0]),

@@ -147,6 +147,11 @@ def _rate(values: Mapping[str, Any], name: str) -> str:
     return f"{values[name]:.2f} ± {(high - low) / 2:.2f}"
 
 
+def question(text: str) -> str:
+    """Return a question without the marks that stand for its pictures in the user's rows."""
+    return text.replace("<image>", "").strip()
+
+
 def caption_and_answer(completion: str, finish_reason: str) -> tuple[str, str]:
     """Return caption and answer for a table; of a malformed completion the whole text and the reason."""
     parts = parse(completion)

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from demo.runs.folder import STAGE_TITLES
+from demo.screens import html
 from demo.screens.errors import (
     NOTHING_WRONG,
     Span,
@@ -38,7 +39,7 @@ def question_html(sample: Sample, number: int, num_examples: int) -> str:
     """Return the picture, the question and what is known of the truth."""
     return (
         f'<div class="story-question">{picture_html(sample.pictures[0].open())}<div>'
-        f"<h2>{escape(sample.question)}</h2><p>{truth_html(sample)}</p>"
+        f"<h2>{escape(html.question(sample.question))}</h2><p>{truth_html(sample)}</p>"
         f"<p class='stage-help'>Example {number} of {num_examples}; left and right arrow keys show "
         "others.</p></div></div>"
     )

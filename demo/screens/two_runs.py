@@ -25,7 +25,8 @@ _FILE_STYLE = (
     "gap:18px}figure{margin:0}figcaption{font-weight:600}svg line{stroke:#d4dae1}svg polyline{fill:none;"
     "stroke-width:1.8}svg text{font-size:11px;fill:#5b6472}.chart-legend span{margin-right:12px;"
     "font-size:13px;display:inline-flex;align-items:center;gap:4px}.chart-legend line{stroke-width:2.5}"
-    ".table-box{overflow-x:auto}"
+    ".table-box{overflow-x:auto}svg{overflow:visible}"
+    "@media(max-width:640px){figure>svg text{font-size:16px}}"
 )
 
 

@@ -79,7 +79,7 @@ def build(site: Site, header: Header, tab: gr.Tab) -> None:
 def _filters() -> list[gr.Component]:
     with gr.Row():
         return [
-            gr.Dropdown(list(samples.SOURCES), label="Rows", elem_id="data-source"),
+            gr.Dropdown(list(samples.SOURCES), label="Rows", elem_id="data-source", min_width=200),
             gr.Dropdown([ALL, *wording.QUESTIONS], label="Question kind"),
             gr.Dropdown([ALL, *map(str, range(2, 7))], label="Number of digits"),
             gr.Dropdown([ALL, CORRECT, WITH_ERRORS], label="Demonstration"),
@@ -93,7 +93,7 @@ def _screen(path: Path, rows: list[samples.Row], page: int) -> tuple[Any, ...]:
     page = min(max(1, page), num_pages)
     shown = rows[(page - 1) * _PAGE_ROWS : page * _PAGE_ROWS]
     pictures = [
-        (picture_file(row.sample.pictures[0].open()), row.sample.question)
+        (picture_file(row.sample.pictures[0].open()), html.question(row.sample.question))
         for row in shown
         if row.sample.pictures
     ]
@@ -113,7 +113,8 @@ def _row_screen(rows: list[samples.Row]) -> tuple[Any, ...]:
     if not rows:
         return "", html.NO_COMPLETION, html.NO_COMPLETION
     sample, errors = rows[0].sample, rows[0].errors
-    cells = [sample.question, f"gold answer: {'none' if sample.answer is None else sample.answer}"]
+    gold = "none" if sample.answer is None else sample.answer
+    cells = [html.question(sample.question), f"gold answer: {gold}"]
     cells += [f"errors in the demonstration: {errors}"] if errors else []
     completions = (sample.demonstration, sample.teacher)
     spans = (html.part_spans(text) if text else html.NO_COMPLETION for text in completions)

@@ -138,11 +138,12 @@ def why_html(name: str, record: Mapping[str, Any], sample: Sample | None) -> str
     """Return the picture, the truth, the rewards and what is wrong in a rollout's completion."""
     picture = picture_html(sample.pictures[0].open()) if sample and sample.pictures else ""
     truth = truth_html(sample) if sample else ""
+    question = escape(html.question(record["question"]))
     earned = ", ".join(
         f"{reward} {html.number(value)}" for reward, value in record["rewards"].items()
     )
     return (
-        f'<article class="reward-card">{picture}<p><b>{escape(record["question"])}</b> {truth}</p>'
+        f'<article class="reward-card">{picture}<p><b>{question}</b> {truth}</p>'
         f"<p>Rollout {escape(name)}: {escape(earned)}; advantage {record['advantage']:+.2f}.</p>"
         f"<p>Why: <b>{escape('; '.join(_errors(record, sample)))}</b>.</p></article>"
     )
@@ -171,7 +172,7 @@ def group_cards(path: Path, rollouts: Sequence[str], records: Records) -> str:
         ordered = sorted(group, key=lambda item: -item[1]["advantage"])
         chips = "".join(_chip(name, record) for name, record in ordered)
         wrong = "".join(_why(name, record, sample) for name, record in ordered)
-        question = escape(group[0][1]["question"])
+        question = escape(html.question(group[0][1]["question"]))
         cards.append(
             f'<article class="reward-card">{picture}<p><b>{question}</b> Gold answer: '
             f"{escape(gold)}.</p><div>{chips}</div>{wrong}</article>"

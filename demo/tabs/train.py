@@ -321,7 +321,7 @@ def _newest_rollouts(path: Path) -> tuple[Any, ...]:
         sample = samples.sample_by_id(path, prompt_id)
         if sample is not None and sample.pictures:
             file = picture_file(sample.pictures[0].open())
-            pictures.append((file, f"{number} · {sample.question}"))
+            pictures.append((file, f"{number} · {html.question(sample.question)}"))
         for select in (max, min):
             record = select(group, key=lambda record: record["advantage"])
             cells = [record["completion"][:MAX_CELL], html.number(record["advantage"])]

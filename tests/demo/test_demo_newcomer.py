@@ -19,15 +19,16 @@ from demo.runs import data_files, folder
 from demo.runs.holder import is_held
 from demo.runs.recipes import recipe_titles
 from demo.runs.trainer import Trainer
-from demo.screens import curves, groups, html
+from demo.screens import answers, curves, groups, html
 from demo.screens.errors import reasons
 from demo.site import Site
 from demo.tabs.data import check_summary
 from demo.tabs.following import Started, follow
 from demo.tabs.memory import plan_summary
-from demo.tabs.rewards import why_html
+from demo.tabs.rewards import group_cards, why_html
 from prism_lite.recipe import load_recipe, recipe_names
 from prism_lite.runs.lock import locked
+from prism_lite.types import EVALUATED_STAGES
 
 
 def new_run(path: Path, config: str = "sft: {steps: 5}\n") -> Path:
@@ -252,6 +253,13 @@ def test_a_wrong_rollout_shows_its_rewards_and_what_is_wrong() -> None:
     assert re.search(r"read \d, is \d|expected “|malformed: |digits, are", why)
 
 
+def test_a_question_is_shown_without_the_mark_of_its_picture() -> None:
+    record, sample = recorded(accuracy=0.0)
+    record["question"] = "<image>How many?"
+    shown = why_html("1.8", record, sample) + group_cards(folder.SAMPLE_RUN, ["1.8"], [record])
+    assert shown.count("<b>How many?</b>") == 2 and "image&gt;" not in shown
+
+
 def test_a_right_rollout_has_nothing_wrong_or_says_what() -> None:
     record, sample = recorded(accuracy=1.0)
     errors = reasons(sample, record["completion"], record["finish_reason"])
@@ -260,6 +268,16 @@ def test_a_right_rollout_has_nothing_wrong_or_says_what() -> None:
     record["completion"] = "<b>no parts</b>"
     assert "malformed" in why_html("1.1", record, sample)
     assert "<b>no parts" not in why_html("<i>", record, sample)
+
+
+def test_the_recorded_answers_name_the_wrong_step() -> None:
+    samples = {sample.id: sample for sample in answers.examples(folder.SAMPLE_RUN)}
+    lines = folder.read_lines(folder.SAMPLE_RUN / "demo" / "compare.jsonl")
+    wrong = [line for line in lines if line["temperature"] == 0 and line["marks"]["think"] is False]
+    sample = samples[wrong[0]["prompt_id"]]
+    screen = answers.recorded_screen(folder.SAMPLE_RUN, sample, answers.GREEDY, 0)
+    shown = screen[3::2][EVALUATED_STAGES.index(wrong[0]["stage"])]
+    assert re.search(r"✗ think: (step “[^”]+”, )?expected “[^”]+”", shown)
 
 
 def test_a_legend_names_every_curve_that_a_panel_draws() -> None:
