@@ -44,32 +44,33 @@ def connect_following(
     def rename(now: str) -> Any:
         return folder.new_run_id(site.home) if now in folder.run_ids(site.home) else gr.skip()
 
-    outputs = [header.run_choice, started, reply]
+    outputs = [header.run_choice, started, reply, name]
     connect(header.tick.tick, look, [started, header.run_choice], outputs, is_silent=True)
     connect(header.opened.then, rename, [name], [name], is_silent=True)
     connect(header.run_choice.change, rename, [name], [name])
 
 
 def follow(site: Site, run: Started | None, shown: str) -> tuple[Any, ...]:
-    """Return the choice of a run, what is still followed, and the sentence below the button."""
+    """Return the choice of a run, what is still followed, the sentence below the button, a free name."""
     if run is None:
-        return gr.skip(), gr.skip(), gr.skip()
+        return (gr.skip(),) * 4
     process = site.trainer.current()  # before the folder, which it may have written at its end
     is_running = process is not None and process.run_id == run.run_id
     known = folder.run_ids(site.home)
     if run.run_id not in known:
         if is_running:
-            return gr.skip(), gr.skip(), gr.skip()
+            return (gr.skip(),) * 4
         choice = gr.Dropdown(choices=known, value=shown if shown in known else site.home.first)
-        return choice, None, html.note(_why_not(site, run), tone="warn")
+        return choice, None, html.note(_why_not(site, run), tone="warn"), gr.skip()
     is_settled = not is_running or (site.path(run.run_id) / "metrics.jsonl").is_file()
-    choice, reply = gr.skip(), gr.skip()
+    choice, reply, name = gr.skip(), gr.skip(), gr.skip()
     if not run.is_shown:
         choice = gr.Dropdown(choices=known, value=run.run_id)
         reply = html.note(
             f"This page shows {run.run_id} now: its stages are at the top.", tone="good"
         )
-    return choice, None if is_settled else replace(run, is_shown=True), reply
+        name = folder.new_run_id(site.home)
+    return choice, None if is_settled else replace(run, is_shown=True), reply, name
 
 
 def _why_not(site: Site, run: Started) -> str:

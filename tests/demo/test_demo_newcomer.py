@@ -118,20 +118,21 @@ class TestAfterStart:
         return Started(run_id, "prism-lite run --out runs/a")
 
     def test_a_run_that_ends_before_its_folder_says_why(self, site: Site) -> None:
-        choice, still, reply = follow(site, self.started(site, "a"), folder.SAMPLE_ID)
+        choice, still, reply, _ = follow(site, self.started(site, "a"), folder.SAMPLE_ID)
         assert choice.value == folder.SAMPLE_ID and still is None
         assert "a did not start: no GPU here. Use another recipe." in reply
         assert "prism-lite run --out runs/a" in reply
 
     def test_a_run_whose_folder_was_removed_again_is_left(self, site: Site) -> None:
-        choice, still, reply = follow(site, self.started(site, "a"), "a")
+        choice, still, reply, _ = follow(site, self.started(site, "a"), "a")
         assert choice.value == folder.SAMPLE_ID and still is None and "did not start" in reply
 
     def test_the_page_goes_to_the_new_run_once(self, site: Site) -> None:
         run = Started("a", "")
         new_run(site.trainer.root / "a")
         (site.trainer.root / "a" / "metrics.jsonl").write_text("{}\n")
-        choice, still, reply = follow(site, run, folder.SAMPLE_ID)
+        choice, still, reply, name = follow(site, run, folder.SAMPLE_ID)
+        assert name == "run-1"
         assert choice.value == "a" and still is None and "This page shows a now" in reply
 
     def test_nothing_started_changes_nothing(self, site: Site) -> None:
