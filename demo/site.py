@@ -47,8 +47,8 @@ class Site:
         model = self.models.wait(path)
         if model is None:
             raise ValueError(
-                f"this needs the run's model: {self.models.status(path)[1]}. Choose a run that was trained "
-                "on this machine."
+                f"this needs the run's model: {self.models.status(path)[1]}. Choose another run above, or "
+                "wait until its first stage is trained."
             )
         return model
 

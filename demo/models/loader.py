@@ -24,17 +24,19 @@ class Models:
         self._future: Future[Model] = Future()
 
     def status(self, path: Path) -> tuple[str, str]:
-        """Return "recorded", "loading", "tiny" or "live", and an explanation."""
+        """Return "recorded", "waiting", "loading", "tiny" or "live", and an explanation."""
         if not folder.has_weights(path):
-            return "recorded", "no weights in this run: recorded completions, no GPU needed"
+            if folder.is_finished(path):
+                return "recorded", "no weights in this run: recorded completions, no GPU needed"
+            return "waiting", "no stage of this run is trained yet"
         future = self._future_of(path)
         if future is None:
-            return "recorded", "its model is loaded with the first question"
+            return "waiting", "it is loaded with the first question"
         if not future.done():
             return "loading", "the model is being loaded"
         error = future.exception()
         if error is not None:
-            return "recorded", str(error).partition("\n")[0]
+            return "waiting", str(error).partition("\n")[0]
         name, place = folder.read_config(path)["model"]["name"], future.result().place
         if path == folder.SAMPLE_RUN:
             return "recorded", f"it ships with the demo, and its tiny model answers on {place}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from demo.runs.folder import Home
 
@@ -35,3 +38,26 @@ def data_file(home: Home, name: str | None) -> Path:
             f"{name!r} is not in {data_folder(home)} (any more): choose one from the list."
         )
     return data_folder(home) / name
+
+
+def column_map(text: str) -> dict[str, str]:
+    """Return what the user wrote as columns: our name -> the file's.
+
+    Braces may be left out, and the text may be a setting, as the check and the command line write it.
+
+    Raises:
+        ValueError: it is not a mapping of names to names.
+    """
+    inner = (
+        text.strip().removeprefix("data.columns=").strip("'\" ").removeprefix("{").removesuffix("}")
+    )
+    try:
+        names: Any = yaml.safe_load(f"{{{inner}}}")
+    except yaml.YAMLError:
+        names = None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(
+            f"columns {text.strip()}: expected our name: your name of the column, separated by commas, as "
+            "prompt: question, images: image, answer: answer."
+        )
+    return {str(ours): name for ours, name in names.items()}

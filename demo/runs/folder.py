@@ -186,9 +186,10 @@ def is_finished(path: Path) -> bool:
 
 
 def finished_stages(path: Path) -> tuple[str, ...]:
-    """Return the stages that are done, as far as files show it at once: final weights, evaluations."""
+    """Return what is finished: each stage with final weights, and once more each one that is evaluated."""
     evaluated = read_json(path / "results.json").get("stages", {})
-    return tuple(s for s in STAGE_TITLES if has_final(path, s) or s in evaluated)
+    trained = (stage for stage in STAGE_TITLES if has_final(path, stage))
+    return *trained, *(f"{stage} evaluated" for stage in STAGE_TITLES if stage in evaluated)
 
 
 def has_final(path: Path, stage: str) -> bool:

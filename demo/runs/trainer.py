@@ -29,7 +29,7 @@ _LOG_TAIL_BYTES = 8192
 PRISM_LITE = (sys.executable, "-m", "prism_lite")
 # The settings that a first experiment changes: key, title, explanation.
 FORM_SETTINGS = (
-    ("seed", "Seed", "seed of all random choices"),
+    ("seed", "Seed", "of all random choices: the same gives the same run"),
     ("sft.steps", "SFT steps", "updates on the demonstrations"),
     ("warmup.steps", "Warm-up steps", "updates of the discriminator before alignment"),
     ("align.steps", "Alignment steps", "updates of policy and discriminator"),
@@ -198,7 +198,10 @@ class Trainer:
         try:
             with self._log(run_id).open("rb") as file:
                 file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+                start = max(0, file.tell() - _LOG_TAIL_BYTES)
+                file.seek(start)
+                if start:
+                    file.readline()  # a part of one
                 return file.read().decode("utf-8", "replace")
         except FileNotFoundError:
             return ""

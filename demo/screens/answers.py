@@ -14,6 +14,7 @@ from PIL import Image
 
 from demo.runs import folder, samples
 from demo.screens import html
+from demo.screens.errors import wrong_step
 from demo.screens.marks import Marks, mark, marks_line
 from demo.screens.pictures import titled_picture
 from prism_lite.digits.wording import DigitsFacts
@@ -63,6 +64,8 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
     recorded = folder.read_lines(path / "demo" / "compare.jsonl")
     lines = _recorded_lines(path, sample, tokens, seed)
     text = "Press “Ask all stages” once the model is loaded; this run has no recorded completions."
+    if not folder.has_weights(path):
+        text = "No stage of this run is trained yet: its model can be asked after the first one."
     if lines:
         text = (
             "Recorded completions of this run, on examples chosen because the stages differ; the table "
@@ -82,8 +85,10 @@ def recorded_screen(path: Path, sample: Sample | None, tokens: str, seed: int) -
             continue
         marks = Marks(**line["marks"])  # by the verifiers at the time of the recording
         cells.append(html.part_spans(line["completion"]))
-        cells.append(marks_line(marks, num_tokens=line["num_tokens"], note="recorded"))
-    note = html.note(f"{_about(sample)} {text}")
+        step, num_tokens = wrong_step(sample, line["completion"]), line["num_tokens"]
+        cells.append(marks_line(marks, num_tokens=num_tokens, note="recorded", wrong_step=step))
+    is_silent = not lines and not folder.has_weights(path)
+    note = html.note(f"{_about(sample)} {text}", tone="warn" if is_silent else "plain")
     return _model_input(sample.pictures[0].open()), note, *cells
 
 
@@ -93,7 +98,7 @@ def _model_input(image: Image.Image) -> str:
 
 def _about(sample: Sample) -> str:
     """Return the question, and what is known of the truth."""
-    text = sample.question
+    text = html.question(sample.question)
     if isinstance(sample.facts, DigitsFacts):
         text += f" Digits: {' '.join(map(str, sample.facts.digits))}."
     return text if sample.answer is None else f"{text} Gold answer: {sample.answer}."
@@ -132,7 +137,10 @@ def live_screens(
         for answer in model.answer(stage, sample, seed=seed, temperature=temperature):
             is_done = bool(answer.finish_reason)
             marks = mark(answer.text, answer.finish_reason, sample) if is_done else None
-            line = marks_line(marks, num_tokens=answer.num_tokens, seconds=answer.seconds)
+            line = marks_line(
+                marks, num_tokens=answer.num_tokens, seconds=answer.seconds,
+                wrong_step=wrong_step(sample, answer.text) if is_done else "",
+            )  # fmt: skip
             cells[changed] = html.part_spans(answer.text), line
             sent: list[Any] = [gr.skip()] * len(cells)
             sent[changed] = cells[changed]

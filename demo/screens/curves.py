@@ -130,6 +130,18 @@ def reward_colors(names: Iterable[str]) -> dict[str, str]:
     return {name: fixed.get(name) or next(others) for name in names}
 
 
+def panel_colors(panel: Panel) -> dict[str, str]:
+    """Return the color of each curve that a panel can have; of rewards, those that every recipe has."""
+    if not isinstance(panel.curves, str):
+        colors = {name: color for name, (_, color) in panel.curves.items()}
+    elif "*" in panel.curves:
+        colors = reward_colors(["accuracy", "format"])
+    else:
+        colors = {STAGE_TITLES[stage]: _STAGE_COLORS[stage] for stage in panel.stages}
+    colors |= {name: color for name, (_, color) in panel.control.items()}
+    return colors | ({CHANCE: GRAY} if panel.has_chance else {})
+
+
 def panel_plot(
     panel: Panel, metrics: Sequence[Mapping[str, Any]]
 ) -> tuple[pd.DataFrame | None, dict[str, str]]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from prism_lite.digits import wording
 from prism_lite.digits.wording import DigitsFacts
-from prism_lite.parts import Parts
+from prism_lite.parts import Malformed, Parts, parse
+from prism_lite.types import Sample
+
+NOTHING_WRONG = "nothing wrong that can be checked"
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,14 @@ def think_errors(facts: DigitsFacts, parts: Parts) -> list[Span]:
     ]
     expected = max(candidates, key=lambda steps: _num_equal(written, steps))
     if len(expected) != len(written) or not _num_equal(written, expected):
-        return [Span(parts.think, f"expected: {','.join(expected)}")]
+        return [Span(parts.think, f"expected “{','.join(expected)}”")]
     wrong_at = next((i for i, step in enumerate(written) if step != expected[i]), None)
     if wrong_at is None:
         return [Span(parts.think)]
     step = written[wrong_at]
     spans = [
         Span("".join(f"{text}," for text in written[:wrong_at])),
-        Span(step, f"{step}: expected {expected[wrong_at]}"),
+        Span(step, f"step “{step}”, expected “{expected[wrong_at]}”"),
         Span("".join(f",{text}" for text in written[wrong_at + 1 :])),
     ]
     return [span for span in spans if span.text]
@@ -76,3 +79,24 @@ def answer_errors(facts: DigitsFacts, answer: str) -> list[Span]:
 
 def _num_equal(written: list[str], expected: list[str]) -> int:
     return sum(a == b for a, b in zip(written, expected, strict=False))
+
+
+def wrong_step(sample: Sample | None, completion: str) -> str:
+    """Return what is wrong in a think about digits, "" if nothing is or it cannot be checked."""
+    parts = parse(completion)
+    if isinstance(parts, Malformed) or sample is None or not isinstance(sample.facts, DigitsFacts):
+        return ""
+    return next((span.error for span in think_errors(sample.facts, parts) if span.error), "")
+
+
+def reasons(sample: Sample | None, completion: str, finish_reason: str) -> list[str]:
+    """Return what is wrong before the answer: the format, each misread digit, the first wrong step."""
+    parts = parse(completion)
+    if isinstance(parts, Malformed):
+        return [f"malformed: {parts.reason}"]
+    if finish_reason != "end":
+        return ["malformed: cut at the length limit"]
+    if sample is None or not isinstance(sample.facts, DigitsFacts):
+        return []
+    spans = [*caption_errors(sample.facts, parts.caption), *think_errors(sample.facts, parts)]
+    return list(dict.fromkeys(span.error for span in spans if span.error))

@@ -14,6 +14,7 @@ from typing import Any
 
 from demo.runs import samples
 from demo.runs.game import CHANNELS, Step
+from demo.screens import html
 from demo.screens.pictures import picture_html
 from demo.screens.story import truth_html
 
@@ -83,16 +84,17 @@ def game_html(
         _needle(name, [accuracies[name].get(number) for number in numbers]) for name in CHANNELS
     )
     full = _full_color(steps)
+    shown = [number + 1 for number in numbers]  # counted from 1, as the training prints them
     sections = "".join(
         f'<section class="game-step"{" hidden" if i else ""}>{_step(path, step, full)}</section>'
         for i, step in enumerate(steps)
     )
     return (
-        f'<div class="game" data-steps="{escape(json.dumps(numbers))}"><div class="game-controls">'
+        f'<div class="game" data-steps="{escape(json.dumps(shown))}"><div class="game-controls">'
         '<button type="button" class="game-play" aria-pressed="false">▶ Play</button>'
-        f'<label>Alignment step <b class="game-number">{numbers[0]}</b> of {numbers[-1]}'
+        f'<label>Alignment step <b class="game-number">{shown[0]}</b> of {shown[-1]}'
         f'<input type="range" class="game-slider" min="0" max="{len(numbers) - 1}" value="0" step="1" '
-        f'aria-valuetext="step {numbers[0]}"></label></div>'
+        f'aria-valuetext="step {shown[0]}"></label></div>'
         f'<div class="needles">{needles}</div>{sections}{_legend(full)}</div>'
     )
 
@@ -122,11 +124,11 @@ def _step(path: Path, step: Step, full: float) -> str:
     logged = own["logged"]
     if logged:
         scores = ", ".join(f"{name} {logged[name]:+.2f}" for name in CHANNELS)
-        note = f"At step {step['step']} it scored {scores}; advantage {own['advantage']:+.2f}."
+        note = f"At step {step['step'] + 1} it scored {scores}; advantage {own['advantage']:+.2f}."
     else:
         note = f"Malformed, so not scored; advantage {own['advantage']:+.2f}."
     return (
-        f'<div class="story-question">{picture}<div><h3>{escape(step["question"])}</h3>'
+        f'<div class="story-question">{picture}<div><h3>{escape(html.question(step["question"]))}</h3>'
         f"<p>{truth}</p></div></div>"
         f'<div class="game-sides">{_side("Teacher", teacher, full, "")}'
         f"{_side('Sample of the policy', own, full, note)}</div>"

@@ -38,7 +38,7 @@ def known_groups(path: Path) -> dict[str, Callable[[], Group]]:
     """Return the titles of the groups in a run folder, with a function that reads each one."""
     groups: dict[str, Callable[[], Group]] = {}
     for i, record in enumerate(folder.read_lines(path / "demo" / "groups.jsonl"), 1):
-        title = f"last discriminator · {i} · {record['question']}"
+        title = f"last discriminator · {i} · {html.question(record['question'])}"
         groups[title] = functools.partial(dict, record)
     for stage in ("rlvr", "align") if folder.keeps_game(path) else ("align",):
         steps = folder.rollout_steps(path, stage)
@@ -46,7 +46,7 @@ def known_groups(path: Path) -> dict[str, Callable[[], Group]]:
         for step in reversed(listed):
             prompts = dict.fromkeys(r["prompt_id"] for r in folder.read_rollouts(path, stage, step))
             for i, prompt_id in enumerate(prompts, 1):
-                title = f"as scored at {_STEP_TITLES[stage]} step {step} · prompt {i}"
+                title = f"as scored at {_STEP_TITLES[stage]} step {step + 1} · prompt {i}"
                 groups[title] = functools.partial(_logged_group, path, stage, step, prompt_id)
     return groups
 
@@ -76,7 +76,7 @@ def _logged_group(path: Path, stage: str, step: int, prompt_id: str) -> Group:
 def empty_screen() -> tuple[Any, ...]:
     """Return the screen without a group."""
     note = html.note("No group yet: groups appear with the first step of the alignment stage.")
-    return None, note, "", "", None, None, gr.Dropdown(choices=[]), 1, STRONGEST
+    return None, note, "", "", None, None, gr.Dropdown(choices=[], value=None), 1, STRONGEST
 
 
 def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
@@ -94,7 +94,7 @@ def group_screen(path: Path, group: Group) -> tuple[Any, ...]:
         group,
         html.note(_origin(group)),
         titled_picture("Picture", sample.pictures[0].open()) if sample and sample.pictures else "",
-        f"{group['question']}  (gold: {gold if gold is not None else 'unknown'})",
+        f"{html.question(group['question'])}  (gold: {gold if gold is not None else 'unknown'})",
         [_cells(name, row) for name, row in zip(names, rows, strict=True)],
         _advantages(names, rows),
         gr.Dropdown(choices=names, value=names[0]),
@@ -111,9 +111,9 @@ def _origin(group: Group) -> str:
             else ""
         )
         return (
-            f"Scores of the discriminator at {_STEP_TITLES[group['stage']]} step {group['step']}.{shares} "
-            "The teacher's score and the routing are not logged in training: choose a group of the last "
-            "discriminator, or sample this prompt again."
+            f"Scores of the discriminator at {_STEP_TITLES[group['stage']]} step {group['step'] + 1}."
+            f"{shares} The teacher's score and the routing are not logged in training: choose a group of "
+            "the last discriminator, or sample this prompt again."
         )
     return (
         f"Completions of the {STAGE_TITLES[group['policy']]} policy, scored by the discriminator at the "

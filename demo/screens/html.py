@@ -24,7 +24,7 @@ PART_COLORS = {"C caption": "#2a9d8f", "T think": "#d9a441", "A answer": "#e8735
 NO_COMPLETION: list[tuple[str, str | None]] = [("no completion", None)]
 NO_ROUTING: list[tuple[str, str | None]] = [("no routing", None)]
 HEAT_COLORS = {"+": curves.ORANGE, "-": curves.BLUE}
-_BADGE_TITLES = {"recorded": "recorded run", "tiny": "tiny model"}
+_BADGE_TITLES = {"recorded": "recorded run", "tiny": "tiny model", "waiting": "no model loaded"}
 _TAG = re.compile("|".join(re.escape(tag) for tag in TAGS))
 
 
@@ -51,7 +51,7 @@ def part_spans(text: str) -> list[tuple[str, str | None]]:
 
 
 def badge(state: str, detail: str) -> str:
-    """Return the header's badge: "recorded", "loading", "tiny", "live" or "training", and why."""
+    """Return the header's badge: a state of `Models.status`, or "training", and why."""
     title = _BADGE_TITLES.get(state, state)
     return (
         f'<div class="badge badge-{state}" role="status"><b>{title}</b> '
@@ -147,6 +147,11 @@ def _rate(values: Mapping[str, Any], name: str) -> str:
     return f"{values[name]:.2f} ± {(high - low) / 2:.2f}"
 
 
+def question(text: str) -> str:
+    """Return a question without the marks that stand for its pictures in the user's rows."""
+    return text.replace("<image>", "").strip()
+
+
 def caption_and_answer(completion: str, finish_reason: str) -> tuple[str, str]:
     """Return caption and answer for a table; of a malformed completion the whole text and the reason."""
     parts = parse(completion)
@@ -159,3 +164,20 @@ def caption_and_answer(completion: str, finish_reason: str) -> tuple[str, str]:
 def number(value: float | None) -> str:
     """Return a number for a table; "-" where there is none."""
     return "-" if value is None else f"{value:.2f}"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table that scrolls sideways in its own box; also for files, as it needs no component."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in headers)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    return f'<div class="table-box"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def narrow_legend(colors: Mapping[str, str]) -> str:
+    """Return the names of a plot's curves for a phone, where the plot's own legend is cut off."""
+    names = "".join(
+        f'<span style="--curve: {color}">{escape(name)}</span>' for name, color in colors.items()
+    )
+    return f'<p class="narrow-legend">{names}</p>'

@@ -66,9 +66,18 @@ def _misread(digits: tuple[int, ...], stated: tuple[int, ...] | None) -> str:
 
 
 def marks_line(
-    marks: Marks | None, *, num_tokens: int, seconds: float | None = None, note: str = ""
+    marks: Marks | None,
+    *,
+    num_tokens: int,
+    seconds: float | None = None,
+    note: str = "",
+    wrong_step: str = "",
 ) -> str:
-    """Return HTML with the marks of a completion, in words as well as symbols, and its cost."""
+    """Return HTML with the marks of a completion, in words as well as symbols, and its cost.
+
+    Args:
+        wrong_step: what is wrong in the think, said in place of "wrong".
+    """
     cells = []
     if marks is not None:
         word = "well-formed" if marks.is_well_formed else marks.reason
@@ -79,6 +88,8 @@ def marks_line(
                 word = "right" if is_right else "wrong"
                 if name == "caption" and marks.misread:
                     word = marks.misread
+                if name == "think" and not is_right and wrong_step:
+                    word = wrong_step
                 cells.append(_mark(name, is_right, word, explanation))
     costs = [f"{num_tokens} tokens", f"{seconds:.2f} s" if seconds is not None else "", note]
     cells += [f"<span>{escape(text)}</span>" for text in costs if text]

@@ -10,7 +10,15 @@ from html import escape
 from typing import Any
 
 from demo.runs.folder import STAGE_TITLES
-from demo.screens.errors import Span, answer_errors, caption_errors, think_errors
+from demo.screens import html
+from demo.screens.errors import (
+    NOTHING_WRONG,
+    Span,
+    answer_errors,
+    caption_errors,
+    reasons,
+    think_errors,
+)
 from demo.screens.marks import Marks
 from demo.screens.pictures import picture_html
 from prism_lite.digits.wording import DigitsFacts
@@ -31,7 +39,7 @@ def question_html(sample: Sample, number: int, num_examples: int) -> str:
     """Return the picture, the question and what is known of the truth."""
     return (
         f'<div class="story-question">{picture_html(sample.pictures[0].open())}<div>'
-        f"<h2>{escape(sample.question)}</h2><p>{truth_html(sample)}</p>"
+        f"<h2>{escape(html.question(sample.question))}</h2><p>{truth_html(sample)}</p>"
         f"<p class='stage-help'>Example {number} of {num_examples}; left and right arrow keys show "
         "others.</p></div></div>"
     )
@@ -61,28 +69,21 @@ def cards_html(sample: Sample, lines: Mapping[str, Mapping[str, Any]]) -> str:
 def _card(stage: str, sample: Sample, line: Mapping[str, Any]) -> str:
     marks = Marks(**line["marks"])
     parts = parse(line["completion"])
-    errors: list[str] = []
+    errors = reasons(sample, line["completion"], line["finish_reason"])
     if isinstance(parts, Malformed):
         body = f'<div class="part">{escape(line["completion"])}</div>'
-        errors.append(f"malformed: {parts.reason}")
     else:
         body = "".join(
             f'<div class="part {_PART_CLASSES[name]}"><i>{name}</i> {_underlined(spans)}</div>'
             for name, spans in _spans(sample, parts, marks).items()
         )
-        errors += [
-            span.error
-            for name, spans in _spans(sample, parts, marks).items()
-            for span in spans
-            if span.error and name != ANSWER  # the head says it
-        ]
     is_right = marks.answer
     symbol, word = {True: ("✓", "right"), False: ("✗", "wrong"), None: ("", "")}[is_right]
-    reasons = "; ".join(dict.fromkeys(errors)) or "nothing wrong that can be checked"
+    why = "; ".join(errors) or NOTHING_WRONG
     return (
         f'<article class="story-card {word}"><h3>{escape(STAGE_TITLES[stage])} '
         f'<span class="mark {"yes" if is_right else "no"}">{symbol} answer {word}</span></h3>'
-        f'{body}<p class="why">{escape(reasons)}</p></article>'
+        f'{body}<p class="why">{escape(why)}</p></article>'
     )
 
 

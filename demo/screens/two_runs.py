@@ -5,7 +5,7 @@ The same HTML is shown on the page and saved as a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ from demo.screens import curves, html
 from demo.screens.line_chart import Curve, line_chart
 
 _SHOWN_PANELS = ("sft_loss", "pair_accuracy", "rewards", "entropy", "length", "evaluation")
+_MISSING = "-"
 _FILE_STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:24px auto;padding:0 12px;"
     "color:#1a202c}table{border-collapse:collapse;margin:8px 0 20px}"
     "td,th{border:1px solid #d4dae1;padding:4px 10px;"
-    "text-align:left}.line-charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));"
+    "text-align:left}.line-charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr));"
     "gap:18px}figure{margin:0}figcaption{font-weight:600}svg line{stroke:#d4dae1}svg polyline{fill:none;"
     "stroke-width:1.8}svg text{font-size:11px;fill:#5b6472}.chart-legend span{margin-right:12px;"
-    "font-size:13px}.chart-legend line{stroke-width:2.5}"
+    "font-size:13px;display:inline-flex;align-items:center;gap:4px}.chart-legend line{stroke-width:2.5}"
+    ".table-box{overflow-x:auto}svg{overflow:visible}"
+    "@media(max-width:640px){figure>svg text{font-size:16px}}"
 )
 
 
@@ -51,20 +54,18 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return "-" if value is None else str(value)
+    return _MISSING if value is None else str(value)
 
 
 def comparison_html(one: Path, other: Path, names: tuple[str, str]) -> str:
     """Return tables and curves of two runs; dashed curves are the second's."""
-    settings = setting_differences(folder.read_config(one), folder.read_config(other))
+    solid, dashed = map(escape, names)
     pieces = [
         "<h3>Settings that differ</h3>",
-        _table(["setting", *names], settings)
-        if settings
-        else "<p>None: the settings are equal.</p>",
+        _settings_table(one, other, names),
         "<h3>Held-out figures</h3>",
         _results_table(one, other, names),
-        "<h3>Curves</h3><p>Dashed: the second run.</p>",
+        f"<h3>Curves</h3><p>Solid: {solid}; dashed: {dashed}. Where they are equal one line is seen.</p>",
         f'<div class="line-charts">{_charts(one, other, names)}</div>',
     ]
     return f'<div class="two-runs">{"".join(pieces)}</div>'
@@ -75,8 +76,18 @@ def page_file(content: str, names: tuple[str, str]) -> str:
     title = escape(f"{names[0]} and {names[1]}")
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_FILE_STYLE}</style><h1>{title}</h1>{content}</html>\n"
     )
+
+
+def _settings_table(one: Path, other: Path, names: tuple[str, str]) -> str:
+    rows = setting_differences(folder.read_config(one), folder.read_config(other))
+    if not rows:
+        return "<p>None: the settings are equal.</p>"
+    is_missing = any(_MISSING in values for _, *values in rows)
+    note = f"<p>{_MISSING}: not set, or not known to the version that trained this run.</p>"
+    return html.table(["setting", *names], rows) + (note if is_missing else "")
 
 
 def _results_table(one: Path, other: Path, names: tuple[str, str]) -> str:
@@ -91,7 +102,7 @@ def _results_table(one: Path, other: Path, names: tuple[str, str]) -> str:
     ]
     if not rows:
         return "<p>No stage of either run is evaluated yet.</p>"
-    return _table(["stage", "run", *headers[1:]], rows)
+    return html.table(["stage", "run", *headers[1:]], rows)
 
 
 def _charts(one: Path, other: Path, names: tuple[str, str]) -> str:
@@ -111,11 +122,3 @@ def _charts(one: Path, other: Path, names: tuple[str, str]) -> str:
                 drawn[f"{name}: {curve}"] = Curve(pairs, colors[str(curve)], is_dashed)
         charts.append(line_chart(panel.title, drawn))
     return "".join(charts) or "<p>Neither run has logged a step yet.</p>"
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in headers)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f'<div class="table-box"><table><tr>{head}</tr>{body}</table></div>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,13 @@ import gradio as gr
 
 from demo.decoded_size import check_decoded_size
 from demo.runs import folder, samples
-from demo.runs.data_files import FILE_TYPES
+from demo.runs.data_files import FILE_TYPES, column_map
 from demo.runs.samples import ALL, CORRECT, WITH_ERRORS
 from demo.screens import html, widgets
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect, errors_on_page
 from prism_lite.digits import wording
 from prism_lite.digits.task import ATTRIBUTION
-from prism_lite.recipe import load_recipe
 
 if TYPE_CHECKING:
     from prism_lite.data.checks.check import Report
@@ -79,7 +79,7 @@ def build(site: Site, header: Header, tab: gr.Tab) -> None:
 def _filters() -> list[gr.Component]:
     with gr.Row():
         return [
-            gr.Dropdown(list(samples.SOURCES), label="Rows", elem_id="data-source"),
+            gr.Dropdown(list(samples.SOURCES), label="Rows", elem_id="data-source", min_width=200),
             gr.Dropdown([ALL, *wording.QUESTIONS], label="Question kind"),
             gr.Dropdown([ALL, *map(str, range(2, 7))], label="Number of digits"),
             gr.Dropdown([ALL, CORRECT, WITH_ERRORS], label="Demonstration"),
@@ -93,7 +93,7 @@ def _screen(path: Path, rows: list[samples.Row], page: int) -> tuple[Any, ...]:
     page = min(max(1, page), num_pages)
     shown = rows[(page - 1) * _PAGE_ROWS : page * _PAGE_ROWS]
     pictures = [
-        (picture_file(row.sample.pictures[0].open()), row.sample.question)
+        (picture_file(row.sample.pictures[0].open()), html.question(row.sample.question))
         for row in shown
         if row.sample.pictures
     ]
@@ -113,7 +113,8 @@ def _row_screen(rows: list[samples.Row]) -> tuple[Any, ...]:
     if not rows:
         return "", html.NO_COMPLETION, html.NO_COMPLETION
     sample, errors = rows[0].sample, rows[0].errors
-    cells = [sample.question, f"gold answer: {'none' if sample.answer is None else sample.answer}"]
+    gold = "none" if sample.answer is None else sample.answer
+    cells = [html.question(sample.question), f"gold answer: {gold}"]
     cells += [f"errors in the demonstration: {errors}"] if errors else []
     completions = (sample.demonstration, sample.teacher)
     spans = (html.part_spans(text) if text else html.NO_COMPLETION for text in completions)
@@ -126,7 +127,7 @@ def _build_check() -> None:
     with gr.Row():
         with gr.Column(min_width=260):
             upload = gr.File(
-                label="JSONL, JSON, CSV, TSV or Parquet, at most 10 MiB", height=140,
+                label="A file of rows, at most 10 MiB", height=170,
                 file_types=[*FILE_TYPES], elem_id="data-file",
             )  # fmt: skip
             stages = [_ANY_STAGE, "sft", "warmup", "align", "rlvr", "eval"]
@@ -173,13 +174,22 @@ def check_summary(path: Path, columns: str) -> tuple[str, str]:
     Raises:
         ValueError: the columns are not a mapping of our names to the file's.
     """
-    mapping = load_recipe("t4-2b", [f"data.columns={columns}"]).data.columns if columns else None
+    mapping = column_map(columns) if columns and columns.strip() else None
     report = _check(path, columns=mapping)
     shown = "".join(
-        html.note(f"row {finding.row or '-'}: {finding.message}", tone="warn")
+        html.note(_for_the_page(finding.message), tone="warn")
         for finding in report.findings[:_MAX_SHOWN_HERE]
     )
+    num_more = sum(report.counts.values()) - len(report.findings[:_MAX_SHOWN_HERE])
+    if num_more > 0:
+        shown += html.note(f"{num_more:,} more: prism-lite data check {path}", tone="warn")
     return _summary(report, path) + shown, report.first_sample
+
+
+def _for_the_page(message: str) -> str:
+    """Return a message of the check with what to do on this page in place of settings."""
+    message = re.sub(r"data\.columns='(\{.*?\})'", r"\1 under 2 Columns", message)
+    return message.replace("; set image_root", "; put it there")
 
 
 def _check(
@@ -194,7 +204,7 @@ def _check(
 def _summary(report: Report, path: Path) -> str:
     from prism_lite.data.formats.detect import MEANINGS
 
-    form = MEANINGS[report.convention] if report.convention else "not readable"
+    form = f"format “{MEANINGS[report.convention]}”" if report.convention else "not readable"
     counts = ", ".join(f"{kind} {num}" for kind, num in sorted(report.counts.items()))
     text = (
         f"{path.name}: {form}, {report.num_rows:,} rows read, "

@@ -13,6 +13,7 @@ import pandas as pd
 
 from demo.runs import folder
 from demo.runs.folder import STAGE_TITLES
+from demo.runs.recipes import recipe_titles, titles_for
 from demo.runs.trainer import PRISM_LITE, environment
 from demo.screens import curves, html, widgets
 from demo.site import Header, Site, errors_on_page
@@ -29,6 +30,7 @@ _GPUS = {
     "T4, 15 GiB": 15,
     "RTX 4090, 24 GiB": 24,
     "RTX 5090, 32 GiB": 32,
+    "A100, 40 GiB": 40,
     "A100, 80 GiB": 80,
 }
 _CATEGORY_COLORS = {
@@ -48,7 +50,7 @@ def build(site: Site, header: Header) -> None:
     """Lay out the tab and connect its events."""
     gr.HTML("<h3>Predicted: will it fit?</h3>")
     with gr.Row():
-        recipe = gr.Dropdown(recipe_names(), value="tiny", label="Recipe", min_width=150)
+        recipe = gr.Dropdown(recipe_titles(), value="tiny", label="Recipe", min_width=150)
         gpu = gr.Dropdown(list(_GPUS), label="GPU", elem_id="card", min_width=150)
         button = gr.Button("Simulate", variant="primary", elem_id="plan", min_width=160)
     text = (
@@ -57,7 +59,7 @@ def build(site: Site, header: Header) -> None:
     )
     plan_note = gr.HTML(html.note(text), elem_id="plan-verdict")
     plan_bars = widgets.bars(
-        "Predicted peaks (GiB)", "plan-bars", x="stage", y="GiB", color="what", sort=_BAR_ORDER,
+        "Predicted peaks of tensors (GiB)", "plan-bars", x="stage", y="GiB", color="what", sort=_BAR_ORDER,
         height=300, color_map=_CATEGORY_COLORS, visible=False,  # until something is simulated
     )  # fmt: skip
     gr.HTML("<h3>Measured in this run</h3>")
@@ -83,7 +85,7 @@ def build(site: Site, header: Header) -> None:
     @errors_on_page()
     def simulate(recipe: str, gpu: str) -> tuple[str, gr.BarPlot]:
         plan = plan_memory(recipe, _GPUS.get(gpu))
-        return plan_summary(plan), gr.BarPlot(value=plan_frame(plan), visible=True)
+        return plan_summary(plan, recipe), gr.BarPlot(value=plan_frame(plan), visible=True)
 
     header.on_run(show, [figures, bars, note])
     button.click(
@@ -124,27 +126,53 @@ def plan_frame(plan: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["stage", "GiB", "what"])
 
 
-def plan_summary(plan: Mapping[str, Any]) -> str:
-    """Return a note that says whether the recipe fits, and what to lower if not."""
-    peak_gib, stage = max((peak["peak_gib"], stage) for stage, peak in plan["stages"].items())
-    title, gpu_gib = STAGE_TITLES[stage], plan["card_gib"]
+def plan_summary(plan: Mapping[str, Any], recipe: str) -> str:
+    """Return whether the recipe fits, what to lower if not, and GiB and hours of every stage."""
+    gpu_gib = plan["card_gib"]
+    needs = {stage: _gib(figures) for stage, figures in plan["stages"].items()}
+    stage = max(needs, key=needs.__getitem__)
+    title, peak_gib = STAGE_TITLES[stage], needs[stage]
     if not gpu_gib:
         return html.note(
             f"Predicted, not measured: tensors of at most {peak_gib:.2f} GiB ({title}), plus Python and "
             "its libraries."
         )
-    usable_gib = gpu_gib * (1 - _RESERVE)
     text = (
-        f"Predicted, not measured: {peak_gib:.2f} of {gpu_gib:g} GiB ({title}); {usable_gib:.2f} GiB are "
-        "usable if 10 % is kept in reserve."
+        f"Predicted, not measured: {peak_gib:.1f} of {gpu_gib:g} GiB reserved at the most ({title}); "
+        f"{gpu_gib * (1 - _RESERVE):.1f} GiB are usable if 10 % is kept in reserve."
     )
-    if peak_gib <= usable_gib:
-        return html.note(f"Fits. {text}", tone="good")
-    return html.note(
-        f"Does not fit. {text} Lower model.max_pack_tokens, sampling.max_rows or the group size; "
-        "prism-lite plan says by how much.",
-        tone="warn",
+    if "hours" in plan:
+        text += f" {plan['hours']:.1f} hours in all (may be wrong by 40 %)."
+    table = _stages_table(plan, needs)
+    if peak_gib <= gpu_gib * (1 - _RESERVE):
+        return html.note(f"Fits. {text}", tone="good") + table
+    lower = (
+        "Lower sampling.max_rows, then model.max_pack_tokens, then discriminator.max_part_tokens, or set "
+        "model.vision_on_cpu=true: none of them changes what is computed. In a terminal, prism-lite plan "
+        f"--recipe {recipe} --card {gpu_gib:g} says what each saves. Recipes for such a card: "
+        f"{', '.join(titles_for(gpu_gib)) or 'none'}."
     )
+    return html.note(f"Does not fit. {text}", tone="warn") + table + html.note(lower, tone="warn")
+
+
+def _gib(stage: Mapping[str, Any]) -> float:
+    """Return what a stage needs: on a card what torch reserves at the most, else its tensors."""
+    return max(stage.get("reserved_gib", [stage["peak_gib"]]))
+
+
+def _stages_table(plan: Mapping[str, Any], needs: Mapping[str, float]) -> str:
+    """Return a table with the GiB and the hours of every stage."""
+    if "hours" not in plan:
+        return ""
+    rows = [
+        (STAGE_TITLES[stage], f"{needs[stage]:.1f}", f"{figures['hours']:.1f}")
+        for stage, figures in plan["stages"].items()
+    ]
+    rows += [
+        ("evaluation", "", f"{plan['evaluation_hours']:.1f}"),
+        ("in all", "", f"{plan['hours']:.1f}"),
+    ]
+    return html.table(("stage", "GiB reserved at the most", "hours"), rows)
 
 
 def _measured_peaks(path: Path) -> dict[str, float]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from demo.runs import data_files, folder, trainer
+from demo.runs.recipes import recipe_titles
 from demo.screens import html
 from demo.site import Header, Site, connect
 from demo.tabs import memory
 from demo.tabs.data import check_summary
-from prism_lite.recipe import recipe_names
+from demo.tabs.following import Started, connect_following
 
 _COLUMNS = "{prompt: question, images: image, answer: answer, teacher: response}"
 
@@ -24,7 +28,11 @@ _TEACH = (
 
 def build(site: Site, header: Header) -> None:
     """Lay out the four steps and connect their events."""
-    folder_note = f"Files are listed from {data_files.data_folder(site.home)}."
+    folder_note = (
+        f"Put your file ({', '.join(data_files.FILE_TYPES)}) and its pictures into "
+        f"{data_files.data_folder(site.home)}, then choose it here. Three rows to begin with, in a "
+        f"terminal: prism-lite data template {data_files.data_folder(site.home) / 'mine.jsonl'}"
+    )
     gr.HTML(html.note(folder_note))
     with gr.Row():
         train, heldout = (
@@ -41,13 +49,19 @@ def build(site: Site, header: Header) -> None:
     first_rows = gr.Textbox(label="First row of each stage", lines=4, interactive=False)
     gr.HTML("<h3>2 Columns</h3>")
     columns = gr.Textbox(
-        label="Only if the check did not recognize the format: our name: your column", max_length=400,
+        label="Only if the check did not recognize the format. Our name: your name of the column",
+        max_length=400,
         placeholder=_COLUMNS, elem_id="own-columns",
     )  # fmt: skip
     gr.HTML("<h3>3 Plan</h3>")
-    recipes = [name for name in recipe_names() if name != "tiny"]
-    recipe = gr.Dropdown(recipes, value="t4-2b", label="Recipe", elem_id="own-recipe")
-    plan = gr.Button("Plan its memory and time", elem_id="own-plan")
+    recipe = gr.Dropdown(
+        recipe_titles(),
+        value="t4-2b",
+        label="Recipe",
+        info="without a GPU: tiny",
+        elem_id="own-recipe",
+    )
+    plan = gr.Button("Plan its memory and time (a minute or two)", elem_id="own-plan")
     plan_reply = gr.HTML(elem_id="own-plan-reply")
     gr.HTML("<h3>4 Start</h3>")
     name = gr.Textbox(
@@ -55,6 +69,7 @@ def build(site: Site, header: Header) -> None:
     )
     start = gr.Button("Start this training", variant="primary", elem_id="own-start")
     start_reply = gr.HTML(elem_id="own-start-reply")
+    started = gr.State(None)
 
     def list_files(*chosen: str | None) -> list[gr.Dropdown]:
         names = data_files.file_names(site.home)
@@ -69,15 +84,19 @@ def build(site: Site, header: Header) -> None:
 
     def plan_recipe(recipe_name: str) -> str:
         try:
-            return memory.plan_summary(memory.plan_memory(recipe_name, None))
+            return memory.plan_summary(memory.plan_memory(recipe_name, None), recipe_name)
         except ValueError as error:
             return html.note(str(error), tone="warn")
 
-    def begin(run_id: str, recipe_name: str, *data: str | None) -> str:
+    def begin(run_id: str, recipe_name: str, *data: str | None) -> tuple[str, Started | None]:
+        run_id = (run_id or "").strip()
         try:
-            return html.note(_start(site, run_id, recipe_name, *data), tone="good")
+            arguments = _arguments(site, run_id, recipe_name, *data)
+            text = _start(site, run_id, arguments)
         except ValueError as error:
-            return html.note(str(error), tone="warn")
+            return html.note(str(error), tone="warn"), None
+        command = shlex.join(["prism-lite", "run", "--out", f"runs/{run_id}", *arguments])
+        return html.note(text, tone="good"), Started(run_id, command)
 
     files = [train, heldout]
     connect(header.opened.then, list_files, files, files, is_silent=True)
@@ -85,22 +104,32 @@ def build(site: Site, header: Header) -> None:
         connect(dropdown.focus, list_files, files, files)
     connect(check.click, check_rows, [train, columns], [check_reply, first_rows], is_slow=True)
     connect(plan.click, plan_recipe, [recipe], [plan_reply], is_slow=True)
-    connect(start.click, begin, [name, recipe, train, heldout, columns], [start_reply])
+    inputs = [name, recipe, train, heldout, columns]
+    connect(start.click, begin, inputs, [start_reply, started])
+    connect_following(site, header, started, name, start_reply)
 
 
-def _start(
+def _arguments(
     site: Site, run_id: str, recipe: str, train: Any, heldout: Any, columns: str | None
-) -> str:
-    """Start a run on the user's files; return the sentence that says so."""
+) -> list[str]:
+    """Return the arguments of `prism-lite run` for the user's files."""
     trainer.check_run_name(run_id)
     if run_id in folder.run_ids(site.home):
         raise ValueError(f"run {run_id!r} exists: choose another name.")
-    overrides = [f"data.train={data_files.data_file(site.home, train)}"]
+    overrides = ["data.task=files"] if recipe == "tiny" else []
+    overrides.append(f"data.train={data_files.data_file(site.home, train)}")
     if heldout:
         overrides.append(f"data.heldout={data_files.data_file(site.home, heldout)}")
-    if columns:
-        overrides.append(f"data.columns={columns}")
-    arguments = trainer.training_arguments(recipe, trainer.form_values(recipe), overrides)
+    if columns and columns.strip():
+        overrides.append(f"data.columns={json.dumps(data_files.column_map(columns))}")
+    return trainer.training_arguments(recipe, trainer.form_values(recipe), overrides)
+
+
+def _start(site: Site, run_id: str, arguments: Sequence[str]) -> str:
+    """Start a run on the user's files; return the sentence that says so."""
     site.models.free_gpu()
     process = site.trainer.start(run_id, arguments)
-    return f"{run_id} starts (process {process.pid}): choose it above to watch it. Its output is below."
+    return (
+        f"{run_id} starts (process {process.pid}): it reads the data and loads its model, then trains. "
+        "This page switches to it soon."
+    )

@@ -12,12 +12,16 @@ import pandas as pd
 
 from demo.runs import folder, samples
 from demo.screens import curves, html, widgets
+from demo.screens.errors import NOTHING_WRONG, reasons
 from demo.screens.pictures import picture_html
+from demo.screens.story import truth_html
 from demo.site import Header, Site, connect
 from prism_lite.stages.alarms import completions
 from prism_lite.stages.alarms import rewards as reward_alarms
+from prism_lite.types import Sample
 
 MAX_CELL = 60
+_MAX_LABELS = 24  # of bars: more overlap on a phone
 _GAME_NOTE = (
     "The discriminator was kept on: the advantage is the sum of the rewards' share and the "
     "discriminator's, whose scores are in the Discriminator tab."
@@ -31,18 +35,20 @@ def build(site: Site, header: Header) -> None:
     step = gr.Dropdown(label="RLVR step", elem_id="reward-step")
     figures = widgets.figures("reward-figures")
     plot = widgets.bars(
-        "Weighted rewards by group.rollout", "reward-bars", x="rollout", y="value", color="reward",
+        "Weighted rewards of each rollout", "reward-bars", x="rollout", y="value", color="reward",
         height=300, x_label_angle=-60, y_title="reward",
     )  # fmt: skip
     alarms = gr.HTML(elem_id="alarms")
     groups = gr.HTML(elem_id="reward-groups")
-    table = widgets.table("rewards", max_height=420)
+    table = widgets.table("rewards", max_height=420, headers=_headers([]))
     row = gr.Dropdown(label="Rollout (or click it in the table)", elem_id="reward-row")
+    why = gr.HTML(elem_id="reward-why")
     completion = widgets.completion("Completion", "reward-text")
 
     def list_steps(run_id: str) -> gr.Dropdown:
         steps = folder.rollout_steps(site.path(run_id), "rlvr")
-        return gr.Dropdown(choices=steps, value=steps[-1] if steps else None)
+        choices = [(str(step + 1), step) for step in steps]  # as the training counts them
+        return gr.Dropdown(choices=choices, value=steps[-1] if steps else None)
 
     def read(run_id: str, step: int | None) -> Records:
         path = site.path(run_id)
@@ -52,20 +58,23 @@ def build(site: Site, header: Header) -> None:
         records = read(run_id, step)
         if not records:
             note = html.note("No rewards yet: they come with the first step of the RLVR stage.")
-            return "", None, note, "", None, gr.Dropdown(choices=[], value=None), html.NO_COMPLETION
+            bars, rows = gr.BarPlot(value=None, visible=False), pd.DataFrame(columns=_headers([]))
+            no_row = gr.Dropdown(choices=[], value=None)
+            return "", bars, note, "", rows, no_row, "", html.NO_COMPLETION
         return _screen(site.path(run_id), int(step or 0), records)
 
-    def show_row(run_id: str, step: int | None, index: int | None) -> Any:
+    def show_row(run_id: str, step: int | None, index: int | None) -> tuple[Any, ...]:
         records = read(run_id, step)
         if index is None or not 0 <= index < len(records):
-            return html.NO_COMPLETION
-        return html.part_spans(records[index]["completion"])
+            return "", html.NO_COMPLETION
+        return _row_screen(site.path(run_id), records, index)
 
     inputs = [header.run_choice, step]
     header.on_run(list_steps, [step])
-    connect(step.change, show, inputs, [figures, plot, alarms, groups, table, row, completion])
+    row_screen = [why, completion]
+    connect(step.change, show, inputs, [figures, plot, alarms, groups, table, row, *row_screen])
     connect(table.select, widgets.picked_row, None, [row])
-    connect(row.change, show_row, [*inputs, row], [completion])
+    connect(row.change, show_row, [*inputs, row], row_screen)
 
 
 def reward_weights(path: Path) -> dict[str, float]:
@@ -95,22 +104,59 @@ def _screen(path: Path, step: int, records: Records) -> tuple[Any, ...]:
         [rollout, html.number(None if pd.isna(total) else total), *_cells(path, record, names)]
         for rollout, total, record in zip(rollouts, sums, records, strict=True)
     ]
-    headers = ["rollout", "sum", *names, "advantage", "answer", "gold answer", "accurate"]
     return (
         _figures(path, step, sums),
-        gr.BarPlot(value=points.dropna().reset_index(), color_map=curves.reward_colors(names)),
+        gr.BarPlot(
+            value=points.dropna().reset_index(),
+            color_map=curves.reward_colors(names),
+            visible=True,
+            x_axis_labels_visible=len(rollouts) <= _MAX_LABELS,
+            x_title=f"rollouts {rollouts[0]} to {rollouts[-1]}",
+        ),
         _alarms(sums, records) + html.note(_GAME_NOTE if folder.keeps_game(path) else ""),
         _weights_note(reward_weights(path)) + group_cards(path, rollouts, records),
-        gr.Dataframe(value=rows, headers=headers),
+        gr.Dataframe(value=rows, headers=_headers(names)),
         gr.Dropdown(choices=[(name, index) for index, name in enumerate(rollouts)], value=0),
-        html.part_spans(records[0]["completion"]),
+        *_row_screen(path, records, 0),
+    )
+
+
+def _headers(rewards: Sequence[str]) -> list[str]:
+    return ["rollout", "sum", *rewards, "advantage", "answer", "gold answer", "accurate"]
+
+
+def _row_screen(path: Path, records: Records, index: int) -> tuple[Any, ...]:
+    """Return why a rollout earned what it did, and its completion."""
+    weighted = weighted_rewards(records, reward_weights(path))
+    name = weighted.index.get_level_values("rollout")[index]
+    record = records[index]
+    sample = samples.sample_by_id(path, record["prompt_id"])
+    return why_html(name, record, sample), html.part_spans(record["completion"])
+
+
+def why_html(name: str, record: Mapping[str, Any], sample: Sample | None) -> str:
+    """Return the picture, the truth, the rewards and what is wrong in a rollout's completion."""
+    picture = picture_html(sample.pictures[0].open()) if sample and sample.pictures else ""
+    truth = truth_html(sample) if sample else ""
+    question = escape(html.question(record["question"]))
+    earned = ", ".join(
+        f"{reward} {html.number(value)}" for reward, value in record["rewards"].items()
+    )
+    return (
+        f'<article class="reward-card">{picture}<p><b>{question}</b> {truth}</p>'
+        f"<p>Rollout {escape(name)}: {escape(earned)}; advantage {record['advantage']:+.2f}.</p>"
+        f"<p>Why: <b>{escape('; '.join(_errors(record, sample)))}</b>.</p></article>"
     )
 
 
 def _weights_note(weights: Mapping[str, float]) -> str:
     """Return how the sum of a rollout is computed from its rewards."""
     terms = " + ".join(f"{weight:g} x {name}" for name, weight in weights.items())
-    return html.note(f"sum = {terms}. Below: the rollouts of each prompt by advantage.")
+    return html.note(
+        f"sum = {terms}. Below: the rollouts of each prompt by advantage, the number in color: above 0 "
+        "training makes such a completion more likely. 1.2 is rollout 2 of prompt 1; choose one below the "
+        "table to see why."
+    )
 
 
 def group_cards(path: Path, rollouts: Sequence[str], records: Records) -> str:
@@ -125,12 +171,27 @@ def group_cards(path: Path, rollouts: Sequence[str], records: Records) -> str:
         gold = sample.answer if sample is not None and sample.answer is not None else "unknown"
         ordered = sorted(group, key=lambda item: -item[1]["advantage"])
         chips = "".join(_chip(name, record) for name, record in ordered)
-        question = escape(group[0][1]["question"])
+        wrong = "".join(_why(name, record, sample) for name, record in ordered)
+        question = escape(html.question(group[0][1]["question"]))
         cards.append(
             f'<article class="reward-card">{picture}<p><b>{question}</b> Gold answer: '
-            f"{escape(gold)}.</p><div>{chips}</div></article>"
+            f"{escape(gold)}.</p><div>{chips}</div>{wrong}</article>"
         )
     return f'<div class="reward-cards">{"".join(cards)}</div>'
+
+
+def _why(name: str, record: Mapping[str, Any], sample: Sample | None) -> str:
+    """Return what is wrong in a completion whose answer is wrong, "" for others."""
+    if record["rewards"].get("accuracy") != 0:
+        return ""
+    return f'<p class="why">{escape(name)}: {escape("; ".join(_errors(record, sample)))}</p>'
+
+
+def _errors(record: Mapping[str, Any], sample: Sample | None) -> list[str]:
+    errors = reasons(sample, record["completion"], record["finish_reason"])
+    if errors or record["rewards"].get("accuracy") != 0:
+        return errors or [NOTHING_WRONG]
+    return ["the answer is not the gold answer"]
 
 
 def _chip(name: str, record: Mapping[str, Any]) -> str:

@@ -46,8 +46,9 @@ def build(site: Site, header: Header) -> None:
         text = _STORY if examples else _NO_STORY
         can_choose = not examples and folder.has_weights(path) and folder.is_finished(path)
         results = folder.read_json(path / "results.json")
+        turning = [gr.Button(visible=len(examples) > 1) for _ in (previous, following)]
         return (
-            *_screen(path, examples, 0), story.chart_html(results), html.note(text),
+            *_screen(path, examples, 0), story.chart_html(results), html.note(text), *turning,
             gr.Button(visible=can_choose and not site.home.is_shared),
         )  # fmt: skip
 
@@ -67,7 +68,7 @@ def build(site: Site, header: Header) -> None:
             write_examples(model, path)
         return show_run(run_id)
 
-    outputs = [*screen, chart, note, choose]
+    outputs = [*screen, chart, note, previous, following, choose]
     header.on_run(show_run, outputs)
     connect(previous.click, step(-1), [header.run_choice, shown], screen)
     connect(following.click, step(1), [header.run_choice, shown], screen)
@@ -81,8 +82,8 @@ _STORY = (
     "caption (think) or with the right answer."
 )
 _NO_STORY = (
-    "No recorded completions in this run yet. The recorded sample in the list above has some; a finished "
-    "run with weights can choose its own."
+    "No examples in this run yet: they are chosen with a button here once every stage is trained. The "
+    "recorded sample, in the list above, has some."
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ import gradio as gr
 
 from demo.runs import folder, samples, trainer
 from demo.runs.folder import SAMPLE_ID, STAGE_TITLES
+from demo.runs.holder import is_held
+from demo.runs.recipes import recipe_titles
 from demo.screens import curves, html, widgets
 from demo.screens.pictures import picture_file
 from demo.site import Header, Site, connect
 from demo.tabs import own_data
-from prism_lite.recipe import recipe_names
+from demo.tabs.following import Started, connect_following
 
-_STALE_S = 60.0
 NUM_PROMPTS = 3  # whose newest rollouts are shown
 MAX_CELL = 300
 # Name, metric, format, explanation.
@@ -45,12 +45,19 @@ FIGURES = (
 _STATES = {
     "recorded": "A recorded run that ships with the demo: real results, and the final weights. "
     "Start a run of your own below.",
-    "finished": "Finished: every stage is trained and evaluated.",
+    "finished": "Finished: every stage is trained and evaluated. Compare shows its completions, Rewards "
+    "what they earned, and Two runs sets it beside another run.",
     "training": "Training as a separate process: closing this page, or the demo, does not stop it.",
     "paused": "Paused: it keeps its memory. Resume continues the training.",
     "stopped": "Not running and not finished. Resume continues from its last checkpoint.",
-    "elsewhere": "Another program is writing to this run (its last step is less than a minute old).",
+    "elsewhere": "Another program trains this run: pause or stop it there.",
 }
+_NO_OUTPUT = "No output here: this run was not started from this page."
+_LOG_LINES = 20  # all in view: the newest matter most
+_ABOUT_RECIPES = (
+    "The recipe tiny trains a small model to read pictures of digits, on the CPU, in a few minutes. The "
+    "other recipes need a GPU and your own data: see below."
+)
 _TONES = {"training": "good", "stopped": "warn", "paused": "warn"}
 
 
@@ -77,11 +84,12 @@ def build(site: Site, header: Header) -> None:
     with gr.Accordion("Train on your own data", open=False, elem_id="own-data"):
         own_data.build(site, header)
     figures = widgets.figures("train-figures")
-    outputs = [stepper, status, *buttons, figures, *_plots(), *_rollouts()]
+    outputs = [reply, stepper, status, *buttons, figures, *_plots(), *_rollouts()]
     outputs.append(
         gr.Textbox(
-            label="Output of the training", lines=8, max_lines=8, interactive=False,
-            autoscroll=False, elem_id="log", buttons=["copy"],
+            label=f"Output of the training, its last {_LOG_LINES} lines", lines=8,
+            max_lines=2 * _LOG_LINES,  # long ones are wrapped
+            interactive=False, autoscroll=False, elem_id="log", buttons=["copy"],
         )
     )  # fmt: skip
     _connect_watching(site, header, outputs)
@@ -112,11 +120,12 @@ def _control(site: Site, action: Callable[[str], str]) -> Callable[[str], str]:
 
 def _new_run(site: Site, header: Header) -> None:
     """Lay out the form for a new run; it shows the command, starts it, and follows the new run."""
+    gr.HTML(f'<p class="plot-help">{_ABOUT_RECIPES}</p>')
     with gr.Row():
         name = gr.Textbox(
             folder.new_run_id(site.home), label="Run name", max_length=40, elem_id="run-name"
         )
-        recipe = gr.Dropdown(recipe_names(), value="tiny", label="Recipe", elem_id="recipe")
+        recipe = gr.Dropdown(recipe_titles(), value="tiny", label="Recipe", elem_id="recipe")
     with gr.Row():
         numbers = [
             gr.Number(
@@ -132,24 +141,18 @@ def _new_run(site: Site, header: Header) -> None:
     )
     start = gr.Button("Start training", variant="primary", elem_id="start")
     reply = gr.HTML(elem_id="start-reply")
-    expected = gr.State(None)  # id of a run that was started and has no folder yet
+    started = gr.State(None)
 
     def show_command(run_id: str, recipe: str, *values: float | None) -> str:
         return trainer.command_line(run_id, recipe, values)
 
-    def begin(run_id: str, recipe: str, *values: float | None) -> tuple[str, str | None]:
+    def begin(run_id: str, recipe: str, *values: float | None) -> tuple[str, Started | None]:
         run_id = (run_id or "").strip()
         try:
             text = _start(site, run_id, recipe, values)
         except ValueError as error:
             return html.note(str(error), tone="warn"), None
-        return html.note(text, tone="good"), run_id
-
-    def follow(run_id: str | None) -> tuple[Any, ...]:
-        known = folder.run_ids(site.home)
-        if run_id is None or run_id not in known:
-            return gr.skip(), gr.skip(), gr.skip()
-        return gr.Dropdown(choices=known, value=run_id), None, folder.new_run_id(site.home)
+        return html.note(text, tone="good"), Started(run_id, show_command(run_id, recipe, *values))
 
     inputs = [name, recipe, *numbers]
     filled = connect(recipe.change, trainer.form_values, [recipe], numbers)
@@ -158,11 +161,10 @@ def _new_run(site: Site, header: Header) -> None:
     for event in events:
         connect(event, show_command, inputs, [command])
     start.click(
-        begin, inputs, [reply, expected], concurrency_limit=1, show_progress="hidden",
+        begin, inputs, [reply, started], concurrency_limit=1, show_progress="hidden",
         api_name="start",
     )  # fmt: skip
-    outputs = [header.run_choice, expected, name]
-    connect(header.tick.tick, follow, [expected], outputs, is_silent=True)
+    connect_following(site, header, started, name, reply)
 
 
 def _start(site: Site, run_id: str, recipe: str, values: Sequence[float | None]) -> str:
@@ -192,7 +194,8 @@ def _plots() -> list[Any]:
                         color_title=" ", show_label=False, height=230, tooltip="all",
                         buttons=["fullscreen"], elem_id=f"plot-{panel.id}",
                     )  # fmt: skip
-                    gr.HTML(f'<p class="plot-help">{panel.help}</p>')
+                    legend = html.narrow_legend(curves.panel_colors(panel))
+                    gr.HTML(f'{legend}<p class="plot-help">{panel.help}</p>')
                 columns.append(column)
                 plots.append(plot)
     return [*columns, *plots]
@@ -200,6 +203,7 @@ def _plots() -> list[Any]:
 
 def _rollouts() -> list[gr.Component]:
     note = gr.HTML(elem_id="rollouts-note")
+    gr.HTML('<p class="plot-help">The table scrolls sideways.</p>', elem_classes="narrow-hint")
     with gr.Row():
         pictures = widgets.gallery(
             "Pictures of these rollouts", "rollout-pictures", columns=1, height=330, min_width=260
@@ -220,11 +224,13 @@ def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
         path, process = site.path(run_id), site.trainer.current()
         output = site.trainer.log_tail(run_id)
         signature = folder.signature(path)
-        state = (signature, process, len(output), _is_stale(path))
+        state = (signature, process, len(output), is_held(path))
         if state == shown:
             return tuple(gr.skip() for _ in [shown_state, *outputs])
         same_curves = shown is not None and shown[0] == signature
-        return state, *_screen(path, run_id, process, output, same_curves=same_curves)
+        has_ended = shown is not None and shown[1] is not None and process is None
+        reply = "" if has_ended else gr.skip()  # what it announced has happened
+        return state, reply, *_screen(path, run_id, process, output, same_curves=same_curves)
 
     header.on_run(lambda run_id: refresh(run_id, None), [shown_state, *outputs])
     connect(
@@ -262,7 +268,7 @@ def _screen(
         _figures(metrics),
         *plots,
         *_newest_rollouts(path),
-        output or "No output here: this run was not started from this page.",
+        "\n".join(output.splitlines()[-_LOG_LINES:]) or _NO_OUTPUT,
     )
 
 
@@ -273,7 +279,7 @@ def _state(path: Path, is_training: bool) -> str:
         return "paused" if folder.control_command(path) == "pause" else "training"
     if folder.is_finished(path):
         return "finished"
-    return "stopped" if _is_stale(path) else "elsewhere"
+    return "elsewhere" if is_held(path) else "stopped"
 
 
 def _possible_actions(
@@ -284,15 +290,9 @@ def _possible_actions(
     return state == "training", can_resume, state in ("training", "paused")
 
 
-def _is_stale(path: Path) -> bool:
-    """Return whether nothing was logged for a while."""
-    file = path / "metrics.jsonl"
-    return not file.exists() or time.time() - file.stat().st_mtime > _STALE_S
-
-
 def _figures(metrics: Sequence[Mapping[str, Any]]) -> str:
     if not metrics:
-        return html.note("No step yet: the numbers appear with the first one.")
+        return html.note("No step yet: the base model is evaluated first, then the numbers appear.")
     last = dict(metrics[-1])
     for line in metrics[-2:]:  # an evaluation after a step is a line of its own
         if (line["stage"], line["step"]) == (last["stage"], last["step"]):
@@ -321,7 +321,7 @@ def _newest_rollouts(path: Path) -> tuple[Any, ...]:
         sample = samples.sample_by_id(path, prompt_id)
         if sample is not None and sample.pictures:
             file = picture_file(sample.pictures[0].open())
-            pictures.append((file, f"{number} · {sample.question}"))
+            pictures.append((file, f"{number} · {html.question(sample.question)}"))
         for select in (max, min):
             record = select(group, key=lambda record: record["advantage"])
             cells = [record["completion"][:MAX_CELL], html.number(record["advantage"])]

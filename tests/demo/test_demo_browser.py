@@ -57,6 +57,10 @@ def test_every_tab_of_the_sample_shows_something(
     figures = [b.inner_text() for b in page.locator("#reward-figures .figure b").all()]
     bars, log = (float(figure) for figure in figures[:2])
     assert bars == pytest.approx(log, abs=1.01e-3)  # float64 and float32 may round apart
+    page.wait_for_selector("#reward-why .reward-card img")
+    page.locator("#reward-row input").click()
+    page.get_by_role("option", name="1.8", exact=True).click()
+    wait_for_text(page, "#reward-why", "Rollout 1.8: accuracy")
     open_tab(page, "Data")
     page.wait_for_selector("#data-gallery img")
     assert "2,048 rows" in text_of(page, "#data-count")
@@ -148,7 +152,7 @@ def test_start_on_the_untouched_form_starts_a_run(
     open_tab(page, "Train")
     page.locator("#new-run button").first.click()
     page.locator("#start").click()
-    wait_for_text(page, "#start-reply", "run-1 starts (process")
+    wait_for_text(page, "#start-reply", "This page shows run-1 now")
     wait_for_text(page, "#train-status", "Training as a separate process")
     page.wait_for_selector("#badge .badge-training")
     assert page.locator("#run input").input_value() == "run-1"
@@ -161,6 +165,19 @@ def test_start_on_the_untouched_form_starts_a_run(
     page.wait_for_function("!document.querySelector('#resume').disabled")
     page.locator("#resume").click()
     wait_for_text(page, "#train-reply", "run-1 resumes")
+    # after a stop it can be resumed at once, and the sentence that announced it is gone
+    page.locator("#stop").click()
+    wait_for_text(page, "#train-reply", "saves a checkpoint after the current step and stops")
+    page.wait_for_function("!document.querySelector('#resume').disabled", timeout=20_000)
+    wait_for_text(page, "#train-status", "Not running and not finished")
+    wait_for_text(page, "#badge", "no stage of this run is trained yet")
+    page.wait_for_function("document.querySelector('#train-reply').innerText.trim() === ''")
+    open_tab(page, "Story")
+    wait_for_text(page, "#story-note", "No examples in this run yet")
+    assert not page.locator("#story-next").is_visible()
+    open_tab(page, "Rewards")
+    wait_for_text(page, "#alarms", "No rewards yet")
+    assert "gold answer" in text_of(page, "#rewards")
 
 
 @pytest.mark.parametrize(
@@ -204,9 +221,13 @@ def test_own_data_in_four_steps(
     page.get_by_role("option", name="mine.jsonl").click()
     page.locator("#own-check").click()
     wait_for_text(page, "#own-check-reply", "mine.jsonl:")
-    wait_for_text(page, "#own-check-reply", "row 2")
+    wait_for_text(page, "#own-check-reply", "mine.jsonl, line 2: broken JSON")
     page.locator("#own-start").click()
-    wait_for_text(page, "#own-start-reply", "run-1 starts (process")
+    wait_for_text(page, "#own-start-reply", "This page shows run-1 now")
+    assert page.locator("#run input").input_value() == "run-1"
+    page.wait_for_function(
+        "document.querySelector('#own-name input, #own-name textarea').value === 'run-2'"
+    )
     output = tmp_path / "runs" / ".logs" / "run-1.log"
     assert output.is_file()
 
@@ -468,7 +489,7 @@ def test_the_game_is_scrubbed_and_played(visit: Callable[..., Any], sample_url: 
 
     def expected(index: int) -> tuple[str, list[float]]:
         step = steps[index]["step"]
-        return str(step), [round(accuracies[name][step], 2) for name in game.CHANNELS]
+        return str(step + 1), [round(accuracies[name][step], 2) for name in game.CHANNELS]
 
     assert shown()[:2] == expected(0)
     page.locator(".game-slider").focus()

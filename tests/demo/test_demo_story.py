@@ -52,13 +52,13 @@ def test_the_first_step_that_does_not_follow_from_the_own_caption_is_underlined(
         think = wording.think_text(STATED, SUM, slipped, style)
         spans = think_errors(SUM, Parts(caption, think, "16"))
         assert "".join(span.text for span in spans) == think
-        assert wrong(spans) == [(step, f"{step}: expected {expected}")]
+        assert wrong(spans) == [(step, f"step “{step}”, expected “{expected}”")]
 
 
 def test_a_think_in_other_words_is_underlined_as_one() -> None:
     parts = Parts(wording.caption_text(TRUTH, 0), "it is 24", "24")
     assert wrong(think_errors(SUM, parts)) == [
-        ("it is 24", "expected: 6+5=11,11+0=11,11+4=15,15+9=24")
+        ("it is 24", "expected “6+5=11,11+0=11,11+4=15,15+9=24”")
     ]
     unread = Parts("no digits", "6+5=11", "11")  # nothing that the steps could follow from
     assert think_errors(SUM, unread) == [Span("6+5=11")]
@@ -70,7 +70,8 @@ def test_a_wrong_answer_names_the_right_one() -> None:
 
 
 def line_of(text: str, sample: Sample) -> dict[str, Any]:
-    return {"completion": text, "marks": asdict(mark(text, "end", sample))}
+    marks = asdict(mark(text, "end", sample))
+    return {"completion": text, "finish_reason": "end", "marks": marks}
 
 
 def sample_of(facts: DigitsFacts) -> Sample:

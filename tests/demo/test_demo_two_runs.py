@@ -52,6 +52,7 @@ def test_the_page_has_differences_figures_and_both_curves(two: tuple[Path, Path]
     assert "<td>SFT</td><td>first</td><td>0.50 ± 0.10</td>" in shown
     assert "<td>SFT</td><td>&lt;second&gt;</td><td>0.75 ± 0.10</td>" in shown
     assert "<second>" not in shown
+    assert "Solid: first; dashed: &lt;second&gt;." in shown
     solid, dashed = re.findall(
         r'<polyline points="([^"]+)"[^>]*?( stroke-dasharray)?[^>]*/>', shown
     )
@@ -76,6 +77,17 @@ def test_the_file_needs_nothing_else(two: tuple[Path, Path]) -> None:
     assert text.startswith("<!doctype html>")
     assert "<h1>first and &lt;second&gt;</h1>" in text
     assert not re.search(r"(src|href)=", text)
+    # on a phone: its width, and a table that scrolls in its own box
+    assert 'name="viewport"' in text and ".table-box{overflow-x:auto}" in text
+    assert text.count("<table>") == text.count('<div class="table-box"><table>') == 2
+
+
+def test_a_setting_that_one_run_does_not_have_is_explained(two: tuple[Path, Path]) -> None:
+    assert "not known to the version" not in comparison_html(*two, NAMES)
+    (two[0] / "config.yaml").write_text(json.dumps({"sft": {}, "save_minutes": 10}))
+    shown = comparison_html(*two, NAMES)
+    assert "<td>save_minutes</td><td>10</td><td>-</td>" in shown
+    assert "-: not set, or not known to the version that trained this run." in shown
 
 
 def test_a_constant_curve_is_drawn_in_the_middle() -> None:

@@ -316,7 +316,8 @@ def test_the_plan_s_bars_are_its_figures() -> None:
     }
     sums = plan_frame(plan).groupby("stage").GiB.sum().to_dict()
     assert sums == {"SFT": 8.0, "RLVR": 9.5, "usable on the GPU": 9.0}
-    assert "Does not fit" in plan_summary(plan) and "Fits" in plan_summary(plan | {"card_gib": 12})
+    assert "Does not fit" in plan_summary(plan, "a")
+    assert "Fits" in plan_summary(plan | {"card_gib": 12}, "a")
 
 
 @pytest.mark.parametrize(
