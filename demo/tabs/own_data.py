@@ -55,10 +55,10 @@ def build(site: Site, header: Header) -> None:
     )  # fmt: skip
     gr.HTML("<h3>3 Plan</h3>")
     recipe = gr.Dropdown(
-        recipe_titles(),
+        [(title, name) for title, name in recipe_titles() if name != "tiny"],
         value="t4-2b",
         label="Recipe",
-        info="without a GPU: tiny",
+        info="without a GPU: tiny-files",
         elem_id="own-recipe",
     )
     plan = gr.Button("Plan its memory and time (a minute or two)", elem_id="own-plan")
@@ -116,8 +116,7 @@ def _arguments(
     trainer.check_run_name(run_id)
     if run_id in folder.run_ids(site.home):
         raise ValueError(f"run {run_id!r} exists: choose another name.")
-    overrides = ["data.task=files"] if recipe == "tiny" else []
-    overrides.append(f"data.train={data_files.data_file(site.home, train)}")
+    overrides = [f"data.train={data_files.data_file(site.home, train)}"]
     if heldout:
         overrides.append(f"data.heldout={data_files.data_file(site.home, heldout)}")
     if columns and columns.strip():
