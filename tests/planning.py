@@ -17,8 +17,9 @@ from prism_lite.planner.architectures import architecture_of
 from prism_lite.planner.cards import card_of
 from prism_lite.planner.cpu_memory import separate_cpu_memory
 from prism_lite.planner.fake_backbone import build_backbone, faking
+from prism_lite.planner.fake_card import simulated_card
 from prism_lite.planner.fake_tensors import CARD, Simulation
-from prism_lite.planner.simulate_phase import NUM_DRAWS, simulated_card
+from prism_lite.planner.simulate_phase import NUM_DRAWS
 from prism_lite.planner.steps import run_phase
 from prism_lite.planner.tracker import Tracker, tensors_in
 from prism_lite.planner.workload import Workload
