@@ -128,4 +128,4 @@ def test_an_open_page_does_not_take_the_model_from_another_run(live_home: Path) 
     models.prepare(other)  # its weights are missing
     assert models.wait(other) is None and models.get(live_home) is None
     state, explanation = models.status(other)
-    assert state == "recorded" and explanation
+    assert state == "waiting" and explanation
