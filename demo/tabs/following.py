@@ -28,24 +28,33 @@ class Started:
 
 
 def connect_following(
-    site: Site, header: Header, started: gr.State, name: gr.Textbox, reply: gr.HTML
+    site: Site, header: Header, begun: Any, started: gr.State, name: gr.Textbox, reply: gr.HTML
 ) -> None:
     """Follow what was started, and keep the name in the form one that no run has yet.
 
     Args:
+        begun: the event of the form's button, after which there is something to follow.
         started: holds a `Started`, or None.
         name: the form's field for the name of the next run.
         reply: the sentence below the form's button.
     """
 
+    # not the page's own timer: it would update the page where nothing is followed
+    tick = gr.Timer(header.tick.value, active=False)
+
+    def wait(run: Started | None) -> gr.Timer:
+        return gr.Timer(active=run is not None)
+
     def look(run: Started | None, shown: str) -> tuple[Any, ...]:
-        return follow(site, run, shown)
+        updates = follow(site, run, shown)
+        return *updates, gr.Timer(active=False) if updates[1] is None else gr.skip()
 
     def rename(now: str) -> Any:
         return folder.new_run_id(site.home) if now in folder.run_ids(site.home) else gr.skip()
 
-    outputs = [header.run_choice, started, reply, name]
-    connect(header.tick.tick, look, [started, header.run_choice], outputs, is_silent=True)
+    connect(begun.then, wait, [started], [tick])
+    outputs = [header.run_choice, started, reply, name, tick]
+    connect(tick.tick, look, [started, header.run_choice], outputs, is_silent=True)
     connect(header.opened.then, rename, [name], [name], is_silent=True)
     connect(header.run_choice.change, rename, [name], [name])
 

@@ -105,8 +105,8 @@ def build(site: Site, header: Header) -> None:
     connect(check.click, check_rows, [train, columns], [check_reply, first_rows], is_slow=True)
     connect(plan.click, plan_recipe, [recipe], [plan_reply], is_slow=True)
     inputs = [name, recipe, train, heldout, columns]
-    connect(start.click, begin, inputs, [start_reply, started])
-    connect_following(site, header, started, name, start_reply)
+    begun = connect(start.click, begin, inputs, [start_reply, started])
+    connect_following(site, header, begun, started, name, start_reply)
 
 
 def _arguments(

@@ -160,11 +160,11 @@ def _new_run(site: Site, header: Header) -> None:
     connect(header.opened.then, show_command, inputs, [command], is_silent=True)
     for event in events:
         connect(event, show_command, inputs, [command])
-    start.click(
+    begun = start.click(
         begin, inputs, [reply, started], concurrency_limit=1, show_progress="hidden",
         api_name="start",
     )  # fmt: skip
-    connect_following(site, header, started, name, reply)
+    connect_following(site, header, begun, started, name, reply)
 
 
 def _start(site: Site, run_id: str, recipe: str, values: Sequence[float | None]) -> str:
@@ -228,7 +228,7 @@ def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
         if state == shown:
             return tuple(gr.skip() for _ in [shown_state, *outputs])
         same_curves = shown is not None and shown[0] == signature
-        has_ended = shown is not None and shown[1] is not None and process is None
+        has_ended = process is None and (shown is None or shown[1] is not None)
         reply = "" if has_ended else gr.skip()  # what it announced has happened
         return state, reply, *_screen(path, run_id, process, output, same_curves=same_curves)
 

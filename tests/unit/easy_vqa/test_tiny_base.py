@@ -95,7 +95,7 @@ def test_a_shortened_base_is_cached_and_its_recipe_trains_on_the_files(
 
     out = tmp_path / "run"
     small = ["sft.steps=1", "sft.batch_size=2", "eval.num_samples=1", "eval.num_prompts=20"]
-    small += ["sampling.max_completion_tokens=24", "lora.rank=4"]
+    small += ["sampling.max_completion_tokens=48", "lora.rank=4"]  # the texts have up to 36
     run = in_process(
         "sft", "--recipe", recipe, "--out", out, *small
     )  # its replies are not well-formed yet
