@@ -220,22 +220,23 @@ def _connect_watching(site: Site, header: Header, outputs: list[Any]) -> None:
     """Read the run folder on every tick; send only what has changed."""
     shown_state = gr.State(None)  # of what this visitor's page shows
 
-    def refresh(run_id: str, shown: Any) -> tuple[Any, ...]:
+    def refresh(run_id: str, shown: Any, answered: str = "") -> tuple[Any, ...]:
         path, process = site.path(run_id), site.trainer.current()
         output = site.trainer.log_tail(run_id)
         signature = folder.signature(path)
         state = (signature, process, len(output), is_held(path))
+        # what a button announced has happened; its answer may come after the tick that sees the end
+        has_happened = process is None and "note-good" in (answered or "")
+        reply = "" if has_happened else gr.skip()
         if state == shown:
-            return tuple(gr.skip() for _ in [shown_state, *outputs])
+            return gr.skip(), reply, *(gr.skip() for _ in outputs[1:])
         same_curves = shown is not None and shown[0] == signature
-        has_ended = process is None and (shown is None or shown[1] is not None)
-        reply = "" if has_ended else gr.skip()  # what it announced has happened
         return state, reply, *_screen(path, run_id, process, output, same_curves=same_curves)
 
     header.on_run(lambda run_id: refresh(run_id, None), [shown_state, *outputs])
     connect(
-        header.tick.tick, refresh, [header.run_choice, shown_state], [shown_state, *outputs],
-        is_silent=True,
+        header.tick.tick, refresh, [header.run_choice, shown_state, outputs[0]],
+        [shown_state, *outputs], is_silent=True,
     )  # fmt: skip
 
 
