@@ -4,6 +4,7 @@
 seeds. `tiny-other-arms.json`: further rivals and forms, on three.
 `tiny-erring-teacher.json`: a teacher that errs in a quarter of its captions and thinks.
 `tiny-drift.json`: a base that reads rightly, and slips or a misreading in the demonstrations.
+`tiny-tuned.json`: the recipe, RLVR alone and SFT on the teacher, each at the best of three learning rates.
 """
 
 from __future__ import annotations
