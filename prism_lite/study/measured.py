@@ -5,6 +5,7 @@ seeds. `tiny-other-arms.json`: further rivals and forms, on three.
 `tiny-erring-teacher.json`: a teacher that errs in a quarter of its captions and thinks.
 `tiny-drift.json`: a base that reads rightly, and slips or a misreading in the demonstrations.
 `tiny-tuned.json`: the recipe, RLVR alone and SFT on the teacher, each at the best of three learning rates.
+`tiny-erring-rate.json`: the erring teacher with twice the recipe's rate in RLVR.
 """
 
 from __future__ import annotations
