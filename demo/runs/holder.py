@@ -5,16 +5,13 @@ The lock is not tried: a training that starts at that moment would be refused.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from prism_lite.runs.lock import LOCK
+from prism_lite.runs.lock import read_holder
 
 _STALE_S = 60.0  # without a line in metrics.jsonl, on another machine
 _SLACK_S = 2.0  # the lock's time is in whole seconds
@@ -26,17 +23,15 @@ def is_held(path: Path) -> bool:
     Of a process on another machine, whose disk this is, only what it writes is seen: it is taken to be
     alive while the last step is less than a minute old.
     """
-    try:
-        holder: Any = json.loads((path / LOCK).read_bytes())
-        pid, host = int(holder["pid"]), str(holder["host"])
-        since_s = datetime.fromisoformat(holder["since"]).timestamp()
-    except (OSError, ValueError, LookupError, TypeError):
+    holder = read_holder(path)
+    if holder is None:
         return False
-    if host != socket.gethostname():
+    if holder.host != socket.gethostname():
         return _has_written_lately(path)
     try:
-        process = psutil.Process(pid)
-        is_older = process.create_time() < since_s + _SLACK_S  # process ids are used again
+        process = psutil.Process(holder.pid)
+        # process ids are used again
+        is_older = process.create_time() < holder.since.timestamp() + _SLACK_S
         return is_older and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

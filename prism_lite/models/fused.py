@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 import triton_kernels as tk
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
+from prism_lite.models.placement import frozen_weight
 
 
 def fuse_lora(core: Core) -> None:
@@ -89,20 +90,10 @@ class _LoraLinear(torch.autograd.Function):
         grad_low_Tr = grad_TO @ B
         grad_x = grad_A = grad_B = None
         if ctx.needs_input_grad[0]:
-            grad_TI = grad_TO @ _weight(ctx.base, grad.dtype)
+            grad_TI = grad_TO @ frozen_weight(ctx.base).to(grad.dtype)
             grad_TI.addmm_(grad_low_Tr, A, alpha=ctx.scale)
             grad_x = grad_TI.view(*grad.shape[:-1], A.shape[1])
         if ctx.needs_input_grad[1]:
             grad_A = tk.mm_float32(grad_low_Tr.T, x_TI).mul_(ctx.scale)
             grad_B = tk.mm_float32(grad_TO.T, low_Tr).mul_(ctx.scale)
         return grad_x, grad_A, grad_B, None, None
-
-
-def _weight(base: Any, dtype: torch.dtype) -> Tensor:
-    """Return a frozen linear's weight [O, I], dequantised."""
-    weight = base.weight
-    if not hasattr(weight, "quant_state"):
-        return weight
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(weight.data, weight.quant_state).to(dtype)

@@ -38,6 +38,16 @@ def dense_weights_fit(dense_bytes: int, sampling_bytes: int, num_free_bytes: int
     return dense_bytes + sampling_bytes <= USED_SHARE * num_free_bytes
 
 
+def frozen_weight(linear: Any) -> Tensor:
+    """Return a frozen linear's weight [out, in], dequantised where it is stored in 4 bit."""
+    weight = linear.weight
+    if not hasattr(weight, "quant_state"):
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state)
+
+
 def tensor_to_cpu(tensor: Tensor) -> Tensor:
     """Copy to pinned memory while the card continues; on the CPU return the tensor itself."""
     if tensor.device.type == "cpu":

@@ -10,9 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LOCK = ".lock"
+
+
+class Holder(NamedTuple):
+    """A process that trains in a run folder, and since when."""
+
+    pid: int
+    host: str
+    since: datetime
 
 
 @contextmanager
@@ -27,7 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process is training in {folder}{_holder(folder / LOCK)}: wait for it or stop it."
+                f"another process is training in {folder}{_holder_text(folder)}: wait for it or stop it."
             ) from None
         lock.seek(0)
         lock.truncate()
@@ -37,10 +45,19 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _holder(path: Path) -> str:
-    """Return " (process 12 on HOST since TIME)", or "" where the lock does not say."""
+def read_holder(folder: Path) -> Holder | None:
+    """Return the last process that held the lock of a run folder; None where the lock does not say."""
     try:
-        content: Any = json.loads(path.read_bytes())
-        return f" (process {content['pid']} on {content['host']} since {content['since']})"
+        content: Any = json.loads((folder / LOCK).read_bytes())
+        since = datetime.fromisoformat(content["since"])
+        return Holder(int(content["pid"]), str(content["host"]), since)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _holder_text(folder: Path) -> str:
+    """Return " (process 12 on HOST since TIME)", or "" where the lock does not say."""
+    holder = read_holder(folder)
+    if holder is None:
         return ""
+    return f" (process {holder.pid} on {holder.host} since {holder.since.isoformat()})"

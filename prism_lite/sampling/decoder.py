@@ -27,6 +27,7 @@ from prism_lite.models.backbone import Backbone
 from prism_lite.models.families import qwen3_vl as family
 from prism_lite.models.families.qwen3_vl import Core
 from prism_lite.models.packing import Tree, embed_pack, greedy_batches, pack_trees
+from prism_lite.models.placement import frozen_weight
 from prism_lite.models.prompts import Prompt
 from prism_lite.models.tree_attention import TreeCall, attend_pack
 
@@ -173,11 +174,7 @@ def _merged(modules: Sequence[Any], dtype: torch.dtype) -> Linear:
 def _merged_weight(module: Any) -> Tensor:
     """Return a linear's weight [out, in], dequantised, plus its active adapter."""
     base = getattr(module, "base_layer", module)
-    weight = base.weight
-    if hasattr(weight, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit
-
-        weight = dequantize_4bit(weight.data, weight.quant_state)
+    weight = frozen_weight(base)
     if base is not module and not module.disable_adapters:
         for adapter in module.active_adapters:
             weight = weight + module.get_delta_weight(adapter)

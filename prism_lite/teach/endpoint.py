@@ -117,10 +117,10 @@ class EndpointTeacher:
             RefusedError: it asks for more than an hour.
         """
         asked_s = error.retry_after_s
-        if self._once.acquire(blocking=False):  # and never released: by the first thread alone
+        if self._once.acquire(blocking=False):  # never released: only the first thread prints it
             self.notify(
                 f"{self.base_url}: {error}. Requests that fail are repeated up to {self.settings.retries} "
-                "times, after 1, 2, 4, ... seconds or as long as the endpoint asks (said once)."
+                "times, after 1, 2, 4, ... seconds or as long as the endpoint asks. This is printed once."
             )
         if asked_s is not None and asked_s > _LONGEST_ASKED_WAIT_S:
             raise RefusedError(

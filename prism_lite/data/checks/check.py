@@ -113,16 +113,7 @@ def check(
     except FileError as error:  # not readable, or broken after some rows
         counts[error.kind] += 1
         kept.append(Finding("", 0, error.kind, str(error)))
-    if num_letters:
-        notes.append(
-            f"the answers of {plural_rows(num_letters)} are letters of options that no text lists: right "
-            "only if the pictures show them"
-        )
-    if num_unusable:
-        notes.append(
-            f"the responses of {plural_rows(num_unusable)} are not caption, think, answer: SFT cannot use "
-            "them (sft.steps=0 skips it), RLVR uses the answers"
-        )
+    notes += _notes_of_rows(num_letters, num_unusable)
     return Report(
         str(path),
         convention,
@@ -134,6 +125,22 @@ def check(
         tuple(notes),
         by_stage,
     )
+
+
+def _notes_of_rows(num_letters: int, num_unusable: int) -> list[str]:
+    """Return what the user should know of rows that are not defects."""
+    notes = []
+    if num_letters:
+        notes.append(
+            f"the answers of {plural_rows(num_letters)} are letters of options that no text lists: right "
+            "only if the pictures show them"
+        )
+    if num_unusable:
+        notes.append(
+            f"the responses of {plural_rows(num_unusable)} are not caption, think, answer: SFT cannot use "
+            "them (sft.steps=0 skips it), RLVR uses the answers"
+        )
+    return notes
 
 
 def _rendered(first_of: Mapping[str, Sample]) -> str:
