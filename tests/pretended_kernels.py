@@ -26,13 +26,8 @@ def _efficient_attention(
     assert q_AHQd.dtype == k_AHKd.dtype == v_AHKd.dtype and compute_log_sumexp and not dropout
     assert all(x.stride(-1) == 1 for x in (q_AHQd, k_AHKd, v_AHKd)), "d must be contiguous"
     assert q_AHQd.shape[0] <= 65535 and q_AHQd.shape[1] <= 65535
+    assert bias is None, "not used on a card"
     score_AHQK = _scores(q_AHQd, k_AHKd, is_causal, scale)
-    if bias is not None:
-        assert bias.dtype == q_AHQd.dtype and bias.shape == score_AHQK.shape
-        assert bias.stride(-1) == 1
-        # the kernel reads the bias in aligned chunks of eight
-        assert all(bias.shape[i] == 1 or bias.stride(i) % 8 == 0 for i in range(3)), bias.stride()
-        score_AHQK = score_AHQK + bias.float()
     out_AHQd = (score_AHQK.softmax(-1) @ v_AHKd.float()).to(q_AHQd.dtype)
     out_AHQd = out_AHQd.transpose(1, 2).contiguous().transpose(1, 2)  # stored as [A, Q, H, d]
     lse_AHQ = score_AHQK.logsumexp(-1)
@@ -80,19 +75,58 @@ def _packed_attention(
     most_queries: int, most_keys: int, *_others: Any, **_settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Attend within sequences end to end; flash attention's variable-length call."""
-    assert q_NJd.dtype in (torch.float16, torch.bfloat16) and begin_k.dtype == torch.int32
+    assert q_NJd.dtype in (torch.float16, torch.bfloat16)
     out_NJd = torch.zeros_like(q_NJd)
     lse_JN = torch.full((q_NJd.shape[1], len(q_NJd)), -math.inf)
-    begins = (list(pairwise(begin.tolist())) for begin in (begin_q, begin_k))
-    for (first_q, stop_q), (first_k, stop_k) in zip(*begins, strict=True):
-        assert stop_q - first_q <= most_queries and stop_k - first_k <= most_keys
-        if first_q == stop_q or first_k == stop_k:
-            continue
-        q, k, v = q_NJd[first_q:stop_q], k_KJd[first_k:stop_k], v_KJd[first_k:stop_k]
-        score = torch.einsum("qjd,kjd->jqk", q.float(), k.float()) * q.shape[2] ** -0.5
-        out = torch.einsum("jqk,kjd->qjd", score.softmax(-1), v.float())
-        out_NJd[first_q:stop_q], lse_JN[:, first_q:stop_q] = out.to(q.dtype), score.logsumexp(-1)
+    for rows, keys in _sequences(begin_q, begin_k, most_queries, most_keys):
+        if q_NJd[rows].numel() and k_KJd[keys].numel():
+            scale = q_NJd.shape[2] ** -0.5
+            out_NJd[rows], lse_JN[:, rows] = _within(q_NJd[rows], k_KJd[keys], v_KJd[keys], scale)
     return out_NJd, lse_JN, torch.zeros(0)
+
+
+def _efficient_packed_attention(
+    q_1NJd: Tensor, k_1KJd: Tensor, v_1KJd: Tensor, bias: Tensor | None,
+    begin_q: Tensor, begin_k: Tensor, most_queries: int, most_keys: int,
+    dropout: float, mask: int, compute_log_sumexp: bool, *, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:  # fmt: skip
+    """Attend within sequences end to end; memory-efficient attention's variable-length call.
+
+    Log-sums of a sequence are padded with what nobody may read: NaN here, infinity or nothing on a card.
+    """
+    assert bias is None and not dropout and not mask and compute_log_sumexp and len(q_1NJd) == 1
+    assert q_1NJd.dtype == k_1KJd.dtype == v_1KJd.dtype
+    for x in (q_1NJd, k_1KJd, v_1KJd):
+        assert x.stride(3) == 1 and x.stride(2) % 8 == x.stride(1) % 8 == 0, "the aligned kernel"
+    out_1NJd = torch.zeros_like(q_1NJd)
+    padded = -(-most_queries // 32) * 32
+    lse_LJQ = torch.full((len(begin_q) - 1, q_1NJd.shape[2], padded), math.nan)
+    sequences = _sequences(begin_q, begin_k, most_queries, most_keys)
+    for number, (rows, keys) in enumerate(sequences):
+        if q_1NJd[0, rows].numel():
+            q, k, v = q_1NJd[0, rows], k_1KJd[0, keys], v_1KJd[0, keys]
+            out_1NJd[0, rows], lse_LJQ[number, :, : len(q)] = _within(q, k, v, scale)
+    zero = torch.zeros((), dtype=torch.long)  # seed and offset of dropout
+    return out_1NJd, lse_LJQ, zero, zero.clone(), most_queries, most_keys
+
+
+def _sequences(
+    begin_q: Tensor, begin_k: Tensor, most_queries: int, most_keys: int
+) -> list[tuple[slice, slice]]:
+    """Return the queries and keys of each sequence."""
+    assert begin_q.dtype == begin_k.dtype == torch.int32 and len(begin_q) == len(begin_k)
+    spans = [[slice(*span) for span in pairwise(begin.tolist())] for begin in (begin_q, begin_k)]
+    sequences = list(zip(*spans, strict=True))
+    assert all(rows.stop - rows.start <= most_queries for rows, _ in sequences)
+    assert all(keys.stop - keys.start <= most_keys for _, keys in sequences)
+    return sequences
+
+
+def _within(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return attention of one sequence and its log-sums, [J, queries]."""
+    score = torch.einsum("qjd,kjd->jqk", q.float(), k.float()) * scale
+    out = torch.einsum("jqk,kjd->qjd", score.softmax(-1), v.float())
+    return out.to(q.dtype), score.logsumexp(-1)
 
 
 @cache
@@ -104,5 +138,6 @@ def computed_on_card() -> dict[Any, Callable[..., Any]]:
         aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
         aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
         aten.mm.dtype: _product_in_float32,
+        aten._efficient_attention_forward.default: _efficient_packed_attention,
         torch.ops.torch_attn._varlen_attn.default: _packed_attention,
     }

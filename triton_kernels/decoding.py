@@ -87,11 +87,13 @@ def rotate_and_store(
     return q_RSJd.expand(2, *q_RSJd.shape).reshape(-1, num_kv_heads, size)
 
 
-def merge_halves(out_NJd: Tensor, lse_JN: Tensor, num_rows: int) -> Tensor:
+def merge_halves(out_NJd: Tensor, lse: Tensor, lse_slot_NJ: Tensor, num_rows: int) -> Tensor:
     """Merge attention of the same queries over two sets of keys by their log-sums.
 
     Args:
-        out_NJd, lse_JN: of queries as `rotate_and_store` returns them; the log-sums float32.
+        out_NJd: of queries as `rotate_and_store` returns them.
+        lse: float32, in any order.
+        lse_slot_NJ: int64, the place of each query's and head's log-sum in the flattened `lse`.
 
     Returns:
         [R, H * d], heads in the order of the model.
@@ -99,9 +101,9 @@ def merge_halves(out_NJd: Tensor, lse_JN: Tensor, num_rows: int) -> Tensor:
     if choose_backend(out_NJd) == "triton":
         from triton_kernels import decoding_triton
 
-        return decoding_triton.merge_halves(out_NJd, lse_JN, num_rows)
+        return decoding_triton.merge_halves(out_NJd, lse, lse_slot_NJ, num_rows)
     num_kv_heads, size = out_NJd.shape[1:]
     first, second = out_NJd.view(2, num_rows, -1, num_kv_heads, size)
-    first_lse, second_lse = lse_JN.view(num_kv_heads, 2, num_rows, -1).permute(1, 2, 3, 0)
+    first_lse, second_lse = lse.take(lse_slot_NJ).view(2, num_rows, -1, num_kv_heads)
     share = torch.sigmoid(second_lse - first_lse)[..., None].to(out_NJd.dtype)
     return torch.lerp(first, second, share).transpose(1, 2).reshape(num_rows, -1)

@@ -195,6 +195,7 @@ def rotate_and_store(
 def _merge_halves(
     out_ptr,
     lse_ptr,
+    slot_ptr,
     merged_ptr,
     KV_HEADS: tl.constexpr,
     SHARED: tl.constexpr,
@@ -205,8 +206,9 @@ def _merge_halves(
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     num_queries = tl.num_programs(0).to(tl.int64) * SHARED  # of one half
     query, kv_head = row * SHARED + head % SHARED, head // SHARED
-    first_lse = tl.load(lse_ptr + kv_head * 2 * num_queries + query)
-    second_lse = tl.load(lse_ptr + kv_head * 2 * num_queries + num_queries + query)
+    slot = slot_ptr + query * KV_HEADS + kv_head
+    first_lse = tl.load(lse_ptr + tl.load(slot))
+    second_lse = tl.load(lse_ptr + tl.load(slot + num_queries * KV_HEADS))
     share = 1.0 / (1.0 + tl.exp(first_lse - second_lse))
     columns = tl.arange(0, PADDED)
     is_real = columns < SIZE
@@ -219,7 +221,7 @@ def _merge_halves(
     tl.store(merged_ptr + target, merged.to(merged_ptr.dtype.element_ty), mask=is_real)
 
 
-def merge_halves(out_NJd: Tensor, lse_JN: Tensor, num_rows: int) -> Tensor:
+def merge_halves(out_NJd: Tensor, lse: Tensor, lse_slot_NJ: Tensor, num_rows: int) -> Tensor:
     """See `decoding.merge_halves`."""
     num_queries, num_kv_heads, size = out_NJd.shape
     num_shared = num_queries // (2 * num_rows)
@@ -229,7 +231,8 @@ def merge_halves(out_NJd: Tensor, lse_JN: Tensor, num_rows: int) -> Tensor:
         (num_rows, num_kv_heads * num_shared),
         out_NJd,
         out_NJd.contiguous(),
-        lse_JN.contiguous(),
+        lse.contiguous(),
+        lse_slot_NJ,
         merged,
         KV_HEADS=num_kv_heads,
         SHARED=num_shared,

@@ -12,16 +12,12 @@ size, F tokens of a pack, P prompt tokens, N branch tokens, R branches, C tokens
 
 from __future__ import annotations
 
-import importlib.util
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-
-BIAS_ALIGNMENT = 8  # the CUDA kernel reads its bias in chunks of eight
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,47 +44,6 @@ class TreeLayout:
         return self.branches[0][0]
 
 
-# Queries [N, J, d], keys and values [K, J, d] of sequences end to end, where each begins in N and in K
-# (int32, with the end of the last one), most queries and keys of one -> output [N, J, d], log-sum [J, N]
-PackedAttention = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tensor, Tensor]
-]
-
-
-def packed_attention(
-    device: torch.device, dtype: torch.dtype, size: int, scale: float
-) -> PackedAttention | None:
-    """Return the public attention over sequences of any lengths that also returns its log-sum.
-
-    It is not causal. flash-attn's where that is installed, else torch's, both for compute capability 8.0
-    and 16 bit; None elsewhere: `attend` then does the work.
-    """
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return None
-    # both are called with their own scale, whose argument has come and gone between versions
-    if torch.cuda.get_device_capability(device)[0] < 8 or not math.isclose(scale, size**-0.5):
-        return None
-    return _flash_attn if importlib.util.find_spec("flash_attn") else _torch_varlen
-
-
-def _flash_attn(q_NJd: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
-
-    out_NJd, lse_JN, _ = flash_attn_varlen_func(q_NJd, *others, return_attn_probs=True)
-    assert lse_JN.shape == (q_NJd.shape[1], q_NJd.shape[0]), lse_JN.shape
-    return out_NJd, lse_JN
-
-
-def _torch_varlen(q_NJd: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    from torch.nn.attention.varlen import AuxRequest, varlen_attn
-
-    out_NJd, lse_JN = varlen_attn(q_NJd, *others, return_aux=AuxRequest(lse=True))
-    assert lse_JN.shape == (q_NJd.shape[1], q_NJd.shape[0]), (
-        lse_JN.shape
-    )  # not as its docstring has it
-    return out_NJd, lse_JN
-
-
 def attend(
     q_AHQd: Tensor,
     k_AHKd: Tensor,
@@ -101,7 +56,7 @@ def attend(
     """Compute fused attention and the log of its softmax's denominator; not differentiable by itself.
 
     Args:
-        bias_A11K: added to the scores, -inf at padding; on CUDA K is a multiple of 8.
+        bias_A11K: added to the scores, -inf at padding; on a CPU only.
 
     Returns:
         output [A, H, Q, d] and log-sum-exp [A, H, Q], the latter float32 (float64 for float64).
@@ -110,12 +65,11 @@ def attend(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_AHQd, k_AHKd, v_AHKd, is_causal=is_causal, attn_mask=bias_A11K, scale=scale
         )
-    num_queries = q_AHQd.shape[2]
-    bias = None if bias_A11K is None else bias_A11K.expand(*q_AHQd.shape[:3], -1)
+    assert bias_A11K is None, "a card's rows attend with packed_attention.py"
     out_AHQd, lse_AHQ, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q_AHQd, k_AHKd, v_AHKd, bias, compute_log_sumexp=True, is_causal=is_causal, scale=scale
+        q_AHQd, k_AHKd, v_AHKd, None, compute_log_sumexp=True, is_causal=is_causal, scale=scale
     )
-    return out_AHQd, lse_AHQ[:, :, :num_queries]  # the kernel pads them to a multiple of 32
+    return out_AHQd, lse_AHQ[:, :, : q_AHQd.shape[2]]  # the kernel pads them to a multiple of 32
 
 
 def _attend_backward(

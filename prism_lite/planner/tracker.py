@@ -42,11 +42,9 @@ _BY_CODE = (
     ("/prism_lite/sampling/kv_cache.py", "_empty", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "_rows", "kv_cache"),
     ("/prism_lite/sampling/kv_cache.py", "keep", "kv_cache"),
-    ("/prism_lite/sampling/packed_cache.py", "_buffer", "kv_cache"),
     ("/prism_lite/sampling/packed_cache.py", "keep", "kv_cache"),
-    ("/prism_lite/sampling/decoder.py", "_contiguous", "kv_cache"),
+    ("/prism_lite/sampling/decoder.py", "empty_buffers", "kv_cache"),
     ("/prism_lite/sampling/decoder.py", "_merged", "weights"),
-    ("/prism_lite/sampling/decoder.py", "_join_chunks", "kv_cache"),
     ("/prism_lite/models/packing.py", "_run", "activations"),
     ("/prism_lite/models/packing.py", "prompt_states", "kv_cache"),
 )

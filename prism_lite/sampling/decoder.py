@@ -233,36 +233,40 @@ def rotated(
     return qk[:, : decoder.num_heads], qk[:, decoder.num_heads :], qkv[:, num_qk:]
 
 
+def empty_buffers(decoder: LeanDecoder, num_tokens: int) -> list[Tensor]:
+    """Return a buffer for each layer's keys and values [tokens, 2 * J, d], keys before values."""
+    shape = num_tokens, 2 * decoder.num_kv_heads, decoder.head_size
+    return [decoder.norm_D.new_empty(shape) for _ in decoder.layers]
+
+
 def prefill(
-    backbone: Backbone, decoder: LeanDecoder, prompts: Sequence[Prompt]
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[tuple[int, int]]]:
+    backbone: Backbone, decoder: LeanDecoder, prompts: Sequence[Prompt], buffers: Sequence[Tensor]
+) -> Tensor:
     """Encode prompts end to end, at most `model.max_pack_tokens` tokens at a time.
 
+    Args:
+        buffers: the prompts' keys and values are stored in their first F tokens.
+
     Returns:
-        next-token logits [B, V]; per layer keys and values [F, J, d]; each prompt's start and stop in F.
+        next-token logits [B, V].
     """
-    core, logits, spans, start = backbone.core, [], [], 0
-    chunks: list[list[tuple[Tensor, Tensor]]] = []
+    core, logits, first = backbone.core, [], 0
+    num_kv_heads = decoder.num_kv_heads
     for batch in greedy_batches(prompts, len, backbone.config.max_pack_tokens):
         pack = pack_trees([Tree(prompt, ()) for prompt in batch])
         features = backbone.vision.features([p for prompt in batch for p in prompt.pictures])
         embeds_FD, deepstack = embed_pack(core, pack, features)
         cos_1Fd, sin_1Fd = decoder.rotary(embeds_FD, pack.position_ids_3F[:, None].to(core.device))
-        keys_values: list[tuple[Tensor, Tensor]] = []
         call = TreeCall(pack.layout, "parts")
-
+        tokens = slice(first, first + len(embeds_FD))
         cos_F1d, sin_F1d = cos_1Fd[0][:, None], sin_1Fd[0][:, None]
 
         def attend(
-            layer: int,
-            qkv: Tensor,
-            keys_values=keys_values,
-            call=call,
-            cos_F1d=cos_F1d,
-            sin_F1d=sin_F1d,
+            layer: int, qkv: Tensor, tokens=tokens, call=call, cos_F1d=cos_F1d, sin_F1d=sin_F1d
         ) -> Tensor:
             q_FHd, k_FJd, v_FJd = rotated(decoder, layer, qkv, cos_F1d, sin_F1d)
-            keys_values.append(_contiguous(k_FJd, v_FJd))
+            buffers[layer][tokens, :num_kv_heads] = k_FJd
+            buffers[layer][tokens, num_kv_heads:] = v_FJd
             q, k, v = (x.transpose(0, 1) for x in (q_FHd, k_FJd, v_FJd))
             return attend_pack(q, k, v, call, layer, decoder.scale).transpose(0, 1).flatten(1)
 
@@ -275,24 +279,5 @@ def prefill(
         )
         last_B = torch.tensor([stop - 1 for _, stop in pack.layout.prompts], device=core.device)
         logits.append(backbone.next_logits(hidden_FD[last_B]))
-        chunks.append(keys_values)
-        # A pack's spans count from its own first token, these from the first token of all packs.
-        spans += [(start + a, start + b) for a, b in pack.layout.prompts]
-        start = spans[-1][1]
-    if len(chunks) == 1:
-        return logits[0], chunks[0], spans
-    return torch.cat(logits), _join_chunks(chunks), spans
-
-
-def _contiguous(k_FJd: Tensor, v_FJd: Tensor) -> tuple[Tensor, Tensor]:
-    """Copy keys and values out of the product that also holds the queries, whose memory is then freed."""
-    return k_FJd.contiguous(), v_FJd.contiguous()
-
-
-def _join_chunks(chunks: list[list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
-    """Concatenate each layer of all chunks and empty them meanwhile: never two copies of everything."""
-    layers = []
-    while chunks[0]:
-        keys, values = zip(*(chunk.pop(0) for chunk in chunks), strict=True)
-        layers.append((torch.cat(keys), torch.cat(values)))
-    return layers
+        first = tokens.stop
+    return logits[0] if len(logits) == 1 else torch.cat(logits)

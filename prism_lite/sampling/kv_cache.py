@@ -1,4 +1,4 @@
-"""Keys and values while groups decode: a prompt's once for all its rows, and each row's own.
+"""Keys and values while groups decode on a CPU: a prompt's once for all its rows, and each row's own.
 
 A row attends to its prompt and to its own tokens in two calls, merged by their log-sums (attention.py).
 Prompts of similar length share a call: all rows of a prompt are queries of one product with its keys.
@@ -14,11 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prism_lite.models.attention import BIAS_ALIGNMENT, attend, merge
+from prism_lite.models.attention import attend, merge
 from prism_lite.sampling.decoder import LeanDecoder, rotated
 
 _GROWTH = 1.25  # a bucket's longest prompt is at most this many times its shortest
-_WINDOW = 128  # slots: with fixed shapes a row attends to a multiple of so many
 
 
 class PromptBucket:
@@ -101,50 +100,21 @@ class GroupCache:
     """The buckets of all prompts, and the rows' own keys and values in buffers of full length.
 
     The buffers are allocated once: memory is used as planned, and nothing is copied while completions
-    grow. On a CPU a row attends to the slots that are filled. With fixed shapes (`is_fixed`), as a CUDA
-    graph needs them, it attends to a window of slots, of which a bias hides those that are still empty.
+    grow. A row attends to the slots that are filled.
     """
 
-    def __init__(
-        self, buckets: list[PromptBucket], max_tokens: int, *, is_fixed: bool = False
-    ) -> None:
+    def __init__(self, buckets: list[PromptBucket], max_tokens: int) -> None:
         self.buckets = buckets
         num_rows = sum(len(bucket.prompt_R) for bucket in buckets)
-        like, capacity = buckets[0].keys_values[0][0], max_tokens
-        self._length = (
-            0  # slots that are filled in every row; unknown to the host with fixed shapes
-        )
-        self._slot_1 = self._bias_111C = None
-        if is_fixed:
-            capacity += -capacity % BIAS_ALIGNMENT
-            self._slot_1 = torch.full((1,), -1, device=like.device)
-            self._bias_111C = like.new_full((1, 1, 1, capacity), -torch.inf)
-            self.reserve(1)
+        self._num_filled = 0  # slots, in every row
         self._own = [
-            (self._empty(keys, num_rows, capacity), self._empty(values, num_rows, capacity))
+            (_empty(keys, num_rows, max_tokens), _empty(values, num_rows, max_tokens))
             for keys, values in buckets[0].keys_values
         ]
 
-    def _empty(self, like: Tensor, num_rows: int, capacity: int) -> Tensor:
-        shape = num_rows, like.shape[1], capacity, like.shape[3]
-        # a hidden slot counts zero times, which must not be zero times infinity
-        return like.new_empty(shape) if self._slot_1 is None else like.new_zeros(shape)
-
-    def reserve(self, num_tokens: int) -> bool:
-        """Let rows attend to so many slots at least; return whether shapes have changed."""
-        if self._bias_111C is None:
-            return True
-        before, capacity = self._length, self._bias_111C.shape[-1]
-        self._length = min(capacity, -(-num_tokens // _WINDOW) * _WINDOW)
-        return self._length != before
-
     def open_slot(self) -> None:
         """Begin the next token of every row: `attend` stores it in the next slot."""
-        if self._slot_1 is None or self._bias_111C is None:
-            self._length += 1
-            return
-        self._slot_1.add_(1)
-        self._bias_111C.index_fill_(3, self._slot_1, 0.0)
+        self._num_filled += 1
 
     def attend_product(
         self, decoder: LeanDecoder, layer: int, qkv: Tensor, cos_R1d: Tensor, sin_R1d: Tensor
@@ -156,19 +126,11 @@ class GroupCache:
         self, layer: int, q_RHd: Tensor, k_RJd: Tensor, v_RJd: Tensor, scale: float
     ) -> Tensor:
         """Store a layer's key and value in the open slot and attend: [R, H * d]."""
-        keys, values = self._own[layer]
+        keys, values = (buffer[:, :, : self._num_filled] for buffer in self._own[layer])
+        keys[:, :, -1], values[:, :, -1] = k_RJd, v_RJd
         num_rows, num_heads, size = q_RHd.shape
-        bias = None
-        if self._slot_1 is None or self._bias_111C is None:
-            keys[:, :, self._length - 1] = k_RJd
-            values[:, :, self._length - 1] = v_RJd
-        else:
-            keys.index_copy_(2, self._slot_1, k_RJd[:, :, None])
-            values.index_copy_(2, self._slot_1, v_RJd[:, :, None])
-            bias = self._bias_111C[..., : self._length]
         q_RJSd = q_RHd.reshape(num_rows, keys.shape[1], -1, size)
-        keys, values = keys[:, :, : self._length], values[:, :, : self._length]
-        own, own_lse = attend(q_RJSd, keys, values, scale=scale, bias_A11K=bias)
+        own, own_lse = attend(q_RJSd, keys, values, scale=scale)
         own_RHd, own_lse_RH = own.reshape(q_RHd.shape), own_lse.reshape(num_rows, num_heads)
         outs, lses, start = [], [], 0
         for bucket in self.buckets:  # each has its own span of the rows
@@ -194,9 +156,13 @@ class GroupCache:
         self.buckets = [bucket for bucket in self.buckets if bucket.prompt_R]
 
     def _kept(self, old: Tensor, index: Tensor) -> Tensor:
-        new = self._empty(old, len(index), old.shape[2])
-        new[:, :, : self._length] = old[index, :, : self._length]
+        new = _empty(old, len(index), old.shape[2])
+        new[:, :, : self._num_filled] = old[index, :, : self._num_filled]
         return new
+
+
+def _empty(like: Tensor, num_rows: int, num_slots: int) -> Tensor:
+    return like.new_empty(num_rows, like.shape[1], num_slots, like.shape[3])
 
 
 def bucket_prompts(lengths: Sequence[int]) -> list[list[int]]:
@@ -210,21 +176,22 @@ def bucket_prompts(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def pad_prompts(
-    layers: list[tuple[Tensor, Tensor]], buckets: Sequence[Sequence[tuple[int, int]]]
+    buffers: list[Tensor], buckets: Sequence[Sequence[tuple[int, int]]]
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    """Turn keys and values [F, J, d] of prompts end to end into [B, J, P, d] of each bucket and layer.
+    """Turn keys and values of prompts end to end into [B, J, P, d] of each bucket and layer.
 
     Args:
-        layers: emptied on the way, so that there are never two copies of everything.
+        buffers: per layer [F, 2 * J, d], keys before values; emptied on the way, so that there are never
+            two copies of everything.
         buckets: start and stop in F of each prompt of each bucket.
     """
-    last_token, device = layers[0][0].shape[0] - 1, layers[0][0].device
+    last_token, device = buffers[0].shape[0] - 1, buffers[0].device
     indices = [_token_index(spans, last_token).to(device) for spans in buckets]
     padded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in buckets]
-    while layers:
-        keys, values = layers.pop(0)
+    while buffers:
+        k_FJd, v_FJd = buffers.pop(0).chunk(2, 1)
         for index_BP, keys_values in zip(indices, padded, strict=True):
-            keys_values.append((_rows(keys, index_BP), _rows(values, index_BP)))
+            keys_values.append((_rows(k_FJd, index_BP), _rows(v_FJd, index_BP)))
     return padded
 
 
@@ -232,11 +199,9 @@ def _token_index(spans: Sequence[tuple[int, int]], last_token: int) -> Tensor:
     """Return the index in F of each prompt's tokens, [B, P].
 
     After a shorter prompt's tokens come those of its neighbours, which the bucket's bias hides; an index
-    must only exist, hence the bound. With a bias the CUDA kernel needs an aligned number of keys.
+    must only exist, hence the bound.
     """
     longest = max(stop - start for start, stop in spans)
-    if any(stop - start < longest for start, stop in spans):
-        longest += -longest % BIAS_ALIGNMENT
     return torch.tensor(
         [[min(start + i, last_token) for i in range(longest)] for start, _ in spans]
     )

@@ -1,4 +1,4 @@
-"""Keys and values while groups decode on a card with attention over packed sequences (sm80 and newer).
+"""Keys and values while groups decode on a card.
 
 As in kv_cache.py, a prompt's keys are stored once for all its rows. Here each layer has one buffer, the
 prompts end to end and then a span of slots for each row, and one call attends to all of it: every query
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 import triton_kernels as tk
-from prism_lite.models.attention import PackedAttention
+from prism_lite.models.packed_attention import PackedAttention
 from prism_lite.sampling.decoder import LeanDecoder
+
+_MOVED_AT_ONCE = 8  # rows: as many are copied, in one layer, while others are dropped
 
 
 class PackedCache:
@@ -27,7 +29,7 @@ class PackedCache:
 
     def __init__(
         self,
-        layers: list[tuple[Tensor, Tensor]],
+        buffers: list[Tensor],
         lengths: Sequence[int],
         rows: Sequence[int],
         *,
@@ -37,21 +39,17 @@ class PackedCache:
     ) -> None:
         """
         Args:
-            layers: keys and values [F, J, d] of the prompts end to end; emptied on the way, so that there
-                are never two copies of everything.
+            buffers: keys and values [tokens, 2 * J, d] of each layer, keys before values: the prompts end
+                to end, then `max_tokens` slots of each row. Changed in place.
             lengths: tokens of each prompt.
             rows: number of rows of each prompt; a prompt's rows are neighbours.
-            max_tokens: slots of each row.
             num_shared: S, query heads that share a key head.
         """
-        self._lengths = list(lengths)
+        self._buffers, self._device = list(buffers), buffers[0].device
+        self._lengths, self._num_prompt_tokens = list(lengths), sum(lengths)
         self._prompt_R = [prompt for prompt, count in enumerate(rows) for _ in range(count)]
         self._num_slots, self._num_shared, self._attention = max_tokens, num_shared, attention
-        self._num_prompt_tokens, self._device = sum(lengths), layers[0][0].device
-        num_tokens = self._num_prompt_tokens + len(self._prompt_R) * max_tokens
-        self._buffers: list[Tensor] = []
-        while layers:
-            self._buffers.append(_buffer(*layers.pop(0), num_tokens))
+        assert len(buffers[0]) == self._num_prompt_tokens + len(self._prompt_R) * max_tokens
         self._num_filled_1 = torch.zeros(1, dtype=torch.int32, device=self._device)
         self._lay_out()
 
@@ -77,13 +75,10 @@ class PackedCache:
             moves,
         )
         self._slot_R = self._begin_k[len(counts) + 1 :: 2].long() - 1  # the slot filled last
+        num_kv_heads = self._buffers[0].shape[1] // 2
+        self._lse_slot_NJ = self._attention.lse_slots(num_queries, num_kv_heads).to(self._device)
         self._most_queries = max(counts)
         self._most_keys = max(num_slots, *self._lengths)
-
-    def reserve(self, num_tokens: int) -> bool:
-        """Return whether shapes have changed: they are those of all slots from the start."""
-        assert num_tokens <= self._num_slots
-        return False
 
     def open_slot(self) -> None:
         """Begin the next token of every row."""
@@ -105,7 +100,7 @@ class PackedCache:
             buffer,
             self._slot_R,
         )
-        out_NJd, lse_JN = self._attention(
+        out_NJd, lse = self._attention.attend(
             q_NJd,
             buffer[:, :num_kv_heads],
             buffer[:, num_kv_heads:],
@@ -114,25 +109,18 @@ class PackedCache:
             self._most_queries,
             self._most_keys,
         )
-        return tk.merge_halves(out_NJd, lse_JN, len(self._prompt_R))
+        return tk.merge_halves(out_NJd, lse, self._lse_slot_NJ, len(self._prompt_R))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these (ascending); the others' slots move up in their buffer."""
         index = torch.tensor(rows, device=self._device)
         first, num_slots = self._num_prompt_tokens, self._num_slots
-        stop = first + len(rows) * num_slots
         for layer, buffer in enumerate(self._buffers):
             own = buffer[first:].view(-1, num_slots, *buffer.shape[1:])
-            buffer[first:stop] = own[index].flatten(0, 1)
-            self._buffers[layer] = buffer[:stop]
+            for start in range(0, len(rows), _MOVED_AT_ONCE):
+                # rows only move up, so those of a later part are not overwritten yet
+                part = index[start : start + _MOVED_AT_ONCE]
+                own[start : start + len(part)] = own[part]
+            self._buffers[layer] = buffer[: first + len(rows) * num_slots]
         self._prompt_R = [self._prompt_R[row] for row in rows]
         self._lay_out()
-
-
-def _buffer(k_FJd: Tensor, v_FJd: Tensor, num_tokens: int) -> Tensor:
-    """Return a layer's buffer [tokens, 2 * J, d], keys before values, with the prompts' first."""
-    num_prompt_tokens, num_kv_heads, size = k_FJd.shape
-    buffer = k_FJd.new_empty(num_tokens, 2 * num_kv_heads, size)
-    buffer[:num_prompt_tokens, :num_kv_heads] = k_FJd
-    buffer[:num_prompt_tokens, num_kv_heads:] = v_FJd
-    return buffer

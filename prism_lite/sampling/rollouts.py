@@ -1,7 +1,7 @@
 """Sampling groups of completions: each prompt is encoded once, its rows decode side by side.
 
-A prompt's keys and values are stored once and shared by its rows (kv_cache.py; packed_cache.py on newer
-cards). Rows of all prompts decode together, whatever the prompts' lengths (token_step.py), and finished
+A prompt's keys and values are stored once and shared by its rows (kv_cache.py; packed_cache.py on a
+card). Rows of all prompts decode together, whatever the prompts' lengths (token_step.py), and finished
 rows leave the batch. Every rollout draws from its own random numbers, fixed before decoding starts, so its
 tokens do not depend on its neighbours. (Its logits do in the last float32 digits: other batch shapes sum in
 another order.)
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -22,12 +23,18 @@ from torch import Tensor
 from prism_lite import parts
 from prism_lite.config import SamplingConfig
 from prism_lite.models import placement
-from prism_lite.models.attention import packed_attention
 from prism_lite.models.backbone import Backbone
+from prism_lite.models.packed_attention import PackedAttention, packed_attention
 from prism_lite.models.packing import greedy_batches
 from prism_lite.models.prompts import Prompt
 from prism_lite.processes import num_processes, share_work
-from prism_lite.sampling.decoder import LeanDecoder, dense_bytes, lean_decoder, prefill
+from prism_lite.sampling.decoder import (
+    LeanDecoder,
+    dense_bytes,
+    empty_buffers,
+    lean_decoder,
+    prefill,
+)
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from prism_lite.sampling.packed_cache import PackedCache
 from prism_lite.sampling.token_step import (
@@ -227,11 +234,8 @@ def _decode(
             cache.keep(kept)
             rows = rows.keep(kept)
             runner.forget()
-        num_steps = min(interval, max_tokens - first)
-        if cache.reserve(first - 1 + num_steps):
-            runner.forget()
         step = partial(take_step, backbone, decoder, cache, rows, drawings, rotary_Ld, sampling)
-        runner.take(step, num_steps)
+        runner.take(step, min(interval, max_tokens - first))
     tensors = drawings.token_NC.tolist(), drawings.logprob_NC.cpu(), drawings.entropy_NC.cpu()
     groups: list[list[Rollout]] = [[] for _ in prompts]
     for prompt, token_ids, logprob_C, entropy_C in zip(order, *tensors, strict=True):
@@ -252,32 +256,40 @@ def _prefilled(
         next-token logits [B, V], the cache, and each row's prompt. In buckets rows are ordered by bucket,
         since the rows of a bucket attend in one call.
     """
-    logits_BV, layers, spans = prefill(backbone, decoder, prompts)
-    attention = packed_attention(
-        backbone.device, backbone.precision.compute_dtype, decoder.head_size, decoder.scale
-    )
+    lengths, rows = [len(prompt) for prompt in prompts], [len(drawn) for drawn in uniforms]
+    attention = _attention_on_card(backbone, decoder)
     if attention is not None:
-        rows = [len(of_prompt) for of_prompt in uniforms]
+        buffers = empty_buffers(decoder, sum(lengths) + sum(rows) * max_tokens)
+        logits_BV = prefill(backbone, decoder, prompts, buffers)
+        num_shared = decoder.num_heads // decoder.num_kv_heads
         cache = PackedCache(
-            layers,
-            [len(prompt) for prompt in prompts],
+            buffers,
+            lengths,
             rows,
             max_tokens=max_tokens,
-            num_shared=decoder.num_heads // decoder.num_kv_heads,
+            num_shared=num_shared,
             attention=attention,
         )
         return logits_BV, cache, [p for p, count in enumerate(rows) for _ in range(count)]
-    members = bucket_prompts([len(prompt) for prompt in prompts])
-    padded = pad_prompts(layers, [[spans[p] for p in bucket] for bucket in members])
+    buffers = empty_buffers(decoder, sum(lengths))
+    logits_BV = prefill(backbone, decoder, prompts, buffers)
+    spans = list(pairwise((0, *accumulate(lengths))))
+    members = bucket_prompts(lengths)
+    padded = pad_prompts(buffers, [[spans[p] for p in bucket] for bucket in members])
     buckets = [
-        PromptBucket(
-            padded.pop(0), [len(prompts[p]) for p in bucket], [len(uniforms[p]) for p in bucket]
-        )
+        PromptBucket(padded.pop(0), [lengths[p] for p in bucket], [rows[p] for p in bucket])
         for bucket in members
     ]
-    order = [p for bucket in members for p in bucket for _ in uniforms[p]]
-    cache = GroupCache(buckets, max_tokens, is_fixed=backbone.device.type == "cuda")
-    return logits_BV, cache, order
+    order = [p for bucket in members for p in bucket for _ in range(rows[p])]
+    return logits_BV, GroupCache(buckets, max_tokens), order
+
+
+def _attention_on_card(backbone: Backbone, decoder: LeanDecoder) -> PackedAttention | None:
+    """Return the attention of a token step, or None on a CPU."""
+    if backbone.device.type != "cuda":
+        return None
+    dtype = backbone.precision.compute_dtype
+    return packed_attention(backbone.device, dtype, decoder.head_size, decoder.scale)
 
 
 def _rotary(decoder: LeanDecoder, num_positions: int) -> tuple[Tensor, Tensor]:

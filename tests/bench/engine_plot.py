@@ -34,7 +34,7 @@ def plot(found: dict[str, Any], path: Path) -> Path:
     drawn = left.barh(names, ratios, color=OURS)
     left.bar_label(drawn, [f"{ratio:.1f}x" for ratio in ratios], padding=3)
     left.axvline(1, color=THEIRS, linewidth=1)
-    left.set(title="times faster than theirs", xlim=(0, 1.15 * max(ratios, default=1)))
+    left.set(title="times faster than theirs", xlim=(0, 1.25 * max(ratios, default=1)))
     left.invert_yaxis()
     for axis, key, label in (
         (middle, "G", "rollouts per prompt (768-token prompt)"),

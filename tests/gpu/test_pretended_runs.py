@@ -26,6 +26,7 @@ from prism_lite.models.families import qwen3_vl as family
 from prism_lite.runs.folder import RunFolder
 from prism_lite.sampling import token_step
 from prism_lite.sampling.rollouts import sample_groups
+from tests.gpu_check.kernels import packed_attention_errors
 from tests.micro import fill_adapter, micro_recipe, quiet_console
 from tests.pretended_card import RTX_4090, T4, PretendedCard, shadow
 from tests.pretended_machine import CARDS, groups_of, load, optimizers, pretended_card
@@ -37,13 +38,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-# Most launches of a token, in a layer and beside the layers (the head, the draw), without a graph. On
-# newer cards attention is one call; a T4 has one for the prompts and one for the rows' own tokens.
+# Most launches of a token, in a layer and beside the layers (the head, the draw), without a graph.
 BOUNDS = {
     ("rtx4090", "never"): {"in a layer": 24, "beside": 60},
     ("rtx4090", "always"): {"in a layer": 10, "beside": 60},
-    ("t4", "never"): {"in a layer": 38, "beside": 60},
-    ("t4", "always"): {"in a layer": 25, "beside": 60},
+    ("t4", "never"): {"in a layer": 24, "beside": 60},
+    ("t4", "always"): {"in a layer": 10, "beside": 60},
 }
 CAPABILITIES = {"rtx4090": RTX_4090, "t4": T4}
 
@@ -172,6 +172,14 @@ def test_a_decoded_token_launches_little_and_waits_once_in_32(
     print(f"{name}, dense weights {dense_weights}: {figures}")
     bounds = BOUNDS[name, dense_weights]
     assert all(figures[place] <= bound for place, bound in bounds.items()), figures
+
+
+@pytest.mark.parametrize(("card", "public"), [(T4, [False]), (RTX_4090, [True, True, False])])
+def test_gpu_check_compares_the_attention_of_a_token_step(card, public):
+    with pretended_card(card):
+        facts = packed_attention_errors("cuda:0")
+    assert [fact["public"] for fact in facts] == public
+    assert all(fact["is_right"] for fact in facts)
 
 
 def test_a_graph_refuses_what_waits_and_replays_in_place():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import triton_kernels as tk
 from prism_lite.models.attention import attend
+from prism_lite.models.packed_attention import packed_attention
 from tests.gpu_check.timing import seconds_of
 from triton_kernels import reference
 
@@ -45,8 +47,11 @@ def kernel_facts(device: str, *, small: bool) -> Iterator[Mapping[str, Any]]:
     yield {"lora_experts": experts}
     attention = [attention_errors(device, dtype) for dtype in (torch.float16, torch.bfloat16)]
     yield {"attention": attention}
+    packed = packed_attention_errors(device) if device == "cuda" else []
+    yield {"attention of a token step": packed}
     yield {"speed": speeds(device, small=small)}
-    wrong = [facts for facts in (*logprobs, *experts, *attention) if not facts["is_right"]]
+    facts = (*logprobs, *experts, *attention, *packed)
+    wrong = [fact for fact in facts if not fact["is_right"]]
     if wrong:
         raise RuntimeError(f"wrong results: {wrong}")
 
@@ -133,6 +138,46 @@ def attention_errors(device: str, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "dtype": _name(dtype), "relative": relative, "is_right": relative < MOST_RELATIVE[dtype],
     }  # fmt: skip
+
+
+def packed_attention_errors(device: str) -> list[dict[str, Any]]:
+    """Compare the attention of a token step with float64, in the types that this card decodes in.
+
+    Two prompts of 300 tokens with 16 rows each and 40 tokens of its own for every row, as PackedCache lays
+    them out.
+    """
+    is_new = torch.cuda.get_device_capability()[0] >= 8
+    facts = []
+    for dtype in (torch.float16, torch.bfloat16, torch.float32) if is_new else (torch.float16,):
+        attention = packed_attention(torch.device(device), dtype, 128, 128**-0.5)
+        generator = torch.Generator().manual_seed(3)
+        num_queries, num_keys = [2 * 16] * 2 + [2] * 32, [300] * 2 + [40] * 32
+        q_NJd = torch.randn(128, 8, 128, generator=generator).to(dtype).to(device)
+        buffer = torch.randn(sum(num_keys), 16, 128, generator=generator).to(dtype).to(device)
+        begins = [
+            torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(device)
+            for counts in (num_queries, num_keys)
+        ]
+        out_NJd, lse = attention.attend(q_NJd, buffer[:, :8], buffer[:, 8:], *begins, 32, 300)
+        lse_NJ = lse.take(attention.lse_slots(num_queries, 8).to(device))
+        true_out, true_lse = [], []
+        keys_values = buffer.double().split(num_keys)
+        for q, kv in zip(q_NJd.double().split(num_queries), keys_values, strict=True):
+            score_JQK = torch.einsum("qjd,kjd->jqk", q, kv[:, :8]) * 128**-0.5
+            true_out.append(torch.einsum("jqk,kjd->qjd", score_JQK.softmax(-1), kv[:, 8:]))
+            true_lse.append(score_JQK.logsumexp(-1).T)
+        relative = max(
+            _relative(out_NJd, torch.cat(true_out)), _relative(lse_NJ, torch.cat(true_lse))
+        )
+        facts.append(
+            {
+                "dtype": _name(dtype),
+                "public": not attention.is_by_sequence,
+                "relative": relative,
+                "is_right": relative < MOST_RELATIVE[dtype],
+            }
+        )
+    return facts
 
 
 def speeds(device: str, *, small: bool) -> dict[str, float]:

@@ -113,7 +113,8 @@ def _run_decoding(dtype: torch.dtype, stream: torch.dtype, hidden_size: int, siz
     norms, buffer = torch.zeros(6, size, dtype=dtype), torch.zeros(16, 4, size, dtype=dtype)
     slots = torch.zeros(2, dtype=torch.int64)
     q = tk.rotate_and_store(heads, norms, 1e-6, table, table, buffer, slots)
-    tk.merge_halves(q, torch.zeros(2, q.shape[0]), 2)
+    slots = torch.arange(2 * q.shape[0]).view(q.shape[0], 2)
+    tk.merge_halves(q, torch.zeros(2, q.shape[0]), slots, 2)
 
 
 def cases(target: str) -> dict[str, Callable[[], None]]:

@@ -280,8 +280,8 @@ KERNEL_MUTATIONS = [
     Mutation(
         "decoding_triton.py",
         "second log-sum of another query",
-        "second_lse = tl.load(lse_ptr + kv_head * 2 * num_queries + num_queries + query)",
-        "second_lse = tl.load(lse_ptr + kv_head * 2 * num_queries + num_queries + row)",
+        "second_lse = tl.load(lse_ptr + tl.load(slot + num_queries * KV_HEADS))",
+        "second_lse = tl.load(lse_ptr + tl.load(slot + num_queries))",
     ),
     Mutation(
         "decoding_triton.py",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -154,6 +156,35 @@ def test_a_check_that_runs_too_long_is_ended_and_keeps_what_it_has_recorded(tmp_
     options = gpu_check.argparse.Namespace(device="cpu", small=True, random=True)
     found = gpu_check.run_check(gpu_check.Check("kernels", ("slow_check",), 2), options)
     assert found["known"] == 1 and found["error"] == "not finished after 2 s"
+
+
+def test_the_processes_of_a_check_end_with_it(tmp_path):
+    """Also those that it started, which hold its output open; else they would keep the card."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    started_s = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu_check.run_group([sys.executable, str(program)], 3)
+    assert time.monotonic() - started_s < 30
+    child = Path("/proc") / (tmp_path / "child").read_text()
+    state = re.search(r"State:\s+(\w)", (child / "status").read_text()) if child.exists() else None
+    assert state is None or state[1] == "Z", "the child is still running"
+
+
+def test_every_test_for_a_card_is_run():
+    marked = {
+        str(file.relative_to(REPOSITORY))
+        for file in (REPOSITORY / "tests").rglob("*.py")
+        if "mark.gpu" in file.read_text(encoding="utf-8") and file != Path(__file__)
+    }
+    assert len(marked) > 3
+    left_out = [file for file in marked if not file.startswith(gpu_check.TESTS)]
+    assert not left_out
 
 
 @pytest.mark.slow

@@ -76,14 +76,16 @@ def test_rotate_and_store(device, generator, dtype, num_kv_heads, num_shared, si
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merge_halves(device, generator, dtype):
-    """Two sets of keys, one far likelier than the other in some rows."""
+    """Two sets of keys, one far likelier than the other in some rows; log-sums in any order."""
     num_rows, num_kv_heads, num_shared, size = 3, 2, 2, 24
     num_queries = num_rows * num_shared
     out = torch.randn(2 * num_queries, num_kv_heads, size, generator=generator).to(device, dtype)
-    lse = 20 * torch.randn(num_kv_heads, 2 * num_queries, generator=generator).to(device)
-    found = tk.merge_halves(out, lse, num_rows)
+    lse = 20 * torch.randn(4, num_kv_heads, 32, generator=generator).to(device)
+    slots = torch.randperm(lse.numel(), generator=generator)[: 2 * num_queries * num_kv_heads]
+    slots = slots.view(2 * num_queries, num_kv_heads).to(device)
+    found = tk.merge_halves(out, lse, slots, num_rows)
     first, second = out.double().chunk(2)
-    share = lse.double().view(num_kv_heads, 2, num_queries).softmax(1).permute(1, 2, 0)[..., None]
+    share = lse.double().flatten()[slots].view(2, num_queries, num_kv_heads, 1).softmax(0)
     merged = share[0] * first + share[1] * second
     merged = merged.view(num_rows, num_shared, num_kv_heads, size).transpose(1, 2).flatten(1)
     check(found, merged, 4)

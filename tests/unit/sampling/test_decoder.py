@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from prism_lite.config import SamplingConfig
 from prism_lite.models.attention import attend, merge
+from prism_lite.models.packed_attention import PackedAttention
 from prism_lite.models.packing import Tree, forward_pack, pack_trees
 from prism_lite.models.tree_attention import (
     TreeCall,
@@ -22,8 +23,8 @@ from prism_lite.models.tree_attention import (
     tree_mask,
 )
 from prism_lite.planner.tracker import Tracker
-from prism_lite.sampling import rollouts
-from prism_lite.sampling.decoder import dense_bytes, lean_decoder, prefill
+from prism_lite.sampling import packed_cache, rollouts
+from prism_lite.sampling.decoder import dense_bytes, empty_buffers, lean_decoder, prefill
 from prism_lite.sampling.kv_cache import GroupCache, PromptBucket, bucket_prompts, pad_prompts
 from prism_lite.sampling.packed_cache import PackedCache
 from prism_lite.sampling.rollouts import sample_groups
@@ -47,13 +48,16 @@ def test_prefill_logits_equal_transformers(make_backbone, quantization, dense):
     hidden_FD = forward_pack(backbone.core, pack, features, attention="mask")
     last = [stop - 1 for _, stop in pack.layout.prompts]
     expected_BV = hidden_FD[last] @ backbone.head_weight.T
-    longest = max(map(len, prompts))
+    longest, stored = max(map(len, prompts)), []
     for limit in (4096, longest):  # all in one forward, or several
         backbone.config = backbone.config.__class__(max_pack_tokens=limit)
-        logits_BV, layers, spans = prefill(backbone, decoder, prompts)
+        num_tokens = sum(map(len, prompts))
+        buffers = [x.fill_(7.0) for x in empty_buffers(decoder, num_tokens + 5)]
+        logits_BV = prefill(backbone, decoder, prompts, buffers)
         torch.testing.assert_close(logits_BV, expected_BV, rtol=0, atol=1e-5)
-        assert spans == list(pack.layout.prompts)
-        assert layers[0][0].shape[0] == sum(map(len, prompts))
+        assert all((buffer[num_tokens:] == 7).all() for buffer in buffers)
+        stored.append(torch.stack(buffers)[:, :num_tokens])
+    torch.testing.assert_close(stored[0], stored[1], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_dense", [True, False])
@@ -94,7 +98,7 @@ def naive(q_RHd, keys_values, prompt_R, own, scale):
 
 
 def packed_reference(q_NJd, k_KJd, v_KJd, begin_q, begin_k, most_queries, most_keys):
-    """What `packed_attention` returns on a card (scale d ** -0.5), without a shape that depends on data."""
+    """The call of a new card (scale d ** -0.5), without a shape that depends on data."""
     assert begin_q.dtype == begin_k.dtype == torch.int32
     assert begin_q[1:].sub(begin_q[:-1]).amax() <= most_queries
     assert begin_k[1:].sub(begin_k[:-1]).amax() <= most_keys
@@ -109,33 +113,55 @@ def packed_reference(q_NJd, k_KJd, v_KJd, begin_q, begin_k, most_queries, most_k
     return out_NJd, score_JNK.logsumexp(-1)
 
 
-def bucketed(flat, lengths, counts, is_fixed):
+def by_sequence(q_NJd, k_KJd, v_KJd, begin_q, begin_k, most_queries, most_keys):
+    """The call of an older card: log-sums of each sequence by itself, padded."""
+    out_NJd, lse_JN = packed_reference(
+        q_NJd, k_KJd, v_KJd, begin_q, begin_k, most_queries, most_keys
+    )
+    lse_LJQ = torch.full((len(begin_q) - 1, len(lse_JN), 32), torch.nan, dtype=lse_JN.dtype)
+    for number, (first, stop) in enumerate(pairwise(begin_q.tolist())):
+        lse_LJQ[number, :, : stop - first] = lse_JN[:, first:stop]
+    return out_NJd, lse_LJQ
+
+
+def bucketed(flat, lengths, counts):
     """The cache of prompts in buckets, and each row's prompt."""
     spans = [(sum(lengths[:i]), sum(lengths[: i + 1])) for i in range(4)]
     groups = bucket_prompts(lengths)
     assert groups == [[1, 3, 2], [0]]
-    padded = pad_prompts(flat, [[spans[p] for p in group] for group in groups])
-    assert flat == []
+    padded = pad_prompts([flat], [[spans[p] for p in group] for group in groups])
     buckets = [
         PromptBucket(keys_values, [lengths[p] for p in group], [counts[p] for p in group])
         for keys_values, group in zip(padded, groups, strict=True)
     ]
     prompt_R = [p for group in groups for p in group for _ in range(counts[p])]
-    return GroupCache(buckets, max_tokens=300, is_fixed=is_fixed), prompt_R
+    return GroupCache(buckets, max_tokens=300), prompt_R
 
 
-def packed(flat, lengths, counts):
+def packed(flat, lengths, counts, attention):
     """The cache of packed sequences, and each row's prompt."""
+    slots = flat.new_full((300 * sum(counts), *flat.shape[1:]), torch.nan)
     cache = PackedCache(
-        flat, lengths, counts, max_tokens=300, num_shared=2, attention=packed_reference
+        [torch.cat([flat, slots])],
+        lengths,
+        counts,
+        max_tokens=300,
+        num_shared=2,
+        attention=attention,
     )
-    assert flat == []
     return cache, [p for p, count in enumerate(counts) for _ in range(count)]
 
 
-@pytest.mark.parametrize("kind", ["buckets", "fixed", "packed"])
-def test_the_shared_cache_equals_one_row_at_a_time(kind):
-    """Prompts of four lengths, uneven groups, rows leaving, windows growing; float64."""
+ATTENTION = {
+    "packed": PackedAttention(packed_reference, is_by_sequence=False),
+    "packed by sequence": PackedAttention(by_sequence, is_by_sequence=True),
+}
+
+
+@pytest.mark.parametrize("kind", ["buckets", *ATTENTION])
+def test_the_shared_cache_equals_one_row_at_a_time(kind, monkeypatch):
+    """Prompts of four lengths, uneven groups, rows leaving, three moved at once; float64."""
+    monkeypatch.setattr(packed_cache, "_MOVED_AT_ONCE", 3)
     generator = torch.Generator().manual_seed(2)
 
     def random(*shape):
@@ -149,11 +175,11 @@ def test_the_shared_cache_equals_one_row_at_a_time(kind):
     )
     lengths, counts = [30, 9, 11, 10], [3, 2, 1, 4]
     prompts = [(random(n, num_kv_heads, size), random(n, num_kv_heads, size)) for n in lengths]
-    flat = [(torch.cat([k for k, _ in prompts]), torch.cat([v for _, v in prompts]))]
-    if kind == "packed":
-        cache, prompt_R = packed(flat, lengths, counts)
+    flat = torch.cat([torch.cat([k, v], 1) for k, v in prompts])
+    if kind == "buckets":
+        cache, prompt_R = bucketed(flat, lengths, counts)
     else:
-        cache, prompt_R = bucketed(flat, lengths, counts, kind == "fixed")
+        cache, prompt_R = packed(flat, lengths, counts, ATTENTION[kind])
     own = [random(len(prompt_R), 0, num_kv_heads, size) for _ in range(2)]
     leaving = {3: [0, 1, 2, 4, 5, 7, 9], 131: [0, 3, 4, 6], 140: [3]}
     for step in range(150):
@@ -165,9 +191,6 @@ def test_the_shared_cache_equals_one_row_at_a_time(kind):
         qkv = torch.cat([q, k, v], 1)
         q, k = (torch.nn.functional.rms_norm(x, (size,)) for x in (q, k))
         own = [torch.cat([x, new[:, None]], 1) for x, new in zip(own, (k, v), strict=True)]
-        has_grown = cache.reserve(step + 1)
-        if kind != "buckets":
-            assert has_grown == (kind == "fixed" and step == 128)
         cache.open_slot()
         found = cache.attend_product(decoder, 0, qkv, ones, zeros)  # no rotation
         torch.testing.assert_close(
@@ -205,11 +228,8 @@ class FixedShapes(TorchDispatchMode):
         return results
 
 
-@pytest.mark.parametrize("kind", ["fixed", "packed"])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_a_token_step_neither_waits_nor_changes_its_shapes(
-    backbone, task, monkeypatch, kind, top_p
-):
+def test_a_token_step_neither_waits_nor_changes_its_shapes(backbone, task, monkeypatch, top_p):
     """As on a card, where it is recorded once: 31 steps while rows end; tokens as on a CPU."""
     fill_adapter(backbone)
     sampling = SamplingConfig(max_completion_tokens=32, dense_weights="never", top_p=top_p)
@@ -224,10 +244,8 @@ def test_a_token_step_neither_waits_nor_changes_its_shapes(
                 step()
             taken.append(mode.operations)
 
-    attention = packed_without_waiting if kind == "packed" else None
-    monkeypatch.setattr(rollouts, "packed_attention", lambda *_: attention)
-    fixed_cache = partial(GroupCache, is_fixed=True)
-    monkeypatch.setattr(rollouts, "GroupCache", lambda *buckets, **_: fixed_cache(*buckets))
+    attention = PackedAttention(packed_without_waiting, is_by_sequence=False)
+    monkeypatch.setattr(rollouts, "_attention_on_card", lambda *_: attention)
     monkeypatch.setattr(rollouts, "check_schedule", lambda _device: (32, 8))
     monkeypatch.setattr(StepRunner, "take", take)
     sampled = sample_groups(backbone, task.heldout[:3], **arguments)
@@ -253,12 +271,12 @@ def test_rows_are_dropped_once_they_are_an_eighth_and_to_a_multiple():
 
 def test_laying_out_prompts_and_dropping_them_holds_no_second_copy():
     """Beside what there is already, of 16 layers at most the one that is worked on."""
-    shape, num_layers = (64, 2, 8), 16
+    shape, num_layers = (64, 4, 8), 16
     tracker = Tracker(vocab_size=1)
     with Watch(tracker):
-        layers = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(num_layers)]
+        buffers = [torch.zeros(shape) for _ in range(num_layers)]
         layer_bytes = tracker.now / num_layers
-        (padded,) = pad_prompts(layers, [[(16 * i, 16 * i + 16) for i in range(4)]])
+        (padded,) = pad_prompts(buffers, [[(16 * i, 16 * i + 16) for i in range(4)]])
         assert tracker.peak.total < (num_layers + 3) * layer_bytes
         bucket = PromptBucket(padded, [16] * 4, [1] * 4)
         tracker.mark(("keep",))

@@ -12,8 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prism_lite.config import SamplingConfig
+from prism_lite.models.packed_attention import PackedAttention
 from prism_lite.sampling import token_step
-from prism_lite.sampling.decoder import lean_decoder, run_lean_decoder
+from prism_lite.sampling.decoder import empty_buffers, lean_decoder, run_lean_decoder
 from prism_lite.sampling.packed_cache import PackedCache
 from prism_lite.sampling.rollouts import sample_groups
 from prism_lite.sampling.token_step import StepRunner
@@ -54,14 +55,13 @@ def launches_of_a_layer(backbone, monkeypatch, *, dense: bool) -> int:
             decoding_triton, "launch", lambda *_, c=counted, **__: c.counts.update(["kernel"])
         )
         some_layers = dataclasses.replace(decoder, layers=decoder.layers[:num_layers])
-        prompt = torch.zeros(7, decoder.num_kv_heads, decoder.head_size, dtype=torch.bfloat16)
         cache = PackedCache(
-            [(prompt, prompt)] * num_layers,
+            empty_buffers(some_layers, 7 + 4 * 8),
             [7],
             [4],
             max_tokens=8,
             num_shared=decoder.num_heads // decoder.num_kv_heads,
-            attention=packed_without_waiting,
+            attention=PackedAttention(packed_without_waiting, is_by_sequence=False),
         )
         cache.open_slot()
         table_R1d = torch.zeros(4, 1, decoder.head_size, dtype=torch.bfloat16)
@@ -79,7 +79,7 @@ def launches_of_a_layer(backbone, monkeypatch, *, dense: bool) -> int:
 
 
 def test_launches_of_a_layer_and_token(make_backbone, monkeypatch):
-    """On a card of compute capability 8.0 with Triton: 4-bit weights and an adapter, or dense weights."""
+    """On a card with Triton: 4-bit weights and an adapter, or dense weights."""
     pytest.importorskip("triton")
     backbone = make_backbone(model__compute_dtype="bfloat16")
     fill_adapter(backbone)
