@@ -59,12 +59,7 @@ def draw_tokens(logits_RV: Tensor, uniform_R: Tensor, sampling: SamplingConfig) 
     if sampling.temperature == 0:
         token_R = logits_RV.argmax(-1)
     else:
-        threshold_R1 = uniform_R[:, None] * total_R1
-        block_R1 = _invert(cumulative_RB, threshold_R1)
-        before_R1 = (cumulative_RB - block_RB).gather(-1, block_R1)
-        inside_R1 = (threshold_R1 - before_R1).clamp(min=0)  # rounding must not go below
-        cumulative_inside = _block(weight_RV, block_R1).double().cumsum(-1)
-        token_R = (block_R1 * BLOCK + _invert(cumulative_inside, inside_R1))[:, 0]
+        token_R = _select(weight_RV, block_RB, cumulative_RB, uniform_R)
     log_total_R = total_R1[:, 0].log()
     mean_R = torch.bmm(weight_RV[:, None], log_weight_RV[:, :, None])[:, 0, 0] / total_R1[:, 0]
     logprob_R = log_weight_RV.gather(-1, token_R[:, None])[:, 0] - log_total_R
@@ -90,10 +85,26 @@ def _block_sums(weight_RV: Tensor) -> Tensor:
     """Sum blocks of neighbouring tokens, float64 [R, B], so that no float64 [R, V] is needed."""
     num_in_full_blocks = weight_RV.shape[1] // BLOCK * BLOCK
     full, rest = weight_RV[:, :num_in_full_blocks], weight_RV[:, num_in_full_blocks:]
+    if not num_in_full_blocks:
+        return rest.sum(-1, keepdim=True).double()
     sums = full.unflatten(1, (-1, BLOCK)).sum(-1)
     if rest.shape[1]:
         sums = torch.cat([sums, rest.sum(-1, keepdim=True)], 1)
     return sums.double()
+
+
+def _select(
+    weight_RV: Tensor, block_RB: Tensor, cumulative_RB: Tensor, uniform_R: Tensor
+) -> Tensor:
+    """Return the token of each row at whose weight the cumulative weight passes `uniform_R` of all."""
+    threshold_R1 = uniform_R[:, None] * cumulative_RB[:, -1:]
+    if block_RB.shape[1] == 1:  # the same token as below, without looking for its block
+        return _invert(weight_RV.double().cumsum(-1), threshold_R1)[:, 0]
+    block_R1 = _invert(cumulative_RB, threshold_R1)
+    before_R1 = (cumulative_RB - block_RB).gather(-1, block_R1)
+    inside_R1 = (threshold_R1 - before_R1).clamp(min=0)  # rounding must not go below
+    cumulative_inside = _block(weight_RV, block_R1).double().cumsum(-1)
+    return (block_R1 * BLOCK + _invert(cumulative_inside, inside_R1))[:, 0]
 
 
 def _block(weight_RV: Tensor, block_R1: Tensor) -> Tensor:
