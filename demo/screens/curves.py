@@ -1,7 +1,7 @@
 """Convert metrics.jsonl to the data frames of the plots, thinned so that they stay fast.
 
-A frame has the columns step (float), value (float) and curve (text). Without any point there is no
-frame: a Gradio plot that is first given an empty one stays broken.
+A frame has the columns step (float, counted from 1 as the training prints it), value (float) and curve
+(text). Without any point there is no frame: a Gradio plot that is first given an empty one stays broken.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def panel_plot(
             align_offset = offset
         start = align_offset if stage == "control" else offset
         for name, (key, color) in _curves(panel, stage, lines).items():
-            curve = [(float(line["step"]), float(line[key])) for line in lines if key in line]
+            curve = [(line["step"] + 1.0, float(line[key])) for line in lines if key in line]
             points += [(start + x, y, name) for x, y in thin(curve)]
             colors[name] = color
         offset += 1 + max((int(line["step"]) for line in lines), default=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from prism_lite.version import torchao_trouble
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from prism_lite.types import Group
 
 
 def add_command(commands: Any) -> None:
@@ -181,8 +184,9 @@ def _chat(arguments: argparse.Namespace, _overrides: list[str]) -> int:
         )
     _prepare(arguments.run)
     from prism_lite.deploy.chat import chat
+    from prism_lite.parts import Malformed, parse
 
-    chat(
+    answer = chat(
         arguments.run,
         arguments.pictures,
         arguments.question,
@@ -190,6 +194,9 @@ def _chat(arguments: argparse.Namespace, _overrides: list[str]) -> int:
         temperature=arguments.temperature,
         max_tokens=arguments.max_tokens,
     )
+    parsed = parse(answer)
+    if isinstance(parsed, Malformed):
+        print(f"malformed: {parsed.reason}", file=sys.stderr)
     return 0
 
 
@@ -253,6 +260,24 @@ def evaluate_run(
         seed=("show",),
     )
     for group in groups:
-        say(console, f"\n{group.sample.question} gold: {group.sample.answer}")
-        say(console, group.rollouts[0].text)
+        say(console, _greedy_completion(group))
     return figures
+
+
+def _greedy_completion(group: Group) -> str:
+    """Return a completion with its row, the gold answer, and whether it says that."""
+    from prism_lite.parts import Malformed
+    from prism_lite.rewards.group_rewards import group_verdicts
+
+    sample, rollout = group.sample, group.rollouts[0]
+    (value,) = group_verdicts(group)
+    verdict = "undecided" if value is None else "right" if value else "wrong"
+    if not rollout.is_well_formed:
+        faults = [rollout.parts.reason] if isinstance(rollout.parts, Malformed) else []
+        faults += ["it has the greatest length"] if rollout.finish == "length" else []
+        verdict = f"malformed: {', '.join(faults)}"
+    question = " ".join(sample.question.replace("<image>", " ").split())
+    files = [str(p.source) for p in sample.pictures if isinstance(p.source, Path)]
+    return "\n".join(
+        ("", question, *files, f"gold: {sample.answer} ({verdict})", rollout.text.strip())
+    )

@@ -163,10 +163,11 @@ def test_a_panel_of_one_point_is_typed() -> None:
     frame = frame_of("sft_loss", [{"stage": "sft", "step": 0, "loss": 2}])
     assert frame is not None
     assert frame.step.dtype == frame.value.dtype == float
-    assert frame.values.tolist() == [[0.0, 2.0, "SFT"]]
+    assert frame.values.tolist() == [[1.0, 2.0, "SFT"]]
 
 
 def test_stages_are_laid_end_to_end() -> None:
+    """Steps count from 1, as the training prints them."""
     metrics = [
         {"stage": "align", "step": 0, "entropy": 1.0},
         {"stage": "align", "step": 1, "entropy": 0.9},
@@ -174,7 +175,7 @@ def test_stages_are_laid_end_to_end() -> None:
     ]
     frame = frame_of("entropy", metrics)
     assert frame is not None
-    assert frame.values.tolist() == [[0, 1.0, "Aligned"], [1, 0.9, "Aligned"], [2, 0.8, "RLVR"]]
+    assert frame.values.tolist() == [[1, 1.0, "Aligned"], [2, 0.9, "Aligned"], [3, 0.8, "RLVR"]]
 
 
 def test_evaluations_inside_the_stages_are_curves_beside_the_steps() -> None:
@@ -187,9 +188,9 @@ def test_evaluations_inside_the_stages_are_curves_beside_the_steps() -> None:
     frame = frame_of("evaluation", metrics)
     assert frame is not None
     assert frame.values.tolist() == [
-        [1, 0.4, "accuracy"],
-        [1, 0.2, "captions"],
-        [3, 0.6, "accuracy"],
+        [2, 0.4, "accuracy"],
+        [2, 0.2, "captions"],
+        [4, 0.6, "accuracy"],
     ]
     text = train._figures(metrics[:3])  # the newest step, whose evaluation is a line of its own
     assert "SFT 2" in text and "0.900" in text and "2.0 s" in text
@@ -206,13 +207,13 @@ def test_rlvr_alone_begins_beside_alignment() -> None:
     ]
     frame = frame_of("entropy", metrics)
     assert frame is not None
-    rows = [[0, 1.0, "Aligned"], [1, 0.8, "RLVR"], [0, 0.7, "RLVR alone"], [1, 0.6, "RLVR alone"]]
+    rows = [[1, 1.0, "Aligned"], [2, 0.8, "RLVR"], [1, 0.7, "RLVR alone"], [2, 0.6, "RLVR alone"]]
     assert frame.values.tolist() == rows
     frame = frame_of("evaluation", metrics)  # it has SFT too
     assert frame is not None
     assert frame.values.tolist() == [
-        [3, 0.9, "captions"],
-        [2, 0.1, "captions, RLVR alone"],
+        [4, 0.9, "captions"],
+        [3, 0.1, "captions, RLVR alone"],
     ]
 
 
@@ -233,7 +234,7 @@ def test_pair_accuracy_has_its_chance_line() -> None:
     frame = frame_of("pair_accuracy", metrics)
     assert frame is not None
     chance = frame[frame.curve == curves.CHANCE]
-    assert chance.step.tolist() == [0, 2] and chance.value.tolist() == [0.5, 0.5]
+    assert chance.step.tolist() == [1, 3] and chance.value.tolist() == [0.5, 0.5]
 
 
 def test_heat_of_tokens() -> None:
@@ -381,7 +382,7 @@ def test_rewards_of_the_user_are_in_the_bars_and_the_curves(tmp_path: Path) -> N
     ]
     frame = frame_of("rewards", metrics)
     assert frame is not None
-    assert frame.values.tolist() == [[0.0, 0.0, "brevity"], [1.0, 0.5, "brevity"]]
+    assert frame.values.tolist() == [[1.0, 0.0, "brevity"], [2.0, 0.5, "brevity"]]
 
 
 def test_unknown_rewards_get_their_own_colors() -> None:

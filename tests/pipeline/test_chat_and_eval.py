@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from prism_lite import parts, pipeline
+from prism_lite.cli import trained
 from prism_lite.cli.trained import evaluate_run
 from prism_lite.data.task import load_task
 from prism_lite.deploy import chat
 from prism_lite.deploy.load import heldout_task, load_stage
 from prism_lite.rewards.group_rewards import group_accuracy
 from prism_lite.sampling.rollouts import sample_groups
-from prism_lite.types import Group, Rollout
+from prism_lite.types import Group, Picture, Rollout, Sample, Turn
 from tests.micro import micro_recipe, quiet_console
 from tests.pipeline.test_command_line import check_refused, in_process
 
@@ -105,6 +106,22 @@ def test_eval_on_another_file_judges_its_rows(micro_run, tmp_path):
     assert figures["accuracy"] == sum(group_accuracy(group)) / len(group.rollouts)
 
 
+def test_a_shown_completion_says_why_it_is_not_right(tmp_path):
+    picture = Picture("p", tmp_path / "p.png")
+    sample = Sample("a", (Turn("user", "<image>\nHow long\nis AB?"),), (picture,), answer="4")
+    head = f"\nHow long is AB?\n{tmp_path / 'p.png'}\ngold: 4 "
+    right, cut = rollout("4"), dataclasses.replace(rollout("4"), finish="length")
+    bad = Rollout((1,), "so", parts.parse("so"), "length", None, None)  # type: ignore[arg-type]
+    for shown, verdict in (
+        (right, "right"),
+        (rollout("7"), "wrong"),
+        (cut, "malformed: it has the greatest length"),
+        (bad, "malformed: missing <caption>, it has the greatest length"),
+    ):
+        text = trained._greedy_completion(Group(sample, (shown,)))
+        assert text == f"{head}({verdict})\n{shown.text}"
+
+
 def sample_groups_of(folder, config, file) -> Group:
     task = heldout_task(config, str(file), None)
     (group,) = sample_groups(
@@ -176,6 +193,16 @@ def test_chat_prints_an_answer_from_any_stage(micro_run, task, tmp_path, stage):
     assert done.returncode == 0, done.stderr
     assert "<caption>" in done.stdout
     assert "<|im_end|>" not in done.stdout
+    parsed = parts.parse(done.stdout.strip())
+    reason = f"malformed: {parsed.reason}" if isinstance(parsed, parts.Malformed) else ""
+    assert ("malformed" in done.stderr) == bool(reason) and reason in done.stderr
+
+
+def test_chat_says_that_an_answer_is_malformed(micro_run):
+    _, folder, _, _ = micro_run
+    done = in_process("chat", "--run", folder, "--max-tokens", 1, "What is it?")
+    assert done.returncode == 0, done.stderr
+    assert "malformed: missing </caption>" in done.stderr
 
 
 def test_chat_about_a_picture_that_is_not_there(micro_run, tmp_path):
