@@ -6,7 +6,6 @@ A finished stage is never repeated; an unfinished one resumes from its last chec
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,11 +20,10 @@ from prism_lite.config.checks import plays_game
 from prism_lite.console import say
 from prism_lite.data.task import TaskData, load_task
 from prism_lite.digits.base_model import base_folder
-from prism_lite.discriminator.model import save_discriminator
-from prism_lite.files import cache_folder, make_cache_folder, write_text
+from prism_lite.files import cache_folder, make_cache_folder
 from prism_lite.models.adapters import read_adapter
 from prism_lite.models.backbone import load_backbone
-from prism_lite.models.device import check_machine, release_unused
+from prism_lite.models.device import check_machine
 from prism_lite.output import lasting_output
 from prism_lite.processes import (
     broadcast,
@@ -37,9 +35,13 @@ from prism_lite.processes import (
 )
 from prism_lite.rehearsal import rehearse_stages
 from prism_lite.rewards.load import load_rewards
-from prism_lite.runs import card, plots, report
-from prism_lite.runs.checkpoint import disk_errors
-from prism_lite.runs.drift_report import drift_line
+from prism_lite.run_results import (
+    adds_seconds,
+    evaluate_policy,
+    write_exports,
+    write_reports,
+    write_skipped,
+)
 from prism_lite.runs.environment import check_same_rewards, write_environment
 from prism_lite.runs.folder import RunFolder, open_run
 from prism_lite.runs.go_back import go_back
@@ -51,8 +53,6 @@ from prism_lite.stages.align import run_align
 from prism_lite.stages.best_of_n import run_best_of_n
 from prism_lite.stages.context import Context
 from prism_lite.stages.dpo import run_dpo
-from prism_lite.stages.drift import measure_drift
-from prism_lite.stages.evaluate import evaluate, evaluated_samples
 from prism_lite.stages.memory import context_with_less_memory, free_memory
 from prism_lite.stages.preflight import (
     check_rewards,
@@ -64,7 +64,7 @@ from prism_lite.stages.rlvr import run_control, run_rlvr
 from prism_lite.stages.sft import run_sft, run_teacher_sft
 from prism_lite.stages.text_lengths import check_text_lengths
 from prism_lite.stages.warmup import run_warmup
-from prism_lite.types import EVALUATED_STAGES, POLICY_STAGES, STAGES, NotFiniteError, Stage
+from prism_lite.types import EVALUATED_STAGES, STAGES, NotFiniteError, Stage
 
 _ALIGN_METHODS: dict[str, Callable[[Context], None]] = {
     "adversarial": run_align,
@@ -216,26 +216,26 @@ def _train(
 ) -> dict[str, Any]:
     """Run and evaluate the stages, and write what is exported from the run."""
     config, folder, backbone = context.config, context.run, context.backbone
-    on_first(lambda: _write_skipped(folder, context.task))
+    on_first(lambda: write_skipped(folder, context.task))
     on_first(
         lambda: write_environment(folder.path, config, backbone.core, context.rewards, command)
     )
     if not broadcast(folder.results()).get("stages", {}).get("base"):
-        context = _evaluate(context, "base", base_s)
-        _write_reports(context)
+        context = evaluate_policy(context, "base", base_s)
+        write_reports(context)
     for stage in stages:
         folder.check_stop(f"before stage {stage}")
         if not broadcast(folder.is_done(stage)):
             start_peak(backbone.device)
-            with _adds_seconds(folder, stage):
+            with adds_seconds(folder, stage):
                 context = _run_stage(context, stage)
         results = broadcast(folder.results())
         if stage in EVALUATED_STAGES and stage not in results.get("stages", {}):
             context.load_policy(stage)
-            context = _evaluate(context, stage, results.get("seconds", {}).get(stage))
-            _write_reports(context)
-    on_first(lambda: _write_exports(context))
-    _write_reports(context)
+            context = evaluate_policy(context, stage, results.get("seconds", {}).get(stage))
+            write_reports(context)
+    on_first(lambda: write_exports(context))
+    write_reports(context)
     return folder.results()
 
 
@@ -265,12 +265,6 @@ def _waits(out: Path, stage: str) -> bool:
     return not (out / "stages" / stage / "final").is_dir()
 
 
-def _write_reports(context: Context) -> None:
-    """Write the plots, and the model card that names what has run so far."""
-    on_first(lambda: plots.write_plots(context.run))
-    on_first(lambda: card.write_model_card(context.run))
-
-
 def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskData:
     """Return the task without the rows of stages that are finished or not asked for."""
     waiting = {stage for stage in stages if _waits(out, stage)}
@@ -282,102 +276,3 @@ def _rows_to_read(task: TaskData, out: Path, stages: Sequence[Stage]) -> TaskDat
     }
     unread = {name: () for name, needed_by in readers.items() if not needed_by & waiting}
     return dataclasses.replace(task, **unread)
-
-
-def _write_skipped(folder: RunFolder, task: TaskData) -> None:
-    """Write skipped.jsonl: every row that this session's data leaves out, and why."""
-    path = folder.path / "skipped.jsonl"
-    if not task.skipped:
-        path.unlink(missing_ok=True)
-        return
-    lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in task.skipped)
-    write_text(path, "".join(f"{line}\n" for line in lines))
-    say(folder.console, f"{path} lists the {len(task.skipped)} skipped rows")
-
-
-def _evaluate(context: Context, stage: str, seconds: float | None) -> Context:
-    """Evaluate the loaded policy, if it is wanted, with less memory where that is short.
-
-    Args:
-        seconds: training time of the stage; None where it is not known.
-
-    Returns:
-        The context that later stages use.
-    """
-    if stage not in context.config.eval.stages:
-        return context
-    if not context.task.heldout:
-        say(context.run.console, "no held-out rows (data.heldout): nothing to evaluate")
-        return context
-    while True:
-        try:
-            _add_figures(context, stage, seconds)
-            return context
-        except (RuntimeError, MemoryError) as error:
-            activity = f"the evaluation of stage {stage}"
-            context = context_with_less_memory(context, error, activity)
-        free_memory()
-
-
-def _add_figures(context: Context, stage: str, seconds: float | None) -> None:
-    """Evaluate the loaded policy and add its figures to results.json."""
-    config, folder = context.config, context.run
-    release_unused(context.backbone.device)
-    started_s = time.monotonic()
-    evaluation = evaluate(
-        context.backbone, context.task, config, with_progress=folder.with_progress, stage=stage
-    )
-    evaluated_s = time.monotonic()
-    drift = measure_drift(context, stage, evaluation.groups) if config.eval.drift else None
-    drift_share = (time.monotonic() - evaluated_s) / (time.monotonic() - started_s)
-    figures = evaluation.figures
-    if seconds is not None:
-        figures["seconds"] = seconds
-    results = {
-        "task": config.data.task,
-        "n": len(evaluated_samples(context.task, config)),
-        "seed": config.seed,
-        "stages": {},
-        **folder.results(),
-    }
-    results["stages"][stage] = figures
-    if drift is not None:
-        results.setdefault("drift", {})[stage] = drift
-    folder.write_rates(stage, evaluation.rates)
-    folder.write_results(results)
-    say(folder.console, report.stage_line(stage, figures))
-    if drift is not None:
-        base = results["drift"].get("base", {})
-        line = drift_line(drift, base if stage != "base" else {})
-        say(folder.console, f"{line} ({drift_share:.0%} of the evaluation's time)")
-
-
-@contextmanager
-def _adds_seconds(folder: RunFolder, stage: str) -> Iterator[None]:
-    """Add the time spent to the stage's seconds in results.json, also when it stops halfway."""
-    started_s = time.monotonic()
-    try:
-        yield
-    finally:
-        results = folder.results()
-        seconds = results.setdefault("seconds", {})
-        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started_s
-        folder.write_results(results)
-
-
-def _write_exports(context: Context) -> None:
-    """Write policy/ (plain PEFT) and discriminator/ from the last finished stages."""
-    folder = context.run
-    finished = [stage for stage in STAGES if folder.is_done(stage)]
-    with_policy = [stage for stage in finished if stage in POLICY_STAGES]
-    if with_policy:
-        context.load_policy(with_policy[-1])
-        with disk_errors(folder.path / "policy"):
-            context.backbone.save_policy(str(folder.path / "policy"))
-    for stage in reversed(finished):
-        tensors = folder.load_final(stage)
-        if "discriminator" in tensors:
-            config = context.config.discriminator
-            with disk_errors(folder.path / "discriminator"):
-                save_discriminator(folder.path / "discriminator", tensors["discriminator"], config)
-            return

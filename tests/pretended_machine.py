@@ -112,6 +112,7 @@ def pretended_card(capability: tuple[int, int], *, gib: float = 16.0) -> Iterato
         "reset_peak_memory_stats": None, "synchronize": None, "empty_cache": None,
         "is_bf16_supported": capability >= (8, 0), "_lazy_init": None,
         "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
+        "current_stream": None, "set_stream": None,
     }  # fmt: skip
     module_to, run_engine = nn.Module.to, torch.autograd._engine_run_backward
 

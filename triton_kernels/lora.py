@@ -21,6 +21,7 @@ from triton_kernels._common import (
     choose_backend,
     describe,
     gemm_dtype,
+    mm_float32,
     no_autocast,
 )
 
@@ -106,7 +107,10 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     grad_x = grad_A = grad_B = grad_weights = None
     if needs_B:
         scaled_TR = implementation.scale_ranks(low_TR, weights, ctx.scale)
-        grad_NEr = (grad_TN.T @ scaled_TR).view(grad_TN.shape[1], num_experts, rank)
+        grad_NR = mm_float32(
+            grad_TN.T, scaled_TR
+        )  # sums over tokens of a scaled loss: beyond float16
+        grad_NEr = grad_NR.view(grad_TN.shape[1], num_experts, rank)
         grad_B = grad_NEr.transpose(0, 1).to(B_dtype)
     if needs_x or needs_A or needs_weights:
         grad_low_TR, grad_weights = implementation.scale_ranks_backward(
@@ -116,7 +120,7 @@ def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         if needs_x:
             grad_x = (grad_low_TR @ A_RD).to(x.dtype)
         if needs_A:
-            grad_RD = grad_low_TR.T @ x.to(A_RD.dtype)
+            grad_RD = mm_float32(grad_low_TR.T, x.to(A_RD.dtype))
             grad_A = grad_RD.view(ctx.A_shape).to(A_dtype)
     return grad_x, grad_A, grad_B, grad_weights
 

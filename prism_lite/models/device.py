@@ -19,7 +19,9 @@ agree there to rounding; on the CPU they agree to the byte.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -69,6 +71,21 @@ class Precision:
     reason: str
 
 
+@functools.cache
+def has_flash_attn() -> bool:
+    """Return whether flash-attn is installed and can be imported beside this torch."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    try:
+        from flash_attn import (  # noqa: F401  # pyright: ignore[reportMissingImports]
+            flash_attn_varlen_func,
+        )
+    except ImportError as error:  # built for another torch, or an edition without this function
+        warnings.warn(f"flash-attn is installed and not used: {error}", stacklevel=2)
+        return False
+    return True
+
+
 def choose_precision(model: ModelConfig, card: Card | None) -> Precision:
     """Choose for a card, or for the CPU if `card` is None. Settings other than "auto" take precedence.
 
@@ -97,7 +114,7 @@ def choose_precision(model: ModelConfig, card: Card | None) -> Precision:
         and card.capability >= OLDEST_BFLOAT16
         and dtype != torch.float32
         and not model.float32_vision
-        and importlib.util.find_spec("flash_attn") is not None
+        and has_flash_attn()
     )
     facts = [f"compute {str(dtype).removeprefix('torch.')} ({why})"]
     facts += ["loss scaler and float32 residual"] if is_half else []

@@ -9,7 +9,6 @@ sequence, to a multiple of 32.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from prism_lite.models.device import OLDEST_BFLOAT16, has_flash_attn
 
 # Queries [N, J, d], keys and values [K, J, d], where each sequence begins in N and in K (int32 [L + 1],
 # with the end of the last one), most queries and keys of one -> output [N, J, d] and float32 log-sums
@@ -66,13 +67,12 @@ def packed_attention(
         scale: of the scores.
     """
     assert device.type == "cuda", device
-    is_new = torch.cuda.get_device_capability(device)[0] >= 8
+    is_new = torch.cuda.get_device_capability(device) >= OLDEST_BFLOAT16
     # both are called with their own scale, whose argument has come and gone between versions
     is_their_scale = math.isclose(scale, size**-0.5)
     if not is_new or dtype not in (torch.float16, torch.bfloat16) or not is_their_scale:
         return PackedAttention(partial(_memory_efficient, scale=scale), is_by_sequence=True)
-    has_flash_attn = importlib.util.find_spec("flash_attn") is not None
-    return PackedAttention(_flash_attn if has_flash_attn else _torch_varlen, is_by_sequence=False)
+    return PackedAttention(_flash_attn if has_flash_attn() else _torch_varlen, is_by_sequence=False)
 
 
 def _flash_attn(q_NJd: Tensor, *others: Any) -> tuple[Tensor, Tensor]:

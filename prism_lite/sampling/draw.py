@@ -61,7 +61,7 @@ def draw_tokens(logits_RV: Tensor, uniform_R: Tensor, sampling: SamplingConfig) 
     else:
         token_R = _select(weight_RV, block_RB, cumulative_RB, uniform_R)
     log_total_R = total_R1[:, 0].log()
-    mean_R = torch.bmm(weight_RV[:, None], log_weight_RV[:, :, None])[:, 0, 0] / total_R1[:, 0]
+    mean_R = weight_RV.mul_(log_weight_RV).sum(-1) / total_R1[:, 0]  # in place: a row of V less
     logprob_R = log_weight_RV.gather(-1, token_R[:, None])[:, 0] - log_total_R
     return Drawn(token_R, logprob_R.float(), (log_total_R - mean_R).float())
 

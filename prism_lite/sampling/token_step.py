@@ -181,13 +181,18 @@ def _may_record(backbone: Backbone, sampling: SamplingConfig) -> bool:
 
 def _recorded(step: Callable[[], None]) -> Callable[[], None] | None:
     """Record a step without taking it; return what replays it, or None if it cannot be recorded."""
+    stream = None
     try:
         graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.current_stream()
         # other threads (a page that answers meanwhile) may use the card
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
     except RuntimeError as error:  # an operation that a graph cannot hold, or no memory for it
-        _failures.append(str(error).splitlines()[0])
+        if stream is not None:
+            torch.cuda.set_stream(stream)  # torch leaves its own set where ending a recording fails
+        cause = error.__context__ or error  # ending it fails because of what failed in it
+        _failures.append(str(cause).splitlines()[0])
         _warn(f"recording it failed ({_failures[0]})")
         return None
     return graph.replay

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from prism_lite import pipeline
+from prism_lite import pipeline, run_results
 from prism_lite.cli.doctor import describe
 from prism_lite.config import SamplingConfig
 from prism_lite.data.task import load_task
@@ -62,7 +62,7 @@ def test_a_run_with_every_option_for_memory(micro_cache, tmp_path, monkeypatch):
         **optimizers(dtype),
     )  # fmt: skip
     monkeypatch.setattr(
-        pipeline.plots, "write_plots", lambda _run: None
+        run_results.plots, "write_plots", lambda _run: None
     )  # has nothing to do with cards
     out = tmp_path / "run"
     with pretended_card(CARDS[dtype]):

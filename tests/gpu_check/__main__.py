@@ -69,12 +69,15 @@ class Check:
     limit_s: int
 
 
-def checks_of(part: str, recipes: Sequence[str], *, has_unsloth: bool) -> list[Check]:
+def checks_of(
+    part: str, recipes: Sequence[str], *, has_bfloat16: bool, has_unsloth: bool
+) -> list[Check]:
     """Return the checks of a part; their limits add up to six minutes at most."""
     measure = "tests.gpu_check.measure"
     if part == "one":
         pytest = ("pytest", "-m", "gpu", "-q", "-rfE", "-p", "no:cacheprovider", *TESTS)
-        micro = [Check(f"micro {t}", (measure, "micro", t), 70) for t in ("bfloat16", "float16")]
+        dtypes = ("bfloat16", "float16") if has_bfloat16 else ("float16",)
+        micro = [Check(f"micro {dtype}", (measure, "micro", dtype), 70) for dtype in dtypes]
         if has_unsloth:
             micro.append(Check("micro unsloth", (measure, "micro", "auto", "unsloth"), 80))
         return [
@@ -122,7 +125,9 @@ def main(arguments: Sequence[str]) -> int:
     record |= {"random": options.random, "small": options.small}
     for part in ("one", "two") if options.part is None else (options.part,):
         has_unsloth = bool(record["versions"]["unsloth"]) and options.device == "cuda"
-        record |= run_part(part, checks_of(part, recipes, has_unsloth=has_unsloth), options)
+        has_bfloat16 = record["capability"] is None or float(record["capability"]) >= 8
+        checks = checks_of(part, recipes, has_bfloat16=has_bfloat16, has_unsloth=has_unsloth)
+        record |= run_part(part, checks, options)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{slug(record['card'])}.json"
     if options.part is not None and file.exists():  # the other part was run before

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import triton_kernels as tk
 from prism_lite.models.attention import attend
+from prism_lite.models.device import OLDEST_BFLOAT16
 from prism_lite.models.packed_attention import packed_attention
 from tests.gpu_check.timing import seconds_of
 from triton_kernels import reference
@@ -45,11 +46,15 @@ def kernel_facts(device: str, *, small: bool) -> Iterator[Mapping[str, Any]]:
     yield {"token_logprobs": logprobs}
     experts = [expert_errors(device, num_tokens, width, path) for path in paths]
     yield {"lora_experts": experts}
-    attention = [attention_errors(device, dtype) for dtype in (torch.float16, torch.bfloat16)]
+    has_bfloat16 = device == "cpu" or torch.cuda.get_device_capability() >= OLDEST_BFLOAT16
+    of_card = torch.bfloat16 if has_bfloat16 else torch.float16
+    attention = [
+        attention_errors(device, dtype) for dtype in dict.fromkeys((torch.float16, of_card))
+    ]
     yield {"attention": attention}
     packed = packed_attention_errors(device) if device == "cuda" else []
     yield {"attention of a token step": packed}
-    yield {"speed": speeds(device, small=small)}
+    yield {"speed": speeds(device, of_card, small=small)}
     facts = (*logprobs, *experts, *attention, *packed)
     wrong = [fact for fact in facts if not fact["is_right"]]
     if wrong:
@@ -146,7 +151,7 @@ def packed_attention_errors(device: str) -> list[dict[str, Any]]:
     Two prompts of 300 tokens with 16 rows each and 40 tokens of its own for every row, as PackedCache lays
     them out.
     """
-    is_new = torch.cuda.get_device_capability()[0] >= 8
+    is_new = torch.cuda.get_device_capability() >= OLDEST_BFLOAT16
     facts = []
     for dtype in (torch.float16, torch.bfloat16, torch.float32) if is_new else (torch.float16,):
         attention = packed_attention(torch.device(device), dtype, 128, 128**-0.5)
@@ -180,13 +185,17 @@ def packed_attention_errors(device: str) -> list[dict[str, Any]]:
     return facts
 
 
-def speeds(device: str, *, small: bool) -> dict[str, float]:
-    """Return bandwidths in GB/s and the share of the plain product's speed that log-probs reach."""
+def speeds(device: str, dtype: torch.dtype, *, small: bool) -> dict[str, float]:
+    """Return bandwidths in GB/s and the share of the plain product's speed that log-probs reach.
+
+    Args:
+        dtype: the type that this card computes in.
+    """
     num_tokens, width, vocabulary = (33, 64, 700) if small else (1024, 2048, VOCABULARY)
-    source = torch.empty(2**20 if small else 2**28, dtype=torch.bfloat16, device=device)
+    source = torch.empty(2**20 if small else 2**28, dtype=dtype, device=device)
     target = torch.empty_like(source)
     copy_s = seconds_of(lambda: target.copy_(source), device)
-    low_TR = torch.randn(64 * num_tokens, 128, device=device).to(torch.bfloat16)
+    low_TR = torch.randn(64 * num_tokens, 128, device=device).to(dtype)
     weight_TE = torch.rand(64 * num_tokens, 8, device=device)
     from triton_kernels import lora
 
@@ -194,8 +203,8 @@ def speeds(device: str, *, small: bool) -> dict[str, float]:
         lambda: lora._implementation(low_TR).scale_ranks(low_TR, weight_TE, 2.0), device
     )
     num_bytes = 2 * low_TR.nbytes + weight_TE.nbytes
-    hidden_TD = torch.randn(num_tokens, width, device=device).to(torch.bfloat16)
-    head_VD = torch.randn(vocabulary, width, device=device).to(torch.bfloat16)
+    hidden_TD = torch.randn(num_tokens, width, device=device).to(dtype)
+    head_VD = torch.randn(vocabulary, width, device=device).to(dtype)
     ids_T = torch.arange(num_tokens, device=device) % vocabulary
     logprob_s = seconds_of(lambda: tk.token_logprobs(hidden_TD, head_VD, ids_T), device, repeats=5)
     product_s = seconds_of(lambda: hidden_TD @ head_VD.T, device, repeats=5)

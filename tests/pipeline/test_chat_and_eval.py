@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prism_lite import parts, pipeline
+from prism_lite import parts, pipeline, run_results
 from prism_lite.cli import trained
 from prism_lite.cli.trained import evaluate_run
 from prism_lite.data.task import load_task
@@ -225,9 +225,9 @@ def test_evaluation_uses_the_prompts_and_stages_of_the_settings(micro_run, tmp_p
     """eval.num_prompts: the first ones; eval.stages: no sampling for the others."""
     config, _, _, _ = micro_run
     asked = []
-    real = pipeline.evaluate
+    real = run_results.evaluate
     monkeypatch.setattr(
-        pipeline, "evaluate", lambda *a, **k: asked.append(k["stage"]) or real(*a, **k)
+        run_results, "evaluate", lambda *a, **k: asked.append(k["stage"]) or real(*a, **k)
     )
     few = micro_recipe(eval__num_prompts=3, eval__stages=["sft"], sft__steps=1)
     results = pipeline.run(few, tmp_path / "few", stages=("sft",), console=quiet_console())

@@ -373,7 +373,7 @@ def test_out_of_memory_is_one_sentence_and_exit_code_1(monkeypatch, recipe, tmp_
     def fails(*_arguments: object, **_others: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("prism_lite.pipeline.evaluate", fails)
+    monkeypatch.setattr("prism_lite.run_results.evaluate", fails)
     done = in_process("sft", "--recipe", recipe, "--out", tmp_path / "out")
     assert done.returncode == 1
     assert "prism-lite: out of memory in the evaluation of stage base" in done.stderr

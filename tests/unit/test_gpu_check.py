@@ -80,11 +80,18 @@ def test_the_needed_packages_are_those_of_the_project_without_datasets_and_trito
 def test_the_checks_of_a_part_end_within_six_minutes():
     for has_unsloth in (False, True):
         for part in ("one", "two"):
-            checks = gpu_check.checks_of(part, gpu_check.RECIPES, has_unsloth=has_unsloth)
+            checks = gpu_check.checks_of(
+                part, gpu_check.RECIPES, has_bfloat16=True, has_unsloth=has_unsloth
+            )
             assert sum(check.limit_s for check in checks) <= 360
             assert any("unsloth" in check.name for check in checks) == (
                 has_unsloth and part == "one"
             )
+
+
+def test_a_card_without_bfloat16_is_not_asked_for_it():
+    checks = gpu_check.checks_of("one", (), has_bfloat16=False, has_unsloth=False)
+    assert [check.name for check in checks] == ["gpu tests", "kernels", "micro float16"]
 
 
 def test_sizes_that_a_card_is_too_small_for_are_left_out():

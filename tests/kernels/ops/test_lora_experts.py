@@ -85,6 +85,20 @@ def test_float32_masters(dtype, device, generator) -> None:
     check_against_reference(inputs, generator)
 
 
+def test_gradients_of_masters_may_be_beyond_float16(device, generator) -> None:
+    """The loss is scaled there: sums over tokens pass 65,504, which float32 masters can hold."""
+    x, A, B, weights = (t.to(device) for t in make_inputs(300, 16, 24, 2, 4, generator))
+    leaves = [t.requires_grad_() for t in (x.abs().half(), A.abs(), B.abs() * 1e-3, weights)]
+    upstream = torch.full((300, 24), 1e3, dtype=torch.float16, device=device)
+    tk.lora_experts(*leaves, scale=SCALE).backward(upstream)
+    exact = [t.detach().double().cpu().requires_grad_() for t in leaves]
+    reference.lora_experts(*exact, scale=SCALE).backward(upstream.double().cpu())
+    for name, leaf, want in zip(NAMES[1:3], leaves[1:3], exact[1:3], strict=True):
+        assert leaf.grad is not None and want.grad is not None
+        assert_close(name, leaf.grad, want.grad, 0.02 * want.grad.abs().amax())
+    assert exact[2].grad is not None and exact[2].grad.abs().amax() > 2 * 65504
+
+
 def test_weights_in_16_bit_and_strides(device, generator) -> None:
     x, A, B, weights = (t.to(device) for t in make_inputs(20, 16, 24, 4, 8, generator))
     x = x.T.contiguous().T

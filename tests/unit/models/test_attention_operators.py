@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,8 +74,7 @@ def test_the_attention_of_a_token_step(
     monkeypatch, dtype, capability, scale, is_public, has_flash_attn
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    spec = SimpleNamespace() if has_flash_attn else None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: spec)
+    monkeypatch.setattr(packed_attention, "has_flash_attn", lambda: has_flash_attn)
     chosen = packed_attention.packed_attention(CUDA, dtype, 128, scale)
     if is_public:
         public = packed_attention._flash_attn if has_flash_attn else packed_attention._torch_varlen

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import sys
+import warnings
 
 import pytest
 import torch
@@ -111,15 +112,29 @@ def test_bfloat16_on_a_cpu_without_it_is_said_to_be_slow():
     assert ("slow" in reason) == (not has_native_bfloat16())
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_flash_attention_only_where_it_is_installed_and_can_run(monkeypatch, installed):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: (object() if installed else None) if name == "flash_attn" else find(name),
-    )
-    expected = "flash_attention_2" if installed else "sdpa"
+@pytest.mark.parametrize(
+    ("source", "is_used"),
+    [
+        ("flash_attn_varlen_func = print", True),
+        ("raise ImportError('undefined symbol: _ZN3c10')", False),  # built for another torch
+        ("", False),  # an edition without this function
+        (None, False),
+    ],
+)
+def test_flash_attention_only_where_it_is_installed_and_can_run(
+    monkeypatch, tmp_path, source, is_used
+):
+    if source is not None:
+        (tmp_path / "flash_attn").mkdir()
+        (tmp_path / "flash_attn" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    device.has_flash_attn.cache_clear()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert device.has_flash_attn() == is_used
+    assert bool(told) == (source is not None and not is_used)
+    expected = "flash_attention_2" if is_used else "sdpa"
     assert choose_precision(ModelConfig(), RTX3060).vision_attention == expected
     for model, card in (
         (ModelConfig(), T4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +143,31 @@ def test_a_recording_that_fails_is_said_and_not_tried_again(monkeypatch):
     runner = StepRunner(CARD, SamplingConfig())  # the next batch
     runner.take(lambda: calls.append("step"), 32)
     assert len(calls) == 96
+
+
+def test_a_recording_that_cannot_be_ended_leaves_the_stream_as_it_was(monkeypatch):
+    """As torch.cuda.graph: an operation fails, then ending fails, and its own stream stays set."""
+
+    @contextlib.contextmanager
+    def graph(_graph, **_settings):
+        torch.cuda.set_stream("the recording's")
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def step():
+        raise RuntimeError("nonzero is not permitted when stream is capturing\nmore")
+
+    streams: list[Any] = ["the step's"]
+    monkeypatch.setattr(token_step, "_failures", [])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    with pytest.warns(UserWarning, match=r"failed \(nonzero is not permitted when .* capturing\)"):
+        assert token_step._recorded(step) is None
+    assert streams == ["the step's", "the recording's", "the step's"]
 
 
 @pytest.mark.gpu
