@@ -7,7 +7,7 @@
 
 NAME.py has an operation's checks, autograd and plain torch path (CPU, or no Triton; where it is long, in
 NAME_torch.py), NAME_triton.py its kernels, imported only to launch one: this package works without Triton.
-`triton_kernels.reference` has eager versions with the same signatures.
+`triton_kernels.reference` has eager versions of the differentiable ones, with the same signatures.
 """
 
 from triton_kernels._common import mm_float32, why_no_triton

@@ -1,7 +1,8 @@
 """What is between two matrix products of a decoded token: norms, rotation, the merged attention, SwiGLU.
 
-A token of a small batch costs little arithmetic and many launches. Each operation here is one kernel on a
-card. None is differentiable; arguments come from prism_lite/sampling, which fixes their shapes once.
+A token of a small batch costs little arithmetic and many launches. Each operation here but `rotate_heads`
+is one kernel on a card. None is differentiable; arguments come from prism_lite/sampling, which fixes their
+shapes once.
 
 Shape letters: T tokens, D hidden, I intermediate, R rows (a token of each), H query heads, J key-value
 heads, S = H / J, N = 2 * R * S queries (`rotate_and_store`), d head size.

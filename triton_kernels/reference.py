@@ -1,4 +1,4 @@
-"""Eager versions of every public function, written for readers: the reference of the tests.
+"""Eager versions of `token_logprobs`, `route_topk` and `lora_experts`, written for readers and tests.
 
 Same signatures as the package, any floating dtype (also float64), no argument checks, not optimised for
 speed or memory. Results keep the dtype of the input.

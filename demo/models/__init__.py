@@ -1,3 +1,3 @@
-"""Models behind the page. This file imports nothing: the page opens before torch is loaded."""
+"""Models that the page uses. This file imports nothing: the page opens before torch is loaded."""
 
 MAX_GROUP_SIZE = 16  # of a group that the page samples

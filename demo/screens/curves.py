@@ -34,7 +34,7 @@ class Panel:
         title: what is plotted, with its unit.
         stages: the stages plotted, one after another.
         curves: curve name -> (metric name, color); or one metric, which gets a curve for each stage. A
-            star in it stands for the name of a reward.
+            star in it means the name of a reward.
         help: a sentence for a user who sees the number for the first time.
         has_chance: whether to add the line at 0.5.
         control: curves of RLVR alone, as `curves`; they begin where alignment begins, beside it.

@@ -17,7 +17,7 @@ from prism_lite.parts import ANSWER, CAPTION, TAGS, THINK, Malformed, parse
 
 MAX_SHOWN_CHARACTERS = 60_000  # of one completion; more makes a browser slow
 MAX_HEAT_TOKENS = 1_500
-# The letters tell the parts apart without color.
+# The letters distinguish the parts without color.
 _PART_LABELS = {CAPTION: "C caption", THINK: "T think", ANSWER: "A answer"}
 PART_COLORS = {"C caption": "#2a9d8f", "T think": "#d9a441", "A answer": "#e8735a"}
 # Gradio's empty state is an icon whose name screen readers may not read.
@@ -148,7 +148,7 @@ def _rate(values: Mapping[str, Any], name: str) -> str:
 
 
 def question(text: str) -> str:
-    """Return a question without the marks that stand for its pictures in the user's rows."""
+    """Return a question without the marks of its pictures in the user's rows."""
     return text.replace("<image>", "").strip()
 
 

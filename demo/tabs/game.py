@@ -14,7 +14,7 @@ from demo.site import Header, Site, connect
 _ABOUT = (
     "The teacher's completion, and the first one that the policy sampled at a step of alignment, for the "
     "step's first prompt: not chosen. Needles: in which share of the step's pairs the discriminator "
-    "scored the teacher higher; at 0.5 it cannot tell them apart."
+    "scored the teacher higher; at 0.5 it cannot distinguish them."
 )
 _SHARES = (
     "The discriminators of earlier steps are not stored: the scores above the tokens, their shares and "

@@ -104,7 +104,7 @@ class DiscriminatorConfig:
     balance_weight: NonNegativeFloat = 1e-2
     "Weight of the loss that balances the load of the experts. 0: off."
     grgc_weight: NonNegativeFloat = 0.0
-    "Weight of the penalty that keeps the scores of a group apart; 0.01 in its paper. 0: off."
+    "Weight of the penalty that spreads the scores of a group; 0.01 in its paper. 0: off."
     scores: Literal["learned", "frozen", "oracle"] = "learned"
     """frozen: an untrained discriminator that never learns; oracle: the exact verdicts of the task, where
     it has them. Both are controls of a study."""

@@ -143,7 +143,7 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar = STRICT
     name: str = "tiny"
-    "tiny (trained here on first use), or the hub id or folder of a Qwen3-VL."
+    "tiny (stored here; other sizes are trained on first use), or the hub id or folder of a Qwen3-VL."
     revision: str | None = None
     "Commit, tag or branch of model.name on the hub. null: the newest commit."
     backend: Literal["auto", "transformers", "unsloth"] = "auto"

@@ -71,7 +71,7 @@ def explain() -> str:
     lines += [_line(row, widths) for row in FIELDS]
     lines += [
         "game: where rlvr.game keeps the discriminator. mode: where align.mode verifies answers.",
-        "A row with all fields serves every stage. Other names and formats are read too: see README.",
+        "A row with all fields serves every stage. Other names and formats are read too: see DATA.md.",
         "",
     ]
     for stage, row in EXAMPLES.items():

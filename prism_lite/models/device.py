@@ -8,8 +8,9 @@
 
 LoRA weights and their gradients, losses, log-probs and norms' statistics are float32 everywhere; LoRA's
 products are computed in the compute type (fused.py). On sm80 and newer the float32 products that are left
-beside 16-bit ones (the router's) are TF32. The attention of packs is chosen in tree_attention.py. Matrix
-products are the libraries' own, so no card needs one of Triton's.
+beside 16-bit ones (the router's) are TF32. The attention of packs is chosen in tree_attention.py, that of
+a token step in packed_attention.py. Matrix products are the libraries' own, so no card needs one of
+Triton's.
 
 On a card some operations add in an order that varies: `index_add`, `cumsum`, the backward of
 `repeat_interleave` and that of fused attention. Two runs with the same seed, or a run and its resumed copy,

@@ -1,7 +1,8 @@
 """Attention over sequences of any lengths, end to end in one call: that of a token step on a card.
 
 Torch and flash-attn have public calls that also return the log-sum, for 16 bit and compute capability 8.0.
-On older cards, and in float32, torch's nested tensors use a private operator, which is called here too.
+On older cards, in float32 and with another scale than theirs, the private operator of torch's nested
+tensors is called.
 
 Shape letters: L sequences, N queries and K keys of all of them, J heads, d head size, Q most queries of a
 sequence, to a multiple of 32.

@@ -208,7 +208,7 @@ def reward_advantages(
     normalize_then_sum: each reward standardised in its group, then the weighted sum divided by the
     batch's deviation (GDPO, 2601.05242): a reward with little spread keeps its influence.
 
-    NaN stands for a reward function that returned None, as in TRL's GRPOTrainer: the others are
+    NaN means that a reward function returned None, as in TRL's GRPOTrainer: the others are
     summed; a rollout without any reward is left out of the statistics and gets advantage 0.
 
     Args:

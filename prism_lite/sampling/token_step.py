@@ -1,8 +1,9 @@
-"""One token of every row: forward, logits, draw. The same step on a CPU and, recorded, on a card.
+"""One token of every row: forward, logits, draw. The same code on a CPU and on a card, with another cache.
 
 All that changes from token to token is in tensors that the step changes in place, so that its shapes are
-fixed: on a card it is recorded once as a CUDA graph and replayed, which costs the host one launch instead
-of thousands. Between two checks for finished rows (`check_schedule`) nothing waits for the card.
+fixed: on a card it is recorded as a CUDA graph, again after rows have left, and replayed, which costs the
+host one launch instead of hundreds. Between two checks for finished rows (`check_schedule`) nothing waits
+for the card.
 
 Shape letters: R rows in the batch, N rows at the start, C completion tokens, L positions, V vocabulary, d
 head size.

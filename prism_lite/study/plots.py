@@ -27,7 +27,7 @@ def plot_means(study: Mapping[str, Any], path: Path) -> None:
             axis.plot(of_seeds, [row] * len(of_seeds), "o", color="0.75", markersize=4, zorder=1)
             item = values["means"][name]
             mean, ends = item["mean"], item["bootstrap95"]
-            # a percentile interval of few seeds may lie beside the mean by a rounding error
+            # a percentile interval of few seeds may miss the mean by a rounding error
             error = None if ends is None else [[max(0, mean - ends[0])], [max(0, ends[1] - mean)]]
             colour = "C1" if arm == study["reference"] else "C0"
             axis.errorbar(mean, row, xerr=error, fmt="o", color=colour, capsize=3, zorder=2)

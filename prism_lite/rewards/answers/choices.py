@@ -58,7 +58,7 @@ def _parse_letters(text: str) -> frozenset[str]:
 def options_in(prompt: str) -> tuple[str, ...]:
     """Return the option texts that a prompt lists from A on, or () where it lists none.
 
-    They may be lines ("A. cat") or stand in one line ("(A) cat (B) dog").
+    They may be lines ("A. cat") or one line ("(A) cat (B) dog").
     """
     options: list[str] = []
     for letter, text in _OPTION_LINE.findall(prompt[-4000:]):

@@ -92,7 +92,7 @@ def compare_structures(
 ) -> bool:
     """Compare entry by entry, in order where either side has one.
 
-    Brackets must agree, except that a bare list may stand for any closed pair, and that round and
+    Brackets must agree, except that a bare list may mean any closed pair, and that round and
     square ones are alike for three or more entries, which are not an interval. A matrix of one row or
     column may be written as coordinates.
     """

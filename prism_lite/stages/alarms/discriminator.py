@@ -56,8 +56,8 @@ def discriminator_too_strong(
         _MAX_PAIR_ACCURACY,
         f"the teacher wins {accuracy:.1%} of the pairs (limit {_MAX_PAIR_ACCURACY:.0%}): look for an "
         "artefact that reveals the teacher, or repeat with a lower learning rate of the discriminator. "
-        "(Where the gate's untrained probe is near 1, the backbone alone tells them apart: no rate changes "
-        "that.)",
+        "(Where the gate's untrained probe is near 1, the backbone alone distinguishes them: no rate "
+        "changes that.)",
         {"DISCRIMINATOR.optim.learning_rate": "*0.5"},
     )
 

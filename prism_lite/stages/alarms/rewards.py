@@ -33,7 +33,7 @@ def zero_spread_groups(
     else:
         flat = [g[0] for g in groups if max(g) - min(g) <= _SPREAD_TOLERANCE]
         num_best = 0 if largest is None else sum(reward >= 0.99 * largest for reward in flat)
-        why = "the prompts are too easy or too hard, or the reward does not tell completions apart"
+        why = "the prompts are too easy or too hard, or the reward does not distinguish completions"
         if largest is not None and flat:
             easy = num_best / len(flat)
             why = f"{easy:.0%} of them have the largest reward (too easy), the others are equally wrong"
