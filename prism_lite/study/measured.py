@@ -3,8 +3,8 @@
 `tiny.json`: the recipe and its rivals. `tiny-more-arms.json`: other forms of the game, on two
 seeds. `tiny-other-arms.json`: further rivals and forms, on three.
 `tiny-erring-teacher.json`: a teacher that errs in a quarter of its captions and thinks.
-`tiny-drift.json`: a base that reads rightly, and slips or a misreading in the demonstrations.
-`tiny-tuned.json`: the recipe, RLVR alone and SFT on the teacher, each at the best of three learning rates.
+`tiny-drift.json`: a base that reads correctly, and slips or a misreading in the demonstrations.
+`tiny-tuned.json`: the recipe and its rivals, each at the best of three learning rates.
 `tiny-erring-rate.json`: the erring teacher with twice the recipe's rate in RLVR.
 """
 

@@ -39,7 +39,7 @@ def test_other_settings_have_no_measured_room(change):
         ("tiny-erring-teacher", {"game-both", "game-on", "sft-10", "sft-30", "dpo"}),
         ("tiny-drift", {"none", "game-both"}),
         ("tiny-erring-rate", {"game-on", "sft-30"}),
-        ("tiny-tuned", {"none", "game-both", "sft-30"}),
+        ("tiny-tuned", {"none", "game-both", "sft-30", "dpo", "frozen"}),
     ],
 )
 def test_the_stored_studies_are_small_and_say_how_to_make_them_again(name, arms):
