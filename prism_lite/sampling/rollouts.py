@@ -146,8 +146,9 @@ def split_rows(num_prompts: int, group_size: int, max_rows: int) -> list[list[Ro
 def rows_that_fit(backbone: Backbone, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int:
     """Return how many rows decode side by side in 80 % of the free memory; 512 at most.
 
-    A row needs its own keys and values up to the longest completion, twice while finished rows leave,
-    and four float32 rows of logits. A prompt's are counted for every row, as if each group were one row.
+    A row needs its own keys and values up to the longest completion and four float32 rows of logits. A
+    prompt's are counted for every row, as if each group were one row. A row's own are counted twice: it
+    leaves room for the forward of the prompts and for gaps in what torch's allocator holds.
     """
     if backbone.device.type != "cuda":
         return MOST_ROWS
