@@ -43,8 +43,8 @@ def room_of(config: RunConfig) -> str | None:
         if name != "format_rate"
     )
     return (
-        f"For comparison: with exact verdicts in place of the discriminator's scores RLVR reached {figures} "
-        f"(arm oracle of the study, {len(oracle['seeds'])} seeds: prism_lite/study/tiny-more-arms.json)."
+        "For comparison: with exact verdicts in place of the discriminator's scores RLVR reached "
+        f"{figures} (arm oracle of the study, {len(oracle['seeds'])} seeds: prism_lite/study/tiny-more-arms.json)."
     )
 
 
