@@ -44,7 +44,8 @@ def room_of(config: RunConfig) -> str | None:
     )
     return (
         "For comparison: with exact verdicts in place of the discriminator's scores RLVR reached "
-        f"{figures} (arm oracle of the study, {len(oracle['seeds'])} seeds: prism_lite/study/tiny-more-arms.json)."
+        f"{figures} (arm oracle of the study, {len(oracle['seeds'])} seeds: "
+        "prism_lite/study/tiny-more-arms.json)."
     )
 
 
