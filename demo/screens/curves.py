@@ -1,7 +1,7 @@
 """Convert metrics.jsonl to the data frames of the plots, thinned so that they stay fast.
 
 A frame has the columns step (float, counted from 1 as the training prints it), value (float) and curve
-(text). Without any point there is no frame: a Gradio plot that is first given an empty one stays broken.
+(text). Without any point the result is None: a Gradio plot that first gets an empty frame stays broken.
 """
 
 from __future__ import annotations

@@ -50,9 +50,8 @@ class PackedAttention:
         count_L = torch.tensor(num_queries)
         sequence_N = torch.arange(len(num_queries)).repeat_interleave(count_L)
         begin_N = (count_L.cumsum(0) - count_L).repeat_interleave(count_L)
-        longest = -(-max(num_queries) // 32) * 32  # the kernel pads them for its backward
         row_NJ = sequence_N[:, None] * num_heads + head_J
-        return row_NJ * longest + (torch.arange(num_total) - begin_N)[:, None]
+        return row_NJ * _padded(max(num_queries)) + (torch.arange(num_total) - begin_N)[:, None]
 
 
 def packed_attention(
@@ -119,5 +118,10 @@ def _memory_efficient(
         True,  # log-sums
         scale=scale,
     )
-    assert lse_LJQ.shape == (len(begin_q) - 1, q_NJd.shape[1], -(-most_queries // 32) * 32)
+    assert lse_LJQ.shape == (len(begin_q) - 1, q_NJd.shape[1], _padded(most_queries))
     return out_1NJd[0], lse_LJQ
+
+
+def _padded(most_queries: int) -> int:
+    """Return Q: the kernel pads a sequence's log-sums for its backward."""
+    return -(-most_queries // 32) * 32

@@ -193,7 +193,7 @@ def _recorded(step: Callable[[], None]) -> Callable[[], None] | None:
         if stream is not None:
             torch.cuda.set_stream(stream)  # torch leaves its own set where ending a recording fails
         cause = error.__context__ or error  # ending it fails because of what failed in it
-        _failures.append(str(cause).splitlines()[0])
+        _failures.append((str(cause).splitlines() or [type(cause).__name__])[0])
         _warn(f"recording it failed ({_failures[0]})")
         return None
     return graph.replay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
@@ -128,8 +129,10 @@ def test_flash_attention_only_where_it_is_installed_and_can_run(
         (tmp_path / "flash_attn").mkdir()
         (tmp_path / "flash_attn" / "__init__.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
-    device.has_flash_attn.cache_clear()
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # removed again afterwards
+    del sys.modules["flash_attn"]
+    uncached = functools.cache(device.has_flash_attn.__wrapped__)
+    monkeypatch.setattr(device, "has_flash_attn", uncached)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         assert device.has_flash_attn() == is_used
