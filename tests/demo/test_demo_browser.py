@@ -555,11 +555,7 @@ def test_an_open_sketchpad_uploads_nothing_by_itself(
     canvas.wait_for()
     addresses: list[str] = []
     page.on("request", lambda request: addresses.append(request.url))
-    for _ in range(10):  # updates that were on their way when it opened come first
-        page.wait_for_timeout(8000)
-        if not addresses:
-            break
-        addresses.clear()
+    wait_until_quiet(page, addresses)
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + 100, box["y"] + 60)
     page.mouse.down()
@@ -572,7 +568,14 @@ def test_an_open_sketchpad_uploads_nothing_by_itself(
     with page.expect_request(lambda request: "/run/predict" in request.url, timeout=10_000):
         pass
     open_tab(page, "Compare")
-    page.wait_for_timeout(3000)
-    addresses.clear()
-    page.wait_for_timeout(4000)
-    assert not any("/run/predict" in address for address in addresses)
+    wait_until_quiet(page, addresses)
+
+
+def wait_until_quiet(page: Any, addresses: list[str]) -> None:
+    """Wait for eight seconds without a request; updates that were on their way come first."""
+    for _ in range(10):
+        addresses.clear()
+        page.wait_for_timeout(8000)
+        if not addresses:
+            return
+    pytest.fail(f"the page never stops asking: {addresses}")
